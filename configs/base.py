@@ -1,0 +1,139 @@
+"""Every key of a config with its default; a recipe is a short file that changes a few of them.
+
+from configs import base
+
+def get_config(arg=None):
+    config = base.first_stage()      # or base.ldm()
+    config.model.width = 64
+    return config
+"""
+
+from ml_collections import ConfigDict
+
+
+def common() -> ConfigDict:
+    """What both stages share."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(
+                source="scenes",  # scenes | folder | tar | arrayrecord | tfds
+                path="",  # folder, tar, arrayrecord; tfds: its data_dir
+                name="",  # tfds: the data set's name
+                split="",  # of tfds, or of a metadata.jsonl that has the key; "" takes all
+                label_field="label",  # folder, tar: the metadata's class
+                count=100_000,  # scenes: how many
+                objects=1,  # scenes: shapes in one picture
+                seed=0,  # scenes: which ones
+                size=256,  # pixels of a side, after cropping
+                crop="center",  # center | random
+                interpolation="bicubic",
+                flip=True,  # mirror at random
+                holdout=0.05,  # share of the records that is never trained on, for evaluation
+                workers=0,  # reading processes; 0 reads in threads of this one
+                threads=8,
+                max_bad_fraction=0.01,  # share of records that may fail to decode
+            ),
+            batch_size=32,  # over all devices and hosts
+            accumulate=1,  # micro-batches per step
+            steps=dict(total=100_000, log=100, eval=5_000, checkpoint=1_000),
+            eval=dict(records=1_024, batch_size=32),
+            checkpoints=dict(keep=2, keep_every=0),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            dtype="float32",  # of the computation; weights, optimizer and losses stay float32
+        )
+    )
+
+
+def optimizer(**changes) -> dict:
+    """One player's optimizer: arguments of engine.optim.make_tx, and the decay of its EMA (0: none)."""
+    defaults = dict(
+        name="adamw",
+        lr=1e-4,
+        schedule="constant",  # constant | cosine | linear
+        warmup=0,
+        b1=0.9,
+        b2=0.999,
+        weight_decay=0.0,
+        clip=0.0,
+        ema=0.0,
+    )
+    return defaults | changes
+
+
+def first_stage() -> ConfigDict:
+    """A first stage: the official KL-f4 autoencoder and its losses."""
+    config = common()
+    config.stage = "autoencode"
+    config.model = dict(
+        bottleneck="kl",  # kl | vq
+        width=128,
+        mult=(1, 2, 4),  # f = 2 ** (len(mult) - 1)
+        blocks=2,
+        attention=(),  # downsampling factors with attention
+        mid_attention=True,
+        z_channels=3,
+        latent_channels=3,
+        codebook_size=8192,  # vq
+        dropout=0.0,
+        remat=False,
+    )
+    config.discriminator = dict(width=64, layers=3, norm="batch")
+    config.lpips = dict(backbone="", heads="")  # paths of the weights
+    config.loss = dict(
+        kl_weight=1e-6,
+        codebook_weight=1.0,
+        beta=0.25,
+        legacy_vq=True,
+        perceptual_weight=1.0,
+        disc_weight=0.5,
+        disc_start=50_001,
+        disc_loss="hinge",  # hinge | vanilla
+        logvar=0.0,
+        learn_logvar=False,
+    )
+    config.optim = dict(
+        autoencoder=optimizer(name="adam", lr=5.4e-5, b1=0.5, b2=0.9),
+        discriminator=optimizer(name="adam", lr=5.4e-5, b1=0.5, b2=0.9),
+    )
+    return config
+
+
+def ldm() -> ConfigDict:
+    """A second stage: the official LDM-4's UNet, unconditional."""
+    config = common()
+    config.stage = "diffuse"
+    config.first_stage = ""  # a run, or "identity" for pixel diffusion (f = 1)
+    config.latents = dict(scale=0.0, batches=64)  # 0 measures 1 / std over so many batches
+    config.model = dict(
+        width=224,
+        mult=(1, 2, 3, 4),
+        blocks=2,
+        attention=(8, 4, 2),  # downsampling factors with attention
+        heads=0,  # heads, or channels per head; 0 leaves it to the other
+        head_channels=32,
+        transformer_depth=1,
+        cross_attention=False,
+        dropout=0.0,
+        scale_shift=False,
+        resblock_updown=False,
+        remat=False,
+    )
+    config.conditioners = dict()  # {batch field: dict(name=conditioner, ...)}
+    config.process = dict(
+        schedule="scaled_linear",
+        timesteps=1000,
+        beta_start=0.0015,
+        beta_end=0.0195,
+        prediction="eps",  # eps | x0 | v
+        zero_terminal_snr=False,
+    )
+    config.loss = dict(distance="l2", weight="uniform", cond_dropout=0.0)
+    config.sample = dict(sampler="ddim", steps=50, eta=0.0, guidance=1.0, spacing="exact")
+    config.optim = dict(denoiser=optimizer(lr=9.6e-5, ema=0.9999))
+    return config
+
+
+def class_condition(width: int) -> dict:
+    """One token a class; num_classes -1 takes the data's, and data without classes is unconditional."""
+    return {"class": dict(name="class", num_classes=-1, width=width)}

@@ -1,0 +1,15 @@
+"""Latent Diffusion Models (Rombach et al. 2022, arXiv 2112.10752) as a training system in JAX.
+
+import ldm_jax
+run = ldm_jax.load("runs/quickstart/ldm")
+images = run.sample(16, steps=50, guidance=2.0, cond={"class": ids})
+"""
+
+__version__ = "0.1.0"
+
+
+def load(path, ema: bool = True):
+    """Opens a first- or second-stage run; see ldm_jax.run.Run. `ema=False` takes the raw weights."""
+    from ldm_jax import run
+
+    return run.load(path, ema=ema)

@@ -1,0 +1,1 @@
+"""Layer 0: registries, configs, trees, meshes. Imports nothing else of ldm_jax."""

@@ -1,0 +1,136 @@
+"""Configs: python files with `get_config(arg)`, overrides from the command line, the lock on a run.
+
+A config is an ml_collections ConfigDict with every key present and locked. Only entry points see
+one; builders below get keyword arguments.
+"""
+
+import ast
+import importlib.util
+import json
+import pathlib
+import sys
+
+from ml_collections import config_dict
+
+from ldm_jax.base import errors
+
+
+def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:
+    """Reads `path/to/file.py[:variant]` and applies `{"a.b": "text"}` overrides.
+
+    Raises:
+      UsageError: a missing file, an unknown variant, an unknown key or a wrong type, in one line.
+    """
+    path, _, variant = spec.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        known = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        raise errors.UsageError(
+            f"--config={spec}: no file {path}{errors.nearest(path, known)} "
+            "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm)."
+        )
+    # Config files say `from configs import base`, wherever the command is called from.
+    root = str(file.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    module_spec = importlib.util.spec_from_file_location(f"ldm_jax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(variant or None)
+    except errors.UsageError:
+        raise
+    except Exception as e:
+        raise errors.UsageError(f"--config={spec} raises {type(e).__name__}: {e}") from e
+    config.lock()
+    for key, text in (overrides or {}).items():
+        override(config, key, text)
+    return config
+
+
+def variants(arg: str | None, **known):
+    """Picks a config's variant: `variants(arg, first_stage=fn, ldm=fn)`; the first is the default."""
+    if arg is not None and arg not in known:
+        hint = errors.nearest(arg, known)
+        raise errors.UsageError(f"Unknown config variant {arg!r}; known: {', '.join(known)}{hint}")
+    return known[arg or next(iter(known))]()
+
+
+def override(config, key: str, text: str):
+    """Sets `config.a.b` from the text of a flag, keeping the type of the value that stands there."""
+    node, parts = config, key.split(".")
+    for i, part in enumerate(parts):
+        if not isinstance(node, config_dict.ConfigDict) or part not in node:
+            known = list(node.keys()) if isinstance(node, config_dict.ConfigDict) else []
+            parent = ".".join(["config", *parts[:i]])
+            raise errors.UsageError(
+                f"--config.{key}: {parent} has no key {part!r}{errors.nearest(part, known)} "
+                f"(known: {', '.join(sorted(known)) or 'none, it is a value'})."
+            )
+        node = node[part]
+    if isinstance(node, config_dict.ConfigDict):
+        raise errors.UsageError(
+            f"--config.{key}={text}: this is a group; set one of its keys: "
+            f"{', '.join(f'{key}.{k}' for k in sorted(node))}."
+        )
+    value = text if isinstance(node, str) else _literal(text)
+    if isinstance(node, tuple) and not isinstance(value, (tuple, list)):
+        value = (value,)
+    try:
+        config.update_from_flattened_dict({key: value})
+    except (TypeError, ValueError) as e:
+        raise errors.UsageError(
+            f"--config.{key}={text}: wants {type(node).__name__} (now {node!r}), "
+            f"got {type(value).__name__}."
+        ) from e
+
+
+def _literal(text: str):
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def to_json(config) -> str:
+    """The whole resolved config, keys sorted, tuples as lists."""
+    return json.dumps(plain(config), indent=2, sort_keys=True) + "\n"
+
+
+def plain(config) -> dict:
+    """A ConfigDict as plain dicts and lists: what comes back from its own JSON."""
+    as_dict = config.to_dict() if isinstance(config, config_dict.ConfigDict) else config
+    return json.loads(json.dumps(as_dict))
+
+
+def from_json(text: str) -> config_dict.ConfigDict:
+    """Reads what `to_json` wrote; lists become tuples again."""
+
+    def restore(value):
+        if isinstance(value, dict):
+            return {k: restore(v) for k, v in value.items()}
+        return tuple(restore(v) for v in value) if isinstance(value, list) else value
+
+    return config_dict.ConfigDict(restore(json.loads(text))).lock()
+
+
+def difference(old, new) -> list[str]:
+    """`["data.size: 64 -> 128", ...]` for every key whose value differs."""
+    old, new = _flat(plain(old)), _flat(plain(new))
+    return [
+        f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, ...) != new.get(key, ...)
+    ]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,17 @@
+"""The errors that are meant for the user."""
+
+import difflib
+
+
+class UsageError(ValueError):
+    """Bad input: one line that names the offender, the value and the remedy. Entry points exit with 2."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on (NaN, rotten data): one line that says why. Entry points exit with 1."""
+
+
+def nearest(name, known) -> str:
+    """`; did you mean 'x'?` where one of `known` is close to `name`, else an empty string."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

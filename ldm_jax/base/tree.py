@@ -1,0 +1,57 @@
+"""Nested dicts of arrays: paths, sizes, digests."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def path_name(path) -> str:
+    """A jax key path as one readable string: `opt/denoiser/0/mu/unet/conv_in/kernel`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+
+def named_leaves(tree) -> list[tuple[str, jax.Array]]:
+    """`[(path, leaf), ...]` in the tree's own order."""
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def count(tree) -> int:
+    """Number of scalars in `tree` (works on abstract trees)."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+@jax.jit
+def _checksum(x):
+    """Position-weighted sum of the bits of x modulo 2^32.
+
+    Integer arithmetic is exact and its order does not matter, so the value is the same on every
+    topology and sharding; the odd weights make every single-bit flip change it.
+    """
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    position = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+
+def checksums(tree) -> dict[str, int]:
+    """`{path: checksum}` of every leaf; independent of how the leaves are sharded."""
+    device = [(name, _checksum(leaf)) for name, leaf in named_leaves(tree)]
+    return {name: int(value) for name, value in device}
+
+
+def digest(tree) -> str:
+    """A short name for the values of `tree`: 16 hex digits over paths, shapes, dtypes and bits."""
+    lines = [
+        f"{name} {leaf.shape} {leaf.dtype} {value}"
+        for (name, leaf), value in zip(named_leaves(tree), checksums(tree).values())
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def global_norm(tree) -> jax.Array:
+    """sqrt of the sum of squares over all leaves, in float32."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.float32(0)))

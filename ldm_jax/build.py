@@ -1,0 +1,221 @@
+"""From a config to data, models and stages: the only place where keys meet arguments.
+
+Nothing in the first half of this module touches a device.
+"""
+
+import inspect
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+from ldm_jax.data import pipeline, sources, transforms
+from ldm_jax.diffusion.loss_weights import WEIGHTS
+from ldm_jax.diffusion.process import make_process
+from ldm_jax.engine import checkpoint, loop
+from ldm_jax.models import conditioners, lpips
+from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.denoiser import Denoiser
+from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.unet import UNet
+from ldm_jax.stages import autoencode, diffuse
+from ldm_jax.stages.codec import Codec
+
+IDENTITY = "identity"
+
+
+def read_config(run) -> ConfigDict:
+    """The config.json of a run; a folder that is none is a UsageError."""
+    file = pathlib.Path(run) / "config.json"
+    if not file.is_file():
+        raise errors.UsageError(f"{run} is not a run: it holds no config.json.")
+    return config_lib.from_json(file.read_text())
+
+
+def open_source(data: ConfigDict):
+    """The data source that `config.data` names; it takes the keys that are its arguments."""
+    opener = sources.SOURCES.get(data.source)
+    wanted = inspect.signature(opener).parameters
+    return sources.open_source(data.source, **{k: v for k, v in data.items() if k in wanted})
+
+
+def resolve(config: ConfigDict, source) -> ConfigDict:
+    """Fills in what the data decides: the number of classes, where it is -1.
+
+    Data without classes makes a class-conditional recipe unconditional.
+    """
+    with config.unlocked():
+        for field, kwargs in dict(config.get("conditioners", {})).items():
+            if kwargs.get("num_classes") == -1:
+                if source.classes:
+                    kwargs.num_classes = len(source.classes)
+                else:
+                    del config.conditioners[field]
+    return config
+
+
+def check(config: ConfigDict, source):
+    """Raises UsageError for what can be known to be wrong before any device is touched."""
+    size = config.data.size
+    if config.batch_size < 1 or config.batch_size % config.accumulate:
+        raise errors.UsageError(
+            f"config.batch_size={config.batch_size} must be a positive multiple of "
+            f"config.accumulate={config.accumulate}."
+        )
+    loop.Intervals(**config.steps)
+    if config.dtype not in ("float32", "bfloat16"):
+        raise errors.UsageError(f"config.dtype={config.dtype!r}: use 'float32' or 'bfloat16'.")
+    if config.stage == "autoencode":
+        _divides(
+            size,
+            2 ** (len(config.model.mult) - 1),
+            "the downsampling factor f of config.model.mult",
+        )
+        autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
+    elif config.stage == "diffuse":
+        codec = open_codec(config.first_stage)
+        process = make_process(**config.process)
+        diffuse.Sampling(**config.sample).grid(process)
+        diffuse.DISTANCES.get(config.loss.distance)
+        WEIGHTS.get(config.loss.weight)
+        if bool(config.model.heads) == bool(config.model.head_channels):
+            raise errors.UsageError(
+                f"config.model.heads={config.model.heads} and config.model.head_channels="
+                f"{config.model.head_channels}: set one of them, the other 0."
+            )
+        levels = 2 ** (len(config.model.mult) - 1)
+        _divides(
+            size, codec.f * levels, f"f={codec.f} times {levels} (the levels of config.model.mult)"
+        )
+        make_denoiser(config, codec)
+    else:
+        raise errors.UsageError(f"config.stage={config.stage!r}: use 'autoencode' or 'diffuse'.")
+    if len(source) * (1 - config.data.holdout) < 1:
+        raise errors.UsageError(
+            f"config.data.holdout={config.data.holdout} leaves no training records."
+        )
+
+
+def _divides(size: int, factor: int, what: str):
+    if size % factor:
+        nearest = max(1, round(size / factor)) * factor
+        raise errors.UsageError(
+            f"config.data.size={size} must divide by {factor}, {what}; nearest: {nearest}."
+        )
+
+
+def make_data(config: ConfigDict, source, fields) -> loop.Data:
+    """Training and held-out batches of this host."""
+    data, share = config.data, dict(host=jax.process_index(), hosts=jax.process_count())
+    train = sources.holdout(source, data.holdout, train=True)
+    held_out = sources.holdout(source, data.holdout, train=False)
+    return loop.Data(
+        train=lambda step: pipeline.train_batches(
+            train,
+            transforms.standard(data.size, data.crop, data.flip, data.interpolation),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=step,
+            workers=data.workers,
+            threads=data.threads,
+            fields=fields,
+            **share,
+        ),
+        held_out=lambda: held_out_batches(config, held_out, fields, **share),
+        records=len(train),
+        name=train.name,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+
+
+def held_out_batches(config: ConfigDict, held_out, fields, **share):
+    """The first `config.eval.records` held-out records, centre crops, in order."""
+    data = config.data
+    return pipeline.eval_batches(
+        held_out,
+        transforms.standard(data.size, "center", False, data.interpolation),
+        batch_size=config.eval.batch_size,
+        count=config.eval.records,
+        fields=fields,
+        **share,
+    )
+
+
+def make_autoencoder(config: ConfigDict) -> Autoencoder:
+    return Autoencoder(**config.model, dtype=jnp.dtype(config.dtype))
+
+
+def make_autoencode(config: ConfigDict) -> autoencode.Autoencode:
+    """The first stage of a config, its LPIPS weights loaded."""
+    dtype = jnp.dtype(config.dtype)
+    loss = autoencode.Loss(**config.loss)
+    weights = lpips.load(**config.lpips) if loss.perceptual_weight else None
+    return autoencode.Autoencode(
+        model=make_autoencoder(config),
+        loss=loss,
+        discriminator=PatchDiscriminator(**config.discriminator, dtype=dtype),
+        size=config.data.size,
+        perceive=lpips.distance if weights is not None else None,
+        lpips=weights,
+    )
+
+
+def open_codec(first_stage: str) -> Codec:
+    """The first stage of that run as a codec, without its weights."""
+    if first_stage == IDENTITY:
+        return Codec(None)
+    if not first_stage:
+        raise errors.UsageError(
+            "config.first_stage is empty: give the workdir of a trained first stage "
+            f"(--config.first_stage=RUN), or {IDENTITY!r} for pixel diffusion."
+        )
+    config = read_config(first_stage)
+    if config.stage != "autoencode":
+        raise errors.UsageError(
+            f"config.first_stage={first_stage} is a run of stage {config.stage!r}, not a first stage."
+        )
+    return Codec(make_autoencoder(config))
+
+
+def codec_params(first_stage: str, ema: bool = True):
+    """The weights that go with `open_codec`, and the training step they come from."""
+    if first_stage == IDENTITY:
+        return {}, 0
+    params, step = checkpoint.read_params(first_stage, ("autoencoder",), ema=ema)
+    return params["autoencoder"]["model"], step
+
+
+def make_denoiser(config: ConfigDict, codec: Codec) -> Denoiser:
+    dtype = jnp.dtype(config.dtype)
+    model = {
+        k: (v or None) if k in ("heads", "head_channels") else v for k, v in config.model.items()
+    }
+    return Denoiser(
+        unet=UNet(out_channels=codec.channels, **model, dtype=dtype),
+        conditioners=tuple(
+            conditioners.CONDITIONERS.get(kwargs["name"])(
+                **{k: v for k, v in kwargs.items() if k != "name"}, dtype=dtype
+            )
+            for _, kwargs in sorted(config.conditioners.items())
+        ),
+    )
+
+
+def make_diffuse(config: ConfigDict) -> diffuse.Diffuse:
+    codec = open_codec(config.first_stage)
+    return diffuse.Diffuse(
+        denoiser=make_denoiser(config, codec),
+        process=make_process(**config.process),
+        codec=codec,
+        size=config.data.size,
+        loss=diffuse.Loss(**config.loss),
+        sampling=diffuse.Sampling(**config.sample),
+    )
+
+
+def read_json(path) -> dict:
+    return json.loads(pathlib.Path(path).read_text())

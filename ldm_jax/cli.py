@@ -1,0 +1,129 @@
+"""What the commands share: flags, errors as one line, exit codes.
+
+Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "restart me" (preempted, and saved).
+"""
+
+import json
+import logging
+import os
+import pathlib
+import sys
+import time
+
+from absl import flags
+
+from ldm_jax.base import errors
+
+EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
+
+
+def start(doc: str, define, main, argv=None):
+    """Runs one command and exits the process.
+
+    Args:
+      doc: the command's module docstring, the head of its --help.
+      define: (absl FlagValues) -> None, defines the command's flags in it.
+      main: (parsed FlagValues, {"a.b": "text"} config overrides) -> None.
+      argv: without the program's name; sys.argv's by default.
+    """
+    sys.exit(run(doc, define, main, sys.argv[1:] if argv is None else argv))
+
+
+def run(doc, define, main, argv) -> int:
+    """`start` without the exit: returns the exit code."""
+    quiet_libraries()
+    values = flags.FlagValues()
+    define(values)
+    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+        print(f"{doc.strip()}\n\nflags:\n{values.main_module_help() or values.get_help()}")
+        return 0
+    from ldm_jax.engine import loop  # heavy, so after --help
+
+    try:
+        overrides, rest = split_overrides(argv)
+        parse(values, rest)
+        main(values, overrides)
+        return 0
+    except errors.UsageError as e:
+        return _say(e, EXIT_USAGE)
+    except errors.RunError as e:
+        return _say(e, EXIT_FAILED)
+    except loop.Preempted as e:
+        return _say(e, EXIT_RESTART)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+
+
+def parse(values: flags.FlagValues, argv):
+    """Parses into `values`; anything wrong is a UsageError."""
+    try:
+        rest = values(["ldm_jax", *argv])[1:]
+    except flags.Error as e:
+        raise errors.UsageError(" ".join(str(e).split())) from e
+    if rest:
+        raise errors.UsageError(f"Unexpected argument {rest[0]!r}; flags are --name=value.")
+
+
+def split_overrides(argv) -> tuple[dict[str, str], list[str]]:
+    """Takes `--config.a.b=v`, `--config.a.b v` out of the arguments."""
+    overrides, rest, argv = {}, [], list(argv)
+    while argv:
+        arg = argv.pop(0)
+        if arg.lstrip("-").startswith("config.") and arg.startswith("-"):
+            key, equals, text = arg.lstrip("-").removeprefix("config.").partition("=")
+            if not equals:
+                if not argv or argv[0].startswith("--"):
+                    raise errors.UsageError(f"{arg} has no value; write {arg}=VALUE.")
+                text = argv.pop(0)
+            overrides[key] = text
+        else:
+            rest.append(arg)
+    return overrides, rest
+
+
+def require(values: flags.FlagValues, *names: str):
+    """Raises UsageError for a flag that was not given."""
+    for name in names:
+        if not values[name].value:
+            raise errors.UsageError(f"--{name} is missing: {values[name].help}")
+
+
+def finish(path, summary: dict, lines=()):
+    """Writes summary.json and prints the same in a few readable lines."""
+    from ldm_jax.engine import log
+
+    log.write_text(pathlib.Path(path), json.dumps(summary, indent=2) + "\n")
+    width = max(map(len, summary), default=0)
+    for name, value in summary.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        if not isinstance(value, (dict, list)):
+            print(f"  {name:{width}}  {shown}")
+    for line in (*lines, f"summary: {path}"):
+        print(line, flush=True)
+
+
+def quiet_libraries():
+    """Warnings of our libraries that a user can do nothing about stay out of the log."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("absl", "orbax", "jax._src.xla_bridge"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def cache_compilations(directory):
+    """Compiled programs outlive the process: a restart compiles nothing anew."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def stopwatch():
+    """() -> seconds since the call."""
+    begin = time.monotonic()
+    return lambda: time.monotonic() - begin
+
+
+def _say(message, code) -> int:
+    print(f"ldm_jax: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,122 @@
+"""What a set of image files says beside its pixels: `metadata.jsonl`, folder names, splits."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from ldm_jax.base import errors
+
+_SPLIT_FOLDER = re.compile(r"(train|training|val|valid|validation|test)[-_]?\d*")  # val2017 too
+# Fields of metadata.jsonl that records carry; the rest of a row is dropped when it is read.
+_KEPT = ("caption", "captions", "boxes", "box_labels", "objects", "split")
+
+
+def read_rows(path: pathlib.Path, label_field: str) -> dict[str, dict]:
+    """metadata.jsonl -> `{file: row}`, by the rows' `file` or `file_name`; no file: no rows."""
+    if not path.is_file():
+        return {}
+    rows = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                file = row.get("file") or row["file_name"]
+            except (ValueError, KeyError, AttributeError, TypeError) as e:
+                raise errors.UsageError(
+                    f"{path}:{number}: not a JSON object with a 'file' key ({e!r}); mend this line."
+                ) from e
+            kept = (*_KEPT, label_field)
+            rows[file] = {k: row[k] for k in kept if row.get(k) is not None}
+    return rows
+
+
+def labels(names: list[str], rows: dict, label_field: str) -> list | None:
+    """The label of every name: from the rows, else from a folder per class; None if unlabelled."""
+    found = [rows.get(name, {}).get(label_field) for name in names]
+    if any(label is not None for label in found):
+        if None in found:
+            raise errors.UsageError(
+                f"label_field={label_field!r}: {found.count(None)} of {len(names)} records have "
+                f"none, e.g. {names[found.index(None)]}; label all, or choose another field."
+            )
+        return found
+    if label_field != "label":
+        raise errors.UsageError(
+            f"label_field={label_field!r}: no row of metadata.jsonl has this field; check its name."
+        )
+    return _folder_labels(names)
+
+
+def _folder_labels(names: list[str]) -> list[str] | None:
+    """`[train/]daisy/x.jpg` -> daisy. A single folder for everything says nothing: None."""
+    parts = [name.split("/")[:-1] for name in names]
+    if all(p and _SPLIT_FOLDER.fullmatch(p[0]) for p in parts):
+        parts = [p[1:] for p in parts]
+    # A folder that wraps all others (as in many archives) is no class either.
+    while all(parts) and len({p[0] for p in parts}) == 1:
+        parts = [p[1:] for p in parts]
+    return [p[0] for p in parts] if all(parts) else None
+
+
+def class_ids(values: list) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels -> (ids int32 [n], class names): sorted names; integers from 0 up are ids already."""
+    if all(isinstance(v, int) and v >= 0 for v in values):
+        return np.array(values, np.int32), tuple(str(i) for i in range(max(values, default=-1) + 1))
+    classes = tuple(sorted({str(v) for v in values}))
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[str(v)] for v in values], np.int32), classes
+
+
+def in_split(names: list[str], rows: dict, split: str) -> np.ndarray:
+    """Indices of the records in `split`: by the rows' field, else by the top folder's name."""
+    if not split:
+        return np.arange(len(names))
+    found = [rows.get(name, {}).get("split") for name in names]
+    if not any(found):
+        tops = [name.split("/")[0] if "/" in name else "" for name in names]
+        found = [top if _SPLIT_FOLDER.fullmatch(top) else None for top in tops]
+    chosen = np.flatnonzero([f == split for f in found])
+    if not len(chosen):
+        known = sorted({str(f) for f in found if f})
+        raise errors.UsageError(
+            f"split={split!r}: no such split; available: "
+            f"{', '.join(known) or 'none (leave it out)'}{errors.nearest(split, known)}"
+        )
+    return chosen
+
+
+def box_names(rows) -> list[str]:
+    """The sorted names of everything that any row puts in a box."""
+    names = {str(n) for row in rows for n in row.get("box_labels", ())}
+    return sorted(names | {str(o["category"]) for row in rows for o in row.get("objects", ())})
+
+
+def fields(row: dict, box_classes: tuple[str, ...]) -> dict:
+    """A row -> the record's caption(s) and boxes.
+
+    Boxes are `boxes` [[x0, y0, x1, y1], ...] in [0, 1] with `box_labels`, or COCO-like `objects`
+    with `category` and `bbox_xywh_norm`.
+    """
+    record = {}
+    captions = [row["caption"]] if "caption" in row else list(row.get("captions", ()))
+    if captions:
+        record["caption"] = captions[0]
+    if len(captions) > 1:
+        record["captions"] = captions
+    if "boxes" in row:
+        boxes = np.array(row["boxes"], np.float32).reshape(-1, 4)
+        found = [str(n) for n in row.get("box_labels", ())]
+    elif "objects" in row:
+        boxes = np.array([o["bbox_xywh_norm"] for o in row["objects"]], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        found = [str(o["category"]) for o in row["objects"]]
+    else:
+        return record
+    record["boxes"] = boxes.clip(0, 1)
+    if len(found) == len(boxes):
+        record["box_class"] = np.array([box_classes.index(n) for n in found], np.int32)
+    return record

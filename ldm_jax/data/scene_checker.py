@@ -1,0 +1,164 @@
+"""Tells from pixels alone which scene object a picture shows, or that it shows none.
+
+Analysis by synthesis: the coloured region is cut out by hue, brought to a standard position and
+size, and compared with every shape in every turn that the renderer may use. Only a close match to
+one of them counts, so blobs, halves and noise are -1. It knows nothing of how a picture was made.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ldm_jax.data import scenes
+
+_SIDE = 64  # larger pictures are shrunk to this before checking
+_GRID = 24  # samples along each side of the standard frame
+_REACH = 1.25  # half-width of the standard frame, in units of sqrt(area)
+_MIN_CHROMA = 0.22  # backgrounds stay below 0.1, objects are above 0.45
+_MIN_LEVEL = 0.33  # of an object as a whole: a faded or half-transparent one is none
+_MAX_HUE_ERROR = math.radians(32)
+_MIN_MATCH = 0.83
+
+
+class Seen(NamedTuple):
+    """Per picture, int32 [n]: class id, shape and colour, each -1 where nothing is recognised.
+
+    match: float32 [n], the agreement with the best shape (intersection over union).
+    """
+
+    class_id: np.ndarray
+    shape: np.ndarray
+    colour: np.ndarray
+    match: np.ndarray
+
+
+def check(images: np.ndarray, chunk: int = 256) -> Seen:
+    """images: uint8 [n, h, w, 3], one object each -> what is seen in them."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"check() takes uint8 [n, h, w, 3], got {images.dtype} {images.shape}.")
+    parts = [_check(images[i : i + chunk]) for i in range(0, len(images), chunk)]
+    empty = np.zeros(0, np.int32)
+    return Seen(*map(np.concatenate, zip(*parts))) if parts else Seen(empty, empty, empty, empty)
+
+
+def _check(images) -> Seen:
+    cover, colour, plausible = _segment(_smooth(_shrink(images)))
+    matches = _compare(_normalise(cover))  # [n, shapes]
+    shape, match = matches.argmax(1).astype(np.int32), matches.max(1)
+    runner_up = np.sort(matches, axis=1)[:, -2]
+    seen = plausible & (match > _MIN_MATCH) & (match > runner_up + 0.015)
+    class_id = shape * len(scenes.COLOURS) + colour
+    return Seen(*(np.where(seen, v, -1).astype(np.int32) for v in (class_id, shape, colour)), match)
+
+
+def _shrink(images) -> np.ndarray:
+    """uint8 [n, h, w, 3] -> float32 [n, s, s, 3] in [0, 1], s at most 64."""
+    h, w = images.shape[1:3]
+    if (h, w) != (min(h, w, _SIDE),) * 2:
+        side = min(h, w, _SIDE)
+        shrunk = [Image.fromarray(x).resize((side, side), Image.Resampling.BOX) for x in images]
+        images = np.stack([np.asarray(x) for x in shrunk])
+    return images.astype(np.float32) / 255
+
+
+def _smooth(x) -> np.ndarray:
+    """A 3x3 binomial blur: takes off pixel noise, costs the shapes little."""
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    x = (x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]) / 4
+    return (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+
+
+def _segment(x):
+    """float32 [n, s, s, 3] -> coverage by the main colour [n, s, s], colour id [n], plausible [n].
+
+    Half-covered edge pixels have half the chroma and about the same hue, so chroma relative to the
+    object's own is its coverage.
+    """
+    u, v = _chroma(x)
+    chroma, hue = np.hypot(u, v), np.arctan2(v, u)
+    error = np.abs((hue[..., None] - _hues() + math.pi) % (2 * math.pi) - math.pi)
+    by_colour = chroma[..., None] * (error < _MAX_HUE_ERROR) * (chroma > _MIN_CHROMA / 2)[..., None]
+    mass = by_colour.sum((1, 2))  # [n, colours]
+    colour = mass.argmax(1)
+    own = np.take_along_axis(by_colour, colour[:, None, None, None], axis=3)[..., 0]
+    solid = own > _MIN_CHROMA
+    area = solid.mean((1, 2))
+    level = (own * solid).sum((1, 2)) / np.maximum(solid.sum((1, 2)), 1)
+    cover = np.clip(own / np.maximum(level, 1e-3)[:, None, None], 0, 1)
+    cover = np.where(cover > 0.3, cover, 0)
+    border = np.concatenate([cover[:, 0], cover[:, -1], cover[:, :, 0], cover[:, :, -1]], axis=1)
+    stray = (chroma * (chroma > _MIN_CHROMA)).sum((1, 2)) - (own * solid).sum((1, 2))
+    plausible = (area > 0.03) & (area < 0.5) & (border.mean(1) < 0.02)
+    plausible &= level > _MIN_LEVEL
+    plausible &= stray < 0.15 * np.maximum((own * solid).sum((1, 2)), 1e-3)
+    return cover, colour, plausible
+
+
+def _chroma(rgb):
+    """The hue hexagon's plane: red at 0, yellow 60, green 120, blue 240 degrees."""
+    r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    return r - (g + b) / 2, math.sqrt(0.75) * (g - b)
+
+
+@functools.cache
+def _hues() -> np.ndarray:
+    u, v = _chroma(np.array(list(scenes.COLOURS.values()), np.float32))
+    return np.arctan2(v, u)
+
+
+def _normalise(cover) -> np.ndarray:
+    """[n, s, s] -> [n, g * g]: centred on the centroid, scaled by sqrt(area), bilinear."""
+    n, s, _ = cover.shape
+    area = np.maximum(cover.sum((1, 2)), 1e-3)
+    axis = np.arange(s, dtype=np.float32)
+    x = (cover.sum(1) @ axis) / area
+    y = (cover.sum(2) @ axis) / area
+    steps = np.sqrt(area)[:, None] * _frame()
+    # Bilinear sampling is separable: interpolation matrices [n, g, s] from the left and the right.
+    rows = np.maximum(1 - np.abs((y[:, None] + steps)[..., None] - axis), 0)
+    columns = np.maximum(1 - np.abs((x[:, None] + steps)[..., None] - axis), 0)
+    return (rows @ cover @ columns.swapaxes(1, 2)).reshape(n, -1)
+
+
+def _frame() -> np.ndarray:
+    return np.linspace(-_REACH, _REACH, _GRID, dtype=np.float32)
+
+
+def _compare(frames) -> np.ndarray:
+    """[n, g * g] -> best intersection over union with each shape: [n, shapes]."""
+    templates = _templates()  # [shapes, turns, g * g]
+    best = np.zeros((len(frames), len(templates)), np.float32)
+    for k, turns in enumerate(templates):
+        for template in turns:
+            both = np.minimum(frames, template).sum(1)
+            either = np.maximum(frames, template).sum(1)
+            best[:, k] = np.maximum(best[:, k], both / either)
+    return best
+
+
+@functools.cache
+def _templates() -> np.ndarray:
+    """Every shape in every turn and sharpness, taken through the same steps: [shapes, t, g * g].
+
+    Sharpness is how many pixels the shape is wide: few for a small or a blurred picture.
+    """
+    turns, widths = np.radians((-14, -7, 0, 7, 14)), (36, 17, 11)
+    ground, ink = np.float32(0.5), np.array(scenes.COLOURS["red"], np.float32)
+    frames = []
+    for width in widths:
+        side = 2 * width
+        grid = ((np.arange(side) + 0.5) / side - 0.5).astype(np.float32)
+        drawn = np.stack(
+            [
+                np.clip(0.5 - side * scenes.signed_distance(k, grid, grid[:, None], 0.25, t), 0, 1)
+                for k in range(len(scenes.SHAPES))
+                for t in turns
+            ]
+        )[..., None]
+        cover, _, _ = _segment(_smooth(ground + drawn * (ink - ground)))
+        frames.append(_normalise(cover).reshape(len(scenes.SHAPES), len(turns), -1))
+    return np.concatenate(frames, axis=1)

@@ -1,0 +1,102 @@
+"""Sources of records: random access by index, one dict of numpy arrays each.
+
+A record holds `image` uint8 [h, w, 3] RGB and, where the data has them, `class` int32, `caption`
+str (`captions` list of str if there are several), `boxes` float32 [n, 4] as x0, y0, x1, y1 in
+[0, 1], `box_class` int32 [n] and `segmentation` uint8 or int32 [h, w].
+"""
+
+import hashlib
+import inspect
+
+import numpy as np
+
+from ldm_jax.base import errors, registry
+
+SOURCES = registry.Registry("data source")
+
+
+def open_source(source: str, **kwargs) -> "Source":
+    """Opens the registered source called `source`; a wrong argument is a one-line UsageError."""
+    factory = SOURCES.get(source)
+    known = list(inspect.signature(factory).parameters)
+    for key in kwargs.keys() - set(known):
+        hint = errors.nearest(key, known)
+        raise errors.UsageError(
+            f"Data source {source!r} has no argument {key!r}; it takes {', '.join(known)}{hint}"
+        )
+    try:
+        inspect.signature(factory).bind(**kwargs)
+    except TypeError as e:
+        raise errors.UsageError(f"Data source {source!r}: {e}; it takes {', '.join(known)}.") from e
+    return factory(**kwargs)
+
+
+class Source:
+    """What the pipeline needs of a source. Picklable: workers are spawned, so no open handles.
+
+    Attributes:
+      fingerprint: 16 hex digits that tell what the data is (names, sizes, labels, parameters), not
+        where it lies. Cheap: pixels are not read, so an edit that keeps a file's size goes unseen.
+      classes: names by class id, empty where the records have no class.
+      box_classes: names by box class id.
+    """
+
+    fingerprint: str = ""
+    classes: tuple[str, ...] = ()
+    box_classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, i: int) -> dict:
+        """Record i. Raises images.BadRecord when it cannot be read."""
+        raise NotImplementedError
+
+    def name(self, i: int) -> str:
+        """A readable name of record i, for logs."""
+        raise NotImplementedError
+
+
+class View(Source):
+    """Some records of another source, in the given order."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self._source = source
+        self._indices = np.asarray(indices, np.int64)
+        self.classes, self.box_classes = source.classes, source.box_classes
+        self.fingerprint = digest(source.fingerprint, self._indices.tobytes())
+
+    def __len__(self):
+        return len(self._indices)
+
+    def __getitem__(self, i):
+        return self._source[int(self._indices[i])]
+
+    def name(self, i):
+        return self._source.name(int(self._indices[i]))
+
+
+def holdout(source: Source, fraction: float, *, train: bool) -> View:
+    """The training part of `source`, or the `fraction` of its records kept for evaluation.
+
+    Which records are held out depends on the number of records alone, not on the run's seed, so
+    runs on the same data are comparable. Each part has at least one record.
+    """
+    n = len(source)
+    if not 0 < fraction < 1 or n < 2:
+        raise errors.UsageError(
+            f"holdout={fraction} of {n} record(s): give a fraction between 0 and 1 "
+            "and a source of two records or more."
+        )
+    count = min(max(1, round(n * fraction)), n - 1)
+    order = np.random.Generator(np.random.Philox(key=(0, n))).permutation(n)
+    return View(source, np.sort(order[count:] if train else order[:count]))
+
+
+def digest(*parts: str | bytes) -> str:
+    """16 hex digits over `parts`; moving a character from one part to the next changes it."""
+    total = hashlib.sha256()
+    for part in parts:
+        part = part.encode() if isinstance(part, str) else part
+        total.update(len(part).to_bytes(8, "little") + part)
+    return total.hexdigest()[:16]

@@ -1,0 +1,130 @@
+"""Changes to one record: callables `(record, rng) -> record`. Boxes and segmentation follow."""
+
+import numpy as np
+from PIL import Image
+
+from ldm_jax.base import errors
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "area": Image.Resampling.BOX,
+}
+
+
+def standard(
+    size: int, crop: str = "center", flip: bool = False, interpolation: str = "bicubic"
+) -> list:
+    """The usual chain for training. For evaluation: the defaults (centre crop, no flip)."""
+    return [Crop(size, crop, interpolation), *([Flip()] if flip else []), ToFloat()]
+
+
+class Crop:
+    """A square window as wide as the short side, resized to [size, size], up or down.
+
+    center: cut the middle, then resize: the official LSUN, CelebA-HQ and FFHQ loaders.
+    random: resize the short side to `size`, then cut at a random place along the long side: the
+      official ImageNet training loader, with PIL's filters (which antialias) in place of cv2's.
+    """
+
+    def __init__(self, size: int, mode: str = "center", interpolation: str = "bicubic"):
+        if mode not in ("center", "random"):
+            raise errors.UsageError(f"crop={mode!r}: choose center or random.")
+        if interpolation not in INTERPOLATIONS:
+            hint = errors.nearest(interpolation, INTERPOLATIONS)
+            raise errors.UsageError(
+                f"interpolation={interpolation!r}: choose {', '.join(INTERPOLATIONS)}{hint}"
+            )
+        if size < 1:
+            raise errors.UsageError(f"size={size}: give the side of the square in pixels.")
+        self._size, self._mode, self._interpolation = size, mode, interpolation
+
+    def __call__(self, record, rng):
+        h, w = record["image"].shape[:2]
+        side = min(h, w)
+        y, x = (h - side) // 2, (w - side) // 2
+        if self._mode == "random":
+            y, x = (int(rng.integers(n - side + 1)) for n in (h, w))
+        out = record | {"image": self._resize(record["image"], x, y, side)}
+        if "segmentation" in record:
+            pick = ((np.arange(self._size) + 0.5) * side / self._size).astype(int)
+            out["segmentation"] = record["segmentation"][np.ix_(y + pick, x + pick)]
+        if "boxes" in record:
+            out |= _crop_boxes(record, np.array([x, y]), np.array([w, h]), side)
+        return out
+
+    def _resize(self, pixels, x, y, side):
+        if self._mode == "center" or side == self._size:
+            pixels = pixels[y : y + side, x : x + side]
+            x = y = 0
+        if side == self._size:
+            return np.ascontiguousarray(pixels)
+        # With `box` the filter sees pixels outside the window, as if resizing came before the cut.
+        image = Image.fromarray(pixels).resize(
+            (self._size, self._size),
+            INTERPOLATIONS[self._interpolation],
+            box=(x, y, x + side, y + side),
+        )
+        return np.asarray(image)
+
+
+class Flip:
+    """Left to right, with probability 1/2. The official recipes do not flip faces or ImageNet."""
+
+    def __call__(self, record, rng):
+        if rng.random() < 0.5:
+            return record
+        out = record | {"image": record["image"][:, ::-1]}
+        if "segmentation" in record:
+            out["segmentation"] = record["segmentation"][:, ::-1]
+        if "boxes" in record:
+            x0, y0, x1, y1 = record["boxes"].T
+            out["boxes"] = np.stack([1 - x1, y0, 1 - x0, y1], axis=1)
+        return out
+
+
+class ToFloat:
+    """uint8 -> float32 in [-1, 1]."""
+
+    def __call__(self, record, rng):
+        return record | {"image": record["image"].astype(np.float32) / np.float32(127.5) - 1}
+
+
+class AnyCaption:
+    """Where a record has several captions, `caption` becomes a random one of them."""
+
+    def __call__(self, record, rng):
+        captions = record.get("captions", ())
+        return record | {"caption": captions[rng.integers(len(captions))]} if captions else record
+
+
+class PadBoxes:
+    """`boxes` and `box_class` to exactly `count` rows, so that they batch: zeros and -1 fill up.
+
+    Of more than `count` boxes the largest stay, in their order.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __call__(self, record, rng):
+        boxes = record.get("boxes", np.zeros((0, 4), np.float32))
+        ids = record.get("box_class", np.zeros(len(boxes), np.int32))
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        keep = np.sort(np.argsort(-area, kind="stable")[: self._count])
+        missing = self._count - len(keep)
+        return record | {
+            "boxes": np.pad(boxes[keep], ((0, missing), (0, 0))),
+            "box_class": np.pad(ids[keep], (0, missing), constant_values=-1),
+        }
+
+
+def _crop_boxes(record, corner, whole, side) -> dict:
+    """Boxes relative to the window at `corner` (x, y pixels); those outside it are dropped."""
+    boxes = record["boxes"] * np.tile(whole, 2) - np.tile(corner, 2)
+    boxes = np.clip(boxes / side, 0, 1).astype(np.float32)
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    ids = {"box_class": record["box_class"][kept]} if "box_class" in record else {}
+    return {"boxes": boxes[kept]} | ids

@@ -1,0 +1,41 @@
+"""Loss weights per timestep, as float64 tables for the squared error of a process's own prediction.
+
+A weight on the error of x_0 becomes one on the error of the prediction through `process.gain`,
+(d x_0 / d pred)^2.
+"""
+
+import numpy as np
+
+from ldm_jax.base.registry import Registry
+
+WEIGHTS = Registry("loss weight")
+
+
+@WEIGHTS.register("uniform")
+def uniform(process):
+    """1 everywhere: L_simple (Ho et al. 2020, eq. 14)."""
+    return np.ones(process.timesteps)
+
+
+@WEIGHTS.register("min_snr")
+def min_snr(process, gamma=5.0):
+    """min(SNR, gamma) on the error of x_0 (Hang et al. 2023, arXiv 2303.09556, eq. 7).
+
+    That is min(SNR, gamma) / SNR for eps and / (SNR + 1) for v. Under zero terminal SNR the last
+    timestep gets weight 0: the network is never trained at the very point where sampling begins.
+    """
+    if process.prediction == "eps":  # the closed form of x_0's weight times gain, free of overflow
+        return np.minimum(1.0, gamma / process.snr)
+    return np.minimum(process.snr, gamma) * process.gain
+
+
+@WEIGHTS.register("vlb")
+def vlb(process):
+    """The exact term of the variational bound (Ho et al. 2020, eq. 12), at any prediction.
+
+    Index 0 has posterior variance 0 and is copied from index 1, as in the official eps weights.
+    (The official x_0 weights have a slip of operator precedence and are not copied.)
+    """
+    coef_x0, _, variance = process.posterior
+    table = coef_x0[1:] ** 2 / (2.0 * variance[1:]) * process.gain[1:]
+    return np.concatenate([table[:1], table])

@@ -1,0 +1,217 @@
+"""The loop: trains any stage, from nothing or from its newest checkpoint.
+
+Everything random in a run follows from (seed, step), and metrics.jsonl is cut back to the restored
+step, so what a run leaves does not depend on how often it was interrupted.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+from clu import parameter_overview
+
+from ldm_jax.base import errors, shard, tree
+from ldm_jax.engine import checkpoint, log, meter, optim, preempt
+from ldm_jax.engine import judge as judge_lib
+from ldm_jax.engine import step as step_lib
+
+RUN_AHEAD = 2  # steps dispatched before the host waits for the oldest
+
+
+class Preempted(Exception):
+    """SIGTERM came and everything is saved; the entry point exits with 42, "restart me"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """In optimizer steps; the last step always logs, evaluates, draws and saves."""
+
+    total: int
+    log: int
+    eval: int
+    checkpoint: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) < 1:
+                raise errors.UsageError(f"config.steps.{field.name}={value} must be at least 1.")
+
+    def due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.total
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The batches of a run; rows are this host's share, the same number on every host.
+
+    train: start step -> endless iterator of {field: [b, ...]}; `bad` [b] is the index of a record
+      that failed and was replaced, or -1.
+    held_out: () -> finite iterator of {field: [b, ...], "mask": [b]}.
+    records, name: number of training records, and what to call one.
+    max_bad_fraction: share of the records that may fail before the run stops.
+    """
+
+    train: Callable[[int], Iterator[dict]]
+    held_out: Callable[[], Iterator[dict]]
+    records: int
+    name: Callable[[int], str]
+    max_bad_fraction: float
+
+
+def train(
+    stage,
+    data: Data,
+    *,
+    workdir,
+    mesh: jax.sharding.Mesh,
+    steps: Intervals,
+    optimizers: dict[str, dict],
+    batch_size: int,
+    seed: int = 0,
+    accumulate: int = 1,
+    keep: int = 2,
+    keep_every: int = 0,
+    rules: tuple = (),
+):
+    """Trains `stage` to step `steps.total`.
+
+    Args:
+      stage: stages.api.Stage.
+      optimizers: {player: {"ema": decay, **arguments of optim.make_tx}}.
+      batch_size: global rows per step.
+      keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
+      rules: sharding rules, see shard.infer.
+
+    Raises:
+      Preempted: SIGTERM came; everything is saved.
+      errors.RunError: a value that is not finite, or too many records that do not decode.
+    """
+    workdir = pathlib.Path(workdir)
+    whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
+
+    # Optimizers
+    ema = {name: kwargs["ema"] for name, kwargs in optimizers.items()}
+    chains = {
+        name: optim.make_tx(total=steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
+        for name, kwargs in optimizers.items()
+    }
+    txs = {name: tx for name, (tx, _) in chains.items()}
+
+    # State: shapes first, then shardings, then born sharded or restored
+    init = step_lib.make_init(stage.players, txs, ema)
+    key = jax.device_put(jax.random.key(seed), whole)
+    shapes = jax.eval_shape(init, key)
+    placement = shard.infer(shapes, mesh, rules)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep, every=keep_every)
+    restored = checkpoints.restore(
+        jax.tree.map(
+            lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
+            shapes,
+            placement,
+        )
+    )
+    fresh = jax.jit(init, out_shardings=placement, compiler_options=_init_options())
+    state, meta = restored or (fresh(key), {})
+    first = int(state["step"])
+    frozen = shard.put_replicated(stage.frozen, mesh)
+
+    # Step
+    train_step = jax.jit(
+        step_lib.make_step(stage.players, txs, ema, mesh=mesh, accumulate=accumulate),
+        in_shardings=(placement, whole, rows, whole),
+        out_shardings=(placement, whole),
+        donate_argnums=0,
+    )
+    judge = judge_lib.Judge(stage, data.held_out, frozen, mesh)
+
+    # Records
+    logs = log.Log(workdir, start=first, total=steps.total)
+    metrics_meter = meter.Meter(meta.get("pending", ()))
+    stopwatch = meter.Stopwatch(meta.get("seconds", 0.0))
+    bad_records = meter.BadRecords(
+        workdir, records=data.records, name=data.name, max_fraction=data.max_bad_fraction
+    )
+    _introduce(logs, state, mesh, first, steps.total)
+
+    def save(step):
+        # fetch() refuses values that are not finite: a broken state is never saved.
+        pending = metrics_meter.fetch()
+        checkpoints.save(step, state, {"pending": pending, "seconds": stopwatch.total()})
+
+    # Loop
+    batches = data.train(first)
+    in_flight = collections.deque()
+    try:
+        with preempt.Preemption() as preemption:
+            for step in range(first + 1, steps.total + 1):
+                with stopwatch.waiting():
+                    batch = next(batches)
+                bad_records.count(batch.pop("bad"))
+                batch = shard.put_batch(batch, mesh)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_step(state, frozen, batch, key)
+                metrics_meter.add(step, metrics)
+                in_flight.append(metrics)
+                if len(in_flight) > RUN_AHEAD:
+                    jax.block_until_ready(in_flight.popleft())
+                if step == first + 1:
+                    jax.block_until_ready(metrics)
+                    stopwatch.restart()
+                logs.progress.update(step)
+
+                if steps.due(step, steps.log):
+                    means = metrics_meter.flush()
+                    timing = stopwatch.measure(batch_size)
+                    rates = {f"{name}/lr": float(lr(step - 1)) for name, (_, lr) in chains.items()}
+                    logs.metrics(step, means | rates)
+                    logs.timing(step, timing)
+                    logs.progress.update(step, _headline(means, timing))
+                    checkpoints.check()
+                if steps.due(step, steps.eval):
+                    with stopwatch.paused():
+                        params = step_lib.averaged(state)
+                        values = judge(params)
+                        logs.metrics(step, values)
+                        logs.progress.say(f"step {step}: {_words(values)}")
+                        for name, images in judge.pictures(params).items():
+                            logs.images(step, name, images, stage.columns[name])
+                leave = preemption.requested(step) and step < steps.total
+                if steps.due(step, steps.checkpoint) or leave:
+                    with stopwatch.paused():
+                        save(step)
+                if leave:
+                    checkpoints.wait()
+                    raise Preempted(f"SIGTERM at step {step}: saved.")
+        checkpoints.wait()
+    finally:
+        batches.close()
+        logs.close()
+        checkpoints.close()
+
+
+def _init_options() -> dict | None:
+    # A random draw per weight takes XLA's CPU backend ten times longer to optimise than to run.
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+def _introduce(logs, state, mesh, first, total):
+    """The first lines of a run: devices, parameters, where it stands."""
+    sizes = ", ".join(f"{name} {tree.count(p) / 1e6:.2f}M" for name, p in state["params"].items())
+    device = jax.devices()[0]
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    logs.progress.say(f"{jax.device_count()} {device.device_kind} device(s), mesh {axes}")
+    logs.progress.say(f"parameters: {sizes}; from step {first} to {total}; {logs.workdir}")
+    if logs.active:
+        overview = parameter_overview.get_parameter_overview(state["params"], include_stats=False)
+        log.write_text(logs.workdir / "parameters.txt", overview + "\n")
+
+
+def _headline(means: dict, timing: dict) -> dict:
+    losses = {name: value for name, value in means.items() if name.endswith("/loss")}
+    return losses | {"images/s": timing["images_per_second"]} if timing else losses
+
+
+def _words(values: dict) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

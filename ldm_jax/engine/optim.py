@@ -1,0 +1,87 @@
+"""Learning-rate schedules, the optax chain of a player, and its exponential moving average."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldm_jax.base import errors, registry
+
+SCHEDULES = registry.Registry("learning-rate schedule")
+OPTIMIZERS = registry.Registry("optimizer")
+
+
+@SCHEDULES.register("constant")
+def constant(lr, steps):
+    return optax.constant_schedule(lr)
+
+
+@SCHEDULES.register("cosine")
+def cosine(lr, steps):
+    return optax.cosine_decay_schedule(lr, max(steps, 1))
+
+
+@SCHEDULES.register("linear")
+def linear(lr, steps):
+    return optax.linear_schedule(lr, 0.0, max(steps, 1))
+
+
+@OPTIMIZERS.register("adam")
+def adam(schedule, b1, b2, weight_decay):
+    if weight_decay:
+        raise errors.UsageError(
+            f"optimizer 'adam' has no weight decay, given {weight_decay}; use 'adamw'."
+        )
+    return optax.adam(schedule, b1, b2)
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(schedule, b1, b2, weight_decay):
+    # Decay acts on kernels and tables only; norms, biases and scalars keep their scale.
+    mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    return optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=mask)
+
+
+def make_schedule(lr: float, *, schedule: str, warmup: int, total: int) -> optax.Schedule:
+    """Linear warm-up over `warmup` steps, then the named schedule over the rest of `total`."""
+    main = SCHEDULES.get(schedule)(lr, total - warmup)
+    if not warmup:
+        return main
+    return optax.join_schedules(
+        [optax.linear_schedule(lr / warmup, lr, warmup - 1), main], [warmup]
+    )
+
+
+def make_tx(
+    *,
+    total: int,
+    lr: float,
+    name: str = "adamw",
+    schedule: str = "constant",
+    warmup: int = 0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    clip: float = 0.0,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """One player's optax chain, and its learning rate as a function of the step.
+
+    Args:
+      total: training steps, the length of the decay.
+      lr: peak learning rate per step (never multiplied by batch or device count).
+      clip: largest global gradient norm; 0 does not clip.
+    """
+    if warmup > total:
+        raise errors.UsageError(f"warmup={warmup} is longer than steps.total={total}.")
+    lr_fn = make_schedule(lr, schedule=schedule, warmup=warmup, total=total)
+    tx = OPTIMIZERS.get(name)(lr_fn, b1, b2, weight_decay)
+    return (optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx), lr_fn
+
+
+def update_ema(ema, params, step, decay: float):
+    """Warmed-up exponential moving average: decay min(decay, (1+n)/(10+n)) at update n = step + 1.
+
+    The warm-up of the official LitEma; counted in optimizer steps, not in micro-batches.
+    """
+    n = step.astype(jnp.float32) + 1
+    keep = jnp.minimum(decay, (1 + n) / (10 + n))
+    return jax.tree.map(lambda e, p: e - (1 - keep) * (e - p), ema, params)

@@ -1,0 +1,96 @@
+"""The state of a run and the one training step, for any stage.
+
+    state = {"step": int32, "params": {player: tree}, "opt": {player: tree}, "ema": {player: tree}}
+    state, metrics = step(state, frozen, batch, key)
+
+`step` is pure. All randomness is `fold_in(key, step)`, so nothing random is ever saved.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldm_jax.base import shard, tree
+from ldm_jax.engine import optim
+
+
+def make_init(players, txs: dict, ema: dict):
+    """key -> state. Jit it with out_shardings, so that the state is born sharded."""
+
+    def init(key):
+        params = {
+            player.name: player.init(jax.random.fold_in(key, i)) for i, player in enumerate(players)
+        }
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "opt": {name: tx.init(params[name]) for name, tx in txs.items()},
+            # A copy: the same buffer under two names cannot be donated.
+            "ema": {name: jax.tree.map(jnp.copy, params[name]) for name in ema if ema[name]},
+        }
+
+    return init
+
+
+def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1):
+    """The training step.
+
+    Args:
+      players: api.Player, in order.
+      txs: {player: optax transformation}.
+      ema: {player: decay}; 0 keeps no average for that player.
+      accumulate: micro-batches per step; losses and gradients are their means. Statistics over a
+        batch (the discriminator's BatchNorm) are those of a micro-batch.
+    """
+
+    def gradients(params, frozen, batch, key, step):
+        """One forward and backward pass of every player on one (micro-)batch."""
+        grads, metrics, shared = {}, {}, {}
+        for player in players:
+
+            def loss_fn(own, player=player, shared=shared):
+                everyone = shard.gather(params | {player.name: own}, mesh)
+                return player.loss(everyone, frozen, batch, key, step, shared)
+
+            grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+            (loss, (extra, shared)), grads[player.name] = grad_fn(params[player.name])
+            shared = jax.lax.stop_gradient(shared)
+            metrics |= {f"{player.name}/loss": loss, **extra}
+        return grads, metrics
+
+    def mean_gradients(params, frozen, batch, key, step):
+        if accumulate == 1:
+            return gradients(params, frozen, batch, key, step)
+        # Row r goes to micro-batch r % accumulate, so that every device keeps its own rows.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        keys = jax.random.split(key, accumulate)
+        one = lambda part: gradients(params, frozen, part[0], part[1], step)
+        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], (parts, keys)))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        add = lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None)
+        total, _ = jax.lax.scan(add, zeros, (parts, keys))
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    def train_step(state, frozen, batch, key):
+        step, params = state["step"], state["params"]
+        key = jax.random.fold_in(key, step)
+        grads, metrics = mean_gradients(params, frozen, batch, key, step)
+        new = {"step": step + 1, "params": {}, "opt": {}, "ema": {}}
+        for name, tx in txs.items():
+            updates, new["opt"][name] = tx.update(grads[name], state["opt"][name], params[name])
+            new["params"][name] = optax.apply_updates(params[name], updates)
+            if ema[name]:
+                new["ema"][name] = optim.update_ema(
+                    state["ema"][name], new["params"][name], step, ema[name]
+                )
+            metrics[f"{name}/grad_norm"] = tree.global_norm(grads[name])
+        return new, metrics
+
+    return train_step
+
+
+def averaged(state) -> dict:
+    """The params that evaluation and sampling use: the EMA where a player keeps one."""
+    return state["params"] | state["ema"]

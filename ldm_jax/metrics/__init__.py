@@ -1,0 +1,1 @@
+"""What is measured: distances between distributions of features, and scores of image pairs."""

@@ -1,0 +1,192 @@
+"""The first stage: an autoencoder with a KL or VQ bottleneck (Rombach et al. 2022, app. G).
+
+Level 0 is the image's resolution; level l works at a factor 2**l below it, on both sides.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.models import bottleneck
+from ldm_jax.nn import attention, blocks
+
+EPS = 1e-6
+
+# The arguments of an Autoencoder that go to both of its halves unchanged.
+SHARED = (
+    "width",
+    "mult",
+    "blocks",
+    "attention",
+    "mid_attention",
+    "attention_kind",
+    "dropout",
+    "resample_conv",
+    "groups",
+    "remat",
+    "dtype",
+)
+
+
+class Autoencoder(nn.Module):
+    """Images [b, h, w, 3] in [-1, 1] to latents [b, h/f, w/f, c] and back; f = 2**(len(mult) - 1).
+
+    width, mult: level l has width * mult[l] channels. blocks: residual blocks per level, one more
+    in the decoder. attention: downsampling factors at which attention follows each block;
+    mid_attention: the one between the two middle blocks of each half; attention_kind: "softmax" or
+    "linear". z_channels: channels that encoder and decoder see; latent_channels: those of the
+    latent itself (the official `embed_dim`), between two 1x1 maps. groups: of the group norms.
+
+    The kernel of the decoder's last convolution is params["decoder"]["conv_out"]["kernel"].
+    """
+
+    width: int = 128
+    mult: tuple = (1, 2, 4)
+    blocks: int = 2
+    attention: tuple = ()
+    mid_attention: bool = True
+    attention_kind: str = "softmax"
+    z_channels: int = 3
+    latent_channels: int = 3
+    bottleneck: str = "kl"
+    codebook_size: int = 8192
+    image_channels: int = 3
+    dropout: float = 0.0
+    resample_conv: bool = True
+    tanh_out: bool = False
+    groups: int = 32
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @property
+    def f(self):
+        return 2 ** (len(self.mult) - 1)
+
+    def setup(self):
+        if self.bottleneck not in ("kl", "vq"):
+            raise ValueError(f"bottleneck={self.bottleneck!r} is unknown; use 'kl' or 'vq'.")
+        stack = {name: getattr(self, name) for name in SHARED}
+        double = 2 if self.bottleneck == "kl" else 1
+        self.encoder = Encoder(**stack, out_channels=double * self.z_channels)
+        self.decoder = Decoder(**stack, out_channels=self.image_channels)
+        # These maps stay in float32: they are small, and the latent is what is kept.
+        self.to_latent = blocks.dense(double * self.latent_channels, None, dtype=jnp.float32)
+        self.from_latent = blocks.dense(self.z_channels, None, dtype=jnp.float32)
+        if self.bottleneck == "vq":
+            k = self.codebook_size
+            # uniform in (-1/k, 1/k), as in VQ-GAN
+            init = lambda key, shape: (2 * nn.initializers.uniform(1.0)(key, shape) - 1) / k
+            self.codebook = self.param("codebook", init, (k, self.latent_channels))
+
+    def encode(self, x, train=False):
+        """[b, h, w, 3] -> KL: moments [b, h/f, w/f, 2c]; VQ: unquantised [b, h/f, w/f, c]."""
+        h, w = x.shape[1:3]
+        if h % self.f or w % self.f:
+            raise ValueError(
+                f"Image size {h}x{w} does not divide by the downsampling factor {self.f}."
+            )
+        return self.to_latent(self.encoder(x, train).astype(jnp.float32))
+
+    def decode(self, z, train=False, quantise=True):
+        """[b, h/f, w/f, c] -> [b, h, w, 3]. VQ quantises first, unless `quantise` is False."""
+        z = z.astype(jnp.float32)
+        if self.bottleneck == "vq" and quantise:
+            z = bottleneck.straight_through(z, self.quantise(z)[0])
+        x = self.decoder(self.from_latent(z), train).astype(jnp.float32)
+        return jnp.tanh(x) if self.tanh_out else x
+
+    def quantise(self, z):
+        """The nearest codebook entries: z_q [b, h, w, c], indices [b, h, w]."""
+        return bottleneck.quantise(self.codebook, z)
+
+    def __call__(self, x, train=False):
+        """Reconstruction by the posterior's mode or the codebook; meets every parameter."""
+        z = self.encode(x, train)
+        return self.decode(bottleneck.mode(z) if self.bottleneck == "kl" else z, train)
+
+
+class _Stack(nn.Module):
+    """What the two halves share: their arguments and their blocks."""
+
+    width: int
+    mult: tuple
+    blocks: int
+    attention: tuple
+    mid_attention: bool
+    attention_kind: str
+    out_channels: int
+    dropout: float
+    resample_conv: bool
+    groups: int
+    remat: bool
+    dtype: Any
+
+    @nn.nowrap
+    def layers(self):
+        """Constructors of (residual block, attention block), rematerialised where asked."""
+        kinds = {
+            "softmax": functools.partial(attention.AttentionBlock, eps=EPS, groups=self.groups),
+            "linear": attention.LinearAttention,
+        }
+        attend, block = kinds[self.attention_kind], blocks.ResBlock
+        if self.remat:
+            block = nn.remat(block, static_argnums=(3,))
+        return (
+            functools.partial(
+                block, eps=EPS, dropout=self.dropout, groups=self.groups, dtype=self.dtype
+            ),
+            functools.partial(attend, dtype=self.dtype),
+        )
+
+    @nn.nowrap
+    def middle(self, x, train):
+        block, attend = self.layers()
+        x = block(x.shape[-1], name="mid_block_1")(x, None, train)
+        x = attend(name="mid_attn")(x) if self.mid_attention else x
+        return block(x.shape[-1], name="mid_block_2")(x, None, train)
+
+    @nn.nowrap
+    def head(self, x):
+        x = nn.silu(blocks.GroupNorm(EPS, self.groups, self.dtype, name="norm_out")(x))
+        # The adaptive weight of the adversarial loss differentiates the last convolution alone.
+        self.sow("intermediates", "last_features", x)
+        return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype)(x)
+
+
+class Encoder(_Stack):
+    """[b, h, w, 3] -> [b, h/f, w/f, out_channels]."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        block, attend = self.layers()
+        x = blocks.conv3x3(self.width, "conv_in", dtype=self.dtype)(x)
+        for level, mult in enumerate(self.mult):
+            for i in range(self.blocks):
+                x = block(self.width * mult, name=f"down_{level}_block_{i}")(x, None, train)
+                if 2**level in self.attention:
+                    x = attend(name=f"down_{level}_attn_{i}")(x)
+            if level < len(self.mult) - 1:
+                down = functools.partial(blocks.Downsample, self.resample_conv, blocks.ASYMMETRIC)
+                x = down(self.dtype, name=f"down_{level}_downsample")(x)
+        return self.head(self.middle(x, train))
+
+
+class Decoder(_Stack):
+    """[b, h/f, w/f, c] -> [b, h, w, out_channels]."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        block, attend = self.layers()
+        x = blocks.conv3x3(self.width * self.mult[-1], "conv_in", dtype=self.dtype)(x)
+        x = self.middle(x, train)
+        for level, mult in reversed(list(enumerate(self.mult))):
+            for i in range(self.blocks + 1):
+                x = block(self.width * mult, name=f"up_{level}_block_{i}")(x, None, train)
+                if 2**level in self.attention:
+                    x = attend(name=f"up_{level}_attn_{i}")(x)
+            if level:
+                up = functools.partial(blocks.Upsample, self.resample_conv, self.dtype)
+                x = up(name=f"up_{level}_upsample")(x)
+        return self.head(x)

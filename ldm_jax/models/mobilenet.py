@@ -1,0 +1,90 @@
+"""MobileNetV2 1.0 as a fixed feature extractor (Sandler et al. 2018, arXiv 1801.04381, table 2).
+
+A pure function over a tuple of folded convolutions: nothing here is trained or initialised.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.base.errors import UsageError
+
+# (expansion, stride of the first block, blocks): widths come with the weights.
+_GROUPS = ((1, 1, 1), (6, 2, 2), (6, 2, 3), (6, 2, 4), (6, 1, 3), (6, 2, 3), (6, 1, 1))
+_CONVS = 52
+
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def load(path):
+    """Reads the 52 convolutions: a tuple of {"kernel": [h, w, in, out], "bias": [out]}, in order.
+
+    The file holds `conv_<i>_weight` [out, in, h, w] and `conv_<i>_bias`, batch norm folded in, `i`
+    rising through the network.
+    """
+    path = pathlib.Path(path)
+    expected = "a MobileNetV2 1.0 .npz of 52 convs named conv_<i>_weight, conv_<i>_bias"
+    if not path.is_file():
+        raise UsageError(f"No file {str(path)!r}; expected {expected}.")
+    with np.load(path) as arrays:
+        indices = sorted(int(k.split("_")[1]) for k in arrays if k.endswith("_weight"))
+        if len(indices) != _CONVS:
+            raise UsageError(f"{str(path)!r} holds {len(indices)} convs; expected {expected}.")
+        return tuple(
+            {
+                "kernel": jnp.asarray(arrays[f"conv_{i}_weight"].transpose(2, 3, 1, 0)),
+                "bias": jnp.asarray(arrays[f"conv_{i}_bias"]),
+            }
+            for i in indices
+        )
+
+
+def features(params, images):
+    """Globally pooled last activations, [b, 1280] float32. images: [b, h, w, 3] in [-1, 1]."""
+    x = ((images.astype(jnp.float32) + 1.0) / 2.0 - _MEAN) / _STD
+    convs = iter(params)
+    x = _relu6(_conv(next(convs), x, stride=2))
+    for expansion, stride, blocks in _GROUPS:
+        for i in range(blocks):
+            x = _inverted_residual(convs, x, expansion, stride if i == 0 else 1)
+    return _relu6(_conv(next(convs), x)).mean((1, 2))
+
+
+def _inverted_residual(convs, x, expansion, stride):
+    """Widen, filter each channel, narrow linearly; with a skip where the shape allows one."""
+    h = x if expansion == 1 else _relu6(_conv(next(convs), x))
+    h = _relu6(_depthwise(next(convs), h, stride))
+    h = _conv(next(convs), h)
+    return x + h if h.shape == x.shape else h
+
+
+def _conv(conv, x, stride=1):
+    pad = conv["kernel"].shape[0] // 2  # on both sides, where SAME would shift an even input
+    y = jax.lax.conv_general_dilated(
+        x,
+        conv["kernel"],
+        (stride, stride),
+        [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+    return y + conv["bias"]
+
+
+def _depthwise(conv, x, stride):
+    """Nine shifted products: XLA's grouped convolution is many times slower on a CPU."""
+    _, height, width, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifts = ((i, j) for i in range(3) for j in range(3))
+    y = sum(
+        x[:, i : i + height : stride, j : j + width : stride] * conv["kernel"][i, j, 0]
+        for i, j in shifts
+    )
+    return y + conv["bias"]
+
+
+def _relu6(x):
+    return jnp.clip(x, 0.0, 6.0)

@@ -1,0 +1,167 @@
+"""The denoiser's network: ADM's UNet with optional cross-attention.
+
+Dhariwal & Nichol 2021; Rombach et al. 2022, sec. 3.3.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.nn import attention, blocks
+
+
+class UNet(nn.Module):
+    """x: [b, h, w, c], t: [b] -> [b, h, w, out_channels] float32, zero at initialisation.
+
+    width, mult: level l has width * mult[l] channels. blocks: residual blocks per level on the way
+    down, one more on the way up. attention: downsampling factors, not sizes, at which attention
+    follows each block; the middle always has it. heads or head_channels, not both: the number of
+    heads, or channels per head. cross_attention: SpatialTransformers of `transformer_depth`, which
+    see the tokens, in place of AttentionBlocks. groups: of the group norms; a level with as many
+    channels as groups cannot hear the timestep, unless scale_shift is on.
+
+    The rest reproduces official variants. heads_up: heads on the way up. fill_heads=False: heads of
+    exactly head_channels, even where they do not fill a transformer's width. codebook_logits: the
+    output is logits over so many codebook entries.
+    """
+
+    out_channels: int = 3
+    width: int = 224
+    mult: tuple = (1, 2, 3, 4)
+    blocks: int = 2
+    attention: tuple = (8, 4, 2)
+    heads: int | None = None
+    head_channels: int | None = None
+    transformer_depth: int = 1
+    cross_attention: bool = False
+    dropout: float = 0.0
+    scale_shift: bool = False
+    resblock_updown: bool = False
+    resample_conv: bool = True
+    heads_up: int | None = None
+    fill_heads: bool = True
+    codebook_logits: int = 0
+    groups: int = 32
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, t, tokens=None, vector=None, concat=None, mask=None, train=False):
+        """tokens: [b, n, d], seen where mask [b, n] is True; vector: [b, 4 * width], added to the
+        time embedding; concat: [b, h, w, c2], channels appended to x."""
+        self._check(x)
+        block, last = self._block(), len(self.mult) - 1
+        emb = self._embed(t, vector)
+        x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
+
+        def attend(name, h, going_up=False):
+            return self._attention(h.shape[-1], going_up)(name=name)(h, *self._seen(tokens, mask))
+
+        h = blocks.conv3x3(self.width, "conv_in", dtype=self.dtype)(x)
+        skips = [h]
+        for level, mult in enumerate(self.mult):
+            for i in range(self.blocks):
+                h = block(self.width * mult, name=f"down_{level}_block_{i}")(h, emb, train)
+                if 2**level in self.attention:
+                    h = attend(f"down_{level}_attn_{i}", h)
+                skips.append(h)
+            if level < last:
+                h = self._resample("down", f"down_{level}_downsample", h, emb, train)
+                skips.append(h)
+
+        h = block(h.shape[-1], name="mid_block_1")(h, emb, train)
+        h = attend("mid_attn", h)
+        h = block(h.shape[-1], name="mid_block_2")(h, emb, train)
+
+        for level, mult in reversed(list(enumerate(self.mult))):
+            for i in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(self.width * mult, name=f"up_{level}_block_{i}")(h, emb, train)
+                if 2**level in self.attention:
+                    h = attend(f"up_{level}_attn_{i}", h, going_up=True)
+            if level:
+                h = self._resample("up", f"up_{level}_upsample", h, emb, train)
+        return self._head(h).astype(jnp.float32)
+
+    @nn.nowrap
+    def _check(self, x):
+        h, w = x.shape[1:3]
+        factor = 2 ** (len(self.mult) - 1)
+        if h % factor or w % factor:
+            raise ValueError(
+                f"A UNet of {len(self.mult)} levels takes sizes that divide by {factor}; "
+                f"got {h}x{w}, nearest: {_round(h, factor)}x{_round(w, factor)}."
+            )
+        if self.heads and self.head_channels:
+            raise ValueError(
+                f"heads={self.heads} and head_channels={self.head_channels}: one must be None."
+            )
+
+    @nn.nowrap
+    def _embed(self, t, vector):
+        """Timesteps [b], and a vector [b, 4 * width] to add -> [b, 4 * width]."""
+        emb = blocks.timestep_embedding(t, self.width)
+        emb = nn.silu(blocks.dense(4 * self.width, "time_1", dtype=self.dtype)(emb))
+        emb = blocks.dense(4 * self.width, "time_2", dtype=self.dtype)(emb)
+        return emb if vector is None else emb + vector.astype(self.dtype)
+
+    @nn.nowrap
+    def _block(self):
+        block = nn.remat(blocks.ResBlock, static_argnums=(3,)) if self.remat else blocks.ResBlock
+        return functools.partial(
+            block,
+            dropout=self.dropout,
+            zero_init=True,
+            scale_shift=self.scale_shift,
+            groups=self.groups,
+            dtype=self.dtype,
+        )
+
+    @nn.nowrap
+    def _attention(self, channels, going_up):
+        """The constructor of the attention that fits so many channels."""
+        if self.head_channels:
+            heads, head_width = channels // self.head_channels, self.head_channels
+        else:
+            heads, head_width = self.heads or 1, channels // (self.heads or 1)
+        if self.cross_attention:
+            head_width = channels // heads if self.fill_heads else head_width
+            layer = functools.partial(
+                attention.SpatialTransformer, heads, head_width, self.transformer_depth
+            )
+        else:
+            heads = self.heads_up if going_up and self.heads_up else heads
+            if not heads or channels % heads or (self.head_channels and channels % head_width):
+                raise ValueError(
+                    f"{channels} channels cannot be split by heads={heads or None}, "
+                    f"head_channels={self.head_channels}."
+                )
+            layer = functools.partial(attention.AttentionBlock, heads, zero_init=True)
+        return functools.partial(layer, groups=self.groups, dtype=self.dtype)
+
+    @nn.nowrap
+    def _seen(self, tokens, mask):
+        """The arguments of an attention layer after the image."""
+        return (tokens, mask) if self.cross_attention else ()
+
+    @nn.nowrap
+    def _resample(self, direction, name, h, emb, train):
+        if self.resblock_updown:
+            return self._block()(h.shape[-1], resample=direction, name=name)(h, emb, train)
+        layer = {"up": blocks.Upsample, "down": blocks.Downsample}[direction]
+        return layer(self.resample_conv, dtype=self.dtype, name=name)(h)
+
+    @nn.nowrap
+    def _head(self, h):
+        if self.codebook_logits:
+            h = blocks.GroupNorm(groups=self.groups, dtype=self.dtype, name="norm_ids")(h)
+            return blocks.dense(self.codebook_logits, "to_ids", dtype=self.dtype)(h)
+        h = nn.silu(blocks.GroupNorm(groups=self.groups, dtype=self.dtype, name="norm_out")(h))
+        zero = blocks.ZERO_INIT
+        return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype, kernel_init=zero)(h)
+
+
+def _round(size, factor):
+    return max(round(size / factor), 1) * factor

@@ -1,0 +1,1 @@
+"""Building blocks of the networks: Linen modules that know nothing of diffusion or of configs."""

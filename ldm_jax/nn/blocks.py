@@ -1,0 +1,169 @@
+"""Convolutional blocks of the autoencoder (Rombach et al. 2022) and the UNet (ADM).
+
+ADM is Dhariwal & Nichol 2021. Everything is NHWC. Parameters are float32, `dtype` is the compute
+dtype, and norms compute in float32. Kernels start as torch's default does, uniform within
+1/sqrt(fan_in); biases start at zero.
+"""
+
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+ZERO_INIT = nn.initializers.zeros
+
+SYMMETRIC = ((1, 1), (1, 1))
+# The official autoencoder pads only below and to the right before a stride-2 convolution.
+ASYMMETRIC = ((0, 1), (0, 1))
+
+
+def conv3x3(width, name, *, dtype, stride=1, padding=SYMMETRIC, kernel_init=KERNEL_INIT):
+    """A 3x3 convolution with bias. [b, h, w, c] -> [b, h/stride, w/stride, width]."""
+    return nn.Conv(
+        width,
+        (3, 3),
+        strides=stride,
+        padding=padding,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def dense(width, name, *, dtype, kernel_init=KERNEL_INIT, use_bias=True):
+    """A linear map of the last axis; on an image it is the 1x1 convolution."""
+    return nn.Dense(width, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, name=name)
+
+
+def timestep_embedding(t, width, max_period=10_000.0):
+    """Sinusoids of the timestep, cosines first (Ho et al. 2020). t: [b] -> [b, width] float32."""
+    half = width // 2
+    # numpy, so that the frequencies are the same float32 numbers on every backend
+    freqs = np.exp(np.float32(-np.log(max_period)) * np.arange(half, dtype=np.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * freqs
+    emb = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(emb, ((0, 0), (0, width % 2)))
+
+
+def upsample_nearest(x):
+    """[b, h, w, c] -> [b, 2h, 2w, c]."""
+    return einops.repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)
+
+
+def downsample_average(x):
+    """[b, h, w, c] -> [b, h/2, w/2, c], the mean of each 2x2 square."""
+    return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+def fitting_groups(channels, groups):
+    """The number of groups that `GroupNorm` makes of so many channels."""
+    if channels % groups == 0:
+        return groups
+    most = max(1, min(groups, channels // 4))
+    return next(g for g in range(most, 0, -1) if channels % g == 0)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018), computed in float32. [b, ..., c] -> same.
+
+    Where `groups` does not divide the channels, as in small models, the largest divisor takes its
+    place that leaves four channels to a group: a group of one channel forgets every shift of it,
+    and with it the timestep.
+    """
+
+    eps: float = 1e-5
+    groups: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        groups = fitting_groups(channels, self.groups)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        # Moments per channel first, then per group: the image is never reshaped,
+        # and normalisation folds into one multiply-add per element.
+        x = x.astype(jnp.float32)
+        space = tuple(range(1, x.ndim - 1))
+        moments = jnp.stack([jnp.mean(x, space), jnp.mean(x * x, space)])
+        moments = einops.reduce(moments, "m b (g c) -> m b g", "mean", g=groups)
+        mean, square = einops.repeat(moments, "m b g -> m b (g c)", c=channels // groups)
+        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
+        shift = bias - mean * factor
+        factor, shift = jnp.expand_dims(factor, space), jnp.expand_dims(shift, space)
+        return (x * factor + shift).astype(self.dtype)
+
+
+class Downsample(nn.Module):
+    """Halves the resolution by a convolution or a mean. [b, h, w, c] -> [b, h/2, w/2, c]."""
+
+    conv: bool = True
+    padding: tuple = SYMMETRIC
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        if not self.conv:
+            return downsample_average(x)
+        return conv3x3(x.shape[-1], "conv", stride=2, padding=self.padding, dtype=self.dtype)(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: nearest, then a convolution. [b, h, w, c] -> [b, 2h, 2w, c]."""
+
+    conv: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = upsample_nearest(x)
+        return conv3x3(x.shape[-1], "conv", dtype=self.dtype)(x) if self.conv else x
+
+
+class ResBlock(nn.Module):
+    """GN-SiLU-conv, twice, a time shift between. x: [b, h, w, c], emb: [b, d] -> [b, h, w, width].
+
+    `scale_shift` modulates the second norm instead of adding (ADM's AdaGN); `resample` ("up" or
+    "down") changes the resolution of both branches, without parameters, after the first norm.
+    """
+
+    width: int
+    eps: float = 1e-5
+    dropout: float = 0.0
+    zero_init: bool = False
+    scale_shift: bool = False
+    resample: str | None = None
+    groups: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, emb=None, train=False):
+        h = nn.silu(GroupNorm(self.eps, self.groups, self.dtype, name="norm_1")(x))
+        if self.resample:
+            change = {"up": upsample_nearest, "down": downsample_average}[self.resample]
+            h, x = change(h), change(x)
+        h = conv3x3(self.width, "conv_1", dtype=self.dtype)(h)
+
+        norm_2 = GroupNorm(self.eps, self.groups, self.dtype, name="norm_2")
+        if emb is None:
+            h = norm_2(h)
+        else:
+            shifts = self.width * (2 if self.scale_shift else 1)
+            emb = dense(shifts, "time", dtype=self.dtype)(nn.silu(emb))[:, None, None]
+            if self.scale_shift:
+                scale, shift = jnp.split(emb, 2, axis=-1)
+                h = norm_2(h) * (1 + scale) + shift
+            else:
+                h = norm_2(h + emb)
+        h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(nn.silu(h))
+
+        init = ZERO_INIT if self.zero_init else KERNEL_INIT
+        h = conv3x3(self.width, "conv_2", dtype=self.dtype, kernel_init=init)(h)
+        if x.shape[-1] != self.width:
+            x = dense(self.width, "skip", dtype=self.dtype)(x)
+        return x + h

@@ -1,0 +1,215 @@
+"""A trained run as a Python object: encode, decode, denoise, sample.
+
+    run = ldm_jax.load("runs/x")
+    z = run.encode(images)
+    images = run.sample(8, steps=50, guidance=2.0, cond={"class": ids})
+
+Images are [n, h, w, 3] floats in [-1, 1]. Runs of both stages have encode and decode; a second stage's
+latents are scaled (`z * scale`), a first stage's are not.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax import build
+from ldm_jax.base import errors, shard, tree
+from ldm_jax.engine import checkpoint
+from ldm_jax.models.conditioners import Cond
+from ldm_jax.stages import diffuse
+from ldm_jax.stages.codec import Codec
+
+READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
+
+
+def load(path, ema: bool = True, mesh=None):
+    """Opens the run in `path`, told apart by its config.json.
+
+    Args:
+      ema: the moving average of the weights, where the run keeps one.
+      mesh: puts the weights on all its devices; batches given to the run must then divide.
+    """
+    path = pathlib.Path(path)
+    config = build.read_config(path)
+    return (FirstStage if config.stage == "autoencode" else SecondStage)(path, config, ema, mesh)
+
+
+class FirstStage:
+    """A trained autoencoder."""
+
+    def __init__(self, path, config, ema=True, mesh=None):
+        self.path, self.config = path, config
+        self.codec = Codec(build.make_autoencoder(config))
+        params, self.step = build.codec_params(path, ema)
+        self.digest = tree.digest(params)
+        self._params = _place(params, mesh)
+        self._encode, self._decode = jax.jit(self.codec.encode), jax.jit(self.codec.decode)
+
+    def encode(self, images, key=None):
+        """[n, h, w, 3] -> [n, h/f, w/f, c]: the posterior's mode, or a sample where a key is given."""
+        _check_divides(images, self.codec.f)
+        return self._encode(self._params, jnp.asarray(images, jnp.float32), key)
+
+    def decode(self, z):
+        """[n, h/f, w/f, c] -> [n, h, w, 3], not clipped; VQ quantises here."""
+        return self._decode(self._params, jnp.asarray(z, jnp.float32))
+
+
+class SecondStage:
+    """A trained denoiser with its first stage."""
+
+    def __init__(self, path, config, ema=True, mesh=None):
+        self.path, self.config = path, config
+        self.model = build.make_diffuse(config)
+        if not (path / "latents.json").is_file():
+            raise errors.UsageError(f"{path} was never trained: it holds no latents.json.")
+        record = build.read_json(path / "latents.json")
+        first, _ = build.codec_params(config.first_stage)
+        if first and tree.digest(first) != record["origin"]["digest"]:
+            raise errors.UsageError(
+                f"{config.first_stage} holds other weights than {path} was trained on "
+                f"({record['origin']['digest']}): restore that first stage."
+            )
+        params, self.step = checkpoint.read_params(path, ("denoiser",), ema=ema)
+        self.digest = tree.digest((params, first))
+        self._mesh = mesh
+        self._params = _place(params["denoiser"], mesh)
+        self._frozen = _place({"first_stage": first, "scale": np.float32(record["scale"])}, mesh)
+        self._encode, self._decode = jax.jit(self.model.encode), jax.jit(self.model.decode)
+        self._predict = jax.jit(self.model.predict)
+        self._condition = jax.jit(self.model.condition)
+        self._sampler = functools.lru_cache(self._compile)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a class-conditional run, otherwise 0."""
+        return self.config.conditioners.get("class", {}).get("num_classes", 0)
+
+    def encode(self, images, key=None):
+        """[n, h, w, 3] -> scaled latents [n, h/f, w/f, c]."""
+        _check_divides(images, self.model.codec.f)
+        return self._encode(self._frozen, jnp.asarray(images, jnp.float32), key)
+
+    def decode(self, z):
+        """Scaled latents -> [n, h, w, 3], not clipped."""
+        return self._decode(self._frozen, jnp.asarray(z, jnp.float32))
+
+    def denoise(self, z_t, t, cond: dict | None = None):
+        """The raw network output at integer timesteps t [n]; z_t: [n, h/f, w/f, c].
+
+        cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None for the null condition.
+        """
+        z_t = jnp.asarray(z_t, jnp.float32)
+        return self._predict(self._params, z_t, jnp.asarray(t), self._cond(cond, len(z_t)))
+
+    def sample(
+        self,
+        n: int,
+        sampler: str = "ddim",
+        steps: int = 50,
+        eta: float = 0.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+        cond: dict | None = None,
+        noise=None,
+        latents: bool = False,
+        spacing: str = "exact",
+        size: tuple[int, int] | None = None,
+        first: int = 0,
+    ):
+        """Draws images first .. first + n - 1 of `seed`; image i depends only on (seed, i) and its condition.
+
+        Args:
+          cond: {field: [n, ...]} or ready arrays (see `denoise`), with `null_<name>` for guidance where
+            the model's own null is not wanted; None samples the null condition.
+          noise: x_T, [n, h/f, w/f, c].
+          latents: return scaled latents instead of images.
+          size: (height, width) in pixels; the training size by default.
+
+        Returns:
+          [n, height, width, 3], clipped to [-1, 1].
+        """
+        sampling = diffuse.Sampling(sampler, steps, float(eta), float(guidance), spacing)
+        sampling.grid(self.model.process)
+        height, width = size or (self.config.data.size,) * 2
+        cond = dict(cond or {})
+        null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
+        null = self._cond(null, n) if guidance != 1.0 else None
+        draw = self._sampler(sampling, height, width, latents)
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
+            first + jnp.arange(n)
+        )
+        inputs = self._rows((keys, self._cond(cond or None, n), null, noise))
+        images = draw(self._params, self._frozen, *inputs)
+        return images if latents else jnp.clip(images, -1, 1)
+
+    def _compile(self, sampling, height, width, latents):
+        """One program for the whole of sampling: denoising, guidance, decoding."""
+
+        def draw(params, frozen, keys, cond, null, noise):
+            return self.model.sample(
+                params,
+                frozen,
+                keys,
+                sampling=sampling,
+                height=height,
+                width=width,
+                cond=cond,
+                null=null,
+                noise=noise,
+                latents=latents,
+            )
+
+        return jax.jit(draw)
+
+    def _cond(self, cond: dict | None, n: int) -> Cond:
+        if cond and set(cond) <= set(READY):
+            return Cond(**{k: jnp.asarray(v) for k, v in cond.items()})
+        known = self.model.denoiser.fields
+        if unknown := sorted(set(cond or {}) - set(known)):
+            raise errors.UsageError(
+                f"cond has no field {unknown[0]!r}{errors.nearest(unknown[0], known)}; this run is "
+                f"conditioned on {', '.join(known) or 'nothing'}."
+            )
+        if not cond:
+            fields, drop = {name: jnp.zeros(n, jnp.int32) for name in known}, jnp.ones(n, bool)
+        else:
+            self._check_classes(cond.get("class"), n)
+            fields, drop = {k: jnp.asarray(v) for k, v in cond.items()}, jnp.zeros(n, bool)
+        return self._condition(self._params, fields, drop)
+
+    def _rows(self, inputs):
+        """Rows over the devices of the mesh, where the run has one."""
+        if self._mesh is None:
+            return inputs
+        return jax.device_put(inputs, shard.batch_sharding(self._mesh))
+
+    def _check_classes(self, ids, n):
+        # Under jit a label out of range does not raise: it reads some other row.
+        if ids is None or isinstance(ids, jax.core.Tracer):
+            return
+        ids = np.asarray(ids)
+        wrong = ids[(ids < 0) | (ids >= self.num_classes)]
+        if ids.shape != (n,) or wrong.size:
+            raise errors.UsageError(
+                f"cond['class'] must be {n} ids in 0..{self.num_classes - 1}; got shape {ids.shape}"
+                + (f", first wrong id {wrong.flat[0]}." if wrong.size else ".")
+            )
+
+
+def _place(params, mesh):
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, params)
+    return jax.device_put(params, shard.replicated(mesh))
+
+
+def _check_divides(images, f):
+    h, w = np.shape(images)[1:3]
+    if h % f or w % f:
+        raise errors.UsageError(
+            f"Images of {h}x{w} do not divide by f={f}; crop or pad them to "
+            f"{max(1, h // f) * f}x{max(1, w // f) * f}."
+        )

@@ -1,0 +1,50 @@
+"""What a stage is: its players, its frozen weights, and how to judge and show it.
+
+A player owns one subtree of `params`, one optax chain and one loss. The training step loops over
+the players and does not know which stage it runs; a new loss is a new term in one stage's file, a
+new adversary is one more player.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """One optimised subtree.
+
+    init: key -> params of this player.
+    loss: (params, frozen, batch, key, step, shared) -> (scalar, (metrics, shared)).
+      `params` is `{player: tree}` of all players, differentiated in this player's subtree only;
+      `shared` carries arrays from earlier players of the same step (a reconstruction, say), and
+      what the loss returns as `shared` is handed on to the later ones, free of gradients.
+      `metrics` is `{name: scalar}`; the scalar and the metrics are float32.
+    """
+
+    name: str
+    init: Callable[[Any], Tree]
+    loss: Callable[..., tuple]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What the loop trains.
+
+    fields: the batch fields it reads.
+    players: in the order in which their losses run.
+    frozen: weights that no player owns (first stage, LPIPS): an argument of the step, neither
+      optimised nor checkpointed.
+    evaluate: (params, frozen, batch, key) -> {name: [b]}, one value per example.
+    draw: (params, frozen, batch, key) -> {name: images [n, h, w, 3] in [-1, 1]}.
+    columns: {name of a drawing: images per row of its grid}.
+    """
+
+    fields: tuple[str, ...]
+    players: tuple[Player, ...]
+    frozen: Tree
+    evaluate: Callable[..., dict]
+    draw: Callable[..., dict]
+    columns: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,226 @@
+"""The first stage: an autoencoder, and an adversary that judges patches (Rombach et al. 2022, sec. 3.1).
+
+    autoencoder loss = reconstruction + regulariser + weight * adversarial
+    discriminator loss = hinge or vanilla, on the same reconstruction
+
+Both players see one forward pass of the autoencoder per step (the official code runs a second one for
+the discriminator). Before step `disc_start` the adversarial terms are zero and the discriminator rests.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.base import errors, registry
+from ldm_jax.metrics import scores
+from ldm_jax.models import bottleneck
+from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.stages import api
+
+DISCRIMINATOR_LOSSES = registry.Registry("discriminator loss")
+
+
+@DISCRIMINATOR_LOSSES.register("hinge")
+def hinge(real, fake):
+    """Lim & Ye 2017. real, fake: logits -> scalar."""
+    return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
+
+
+@DISCRIMINATOR_LOSSES.register("vanilla")
+def vanilla(real, fake):
+    """Goodfellow et al. 2014, on logits -> scalar."""
+    return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The weights of the first stage's terms; one field is one key of `config.loss`.
+
+    kl_weight: on the KL summed over a latent (KL); codebook_weight: on the VQ loss (VQ), whose `beta`
+      and `legacy_vq` are those of bottleneck.vq_loss.
+    perceptual_weight: on LPIPS, added to every pixel's absolute error; 0 needs no LPIPS weights.
+    disc_weight: on the adversarial term, times the adaptive weight; 0 trains no discriminator.
+    disc_start: training step (counted in optimizer steps) at which the adversary begins.
+    learn_logvar: learn the output's log variance, from `logvar`; otherwise it stays there (as in the
+      official code, whose parameter no optimizer ever saw).
+    """
+
+    kl_weight: float
+    codebook_weight: float
+    beta: float
+    legacy_vq: bool
+    perceptual_weight: float
+    disc_weight: float
+    disc_start: int
+    disc_loss: str
+    logvar: float
+    learn_logvar: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencode:
+    """The first stage as players. size: pixels of a side of the training images.
+
+    perceive: (frozen["lpips"], x, y) -> LPIPS distances [b], or None.
+    """
+
+    model: Autoencoder
+    loss: Loss
+    discriminator: PatchDiscriminator
+    size: int
+    perceive: object = None
+    lpips: object = None
+
+    def stage(self) -> api.Stage:
+        """Its players: the autoencoder, and the discriminator where it has a weight."""
+        players = [api.Player("autoencoder", self.init_autoencoder, self.autoencoder_loss)]
+        if self.loss.disc_weight:
+            players.append(
+                api.Player("discriminator", self.init_discriminator, self.discriminator_loss)
+            )
+        return api.Stage(
+            fields=("image",),
+            players=tuple(players),
+            frozen={"lpips": self.lpips} if self.lpips is not None else {},
+            evaluate=self.evaluate,
+            draw=self.draw,
+            columns={"reconstructions": 8},
+        )
+
+    def init_autoencoder(self, key):
+        params = {"model": self.model.init(key, self._blank())["params"]}
+        if self.loss.learn_logvar:
+            params["logvar"] = jnp.float32(self.loss.logvar)
+        return params
+
+    def init_discriminator(self, key):
+        return self.discriminator.init(key, self._blank())["params"]
+
+    def autoencoder_loss(self, params, frozen, batch, key, step, shared):
+        """Reconstruction, regulariser and, from disc_start on, the adversarial term."""
+        own, x = params["autoencoder"], batch["image"]
+        sample_key, dropout_key = jax.random.split(key)
+        x_hat, features, regulariser, metrics = self._reconstruct(own, x, sample_key, dropout_key)
+
+        def nll(x_hat):
+            return self._nll(own, frozen, x, x_hat)
+
+        def adversarial(x_hat):
+            return -jnp.mean(self.discriminator.apply({"params": params["discriminator"]}, x_hat))
+
+        total = nll(x_hat) + regulariser
+        metrics |= {"nll": nll(x_hat), "l1": jnp.mean(jnp.abs(x - x_hat))}
+        if self.loss.disc_weight:
+            weight = self._gate(step) * adaptive_weight(
+                nll, adversarial, x_hat, features, own["model"]["decoder"]["conv_out"]["kernel"]
+            )
+            total += self.loss.disc_weight * weight * adversarial(x_hat)
+            metrics |= {"adversarial": adversarial(x_hat), "adaptive_weight": weight}
+        return total, (metrics, {"x_hat": x_hat})
+
+    def discriminator_loss(self, params, frozen, batch, key, step, shared):
+        """Tells images from the reconstructions of this step."""
+        own = {"params": params["discriminator"]}
+        real = self.discriminator.apply(own, batch["image"])
+        fake = self.discriminator.apply(own, shared["x_hat"])
+        loss = self._gate(step) * DISCRIMINATOR_LOSSES.get(self.loss.disc_loss)(real, fake)
+        return loss, ({"logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}, shared)
+
+    def evaluate(self, params, frozen, batch, key):
+        """Of the posterior's mode, clipped to [-1, 1]: PSNR in dB, SSIM, mean absolute error, [b]."""
+        x = batch["image"]
+        x_hat = jnp.clip(self._mode(params["autoencoder"]["model"], x), -1, 1)
+        values = {
+            "psnr_db": scores.psnr(x, x_hat),
+            "ssim": scores.ssim(x, x_hat),
+            "l1": jnp.mean(jnp.abs(x - x_hat), axis=(1, 2, 3)),
+        }
+        if self.perceive:
+            values["lpips"] = self.perceive(frozen["lpips"], x, x_hat)
+        return values
+
+    def draw(self, params, frozen, batch, key):
+        """Rows of up to eight images, each above its reconstruction."""
+        x = batch["image"][:16]
+        x_hat = self._mode(params["autoencoder"]["model"], x)
+        rows = [half[i : i + 8] for i in range(0, len(x), 8) for half in (x, x_hat)]
+        return {"reconstructions": jnp.concatenate(rows)}
+
+    def _blank(self):
+        return jnp.zeros((1, self.size, self.size, self.model.image_channels))
+
+    def _gate(self, step):
+        return jnp.where(step >= self.loss.disc_start, 1.0, 0.0)
+
+    def _reconstruct(self, own, x, sample_key, dropout_key):
+        """x_hat, the features before the last convolution, the weighted regulariser, metrics."""
+        bound = {"params": own["model"]}
+        rngs = {"dropout": dropout_key}
+        z = self.model.apply(bound, x, train=True, method="encode", rngs=rngs)
+        if self.model.bottleneck == "kl":
+            kl = jnp.mean(bottleneck.kl(z))
+            regulariser = self.loss.kl_weight * kl
+            mean, _ = bottleneck.split(z)
+            metrics = {"kl": kl, "latent_std": jnp.std(mean)}
+            z = bottleneck.sample(sample_key, z)
+        else:
+            z_q, indices = bottleneck.quantise(own["model"]["codebook"], z)
+            vq = bottleneck.vq_loss(z, z_q, self.loss.beta, self.loss.legacy_vq)
+            regulariser = self.loss.codebook_weight * vq
+            usage = bottleneck.usage(indices, self.model.codebook_size)
+            metrics = {"vq": vq, "latent_std": jnp.std(z), **usage}
+        x_hat, kept = self.model.apply(
+            bound, z, train=True, method="decode", rngs=rngs, mutable=["intermediates"]
+        )
+        features = kept["intermediates"]["decoder"]["last_features"][0]
+        return x_hat, features, regulariser, metrics
+
+    def _nll(self, own, frozen, x, x_hat):
+        """The reconstruction term: summed over an image for KL, a mean for VQ, as in the official losses."""
+        error = jnp.abs(x - x_hat)
+        if self.perceive:
+            distance = self.perceive(frozen["lpips"], x, x_hat)
+            error += self.loss.perceptual_weight * distance[:, None, None, None]
+        if self.model.bottleneck == "vq":
+            return jnp.mean(error)
+        logvar = own.get("logvar", jnp.float32(self.loss.logvar))
+        return jnp.sum(error / jnp.exp(logvar) + logvar) / len(x)
+
+    def _mode(self, params, x):
+        z = self.model.apply({"params": params}, x, method="encode")
+        z = bottleneck.mode(z) if self.model.bottleneck == "kl" else z
+        return self.model.apply({"params": params}, z, method="decode")
+
+
+def adaptive_weight(nll, adversarial, x_hat, features, kernel):
+    """|grad nll| / (|grad adversarial| + 1e-4) at the decoder's last kernel (Esser et al. 2021, eq. 7).
+
+    Clipped to [0, 1e4], free of gradients. `nll` and `adversarial` map x_hat [b, h, w, 3] to a scalar;
+    features: [b, h, w, c], what the last convolution reads; kernel: [3, 3, c, 3]. Only the two losses and
+    that one convolution are differentiated again.
+    """
+    x_hat, features, kernel = jax.lax.stop_gradient((x_hat, features, kernel))
+    _, pull_back = jax.vjp(lambda k: _convolve(features.astype(jnp.float32), k), kernel)
+    norm = lambda loss: jnp.linalg.norm(pull_back(jax.grad(loss)(x_hat))[0])
+    weight = norm(nll) / (norm(adversarial) + 1e-4)
+    return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))
+
+
+def _convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def check(loss: Loss, has_lpips: bool):
+    """Raises UsageError for terms that cannot be computed."""
+    if loss.perceptual_weight and not has_lpips:
+        raise errors.UsageError(
+            "config.loss.perceptual_weight is "
+            f"{loss.perceptual_weight}, but config.lpips.backbone and config.lpips.heads are not "
+            "set: give the paths of torchvision's vgg16-397923af.pth and of vgg.pth from "
+            "richzhang/PerceptualSimilarity (lpips/weights/v0.1), or set the weight to 0."
+        )
+    DISCRIMINATOR_LOSSES.get(loss.disc_loss)

@@ -1,0 +1,42 @@
+"""The first stage as the second one uses it: frozen, images to latents and back."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from ldm_jax.models import bottleneck
+from ldm_jax.models.autoencoder import Autoencoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """A trained autoencoder, or with `model=None` the identity (f = 1, pixel diffusion).
+
+    Latents here are the autoencoder's own, unscaled; for VQ they are those before quantisation, and
+    decoding quantises.
+    """
+
+    model: Autoencoder | None = None
+
+    @property
+    def f(self) -> int:
+        return self.model.f if self.model else 1
+
+    @property
+    def channels(self) -> int:
+        return self.model.latent_channels if self.model else 3
+
+    def encode(self, params, x, key=None):
+        """[b, h, w, 3] -> [b, h/f, w/f, c]: the posterior's mode, or a sample of it where a key is given."""
+        if self.model is None:
+            return x
+        z = self.model.apply({"params": params}, x, method="encode")
+        if self.model.bottleneck == "vq":
+            return z
+        return bottleneck.mode(z) if key is None else bottleneck.sample(key, z)
+
+    def decode(self, params, z):
+        """[b, h/f, w/f, c] -> [b, h, w, 3], not clipped."""
+        if self.model is None:
+            return jnp.asarray(z)
+        return self.model.apply({"params": params}, z, method="decode")

@@ -1,0 +1,156 @@
+"""Trains a first or a second stage, or goes on with one that was interrupted.
+
+    python -m ldm_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=value ...]
+
+--config.key=value changes any key of the config; configs/base.py lists them all. The same command on
+the same workdir continues from the newest checkpoint. SIGTERM saves and exits with 42.
+"""
+
+import pathlib
+
+from absl import flags
+
+from ldm_jax import cli
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+
+
+def define(values):
+    flags.DEFINE_string("config", None, "config file, path.py[:variant]", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+    flags.DEFINE_list(
+        "allow_config_change",
+        [],
+        "keys of an existing run's config that may change, e.g. steps.total",
+        flag_values=values,
+    )
+
+
+def main(args, overrides):
+    cli.require(args, "config", "workdir")
+    config = config_lib.load(args.config, overrides)
+    train(config, args.workdir, allow=args.allow_config_change)
+
+
+def train(config, workdir, allow=()) -> dict:
+    """Trains what `config` says in `workdir`; returns the summary that it writes there."""
+    from ldm_jax import build
+    from ldm_jax.base import shard
+    from ldm_jax.engine import loop
+
+    seconds = cli.stopwatch()
+    workdir = pathlib.Path(workdir)
+    source = build.open_source(config.data)
+    config = build.resolve(config, source)
+    build.check(config, source)
+    mesh = shard.make_mesh(**config.mesh)
+    shard.check_batch(config.batch_size, mesh, config.accumulate)
+    shard.check_batch(config.eval.batch_size, mesh)
+    first_stage = build.make_autoencode(config).stage() if config.stage == "autoencode" else None
+    claim(workdir, config, source, allow)
+
+    cli.cache_compilations(workdir / "compilation_cache")
+    stage = first_stage or second_stage(config, source, workdir)
+    loop.train(
+        stage,
+        build.make_data(config, source, stage.fields),
+        workdir=workdir,
+        mesh=mesh,
+        steps=loop.Intervals(**config.steps),
+        optimizers={name: dict(config.optim[name]) for name in (p.name for p in stage.players)},
+        batch_size=config.batch_size,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        **config.checkpoints,
+    )
+    return summarise(workdir, seconds())
+
+
+def second_stage(config, source, workdir):
+    """The diffusion stage with its frozen first stage; measures the latents once and keeps that."""
+    import json
+
+    import jax
+    import jax.numpy as jnp
+
+    from ldm_jax import build
+    from ldm_jax.base import tree
+    from ldm_jax.engine import log
+    from ldm_jax.stages import diffuse
+
+    model = build.make_diffuse(config)
+    params, step = build.codec_params(config.first_stage)
+    digest = tree.digest(params) if params else build.IDENTITY
+    file = workdir / "latents.json"
+    if not file.exists():
+        statistics = {"scale": config.latents.scale}
+        if not config.latents.scale:
+            batches = build.make_data(config, source, ("image",)).train(0)
+            images = (next(batches)["image"] for _ in range(config.latents.batches))
+            statistics = diffuse.latent_statistics(
+                model.codec, params, images, jax.random.key(config.seed)
+            )
+            batches.close()
+        origin = {"first_stage": config.first_stage, "step": step, "digest": digest}
+        log.write_text(file, json.dumps(statistics | {"origin": origin}, indent=2) + "\n")
+    record = build.read_json(file)
+    if record["origin"]["digest"] != digest:
+        raise errors.UsageError(
+            f"{config.first_stage} has changed since this run began (weights {digest}, then "
+            f"{record['origin']['digest']}); train on a copy that stays, or take a fresh --workdir."
+        )
+    return model.stage({"first_stage": params, "scale": jnp.float32(record["scale"])})
+
+
+def claim(workdir, config, source, allow):
+    """Writes config.json into a new workdir; refuses one that holds another config or other data."""
+    from ldm_jax.engine import log
+
+    text = config_lib.to_json(config)
+    file, data_file = workdir / "config.json", workdir / "data.txt"
+    if file.exists():
+        saved = config_lib.from_json(file.read_text())
+        changed = [
+            line for line in config_lib.difference(saved, config) if line.split(":")[0] not in allow
+        ]
+        if changed:
+            raise errors.UsageError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}): take another "
+                f"--workdir, or allow it with --allow_config_change={','.join(c.split(':')[0] for c in changed)}"
+            )
+    if data_file.exists() and data_file.read_text().strip() != source.fingerprint:
+        raise errors.UsageError(
+            f"{workdir}: the data has changed since this run began (fingerprint {source.fingerprint}, "
+            f"then {data_file.read_text().strip()}); restore it, or take another --workdir."
+        )
+    log.write_text(file, text)
+    log.write_text(data_file, source.fingerprint + "\n")
+
+
+def summarise(workdir, seconds: float) -> dict:
+    """summary.json: the newest value of every metric, the rates, the clock."""
+    import statistics
+
+    from ldm_jax.engine import log
+
+    newest = {}
+    for line in log.read_jsonl(workdir / "metrics.jsonl"):
+        newest |= line
+    rates = [
+        line["images_per_second"]
+        for line in log.read_jsonl(workdir / "timing.jsonl")
+        if "images_per_second" in line
+    ]
+    summary = {"steps": newest.pop("step"), "seconds": seconds}
+    if rates:
+        summary["images_per_second"] = statistics.median(rates)
+    summary |= {
+        name.removeprefix("val/"): v for name, v in newest.items() if name.startswith("val/")
+    }
+    summary["train"] = {name: v for name, v in newest.items() if not name.startswith("val/")}
+    cli.finish(workdir / "summary.json", summary, [f"pictures: {workdir / 'images'}"])
+    return summary
+
+
+if __name__ == "__main__":
+    cli.start(__doc__, define, main)

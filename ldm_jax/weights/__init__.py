@@ -1,0 +1,1 @@
+"""Conversion of other people's checkpoints: tables of rules, and the function that applies them."""

@@ -1,0 +1,216 @@
+"""Laws of the sources: a data set reads the same from every container; errors say what to do."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.base import errors
+from ldm_jax.data import images, records, sources
+
+CLASSES = ("cat", "dog")
+
+
+def picture(i, size=(12, 9)):
+    return np.random.default_rng(i).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """train/{cat,dog}/*.png and val/...: 8 images, with a hidden file and a text beside."""
+    root = tmp_path / "set"
+    for i in range(8):
+        file = (
+            root / ("val" if i > 5 else "train") / CLASSES[i % 2] / f"{i}.{'PNG' if i else 'png'}"
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(i)).save(file, "png")
+    (root / "train/cat/.hidden.png").write_bytes(b"")
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+def write_metadata(root, **extra):
+    files = sorted(p.relative_to(root).as_posix() for p in root.rglob("[0-9]*.*") if p.is_file())
+    rows = [
+        {
+            "file": file,
+            "label": file.split("/")[1],
+            "split": file.split("/")[0],
+            "caption": f"picture {file}",
+            "objects": [{"category": "nose", "bbox_xywh_norm": [0.25, 0.5, 0.5, 0.25]}],
+            **extra,
+        }
+        for file in files
+    ]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def make_tar(root, out, mode="w"):
+    out.parent.mkdir(exist_ok=True)
+    with tarfile.open(out, mode) as archive:
+        archive.add(root, arcname=".", filter=lambda m: None if "jsonl" in m.name else m)
+    if (root / "metadata.jsonl").exists():
+        (out.parent / "metadata.jsonl").write_bytes((root / "metadata.jsonl").read_bytes())
+    return out
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@pytest.mark.parametrize("metadata", [False, True])
+def test_folder_tar_and_arrayrecord_read_the_same(root, tmp_path, metadata):
+    if metadata:
+        write_metadata(root)
+    folder = sources.open_source("folder", path=str(root))
+    archive = make_tar(root, tmp_path / "tars" / "set.tar")
+    out = tmp_path / "set.array_record"
+    given = [folder[i] | {"name": folder.name(i)} for i in range(8)]
+    records.write_arrayrecord(str(out), given, classes=folder.classes)
+    tars = [sources.open_source("tar", path=str(p)) for p in (archive, archive.parent)]
+    packed = sources.open_source("arrayrecord", path=str(out))
+    assert folder.classes == packed.classes == CLASSES
+    for other in (*tars, packed, *(pickle.loads(pickle.dumps(s)) for s in (*tars, packed))):
+        assert len(other) == len(folder) == 8
+        for i in range(8):
+            assert other.name(i) == folder.name(i)
+            assert_same(other[i], folder[i])
+    number = int(folder.name(5).split("/")[-1].split(".")[0])
+    np.testing.assert_array_equal(folder[5]["image"], picture(number))
+    if metadata:
+        np.testing.assert_allclose(folder[0]["boxes"], [[0.25, 0.5, 0.75, 0.75]])
+        assert folder.box_classes == ("nose",) and folder[0]["box_class"].tolist() == [0]
+        assert folder[0]["caption"] == "picture train/cat/0.png"
+
+
+def test_arrayrecord_keeps_segmentation_and_encoded_bytes(tmp_path):
+    wide = np.arange(108, dtype=np.int32).reshape(9, 12) * 100
+    data = images.encode(picture(1), "jpeg")
+    given = [
+        {"image": data, "segmentation": wide},
+        {"image": data, "segmentation": wide[:, :2] % 9},
+    ]
+    records.write_arrayrecord(str(tmp_path / "a.array_record"), given)
+    source = sources.open_source("arrayrecord", path=str(tmp_path))
+    np.testing.assert_array_equal(source[0]["segmentation"], wide)
+    np.testing.assert_array_equal(source[1]["segmentation"], wide[:, :2] % 9)
+    np.testing.assert_array_equal(source[0]["image"], images.decode(data, "x"))
+
+
+@pytest.mark.parametrize("metadata", [False, True])
+def test_splits_part_the_records_and_share_class_ids(root, metadata):
+    if metadata:
+        write_metadata(root)
+    train, val = (sources.open_source("folder", path=str(root), split=s) for s in ("train", "val"))
+    assert (len(train), len(val)) == (6, 2)
+    assert train.classes == val.classes == CLASSES
+    assert [int(val[i]["class"]) for i in range(2)] == [0, 1]
+    with pytest.raises(errors.UsageError, match="available: train, val; did you mean 'train'"):
+        sources.open_source("folder", path=str(root), split="trian")
+
+
+def test_flat_folders_have_no_classes(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    source = sources.open_source("folder", path=str(tmp_path))
+    assert source.classes == () and "class" not in source[0]
+
+
+def test_fingerprints_follow_the_data_and_not_the_place(root, tmp_path):
+    def fingerprint(**kwargs):
+        return sources.open_source("folder", path=str(root), **kwargs).fingerprint
+
+    before = fingerprint()
+    seen = {before, fingerprint(split="val")}
+    root = root.rename(tmp_path / "moved")
+    assert fingerprint() == before
+    Image.fromarray(picture(99)).save(root / "train/cat/99.png")
+    seen.add(fingerprint())
+    write_metadata(root)
+    seen.add(fingerprint())
+    write_metadata(root, caption="other")
+    seen.add(fingerprint())
+    assert len(seen) == 5
+
+
+def test_transparency_palettes_greys_and_orientation_become_plain_rgb():
+    def decoded(image, **options):
+        buffer = io.BytesIO()
+        image.save(buffer, "png", **options)
+        return images.decode(buffer.getvalue(), "x")
+
+    clear = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
+    assert (decoded(clear) == 255).all()
+    grey = Image.fromarray(np.full((2, 2), 40000, np.uint16))
+    assert (decoded(grey) == 40000 >> 8).all()
+    palette = Image.fromarray(picture(0)).quantize(8)
+    np.testing.assert_array_equal(decoded(palette), np.asarray(palette.convert("RGB")))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decoded(Image.fromarray(picture(0)), exif=exif)
+    np.testing.assert_array_equal(turned, np.rot90(picture(0), -1))
+
+
+def test_bad_records_are_named(root):
+    file = root / "train/cat/0.png"
+    whole = file.read_bytes()
+    source = sources.open_source("folder", path=str(root))
+    capped = sources.open_source("folder", path=str(root), max_pixels=100)
+    with pytest.raises(images.BadRecord, match=r"train/cat/0.png: 12x9 is more than"):
+        capped[0]
+    for broken in (b"", b"rubbish", whole[: len(whole) // 2]):
+        file.write_bytes(broken)
+        with pytest.raises(images.BadRecord, match=r"train/cat/0.png"):
+            source[0]
+    file.unlink()
+    with pytest.raises(images.BadRecord, match="cannot be read"):
+        source[0]
+
+
+def test_holdout_parts_the_records_the_same_way_each_time():
+    source = sources.open_source("scenes", size=8, count=50)
+    train = sources.holdout(source, 0.1, train=True)
+    held = sources.holdout(source, 0.1, train=False)
+    names = [v.name(i) for v in (train, held) for i in range(len(v))]
+    assert (len(train), len(held)) == (45, 5)
+    assert sorted(names) == sorted(source.name(i) for i in range(50))
+    assert train.fingerprint != held.fingerprint and held.classes == source.classes
+    assert held.name(0) == sources.holdout(source, 0.1, train=False).name(0)
+    assert len(sources.holdout(source, 1e-6, train=False)) == 1
+    with pytest.raises(errors.UsageError, match=r"holdout=1.5 of 50"):
+        sources.holdout(source, 1.5, train=True)
+
+
+def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
+    (tmp_path / "empty").mkdir()
+    packed = make_tar(root, tmp_path / "z" / "set.tar", "w:gz")
+    cases = [
+        ("foldr", {}, "did you mean 'folder'"),
+        ("folder", {"pth": "x"}, "did you mean 'path'"),
+        ("folder", {}, "path"),
+        ("folder", {"path": str(tmp_path / "nothing")}, "is not a folder"),
+        ("folder", {"path": str(tmp_path / "empty")}, "holds no images"),
+        ("folder", {"path": str(root), "label_field": "kind"}, "no row of metadata.jsonl"),
+        ("tar", {"path": str(tmp_path / "empty")}, "no .tar file there"),
+        ("tar", {"path": str(packed)}, r"compressed \(gzip\)"),
+        ("arrayrecord", {"path": str(tmp_path / "empty")}, "no ArrayRecord file there"),
+    ]
+    for name, kwargs, message in cases:
+        with pytest.raises(errors.UsageError, match=message) as caught:
+            sources.open_source(name, **kwargs)
+        assert "\n" not in str(caught.value)
+
+
+def test_metadata_that_does_not_fit_is_a_usage_error(root):
+    (root / "metadata.jsonl").write_text('{"file": "gone.png"}\n')
+    with pytest.raises(errors.UsageError, match=r"not there, e.g. gone.png"):
+        sources.open_source("folder", path=str(root))
+    (root / "metadata.jsonl").write_text('{"file": "gone.png"\n')
+    with pytest.raises(errors.UsageError, match=r"metadata.jsonl:1"):
+        sources.open_source("folder", path=str(root))

@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.base.errors import UsageError
+from ldm_jax.diffusion import grids, samplers
+from ldm_jax.diffusion.process import make_process
+
+PROCESS = make_process()
+TEN = grids.exact(1000, 10)
+MEAN, DEVIATION = 0.7, 0.5
+SHAPE = (4, 4, 3)
+KEYS = jax.random.split(jax.random.key(1), 3)
+NOISE = np.random.default_rng(0).normal(size=(1000, 3, *SHAPE)).astype(np.float32)
+X_T = np.random.default_rng(1).normal(size=(3, *SHAPE)).astype(np.float32)
+
+
+def gaussian_denoiser(process):
+    """E[x_0 | x_t] for data N(MEAN, DEVIATION^2): the best possible denoiser, in closed form."""
+
+    def denoise(x, t):
+        alpha, sigma = (c.reshape(-1, 1, 1, 1) for c in (process.alpha(t), process.sigma(t)))
+        gain = alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2)
+        return MEAN + gain * (x - alpha * MEAN)
+
+    return denoise
+
+
+def sample(name, x_T=X_T, grid=TEN, process=PROCESS, keys=None, **options):
+    sampler = samplers.SAMPLERS.get(name)
+    return sampler(
+        gaussian_denoiser(process), x_T, process=process, grid=grid, keys=keys, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "eta", "zero_terminal_snr"),
+    [("ddim", 0.0, False), ("ddim", 0.5, False), ("ddim", 1.0, False), ("ddpm", 1.0, False),
+     ("ddim", 0.0, True), ("ddpm", 1.0, True)],
+)  # fmt: skip
+def test_the_exact_denoiser_of_gaussian_data_gives_back_that_gaussian(name, eta, zero_terminal_snr):
+    """On the full grid: the ancestral variance (beta-tilde) is too small by O(1 / steps)."""
+    process = make_process(prediction="v", zero_terminal_snr=zero_terminal_snr)
+    rng = np.random.default_rng(2)
+    x_T, *noise = rng.normal(size=(1001, 2, 16, 128, 3)).astype(np.float32)
+    images = sample(name, x_T, grids.exact(1000, 1000), process, eta=eta, noise=np.stack(noise))
+    assert images.mean() == pytest.approx(MEAN, abs=0.015)
+    assert images.std() == pytest.approx(DEVIATION, abs=0.015)
+
+
+def test_ddim_maps_each_noise_to_its_own_image():
+    """The probability flow between Gaussians is affine: x_0 = MEAN + DEVIATION * x_T (nearly)."""
+    x_0 = sample("ddim", grid=grids.exact(1000, 500))
+    np.testing.assert_allclose(x_0, MEAN + DEVIATION * X_T, atol=0.03)
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 1.0)])
+def test_an_image_does_not_depend_on_the_batch_it_is_sampled_in(name, eta):
+    together = sample(name, keys=KEYS, eta=eta)
+    alone = sample(name, X_T[1:2], keys=KEYS[1:2], eta=eta)
+    np.testing.assert_allclose(together[1:2], alone, rtol=0, atol=1e-6)
+
+
+def test_noise_is_bit_equal_whatever_the_batch_and_differs_between_images_and_steps():
+    draws = []
+    for draw in (
+        lambda keys: samplers.initial_noise(keys, SHAPE),
+        lambda keys: samplers.step_noise(keys, 0, SHAPE),
+        lambda keys: samplers.step_noise(keys, 1, SHAPE),
+    ):
+        np.testing.assert_array_equal(draw(KEYS)[1:2], draw(KEYS[1:2]))
+        draws += [*draw(KEYS)]
+    assert len({float(draw[0, 0, 0]) for draw in draws}) == len(draws)
+
+
+def test_ddim_without_eta_repeats_itself_and_only_noise_needs_keys():
+    np.testing.assert_array_equal(sample("ddim"), sample("ddim"))
+    with pytest.raises(UsageError, match="keys"):
+        sample("ddim", eta=0.1)
+
+
+@pytest.mark.parametrize("spacing", ["exact", "legacy"])
+def test_ancestral_sampling_is_ddim_with_eta_one(spacing):
+    grid = grids.GRIDS.get(spacing)(1000, 20)
+    ancestral = sample("ddpm", grid=grid, noise=NOISE[:20])
+    np.testing.assert_allclose(ancestral, sample("ddim", grid=grid, eta=1.0, noise=NOISE[:20]),
+                               atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS.names())
+def test_the_last_step_of_a_clean_grid_is_the_prediction_itself(name):
+    x_0, trace = sample(name, eta=1.0, noise=NOISE[:10], trace=True)
+    assert trace["x"].shape == trace["x_0"].shape == (10, 3, *SHAPE)
+    np.testing.assert_array_equal(trace["x"][-1], x_0)
+    np.testing.assert_allclose(trace["x_0"][-1], x_0, atol=1e-6)
+
+
+def test_given_noise_replaces_the_drawn_noise():
+    noise = jnp.stack([samplers.step_noise(KEYS, i, SHAPE) for i in range(10)])
+    np.testing.assert_allclose(sample("ddpm", noise=noise), sample("ddpm", keys=KEYS), atol=1e-6)
+    with pytest.raises(UsageError, match="shape"):
+        sample("ddpm", noise=noise[:5])
+
+
+def test_temperature_scales_only_the_noise():
+    cold = sample("ddim", eta=1.0, temperature=0.0)
+    warm = sample("ddim", eta=1.0, temperature=0.5, noise=NOISE[:10])
+    halved = sample("ddim", eta=1.0, noise=0.5 * NOISE[:10])
+    np.testing.assert_allclose(warm, halved, atol=1e-6)
+    assert cold.std() < warm.std()
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS.names())
+@pytest.mark.parametrize("steps", [1, 2, 999, 1000])
+def test_extreme_step_counts_stay_finite(name, steps):
+    images = sample(name, grid=grids.exact(1000, steps), eta=1.0, noise=NOISE[:steps])
+    assert np.isfinite(images).all()

@@ -1,0 +1,65 @@
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax.base.errors import UsageError
+from ldm_jax.metrics import features
+from ldm_jax.models import mobilenet
+
+# Widths of the 17 blocks and how far each is expanded, as published (Sandler et al., table 2).
+WIDTHS = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3 + [320]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights in the layout of the published file, whose indices have gaps."""
+    rng = np.random.default_rng(0)
+    shapes, width = [(32, 3, 3, 3)], 32
+    for i, out in enumerate(WIDTHS):
+        inner = width if i == 0 else 6 * width
+        shapes += [(inner, width, 1, 1)] * (i > 0) + [(inner, 1, 3, 3), (out, inner, 1, 1)]
+        width = out
+    shapes.append((1280, width, 1, 1))
+    arrays = {}
+    for i, shape in enumerate(shapes):
+        gain = np.sqrt(2.0 / np.prod(shape[1:]))
+        arrays[f"conv_{2 * i}_weight"] = (gain * rng.normal(size=shape)).astype(np.float32)
+        arrays[f"conv_{2 * i}_bias"] = rng.normal(size=shape[0]).astype(np.float32)
+    path = tmp_path_factory.mktemp("mobilenet") / "weights.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_features_are_1280_bounded_numbers_per_image(weights):
+    images = np.random.default_rng(1).uniform(-1, 1, (3, 40, 48, 3)).astype(np.float32)
+    params = mobilenet.load(weights)
+    extract = jax.jit(mobilenet.features)
+    whole = extract(params, images)
+    assert whole.shape == (3, 1280)
+    assert np.all(whole >= 0) and np.all(whole <= 6)  # relu6, then a mean
+    np.testing.assert_allclose(extract(params, images[1:2]), whole[1:2], atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_depthwise_convolution_is_xlas_grouped_one(stride):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 9, 8, 5)).astype(np.float32)
+    conv = {"kernel": rng.normal(size=(3, 3, 1, 5)).astype(np.float32), "bias": np.zeros(5)}
+    expected = jax.lax.conv_general_dilated(
+        x, conv["kernel"], (stride, stride), [(1, 1), (1, 1)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=5,
+    )  # fmt: skip
+    np.testing.assert_allclose(mobilenet._depthwise(conv, x, stride), expected, atol=1e-5)
+
+
+def test_the_registered_extractor_takes_any_image_size(weights):
+    extract = features.EXTRACTORS.get("mobilenet")(weights, size=32)
+    assert extract(np.zeros((2, 50, 20, 3), np.float32)).shape == (2, 1280)
+
+
+def test_missing_or_foreign_weights_say_what_is_expected(tmp_path):
+    with pytest.raises(UsageError, match="MobileNetV2"):
+        mobilenet.load(tmp_path / "absent.npz")
+    np.savez(tmp_path / "other.npz", conv_0_weight=np.zeros(3))
+    with pytest.raises(UsageError, match="holds 1 convs"):
+        mobilenet.load(tmp_path / "other.npz")

@@ -1,0 +1,119 @@
+"""Laws of the denoiser's network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.models.unet import UNet
+
+KEY = jax.random.key(0)
+
+
+def _tiny(**kwargs):
+    return UNet(**{"width": 8, "mult": (1, 2), "blocks": 1, "attention": (2,), "heads": 2} | kwargs)
+
+
+def _x(size=8, channels=3):
+    return jax.random.normal(KEY, (2, size, size, channels))
+
+
+T = jnp.array([3, 700])
+
+
+TEXT = {"attention": (4, 2, 1), "cross_attention": True, "out_channels": 4}
+SD = {"width": 320, "mult": (1, 2, 4, 4), "heads": 8} | TEXT
+CHURCHES = {"width": 192, "mult": (1, 2, 2, 4, 4), "attention": (1, 2, 4, 8), "heads": 8}
+ADM = {"scale_shift": True, "resblock_updown": True, "out_channels": 4}
+PUBLISHED = {  # millions of parameters, input channels, token width, arguments
+    "celeba": (274.06, 3, None, {"head_channels": 32}),
+    "churches": (294.97, 4, None, CHURCHES | ADM),
+    "cin256-v2": (400.92, 3, 512, {"width": 192, "mult": (1, 2, 3, 5), "cross_attention": True}),
+    "cin-f8": (394.98, 4, 512, {"width": 256, "mult": (1, 2, 4), "heads": 1} | TEXT),
+    "txt2img": (872.30, 4, 1280, SD),
+    "stable-diffusion-v1": (859.52, 4, 768, SD),
+    "inpainting": (387.25, 7, None, {"width": 256, "heads": 8, "resblock_updown": True}),
+    "semantic": (215.23, 6, None, {"width": 128, "mult": (1, 4, 8), "attention": (32, 16, 8)}),
+    "bsr": (113.62, 6, None, {"width": 160, "mult": (1, 2, 2, 4), "attention": (16, 8)}),
+}
+
+
+@pytest.mark.parametrize("millions, channels, tokens, kwargs", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_unets_have_their_parameter_count(millions, channels, tokens, kwargs):
+    cond = {} if tokens is None else {"tokens": jnp.zeros((1, 1, tokens))}
+    x = jnp.zeros((1, 16, 16, channels))
+    shapes = jax.eval_shape(lambda: UNet(**kwargs).init(KEY, x, jnp.zeros(1), **cond))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    np.testing.assert_allclose(count, millions, rtol=0.005)
+
+
+def test_output_is_exactly_zero_at_initialisation():
+    model = _tiny(mult=(1,), attention=(), cross_attention=True)
+    out, params = jax.jit(lambda: model.init_with_output(KEY, _x(4), T))()
+    np.testing.assert_array_equal(out, jnp.zeros((2, 4, 4, 3)))
+    assert jnp.any(params["params"]["mid_block_1"]["conv_1"]["kernel"] != 0)
+
+
+def test_every_input_matters(filled):
+    model = _tiny(cross_attention=True, out_channels=5)
+    cond = {
+        "tokens": jax.random.normal(KEY, (2, 3, 6)),
+        "vector": jax.random.normal(KEY, (2, 32)),
+        "concat": _x(channels=2),
+    }
+    params = filled(model, _x(), T, **cond)
+    out_fn = jax.jit(lambda x, t, c: model.apply({"params": params}, x, t, **c))
+    out = out_fn(_x(), T, cond)
+    assert out.shape == (2, 8, 8, 5)
+    assert not np.allclose(out, out_fn(_x(), T + 50, cond), atol=1e-3)
+    for name in cond:
+        changed = cond | {name: jnp.roll(cond[name], 1, axis=-1)}
+        assert not np.allclose(out, out_fn(_x(), T, changed), atol=1e-3), name
+
+
+def test_masked_tokens_do_not_matter(filled):
+    model = _tiny(cross_attention=True)
+    tokens, mask = jax.random.normal(KEY, (2, 3, 6)), jnp.array([[1, 1, 0], [1, 0, 0]], bool)
+    params = filled(model, _x(), T, tokens)
+    out_fn = jax.jit(lambda tokens: model.apply({"params": params}, _x(), T, tokens, mask=mask))
+    changed = jnp.where(mask[..., None], tokens, 9.0)
+    np.testing.assert_allclose(out_fn(tokens), out_fn(changed), atol=1e-5)
+
+
+def test_attention_stands_at_the_factors_asked_for_and_in_the_middle():
+    shapes = jax.eval_shape(lambda: _tiny(mult=(1, 1, 1), attention=(4,)).init(KEY, _x(), T))
+    names = sorted(name for name in shapes["params"] if "attn" in name)
+    assert names == ["down_2_attn_0", "mid_attn", "up_2_attn_0", "up_2_attn_1"]
+
+
+@pytest.mark.parametrize("fill, width", [(True, 24), (False, 20)])
+def test_heads_fill_a_transformer_or_keep_their_channels(fill, width):
+    model = _tiny(width=24, heads=None, head_channels=20, cross_attention=True, fill_heads=fill)
+    shapes = jax.eval_shape(lambda: model.init(KEY, _x(), T, jnp.zeros((2, 1, 4))))["params"]
+    assert shapes["down_1_attn_0"]["proj_in"]["kernel"].shape == (48, 48 if fill else 40)
+    small = jax.eval_shape(
+        lambda: model.clone(mult=(1, 1)).init(KEY, _x(), T, jnp.zeros((2, 1, 4)))
+    )["params"]
+    assert small["mid_attn"]["proj_in"]["kernel"].shape == (24, width)
+
+
+def test_bfloat16_compute_keeps_float32_params_and_output():
+    model = _tiny(dtype=jnp.bfloat16, remat=True, dropout=0.1)
+    shapes = jax.eval_shape(lambda: model.init(KEY, _x(), T))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    apply = lambda p: model.apply(p, _x(), T, train=True, rngs={"dropout": KEY})
+    assert jax.eval_shape(apply, shapes).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "kwargs, size, message",
+    [
+        ({"mult": (1, 1, 1)}, 10, "divide by 4; got 10x10, nearest: 8x8"),
+        ({"heads": 2, "head_channels": 4}, 8, "one must be None"),
+        ({"heads": 3}, 8, "16 channels cannot be split by heads=3"),
+        ({"heads": None, "head_channels": 5}, 8, "head_channels=5"),
+    ],
+)
+def test_impossible_requests_are_refused_in_one_line(kwargs, size, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: _tiny(**kwargs).init(KEY, _x(size), T))

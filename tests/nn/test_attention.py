@@ -1,0 +1,64 @@
+"""Laws of attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.nn import attention
+
+KEY = jax.random.key(0)
+
+
+def _qkv(n=5, m=7, heads=2, d=4):
+    shapes = [(2, n, heads, d), (2, m, heads, d), (2, m, heads, d)]
+    return [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_plain_attention_agrees_with_jax(masked):
+    q, k, v = _qkv()
+    mask = jnp.arange(7)[None] < jnp.array([[3], [7]]) if masked else None
+    want = attention.attend(q, k, v, mask, implementation="xla")
+    np.testing.assert_allclose(attention.attend(q, k, v, mask), want, atol=1e-5)
+
+
+def test_masked_keys_do_not_exist():
+    q, k, v = _qkv()
+    mask = jnp.broadcast_to(jnp.arange(7) < 4, (2, 7))
+    want = attention.attend(q, k[:, :4], v[:, :4])
+    np.testing.assert_allclose(attention.attend(q, k, v, mask), want, atol=1e-6)
+
+
+def test_softmax_stays_in_float32_for_bfloat16_inputs():
+    q, k, v = (x.astype(jnp.bfloat16) for x in _qkv())
+    jaxpr = str(jax.make_jaxpr(attention.attend)(q, k, v))
+    assert "exp" in jaxpr
+    assert all("bf16" not in line for line in jaxpr.splitlines() if "= exp " in line)
+    assert attention.attend(q, k, v).dtype == jnp.bfloat16
+
+
+def test_zero_initialised_attention_is_the_identity():
+    x, tokens = jax.random.normal(KEY, (1, 4, 4, 8)), jnp.ones((1, 3, 6))
+    block = attention.AttentionBlock(heads=2, zero_init=True)
+    transformer = attention.SpatialTransformer(heads=2, head_width=4)
+    np.testing.assert_array_equal(block.init_with_output(KEY, x)[0], x)
+    np.testing.assert_array_equal(transformer.init_with_output(KEY, x, tokens)[0], x)
+
+
+def test_qkv_columns_are_blocks_of_q_k_and_v():
+    x = jax.random.normal(KEY, (1, 2, 2, 8))
+    block = attention.AttentionBlock(heads=2)
+    params = block.init(KEY, x)["params"]
+    # with no q the weights are uniform: every position gets the mean of v
+    params["qkv"]["kernel"] = params["qkv"]["kernel"].at[:, :8].set(0)
+    out = block.apply({"params": params}, x) - x
+    np.testing.assert_allclose(out, jnp.broadcast_to(out[:, :1, :1], out.shape), atol=1e-5)
+
+
+def test_tokens_in_any_order_condition_alike():
+    x, tokens = jax.random.normal(KEY, (1, 4, 8)), jax.random.normal(KEY, (1, 3, 6))
+    cross = attention.CrossAttention(heads=2, head_width=4)
+    params = cross.init(KEY, x, tokens)
+    out = cross.apply(params, x, tokens)
+    np.testing.assert_allclose(cross.apply(params, x, tokens[:, ::-1]), out, atol=1e-5)

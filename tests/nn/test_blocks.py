@@ -1,0 +1,77 @@
+"""Laws of the convolutional blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ldm_jax.nn import blocks
+
+KEY = jax.random.key(0)
+
+
+def test_timestep_embedding_is_cosines_then_sines_of_geometric_frequencies():
+    t, width = np.array([0, 1, 999]), 10
+    freqs = 10_000.0 ** (-np.arange(5) / 5)
+    want = np.concatenate([np.cos(t[:, None] * freqs), np.sin(t[:, None] * freqs)], axis=1)
+    np.testing.assert_allclose(blocks.timestep_embedding(jnp.array(t), width), want, atol=1e-4)
+    assert blocks.timestep_embedding(jnp.array(t), 11).shape == (3, 11)
+
+
+@pytest.mark.parametrize(
+    "channels, groups", [(64, 32), (32, 32), (48, 12), (20, 5), (34, 2), (3, 1)]
+)
+def test_group_norm_has_32_groups_or_what_leaves_four_channels_to_each(channels, groups):
+    x = 3 + 2 * jax.random.normal(KEY, (2, 4, 4, channels))
+    want = nn.GroupNorm(groups, epsilon=1e-5).init_with_output(KEY, x)[0]
+    ours = blocks.GroupNorm().init_with_output(KEY, x)[0]
+    np.testing.assert_allclose(ours, want, atol=2e-5)
+
+
+def test_autoencoder_downsample_is_an_explicit_pad_below_and_to_the_right():
+    x = jax.random.normal(KEY, (1, 6, 8, 4))
+    down = blocks.Downsample(padding=blocks.ASYMMETRIC)
+    params = down.init(KEY, x)
+    padded = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    want = nn.Conv(4, (3, 3), strides=2, padding="VALID").apply(
+        {"params": params["params"]["conv"]}, padded
+    )
+    np.testing.assert_allclose(down.apply(params, x), want, atol=1e-6)
+    assert not np.allclose(blocks.Downsample().apply(params, x), want, atol=1e-3)
+
+
+def test_nearest_upsampling_is_undone_by_averaging():
+    x = jax.random.normal(KEY, (2, 3, 5, 4))
+    up = blocks.upsample_nearest(x)
+    np.testing.assert_array_equal(up[:, ::2, 1::2], x)
+    np.testing.assert_allclose(blocks.downsample_average(up), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("resample, size", [(None, 4), ("up", 8), ("down", 2)])
+def test_zero_initialised_res_block_is_its_skip_branch(resample, size):
+    x, emb = jax.random.normal(KEY, (1, 4, 4, 8)), jnp.ones((1, 6))
+    block = blocks.ResBlock(8, zero_init=True, scale_shift=True, resample=resample)
+    out = block.init_with_output(KEY, x, emb)[0]
+    want = {None: lambda x: x, "up": blocks.upsample_nearest, "down": blocks.downsample_average}
+    assert out.shape == (1, size, size, 8)
+    np.testing.assert_allclose(out, want[resample](x), atol=1e-6)
+
+
+def test_scale_shift_modulates_the_second_norm():
+    x, emb = jax.random.normal(KEY, (1, 4, 4, 8)), jax.random.normal(KEY, (1, 6))
+    params = blocks.ResBlock(8, scale_shift=True).init(KEY, x, emb)["params"]
+    bias = jnp.concatenate([jnp.full(8, -1.0), jnp.zeros(8)])
+    params["time"] = {"kernel": jnp.zeros((6, 16)), "bias": bias}  # scale -1: the norm vanishes
+    out = blocks.ResBlock(8, scale_shift=True).apply({"params": params}, x, emb)
+    np.testing.assert_allclose(out, x, atol=1e-6)
+
+
+@pytest.mark.parametrize("width, groups, hears", [(8, 32, True), (32, 32, False), (32, 8, True)])
+def test_a_group_of_one_channel_cannot_hear_the_timestep(width, groups, hears):
+    x, emb = jax.random.normal(KEY, (1, 4, 4, width)), jax.random.normal(KEY, (1, 6))
+    block = blocks.ResBlock(width, groups=groups)
+    params = block.init(KEY, x, emb)
+    assert hears != np.allclose(
+        block.apply(params, x, emb), block.apply(params, x, -emb), atol=1e-4
+    )
