@@ -74,7 +74,9 @@ def first_stage() -> ConfigDict:
         mid_attention=True,
         z_channels=3,
         latent_channels=3,
+        posterior_logvar=0.0,  # kl: log variance that training starts from
         codebook_size=8192,  # vq
+        groups=32,  # of GroupNorm
         dropout=0.0,
         remat=False,
     )
@@ -86,6 +88,7 @@ def first_stage() -> ConfigDict:
         beta=0.25,
         legacy_vq=True,
         perceptual_weight=1.0,
+        pixel_loss="l1",  # l1 | l2
         disc_weight=0.5,
         disc_start=50_001,
         disc_loss="hinge",  # hinge | vanilla
@@ -117,6 +120,7 @@ def ldm() -> ConfigDict:
         dropout=0.0,
         scale_shift=False,
         resblock_updown=False,
+        groups=32,  # of GroupNorm; with one channel a group the network is deaf to the timestep
         remat=False,
     )
     config.conditioners = dict()  # {batch field: dict(name=conditioner, ...)}

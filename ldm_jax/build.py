@@ -16,9 +16,10 @@ from ldm_jax.base import errors
 from ldm_jax.data import pipeline, sources, transforms
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
-from ldm_jax.engine import checkpoint, loop
-from ldm_jax.models import conditioners, lpips
-from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.engine import checkpoint, loop, optim
+from ldm_jax.metrics import scores
+from ldm_jax.models import conditioners, lpips, tiny  # noqa: F401  (tiny registers itself)
+from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.unet import UNet
@@ -29,11 +30,19 @@ IDENTITY = "identity"
 
 
 def read_config(run) -> ConfigDict:
-    """The config.json of a run; a folder that is none is a UsageError."""
+    """The config.json of a run; a folder that is none is a UsageError.
+
+    A first stage that lies inside the run, as converted ones do, is found wherever the run is.
+    """
     file = pathlib.Path(run) / "config.json"
     if not file.is_file():
         raise errors.UsageError(f"{run} is not a run: it holds no config.json.")
-    return config_lib.from_json(file.read_text())
+    config = config_lib.from_json(file.read_text())
+    inside = pathlib.Path(run) / config.get("first_stage", "")
+    if inside != pathlib.Path(run) and (inside / "config.json").is_file():
+        with config.unlocked():
+            config.first_stage = str(inside)
+    return config
 
 
 def open_source(data: ConfigDict):
@@ -61,22 +70,35 @@ def resolve(config: ConfigDict, source) -> ConfigDict:
 def check(config: ConfigDict, source):
     """Raises UsageError for what can be known to be wrong before any device is touched."""
     size = config.data.size
-    if config.batch_size < 1 or config.batch_size % config.accumulate:
+    positive = {f"eval.{key}": value for key, value in config.eval.items()}
+    positive |= {key: config[key] for key in ("batch_size", "accumulate")}
+    for key, value in positive.items():
+        if value < 1:
+            raise errors.UsageError(f"config.{key}={value} must be at least 1.")
+    if config.batch_size % config.accumulate:
         raise errors.UsageError(
             f"config.batch_size={config.batch_size} must be a positive multiple of "
             f"config.accumulate={config.accumulate}."
         )
+    if not 0 <= config.seed < 2**32:
+        raise errors.UsageError(f"config.seed={config.seed}: give a number from 0 to {2**32 - 1}.")
+    data = config.data
+    transforms.standard(data.size, data.crop, data.flip, data.interpolation)
     loop.Intervals(**config.steps)
-    if config.dtype not in ("float32", "bfloat16"):
-        raise errors.UsageError(f"config.dtype={config.dtype!r}: use 'float32' or 'bfloat16'.")
+    for kwargs in config.optim.values():
+        optim.make_tx(total=config.steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
+    _one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
     if config.stage == "autoencode":
         _divides(
             size,
-            2 ** (len(config.model.mult) - 1),
-            "the downsampling factor f of config.model.mult",
+            make_autoencoder(config).f,
+            "the downsampling factor f of config.model",
         )
+        _one_of("config.model.bottleneck", config.model.bottleneck, ("kl", "vq"))
+        _one_of("config.discriminator.norm", config.discriminator.norm, ("batch", "group"))
         autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
     elif config.stage == "diffuse":
+        _trained(config.first_stage)
         codec = open_codec(config.first_stage)
         process = make_process(**config.process)
         diffuse.Sampling(**config.sample).grid(process)
@@ -98,6 +120,11 @@ def check(config: ConfigDict, source):
         raise errors.UsageError(
             f"config.data.holdout={config.data.holdout} leaves no training records."
         )
+
+
+def _one_of(key: str, value, known):
+    if value not in known:
+        raise errors.UsageError(f"{key}={value!r}: use {' or '.join(map(repr, known))}.")
 
 
 def _divides(size: int, factor: int, what: str):
@@ -145,8 +172,11 @@ def held_out_batches(config: ConfigDict, held_out, fields, **share):
     )
 
 
-def make_autoencoder(config: ConfigDict) -> Autoencoder:
-    return Autoencoder(**config.model, dtype=jnp.dtype(config.dtype))
+def make_autoencoder(config: ConfigDict):
+    """The first stage's network; `config.model.name` may name another than Autoencoder."""
+    kwargs = dict(config.model)
+    model = AUTOENCODERS.get(kwargs.pop("name", "autoencoder"))
+    return model(**kwargs, dtype=jnp.dtype(config.dtype))
 
 
 def make_autoencode(config: ConfigDict) -> autoencode.Autoencode:
@@ -154,36 +184,62 @@ def make_autoencode(config: ConfigDict) -> autoencode.Autoencode:
     dtype = jnp.dtype(config.dtype)
     loss = autoencode.Loss(**config.loss)
     weights = lpips.load(**config.lpips) if loss.perceptual_weight else None
+    net = lpips.network(weights) if weights else "vgg"
+    perceive = lambda params, x, y: lpips.LPIPS(net, dtype).apply({"params": params}, x, y)
     return autoencode.Autoencode(
         model=make_autoencoder(config),
         loss=loss,
         discriminator=PatchDiscriminator(**config.discriminator, dtype=dtype),
         size=config.data.size,
-        perceive=lpips.distance if weights is not None else None,
+        perceive=perceive if weights is not None else None,
         lpips=weights,
+        scores={"psnr_db": scores.psnr, "ssim": scores.ssim},
     )
 
 
 def open_codec(first_stage: str) -> Codec:
-    """The first stage of that run as a codec, without its weights."""
-    if first_stage == IDENTITY:
-        return Codec(None)
+    """The first stage of that run as a codec, without its weights.
+
+    The recipe of a first stage, configs/NAME.py, stands for a run that is still to be trained: it
+    has everything but weights, which is enough to build a second stage abstractly. The identity may
+    say its channels, `identity:4`; otherwise it has an image's three.
+    """
+    if _is_identity(first_stage):
+        return Codec(None, int(str(first_stage).partition(":")[2] or 3))
     if not first_stage:
         raise errors.UsageError(
             "config.first_stage is empty: give the workdir of a trained first stage "
             f"(--config.first_stage=RUN), or {IDENTITY!r} for pixel diffusion."
         )
-    config = read_config(first_stage)
+    recipe = _is_recipe(first_stage)
+    config = config_lib.load(first_stage) if recipe else read_config(first_stage)
     if config.stage != "autoencode":
         raise errors.UsageError(
-            f"config.first_stage={first_stage} is a run of stage {config.stage!r}, not a first stage."
+            f"config.first_stage={first_stage} is of stage {config.stage!r}, not a first stage."
         )
     return Codec(make_autoencoder(config))
 
 
+def _is_identity(first_stage: str) -> bool:
+    name, _, channels = str(first_stage).partition(":")
+    return name == IDENTITY and (channels or "3").isdecimal()
+
+
+def _is_recipe(first_stage: str) -> bool:
+    return str(first_stage).partition(":")[0].endswith(".py")
+
+
+def _trained(first_stage: str):
+    if _is_recipe(first_stage):
+        raise errors.UsageError(
+            f"config.first_stage={first_stage} is a recipe: train it (python -m ldm_jax.train "
+            f"--config={first_stage} --workdir=RUN), then give --config.first_stage=RUN."
+        )
+
+
 def codec_params(first_stage: str, ema: bool = True):
     """The weights that go with `open_codec`, and the training step they come from."""
-    if first_stage == IDENTITY:
+    if _is_identity(first_stage):
         return {}, 0
     params, step = checkpoint.read_params(first_stage, ("autoencoder",), ema=ema)
     return params["autoencoder"]["model"], step

@@ -35,7 +35,7 @@ def run(doc, define, main, argv) -> int:
     values = flags.FlagValues()
     define(values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
-        print(f"{doc.strip()}\n\nflags:\n{values.main_module_help() or values.get_help()}")
+        print(f"{doc.strip()}\n\n{describe(values)}")
         return 0
     from ldm_jax.engine import loop  # heavy, so after --help
 
@@ -52,6 +52,16 @@ def run(doc, define, main, argv) -> int:
         return _say(e, EXIT_RESTART)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
+
+
+def describe(values: flags.FlagValues) -> str:
+    """A line for each flag: its name, its default where it has one, what it means."""
+    lines = []
+    for name in values:
+        flag = values[name]
+        given = f"--{name}" if flag.default in (None, "", []) else f"--{name}={flag.default}"
+        lines.append(f"  {given:26} {flag.help}")
+    return "\n".join(lines)
 
 
 def parse(values: flags.FlagValues, argv):

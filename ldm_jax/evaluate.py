@@ -63,7 +63,7 @@ def evaluate_run(path) -> dict:
     config = build.read_config(path)
     source = build.open_source(config.data)
     mesh = shard.make_mesh()
-    shard.check_batch(config.eval.batch_size, mesh)
+    shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
     params, step = checkpoint.read_params(path)
     cli.cache_compilations(path / "compilation_cache")
     if config.stage == "autoencode":

@@ -81,6 +81,7 @@ class SecondStage:
         self._encode, self._decode = jax.jit(self.model.encode), jax.jit(self.model.decode)
         self._predict = jax.jit(self.model.predict)
         self._condition = jax.jit(self.model.condition)
+        self._encode_fields = jax.jit(self.model.encode_fields)
         self._sampler = functools.lru_cache(self._compile)
 
     @property
@@ -103,7 +104,8 @@ class SecondStage:
         cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None for the null condition.
         """
         z_t = jnp.asarray(z_t, jnp.float32)
-        return self._predict(self._params, z_t, jnp.asarray(t), self._cond(cond, len(z_t)))
+        size = tuple(side * self.model.codec.f for side in z_t.shape[1:3])
+        return self._predict(self._params, z_t, jnp.asarray(t), self._cond(cond, len(z_t), size))
 
     def sample(
         self,
@@ -134,15 +136,15 @@ class SecondStage:
         """
         sampling = diffuse.Sampling(sampler, steps, float(eta), float(guidance), spacing)
         sampling.grid(self.model.process)
-        height, width = size or (self.config.data.size,) * 2
+        size = size or (self.config.data.size,) * 2
         cond = dict(cond or {})
         null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
-        null = self._cond(null, n) if guidance != 1.0 else None
-        draw = self._sampler(sampling, height, width, latents)
+        null = self._cond(null, n, size) if guidance != 1.0 else None
+        draw = self._sampler(sampling, *size, latents)
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
             first + jnp.arange(n)
         )
-        inputs = self._rows((keys, self._cond(cond or None, n), null, noise))
+        inputs = self._rows((keys, self._cond(cond, n, size), null, noise))
         images = draw(self._params, self._frozen, *inputs)
         return images if latents else jnp.clip(images, -1, 1)
 
@@ -165,21 +167,22 @@ class SecondStage:
 
         return jax.jit(draw)
 
-    def _cond(self, cond: dict | None, n: int) -> Cond:
-        if cond and set(cond) <= set(READY):
+    def _cond(self, cond: dict | None, n: int, size) -> Cond:
+        """From fields or ready arrays; the null condition where nothing is given."""
+        known = self.model.fields
+        if cond and not set(cond) <= set(known) and set(cond) <= set(READY):
             return Cond(**{k: jnp.asarray(v) for k, v in cond.items()})
-        known = self.model.denoiser.fields
         if unknown := sorted(set(cond or {}) - set(known)):
             raise errors.UsageError(
                 f"cond has no field {unknown[0]!r}{errors.nearest(unknown[0], known)}; this run is "
                 f"conditioned on {', '.join(known) or 'nothing'}."
             )
         if not cond:
-            fields, drop = {name: jnp.zeros(n, jnp.int32) for name in known}, jnp.ones(n, bool)
-        else:
-            self._check_classes(cond.get("class"), n)
-            fields, drop = {k: jnp.asarray(v) for k, v in cond.items()}, jnp.zeros(n, bool)
-        return self._condition(self._params, fields, drop)
+            return self._condition(self._params, self.model.example(n, *size), jnp.ones(n, bool))
+        self._check_classes(cond.get("class"), n)
+        fields = {k: jnp.asarray(v) for k, v in cond.items()}
+        fields = self._encode_fields(self._frozen, fields)
+        return self._condition(self._params, fields, jnp.zeros(n, bool))
 
     def _rows(self, inputs):
         """Rows over the devices of the mesh, where the run has one."""

@@ -68,7 +68,7 @@ def main(args, overrides):
 
     cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
     mesh = shard.make_mesh()
-    shard.check_batch(args.batch_size, mesh)
+    shard.check_batch(args.batch_size, mesh, key="--batch_size")
     run = run_lib.load(args.run, ema=args.ema, mesh=mesh)
     manifest = settings | {
         "run": str(args.run),

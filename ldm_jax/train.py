@@ -45,7 +45,7 @@ def train(config, workdir, allow=()) -> dict:
     build.check(config, source)
     mesh = shard.make_mesh(**config.mesh)
     shard.check_batch(config.batch_size, mesh, config.accumulate)
-    shard.check_batch(config.eval.batch_size, mesh)
+    shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
     first_stage = build.make_autoencode(config).stage() if config.stage == "autoencode" else None
     claim(workdir, config, source, allow)
 

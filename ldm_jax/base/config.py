@@ -42,6 +42,10 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
         raise
     except Exception as e:
         raise errors.UsageError(f"--config={spec} raises {type(e).__name__}: {e}") from e
+    if not isinstance(config, config_dict.ConfigDict):
+        raise errors.UsageError(
+            f"--config={spec}: get_config returned {type(config).__name__}, not a ConfigDict."
+        )
     config.lock()
     for key, text in (overrides or {}).items():
         override(config, key, text)

@@ -35,11 +35,11 @@ def mesh_shape(devices: int, data: int, fsdp: int, tensor: int) -> tuple[int, in
     return tuple(sizes)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices of all hosts with the axes of `AXES`."""
-    shape = mesh_shape(jax.device_count(), data, fsdp, tensor)
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh with the axes of `AXES` over `devices`; all devices of all hosts by default."""
+    shape = mesh_shape(jax.device_count() if devices is None else len(devices), data, fsdp, tensor)
     # jax's default axis type is Explicit now, which wants sharding words inside the models.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -51,14 +51,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1):
-    """A batch must split into `accumulate` parts that the batch axes of the mesh divide."""
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "config.batch_size"):
+    """A batch must split into `accumulate` parts that the batch axes of the mesh divide.
+
+    key: what the user calls the batch size.
+    """
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch_size % parts:
         nearest = max(parts, round(batch_size / parts) * parts)
+        micro = f" x config.accumulate={accumulate}" if accumulate > 1 else ""
         raise errors.UsageError(
-            f"config.batch_size={batch_size} must divide by {parts} (devices on the batch axes x "
-            f"config.accumulate={accumulate}); nearest: {nearest}."
+            f"{key}={batch_size} must divide by {parts} (devices on the batch axes{micro}); "
+            f"nearest: {nearest}."
         )
 
 

@@ -22,11 +22,11 @@ COLOURS = {  # RGB in [0, 1]; hues at least 60 degrees apart
     "yellow": (0.95, 0.83, 0.10),
 }
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-MAX_TURN = math.radians(15)
+MAX_TURN = math.radians(10)
 MAX_OBJECTS = 9
-_DIAMETER = (0.40, 0.65)  # of the circle around a shape, as a part of the image's side
+_DIAMETER = (0.55, 0.80)  # of the circle around a shape, as a part of the image's side
 _MARGIN = 0.02
-_VERSION = "1"  # part of the fingerprint: raise it when the pictures change
+_VERSION = "2"  # part of the fingerprint: raise it when the pictures change
 _RGB = np.array(list(COLOURS.values()), np.float32)
 
 
@@ -105,12 +105,12 @@ def compose(seed: int, i: int, objects: int = 1) -> Scene:
     block, place = divmod(i, len(CLASSES))
     class_id = int(_rng(seed, 2 * block + 1).permutation(len(CLASSES))[place])
     light = _between(draw, 0.25, 0.75)
-    contrast = _between(draw, 0.06, 0.16) * (1 if draw.random() < 0.5 else -1)
+    contrast = _between(draw, 0.05, 0.12) * (1 if draw.random() < 0.5 else -1)
     tint = 0.07 * draw.random((2, 3)) - 0.035
     colours = np.array([[light - contrast], [light + contrast]]) + tint
     texture = int(draw.random() * len(_TEXTURES))
-    angle, cycles = _between(draw, 0, math.pi), _between(draw, 1.5, 4)
-    waves = (draw.random((6, 3)) - 0.5) * (6, 6, 2 * math.pi)
+    angle, cycles = _between(draw, 0, math.pi), _between(draw, 0.8, 2)
+    waves = (draw.random((6, 3)) - 0.5) * (4, 4, 2 * math.pi)
     # The first two are at right angles: one makes stripes, both together checks.
     waves[0, :2] = cycles * math.cos(angle), cycles * math.sin(angle)
     waves[1, :2] = -waves[0, 1], waves[0, 0]

@@ -134,11 +134,15 @@ class Progress:
         self._interval = 0.2 if self._live else interval
         self._active, self._shown, self._last, self._values = active, 0.0, "", {}
 
-    def update(self, step: int, values: dict | None = None, *, force: bool = False):
+    def begin(self, step: int):
+        """The rate counts from here: the first step compiled."""
+        self._begin, self._start = time.monotonic(), step
+
+    def update(self, step: int, values: dict | None = None):
         """Counts `step` steps done; `values` are shown until others come."""
         self._values = values or self._values
         now = time.monotonic()
-        if not self._active or (now - self._shown < self._interval and not force):
+        if not self._active or step == self._start or now - self._shown < self._interval:
             return
         self._shown = now
         elapsed = now - self._begin

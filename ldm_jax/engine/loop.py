@@ -159,6 +159,7 @@ def train(
                 if step == first + 1:
                     jax.block_until_ready(metrics)
                     stopwatch.restart()
+                    logs.progress.begin(step)
                 logs.progress.update(step)
 
                 if steps.due(step, steps.log):

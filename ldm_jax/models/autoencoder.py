@@ -9,8 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.base import registry
 from ldm_jax.models import bottleneck
 from ldm_jax.nn import attention, blocks
+
+AUTOENCODERS = registry.Registry("autoencoder")
 
 EPS = 1e-6
 
@@ -30,6 +33,7 @@ SHARED = (
 )
 
 
+@AUTOENCODERS.register("autoencoder")
 class Autoencoder(nn.Module):
     """Images [b, h, w, 3] in [-1, 1] to latents [b, h/f, w/f, c] and back; f = 2**(len(mult) - 1).
 
@@ -53,6 +57,7 @@ class Autoencoder(nn.Module):
     bottleneck: str = "kl"
     codebook_size: int = 8192
     image_channels: int = 3
+    posterior_logvar: float = 0.0
     dropout: float = 0.0
     resample_conv: bool = True
     tanh_out: bool = False
@@ -72,7 +77,12 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(**stack, out_channels=double * self.z_channels)
         self.decoder = Decoder(**stack, out_channels=self.image_channels)
         # These maps stay in float32: they are small, and the latent is what is kept.
-        self.to_latent = blocks.dense(double * self.latent_channels, None, dtype=jnp.float32)
+        narrow = lambda key, shape, dtype=jnp.float32: jnp.where(
+            jnp.arange(shape[0]) < self.latent_channels, 0.0, self.posterior_logvar
+        ).astype(dtype)
+        self.to_latent = blocks.dense(
+            double * self.latent_channels, None, dtype=jnp.float32, bias_init=narrow
+        )
         self.from_latent = blocks.dense(self.z_channels, None, dtype=jnp.float32)
         if self.bottleneck == "vq":
             k = self.codebook_size
@@ -126,18 +136,17 @@ class _Stack(nn.Module):
     @nn.nowrap
     def layers(self):
         """Constructors of (residual block, attention block), rematerialised where asked."""
-        kinds = {
-            "softmax": functools.partial(attention.AttentionBlock, eps=EPS, groups=self.groups),
-            "linear": attention.LinearAttention,
-        }
-        attend, block = kinds[self.attention_kind], blocks.ResBlock
+        block = blocks.ResBlock
+        kinds = {"softmax": attention.AttentionBlock, "linear": attention.LinearAttention}
+        attend = kinds[self.attention_kind]
         if self.remat:
-            block = nn.remat(block, static_argnums=(3,))
+            block, attend = nn.remat(block, static_argnums=(3,)), nn.remat(attend)
+        norm = {"eps": EPS, "groups": self.groups}
         return (
+            functools.partial(block, dropout=self.dropout, dtype=self.dtype, **norm),
             functools.partial(
-                block, eps=EPS, dropout=self.dropout, groups=self.groups, dtype=self.dtype
+                attend, dtype=self.dtype, **({} if self.attention_kind == "linear" else norm)
             ),
-            functools.partial(attend, dtype=self.dtype),
         )
 
     @nn.nowrap

@@ -37,7 +37,7 @@ def quantise(codebook, z):
     # |z - e|^2 without |z|^2, which is the same for every entry
     products = jnp.einsum("bhwc,kc->bhwk", z, codebook, precision=jax.lax.Precision.HIGHEST)
     indices = jnp.argmin(jnp.sum(codebook**2, axis=-1) - 2.0 * products, axis=-1)
-    return codebook[indices], indices
+    return jnp.take(codebook, indices, axis=0), indices
 
 
 def straight_through(z, z_q):

@@ -1,17 +1,28 @@
 """Conditioners: from the batch's condition fields to what the denoiser takes.
 
 A conditioner is a Linen module called with `(batch, drop)`: a dict of arrays, and [b] bool, the
-rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). Its `fields` name
-what it reads from the batch.
+rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). Beside that it says:
+
+    fields: what it reads from the batch.
+    example(image, latent): fields that it accepts, zeros, for images and latents of these shapes
+      ([b, h, w, 3] and [b, h/f, w/f, c]).
+    latent_of: {field: image field}, those of its fields that the stage makes from an image of the
+      batch with the first stage. Most have none.
+
+A new kind of condition is one class here and one line in a config.
 """
 
 from typing import Any, ClassVar, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ldm_jax.base import registry
+from ldm_jax.models.transformer import TokenTransformer
+from ldm_jax.nn import blocks
 
 CONDITIONERS = registry.Registry("conditioner")
 
@@ -29,8 +40,15 @@ class Cond(NamedTuple):
     mask: jax.Array | None = None
 
 
+class Conditioner(nn.Module):
+    """What conditioners have in common where they do not say otherwise."""
+
+    fields: ClassVar[tuple] = ()
+    latent_of: ClassVar[dict] = {}
+
+
 @CONDITIONERS.register("class")
-class ClassEmbedder(nn.Module):
+class ClassEmbedder(Conditioner):
     """One embedding per class, and a last one for the null class. batch["class"]: int [b].
 
     As one token [b, 1, width] for cross-attention, or with `place="vector"` as [b, width], where
@@ -44,6 +62,10 @@ class ClassEmbedder(nn.Module):
 
     fields: ClassVar[tuple] = ("class",)
 
+    @nn.nowrap
+    def example(self, image, latent):
+        return {"class": jnp.zeros(image[:1], jnp.int32)}
+
     @nn.compact
     def __call__(self, batch, drop):
         if self.place not in ("tokens", "vector"):
@@ -53,6 +75,213 @@ class ClassEmbedder(nn.Module):
         table = nn.Embed(rows, self.width, embedding_init=init, dtype=self.dtype, name="table")
         emb = table(jnp.where(drop, self.num_classes, batch["class"]))
         return Cond(tokens=emb[:, None]) if self.place == "tokens" else Cond(vector=emb)
+
+
+class TokenEmbedder(Conditioner):
+    """A sequence of discrete tokens through a transformer, for cross-attention: [b, n, width].
+
+    Its field holds int ids [b, n], n <= length, filled up with the id `pad`. Padding is not
+    attended to, neither here nor by the denoiser; `mask_padding=False` attends to it, as the
+    official models were trained. The null condition is the ids `null`, then padding. A row's first
+    token always counts, so that an empty row says something too.
+    """
+
+    width: int
+    depth: int
+    vocab_size: int
+    length: int
+    pad: int
+    null: tuple
+    heads: int = 8
+    head_width: int = 64
+    mask_padding: bool = True
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.nowrap
+    def example(self, image, latent):
+        return {self.fields[0]: jnp.zeros((image[0], self.length), jnp.int32)}
+
+    @nn.compact
+    def __call__(self, batch, drop):
+        self._check()
+        ids = batch[self.fields[0]]
+        null = np.full(self.length, self.pad, np.int32)
+        null[: len(self.null)] = self.null
+        ids = jnp.where(drop[:, None], null[: ids.shape[1]], ids)
+        mask = (ids != self.pad).at[:, 0].set(True) if self.mask_padding else None
+        transformer = TokenTransformer(
+            self.vocab_size,
+            self.length,
+            self.width,
+            self.depth,
+            self.heads,
+            self.head_width,
+            self.remat,
+            self.dtype,
+            name="transformer",
+        )
+        return Cond(tokens=transformer(ids, mask), mask=mask)
+
+    @nn.nowrap
+    def _check(self):
+        # Under jit an id that the table lacks does not raise.
+        if max(self.pad, *self.null, 0) >= self.vocab_size or len(self.null) > self.length:
+            raise ValueError(
+                f"pad={self.pad} and null={self.null} must be ids below "
+                f"vocab_size={self.vocab_size}, at most length={self.length} of them."
+            )
+
+
+@CONDITIONERS.register("text")
+class TextEmbedder(TokenEmbedder):
+    """Captions as WordPiece ids of bert-base-uncased, 77 of them: batch["text_ids"].
+
+    The null condition is the empty caption: [CLS] [SEP], then [PAD].
+    """
+
+    vocab_size: int = 30_522
+    length: int = 77
+    pad: int = 0
+    null: tuple = (101, 102)
+
+    fields: ClassVar[tuple] = ("text_ids",)
+
+
+@CONDITIONERS.register("layout")
+class LayoutEmbedder(TokenEmbedder):
+    """Boxes and their classes as 92 tokens (30 objects of 3, 2 for the crop): batch["layout_ids"].
+
+    8191 stands for a missing object; the null condition has no object and no crop.
+    """
+
+    vocab_size: int = 8192
+    length: int = 92
+    pad: int = 8191
+    null: tuple = ()
+
+    fields: ClassVar[tuple] = ("layout_ids",)
+
+
+@CONDITIONERS.register("tokens")
+class GivenTokens(Conditioner):
+    """Embeddings computed beforehand, say CLIP's: batch["tokens"], [b, length, width].
+
+    The null condition is zeros; a model trained on another null is given it when it is sampled.
+    """
+
+    length: int = 77
+    width: int = 768
+    dtype: Any = jnp.float32
+
+    fields: ClassVar[tuple] = ("tokens",)
+
+    @nn.nowrap
+    def example(self, image, latent):
+        return {"tokens": jnp.zeros((image[0], self.length, self.width))}
+
+    def __call__(self, batch, drop):
+        return Cond(tokens=_blank(batch["tokens"], drop).astype(self.dtype))
+
+
+@CONDITIONERS.register("rescaler")
+class SpatialRescaler(Conditioner):
+    """A semantic map at the latents' resolution, concatenated to them: batch["segmentation"].
+
+    Labels, int [b, h, w], become one-hot in `classes` channels, and a label outside them all zeros;
+    a map [b, h, w, classes] is taken as it is. It is halved `stages` times, then mapped linearly to
+    `channels` (0: not mapped). The null condition is zeros.
+
+    method: bilinear (the mean of 2x2; an odd last row or column is dropped, as torch does), area
+    (the same, even sizes only) or nearest.
+    """
+
+    stages: int = 2
+    classes: int = 182
+    channels: int = 3
+    method: str = "bilinear"
+    bias: bool = False
+    dtype: Any = jnp.float32
+
+    fields: ClassVar[tuple] = ("segmentation",)
+
+    @nn.nowrap
+    def example(self, image, latent):
+        return {"segmentation": jnp.zeros(image[:3], jnp.int32)}
+
+    @nn.compact
+    def __call__(self, batch, drop):
+        x = batch["segmentation"]
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            x = jax.nn.one_hot(x, self.classes, dtype=self.dtype)
+        for _ in range(self.stages):
+            x = self._halve(x.astype(self.dtype))
+        if self.channels:
+            x = blocks.dense(self.channels, "map", dtype=self.dtype, use_bias=self.bias)(x)
+        return Cond(concat=_blank(x, drop))
+
+    @nn.nowrap
+    def _halve(self, x):
+        if self.method not in ("bilinear", "area", "nearest"):
+            raise ValueError(f"method={self.method!r}: use 'bilinear', 'area' or 'nearest'.")
+        h, w = x.shape[1:3]
+        if self.method == "area" and (h % 2 or w % 2):
+            raise ValueError(f"method='area' halves even sizes only, got {h}x{w}.")
+        x = x[:, : h // 2 * 2, : w // 2 * 2]
+        if self.method == "nearest":
+            return x[:, ::2, ::2]
+        return einops.reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=2, j=2)
+
+
+@CONDITIONERS.register("image")
+class LowResolution(Conditioner):
+    """An image on the grid of the latents, concatenated unchanged: super-resolution by f.
+
+    batch["low_res"]: [b, h/f, w/f, channels] in [-1, 1]. The null condition is zeros, mid-grey.
+    """
+
+    channels: int = 3
+    dtype: Any = jnp.float32
+
+    fields: ClassVar[tuple] = ("low_res",)
+
+    @nn.nowrap
+    def example(self, image, latent):
+        return {"low_res": jnp.zeros((*latent[:3], self.channels))}
+
+    def __call__(self, batch, drop):
+        return Cond(concat=_blank(batch["low_res"], drop).astype(self.dtype))
+
+
+@CONDITIONERS.register("inpaint")
+class Inpainting(Conditioner):
+    """Latents of the image with the hole blackened, and the mask, both concatenated.
+
+    batch["masked_latents"]: [b, h/f, w/f, c], the first stage's own (unscaled, the mode), which the
+    stage encodes from batch["masked_image"] [b, h, w, 3], -1 in the hole. batch["mask"]:
+    [b, h, w, 1] or [b, h/f, w/f, 1], 1 in the hole and 0 elsewhere; it is brought to the latents'
+    size by its nearest pixels, and to [-1, 1]. The null condition knows nothing: latents of zero,
+    all hole.
+    """
+
+    dtype: Any = jnp.float32
+
+    fields: ClassVar[tuple] = ("masked_latents", "mask")
+    latent_of: ClassVar[dict] = {"masked_latents": "masked_image"}
+
+    @nn.nowrap
+    def example(self, image, latent):
+        return {"masked_latents": jnp.zeros(latent), "mask": jnp.zeros((*image[:3], 1))}
+
+    def __call__(self, batch, drop):
+        latents, mask = batch["masked_latents"], batch["mask"]
+        (h, w), (height, width) = latents.shape[1:3], mask.shape[1:3]
+        if height % h or width % w:
+            raise ValueError(f"A mask of {height}x{width} does not fit latents of {h}x{w}.")
+        mask = 2.0 * mask[:, :: height // h, :: width // w] - 1.0
+        mask = jnp.where(drop[:, None, None, None], 1.0, mask)
+        x = jnp.concatenate([_blank(latents, drop), mask], axis=-1)
+        return Cond(concat=x.astype(self.dtype))
 
 
 def merge(conds):
@@ -76,3 +305,8 @@ def _merge_masks(conds):
     return jnp.concatenate(
         [jnp.ones(c.tokens.shape[:2], bool) if c.mask is None else c.mask for c in conds], axis=1
     )
+
+
+def _blank(x, drop):
+    """Zeros in the dropped rows. x: [b, ...], drop: [b] bool."""
+    return jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), 0, x)

@@ -30,3 +30,14 @@ class Denoiser(nn.Module):
     def fields(self):
         """The batch fields that the conditioners read."""
         return tuple(field for conditioner in self.conditioners for field in conditioner.fields)
+
+    @property
+    def latent_of(self):
+        """{field: image field} of the fields that are latents of an image of the batch."""
+        return {k: v for conditioner in self.conditioners for k, v in conditioner.latent_of.items()}
+
+    @nn.nowrap
+    def example(self, image, latent):
+        """Zero fields for images [b, h, w, 3] and latents [b, h/f, w/f, c] of these shapes."""
+        parts = [conditioner.example(image, latent) for conditioner in self.conditioners]
+        return {field: array for part in parts for field, array in part.items()}

@@ -14,7 +14,8 @@ class PatchDiscriminator(nn.Module):
 
     norm="batch" always uses the statistics of the batch at hand (the global one, if it is sharded)
     and keeps no running ones: call it once for real and once for generated images, as the official
-    code does. norm="group" is independent of the batch.
+    code does. norm="group" is independent of the batch. norm="actnorm" learns an affine map, which
+    starts by standardising the images that the module is initialised with.
     """
 
     width: int = 64
@@ -28,7 +29,7 @@ class PatchDiscriminator(nn.Module):
         for i in range(1, self.layers + 1):
             width = self.width * min(2**i, 8)
             stride = 2 if i < self.layers else 1
-            x = self._conv(width, i, stride, use_bias=False)(x)
+            x = self._conv(width, i, stride, use_bias=self.norm == "actnorm")(x)
             x = nn.leaky_relu(self._norm(i)(x), 0.2)
         return self._conv(1, self.layers + 1)(x).astype(jnp.float32)
 
@@ -47,10 +48,24 @@ class PatchDiscriminator(nn.Module):
 
     @nn.nowrap
     def _norm(self, i):
-        kinds = {"batch": BatchNorm, "group": blocks.GroupNorm}
+        kinds = {"batch": BatchNorm, "group": blocks.GroupNorm, "actnorm": ActNorm}
         if self.norm not in kinds:
             raise ValueError(f"norm={self.norm!r} is unknown; known: {sorted(kinds)}.")
         return kinds[self.norm](dtype=self.dtype, name=f"norm_{i}")
+
+
+class ActNorm(nn.Module):
+    """Kingma & Dhariwal 2018: scale * (x + loc) per channel, float32. [b, h, w, c] -> same."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.astype(jnp.float32)
+        axes = (0, 1, 2)
+        loc = self.param("loc", lambda key: -jnp.mean(x, axes))
+        scale = self.param("scale", lambda key: 1 / (jnp.std(x, axes, ddof=1) + 1e-6))
+        return (scale * (x + loc)).astype(self.dtype)
 
 
 class BatchNorm(nn.Module):

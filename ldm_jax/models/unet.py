@@ -22,9 +22,11 @@ class UNet(nn.Module):
     see the tokens, in place of AttentionBlocks. groups: of the group norms; a level with as many
     channels as groups cannot hear the timestep, unless scale_shift is on.
 
-    The rest reproduces official variants. heads_up: heads on the way up. fill_heads=False: heads of
-    exactly head_channels, even where they do not fill a transformer's width. codebook_logits: the
-    output is logits over so many codebook entries.
+    The rest reproduces published variants. heads: also one number a level. heads_up: heads on the
+    way up. fill_heads=False: heads of exactly head_channels, even where they do not fill a
+    transformer's width. codebook_logits: the output is logits over so many codebook entries. eps:
+    of the group norms, but not of a transformer's; sin_first, freq_shift: of the time embedding;
+    asymmetric: downsampling pads only below and to the right (all four as in diffusers' DDPM).
     """
 
     out_channels: int = 3
@@ -32,7 +34,7 @@ class UNet(nn.Module):
     mult: tuple = (1, 2, 3, 4)
     blocks: int = 2
     attention: tuple = (8, 4, 2)
-    heads: int | None = None
+    heads: int | tuple | None = None
     head_channels: int | None = None
     transformer_depth: int = 1
     cross_attention: bool = False
@@ -43,6 +45,10 @@ class UNet(nn.Module):
     heads_up: int | None = None
     fill_heads: bool = True
     codebook_logits: int = 0
+    eps: float = 1e-5
+    sin_first: bool = False
+    freq_shift: int = 0
+    asymmetric: bool = False
     groups: int = 32
     remat: bool = False
     dtype: Any = jnp.float32
@@ -56,8 +62,9 @@ class UNet(nn.Module):
         emb = self._embed(t, vector)
         x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
 
-        def attend(name, h, going_up=False):
-            return self._attention(h.shape[-1], going_up)(name=name)(h, *self._seen(tokens, mask))
+        def attend(name, h, level, going_up=False):
+            layer = self._attention(h.shape[-1], level, going_up)
+            return layer(name=name)(h, *self._seen(tokens, mask))
 
         h = blocks.conv3x3(self.width, "conv_in", dtype=self.dtype)(x)
         skips = [h]
@@ -65,14 +72,14 @@ class UNet(nn.Module):
             for i in range(self.blocks):
                 h = block(self.width * mult, name=f"down_{level}_block_{i}")(h, emb, train)
                 if 2**level in self.attention:
-                    h = attend(f"down_{level}_attn_{i}", h)
+                    h = attend(f"down_{level}_attn_{i}", h, level)
                 skips.append(h)
             if level < last:
                 h = self._resample("down", f"down_{level}_downsample", h, emb, train)
                 skips.append(h)
 
         h = block(h.shape[-1], name="mid_block_1")(h, emb, train)
-        h = attend("mid_attn", h)
+        h = attend("mid_attn", h, last)
         h = block(h.shape[-1], name="mid_block_2")(h, emb, train)
 
         for level, mult in reversed(list(enumerate(self.mult))):
@@ -80,7 +87,7 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(self.width * mult, name=f"up_{level}_block_{i}")(h, emb, train)
                 if 2**level in self.attention:
-                    h = attend(f"up_{level}_attn_{i}", h, going_up=True)
+                    h = attend(f"up_{level}_attn_{i}", h, level, going_up=True)
             if level:
                 h = self._resample("up", f"up_{level}_upsample", h, emb, train)
         return self._head(h).astype(jnp.float32)
@@ -102,7 +109,9 @@ class UNet(nn.Module):
     @nn.nowrap
     def _embed(self, t, vector):
         """Timesteps [b], and a vector [b, 4 * width] to add -> [b, 4 * width]."""
-        emb = blocks.timestep_embedding(t, self.width)
+        emb = blocks.timestep_embedding(
+            t, self.width, sin_first=self.sin_first, freq_shift=self.freq_shift
+        )
         emb = nn.silu(blocks.dense(4 * self.width, "time_1", dtype=self.dtype)(emb))
         emb = blocks.dense(4 * self.width, "time_2", dtype=self.dtype)(emb)
         return emb if vector is None else emb + vector.astype(self.dtype)
@@ -115,31 +124,35 @@ class UNet(nn.Module):
             dropout=self.dropout,
             zero_init=True,
             scale_shift=self.scale_shift,
+            eps=self.eps,
             groups=self.groups,
             dtype=self.dtype,
         )
 
     @nn.nowrap
-    def _attention(self, channels, going_up):
+    def _attention(self, channels, level, going_up):
         """The constructor of the attention that fits so many channels."""
+        own = self.heads[level] if isinstance(self.heads, tuple) else self.heads or 1
         if self.head_channels:
             heads, head_width = channels // self.head_channels, self.head_channels
         else:
-            heads, head_width = self.heads or 1, channels // (self.heads or 1)
-        if self.cross_attention:
-            head_width = channels // heads if self.fill_heads else head_width
-            layer = functools.partial(
-                attention.SpatialTransformer, heads, head_width, self.transformer_depth
+            heads, head_width = own, channels // own
+        if going_up and self.heads_up and not self.cross_attention:
+            heads, head_width = self.heads_up, channels // self.heads_up
+        # a transformer projects to a width of its own, an attention block has only its channels
+        if not heads or not (self.cross_attention or heads * head_width == channels):
+            raise ValueError(
+                f"{channels} channels cannot be split by heads={heads or None}, "
+                f"head_channels={self.head_channels}."
             )
+        if self.cross_attention:
+            layer = attention.SpatialTransformer
+            head_width = channels // heads if self.fill_heads else head_width
+            kwargs = {"head_width": head_width, "depth": self.transformer_depth}
         else:
-            heads = self.heads_up if going_up and self.heads_up else heads
-            if not heads or channels % heads or (self.head_channels and channels % head_width):
-                raise ValueError(
-                    f"{channels} channels cannot be split by heads={heads or None}, "
-                    f"head_channels={self.head_channels}."
-                )
-            layer = functools.partial(attention.AttentionBlock, heads, zero_init=True)
-        return functools.partial(layer, groups=self.groups, dtype=self.dtype)
+            layer, kwargs = attention.AttentionBlock, {"zero_init": True, "eps": self.eps}
+        layer = nn.remat(layer) if self.remat else layer
+        return functools.partial(layer, heads, groups=self.groups, dtype=self.dtype, **kwargs)
 
     @nn.nowrap
     def _seen(self, tokens, mask):
@@ -150,15 +163,17 @@ class UNet(nn.Module):
     def _resample(self, direction, name, h, emb, train):
         if self.resblock_updown:
             return self._block()(h.shape[-1], resample=direction, name=name)(h, emb, train)
-        layer = {"up": blocks.Upsample, "down": blocks.Downsample}[direction]
-        return layer(self.resample_conv, dtype=self.dtype, name=name)(h)
+        if direction == "up":
+            return blocks.Upsample(self.resample_conv, dtype=self.dtype, name=name)(h)
+        padding = blocks.ASYMMETRIC if self.asymmetric else blocks.SYMMETRIC
+        return blocks.Downsample(self.resample_conv, padding, dtype=self.dtype, name=name)(h)
 
     @nn.nowrap
     def _head(self, h):
         if self.codebook_logits:
-            h = blocks.GroupNorm(groups=self.groups, dtype=self.dtype, name="norm_ids")(h)
+            h = blocks.GroupNorm(self.eps, self.groups, dtype=self.dtype, name="norm_ids")(h)
             return blocks.dense(self.codebook_logits, "to_ids", dtype=self.dtype)(h)
-        h = nn.silu(blocks.GroupNorm(groups=self.groups, dtype=self.dtype, name="norm_out")(h))
+        h = nn.silu(blocks.GroupNorm(self.eps, self.groups, dtype=self.dtype, name="norm_out")(h))
         zero = blocks.ZERO_INIT
         return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype, kernel_init=zero)(h)
 

@@ -34,18 +34,30 @@ def conv3x3(width, name, *, dtype, stride=1, padding=SYMMETRIC, kernel_init=KERN
     )
 
 
-def dense(width, name, *, dtype, kernel_init=KERNEL_INIT, use_bias=True):
+def dense(width, name, *, dtype, kernel_init=KERNEL_INIT, bias_init=ZERO_INIT, use_bias=True):
     """A linear map of the last axis; on an image it is the 1x1 convolution."""
-    return nn.Dense(width, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, name=name)
+    return nn.Dense(
+        width,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        dtype=dtype,
+        name=name,
+    )
 
 
-def timestep_embedding(t, width, max_period=10_000.0):
-    """Sinusoids of the timestep, cosines first (Ho et al. 2020). t: [b] -> [b, width] float32."""
+def timestep_embedding(t, width, max_period=10_000.0, sin_first=False, freq_shift=0):
+    """Sinusoids of the timestep (Ho et al. 2020), cosines first unless `sin_first`.
+
+    t: [b] -> [b, width] float32. freq_shift: the lowest frequency is 1 / max_period where it is 1.
+    """
     half = width // 2
     # numpy, so that the frequencies are the same float32 numbers on every backend
-    freqs = np.exp(np.float32(-np.log(max_period)) * np.arange(half, dtype=np.float32) / half)
+    steps = np.arange(half, dtype=np.float32) / (half - freq_shift)
+    freqs = np.exp(np.float32(-np.log(max_period)) * steps)
     angles = t.astype(jnp.float32)[:, None] * freqs
-    emb = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    parts = [jnp.cos(angles), jnp.sin(angles)]
+    emb = jnp.concatenate(parts[::-1] if sin_first else parts, axis=-1)
     return jnp.pad(emb, ((0, 0), (0, width % 2)))
 
 

@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import errors, registry
-from ldm_jax.metrics import scores
 from ldm_jax.models import bottleneck
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.stages import api
 
 DISCRIMINATOR_LOSSES = registry.Registry("discriminator loss")
+PIXEL_LOSSES = registry.Registry("pixel loss")
+PIXEL_LOSSES.register("l1")(jnp.abs)
+PIXEL_LOSSES.register("l2")(jnp.square)
 
 
 @DISCRIMINATOR_LOSSES.register("hinge")
@@ -40,7 +42,8 @@ class Loss:
 
     kl_weight: on the KL summed over a latent (KL); codebook_weight: on the VQ loss (VQ), whose `beta`
       and `legacy_vq` are those of bottleneck.vq_loss.
-    perceptual_weight: on LPIPS, added to every pixel's absolute error; 0 needs no LPIPS weights.
+    perceptual_weight: on LPIPS, added to every pixel's error; 0 needs no LPIPS weights.
+    pixel_loss: that error, "l1" or "l2".
     disc_weight: on the adversarial term, times the adaptive weight; 0 trains no discriminator.
     disc_start: training step (counted in optimizer steps) at which the adversary begins.
     learn_logvar: learn the output's log variance, from `logvar`; otherwise it stays there (as in the
@@ -57,6 +60,7 @@ class Loss:
     disc_loss: str
     logvar: float
     learn_logvar: bool
+    pixel_loss: str = "l1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Autoencode:
     """The first stage as players. size: pixels of a side of the training images.
 
     perceive: (frozen["lpips"], x, y) -> LPIPS distances [b], or None.
+    scores: {name: (x, y) -> [b]}, what evaluation adds to the mean absolute error.
     """
 
     model: Autoencoder
@@ -72,6 +77,7 @@ class Autoencode:
     size: int
     perceive: object = None
     lpips: object = None
+    scores: dict = dataclasses.field(default_factory=dict)
 
     def stage(self) -> api.Stage:
         """Its players: the autoencoder, and the discriminator where it has a weight."""
@@ -96,7 +102,9 @@ class Autoencode:
         return params
 
     def init_discriminator(self, key):
-        return self.discriminator.init(key, self._blank())["params"]
+        # Noise, as ActNorm starts from the statistics of what it sees first.
+        images = jax.random.normal(jax.random.fold_in(key, 1), self._blank().shape)
+        return self.discriminator.init(key, images)["params"]
 
     def autoencoder_loss(self, params, frozen, batch, key, step, shared):
         """Reconstruction, regulariser and, from disc_start on, the adversarial term."""
@@ -129,14 +137,11 @@ class Autoencode:
         return loss, ({"logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}, shared)
 
     def evaluate(self, params, frozen, batch, key):
-        """Of the posterior's mode, clipped to [-1, 1]: PSNR in dB, SSIM, mean absolute error, [b]."""
+        """Of the posterior's mode, clipped to [-1, 1]: the scores, mean absolute error, LPIPS; [b]."""
         x = batch["image"]
         x_hat = jnp.clip(self._mode(params["autoencoder"]["model"], x), -1, 1)
-        values = {
-            "psnr_db": scores.psnr(x, x_hat),
-            "ssim": scores.ssim(x, x_hat),
-            "l1": jnp.mean(jnp.abs(x - x_hat), axis=(1, 2, 3)),
-        }
+        values = {name: score(x, x_hat) for name, score in self.scores.items()}
+        values["l1"] = jnp.mean(jnp.abs(x - x_hat), axis=(1, 2, 3))
         if self.perceive:
             values["lpips"] = self.perceive(frozen["lpips"], x, x_hat)
         return values
@@ -165,6 +170,8 @@ class Autoencode:
             mean, _ = bottleneck.split(z)
             metrics = {"kl": kl, "latent_std": jnp.std(mean)}
             z = bottleneck.sample(sample_key, z)
+        elif self.model.bottleneck == "none":
+            regulariser, metrics = 0.0, {"latent_std": jnp.std(z)}
         else:
             z_q, indices = bottleneck.quantise(own["model"]["codebook"], z)
             vq = bottleneck.vq_loss(z, z_q, self.loss.beta, self.loss.legacy_vq)
@@ -179,7 +186,7 @@ class Autoencode:
 
     def _nll(self, own, frozen, x, x_hat):
         """The reconstruction term: summed over an image for KL, a mean for VQ, as in the official losses."""
-        error = jnp.abs(x - x_hat)
+        error = PIXEL_LOSSES.get(self.loss.pixel_loss)(x - x_hat)
         if self.perceive:
             distance = self.perceive(frozen["lpips"], x, x_hat)
             error += self.loss.perceptual_weight * distance[:, None, None, None]
@@ -224,3 +231,4 @@ def check(loss: Loss, has_lpips: bool):
             "richzhang/PerceptualSimilarity (lpips/weights/v0.1), or set the weight to 0."
         )
     DISCRIMINATOR_LOSSES.get(loss.disc_loss)
+    PIXEL_LOSSES.get(loss.pixel_loss)

@@ -13,10 +13,11 @@ class Codec:
     """A trained autoencoder, or with `model=None` the identity (f = 1, pixel diffusion).
 
     Latents here are the autoencoder's own, unscaled; for VQ they are those before quantisation, and
-    decoding quantises.
+    decoding quantises. image_channels: of the identity.
     """
 
     model: Autoencoder | None = None
+    image_channels: int = 3
 
     @property
     def f(self) -> int:
@@ -24,14 +25,14 @@ class Codec:
 
     @property
     def channels(self) -> int:
-        return self.model.latent_channels if self.model else 3
+        return self.model.latent_channels if self.model else self.image_channels
 
     def encode(self, params, x, key=None):
         """[b, h, w, 3] -> [b, h/f, w/f, c]: the posterior's mode, or a sample of it where a key is given."""
         if self.model is None:
             return x
         z = self.model.apply({"params": params}, x, method="encode")
-        if self.model.bottleneck == "vq":
+        if self.model.bottleneck != "kl":
             return z
         return bottleneck.mode(z) if key is None else bottleneck.sample(key, z)
 

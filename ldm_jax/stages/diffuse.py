@@ -72,7 +72,7 @@ class Diffuse:
     def stage(self, frozen) -> api.Stage:
         """frozen: {"first_stage": tree, "scale": scalar}."""
         return api.Stage(
-            fields=("image", *self.denoiser.fields),
+            fields=("image", *self.fields),
             players=(api.Player("denoiser", self.init, self.denoiser_loss),),
             frozen=frozen,
             evaluate=self.evaluate,
@@ -82,8 +82,27 @@ class Diffuse:
 
     def init(self, key):
         x = jnp.zeros((1, *self.latent_shape(self.size, self.size)))
-        fields = {name: jnp.zeros((1,), jnp.int32) for name in self.denoiser.fields}
+        fields = self.example(1, self.size, self.size)
         return self.denoiser.init(key, x, jnp.zeros((1,), jnp.int32), fields)["params"]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What the conditioners need of the data: an image in the place of every latent of one."""
+        return tuple(self.denoiser.latent_of.get(name, name) for name in self.denoiser.fields)
+
+    def example(self, b: int, height: int, width: int) -> dict:
+        """Zeros in the shapes of the conditioners' fields; dropped, they are the null condition."""
+        latent = (b, *self.latent_shape(height, width))
+        return self.denoiser.example((b, height, width, 3), latent)
+
+    def encode_fields(self, frozen, batch):
+        """The batch, with those fields added that are latents (unscaled) of one of its images."""
+        latents = {
+            field: jax.lax.stop_gradient(self.codec.encode(frozen["first_stage"], batch[image]))
+            for field, image in self.denoiser.latent_of.items()
+            if image in batch
+        }
+        return batch | latents
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return height // self.codec.f, width // self.codec.f, self.codec.channels
@@ -104,7 +123,8 @@ class Diffuse:
         t = jax.random.randint(t_key, (len(z),), 0, self.process.timesteps)
         drop = jax.random.bernoulli(drop_key, self.loss.cond_dropout, (len(z),))
         eps = jax.random.normal(eps_key, z.shape)
-        error = self._error(params, z, t, eps, batch, drop, dropout_key)
+        fields = self.encode_fields(frozen, batch)
+        error = self._error(params, z, t, eps, fields, drop, dropout_key)
         return jnp.mean(self.process.weight(t, self.loss.weight) * error), (
             {"error": jnp.mean(error), "latent_std": jnp.std(z)},
             shared,
@@ -113,18 +133,18 @@ class Diffuse:
     def evaluate(self, params, frozen, batch, key):
         """The unweighted error, [b], over all timesteps (`error`) and in each quarter of them."""
         z = self.encode(frozen, batch["image"])
-        bands = {}
+        fields, bands = self.encode_fields(frozen, batch), {}
         for band in range(TIME_BANDS):
             t_key, eps_key = jax.random.split(jax.random.fold_in(key, band))
             low, high = (self.process.timesteps * i // TIME_BANDS for i in (band, band + 1))
             t = jax.random.randint(t_key, (len(z),), low, high)
             eps = jax.random.normal(eps_key, z.shape)
-            bands[f"error_t{low}"] = self._error(params, z, t, eps, batch, jnp.zeros(len(z), bool))
+            bands[f"error_t{low}"] = self._error(params, z, t, eps, fields, jnp.zeros(len(z), bool))
         return {"error": sum(bands.values()) / TIME_BANDS} | bands
 
     def draw(self, params, frozen, batch, key):
         """Up to 32 samples under the conditions of the batch."""
-        fields = {name: batch[name][:32] for name in self.denoiser.fields}
+        fields = {name: batch[name][:32] for name in self.fields}
         keys = jax.random.split(key, len(batch["image"][:32]))
         sample = functools.partial(self.sample, height=self.size, width=self.size)
         return {"samples": sample(params["denoiser"], frozen, keys, fields, sampling=self.sampling)}
@@ -156,6 +176,7 @@ class Diffuse:
           [b, height, width, 3], not clipped.
         """
         drop = jnp.zeros(len(keys), bool)
+        fields = self.encode_fields(frozen, fields or {})
         if cond is None:
             cond = self.condition(params, fields, drop)
         if null is None and sampling.guidance != 1.0:
@@ -184,13 +205,13 @@ class Diffuse:
         """The raw network output at integer timesteps t [b]; [b, h, w, c]."""
         return self.denoiser.apply({"params": params}, x_t, t, cond, method="denoise")
 
-    def _error(self, params, z, t, eps, batch, drop, dropout_key=None):
+    def _error(self, params, z, t, eps, fields, drop, dropout_key=None):
         """Mean distance between prediction and target over h, w, c; [b]."""
         pred = self.denoiser.apply(
             {"params": params["denoiser"]},
             self.process.corrupt(z, t, eps),
             t,
-            batch,
+            fields,
             drop,
             train=dropout_key is not None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
@@ -217,6 +238,11 @@ def latent_statistics(codec: Codec, params, batches, key) -> dict:
     mean = total / count
     std = (squares / count - mean**2).clip(0) ** 0.5
     pooled = (squares.mean() / count - mean.mean() ** 2) ** 0.5
+    if not pooled > 0:
+        raise errors.UsageError(
+            "The latents are constant or not finite, so they have no scale; check the first stage "
+            "and the data."
+        )
     return {
         "scale": float(1 / pooled),
         "mean": mean.tolist(),

@@ -3,11 +3,25 @@
 import functools
 
 import einops
+import numpy as np
 
 from ldm_jax.weights.rules import Rule, within
 
+# What a checkpoint of a whole LDM holds beside weights: its schedule, by `register_buffer`.
+BUFFERS = (
+    "betas|alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_alphas_cumprod",
+    "sqrt_recipm?1?_alphas_cumprod|posterior_(variance|log_variance_clipped|mean_coef[12])",
+    "lvlb_weights|cond_ids|scale_factor|logvar|global_step",
+)
+
 # What a discriminator or a standalone first stage stores beside parameters of ours.
-RUNNING_STATISTICS = (r".*\.(running_mean|running_var|num_batches_tracked)",)
+RUNNING_STATISTICS = (r".*\.(running_mean|running_var|num_batches_tracked|initialized)",)
+
+BESIDE_AUTOENCODER = (r"loss\..*|model_ema\..*|global_step",)
+BESIDE_DENOISER = (
+    r"first_stage_model\..*|model_ema\..*",
+    r"cond_stage_model\.transformer\.to_logits\..*",  # the official code does not use it either
+)
 
 _RES_AE = [
     Rule(r"norm(?P<i>[12])", r"norm_\g<i>", "norm"),
@@ -50,6 +64,39 @@ AUTOENCODER = [
 ]
 
 CLASS_EMBEDDER = [Rule(r"embedding", "table", "table")]
+# A row of zeros for the null class, where a table was trained without one.
+_with_null = lambda table: np.concatenate([table, np.zeros_like(table[:1])])
+CLASS_EMBEDDER_WITHOUT_NULL = [Rule(r"embedding", "table", "table", reorder=_with_null)]
+LABEL_EMBEDDING = [Rule(r"label_emb", "table", "table", reorder=_with_null)]
+
+SPATIAL_RESCALER = [Rule(r"channel_mapper", "map", "dense")]
+
+
+def transformer(depth):
+    """The table of an x-transformers encoder: its layers alternate attention and MLP."""
+    layers = [
+        (rf"layers\.{2 * i + odd}\.", f"block_{i}/", odd) for i in range(depth) for odd in (0, 1)
+    ]
+    attend = [
+        Rule(r"0", "norm_1", "norm"),
+        *(Rule(rf"1\.to_{x}", f"attn/{x}", "dense") for x in "qkv"),
+        Rule(r"1\.to_out", "attn/out", "dense"),
+    ]
+    mlp = [
+        Rule(r"0", "norm_2", "norm"),
+        Rule(r"1\.net\.0\.0", "mlp_in", "dense"),
+        Rule(r"1\.net\.2", "mlp_out", "dense"),
+    ]
+    return [
+        Rule(r"token_emb", "table", "table"),
+        Rule(r"pos_emb\.emb", "positions", "array"),
+        Rule(r"norm", "norm", "norm"),
+        *(
+            rule
+            for key, path, odd in layers
+            for rule in within([(r"attn_layers\." + key, path)], mlp if odd else attend)
+        ),
+    ]
 
 _RES_UNET = [
     Rule(r"in_layers\.0", "norm_1", "norm"),
@@ -116,6 +163,11 @@ def unet(
 def discriminator(layers):
     """The table of a patch discriminator: conv, (conv, norm) x layers, conv."""
     norms = [Rule(rf"main\.{3 * i}", f"norm_{i}", "norm") for i in range(1, layers + 1)]
+    norms += [  # ActNorm
+        Rule(rf"main\.{3 * i}\.{leaf}", f"norm_{i}/{leaf}", "bare", reorder=np.ravel)
+        for i in range(1, layers + 1)
+        for leaf in ("loc", "scale")
+    ]
     convs = [Rule(rf"main\.{max(3 * i - 1, 0)}", f"conv_{i}", "conv") for i in range(layers + 2)]
     return convs + norms
 

@@ -1,18 +1,17 @@
-"""Rules from foreign checkpoint keys to our parameter paths, applied with strict accounting.
+"""Rules between foreign checkpoint keys and our parameter paths, applied with strict accounting.
 
 A table is a list of `Rule`s, one per layer, weight and bias together. Every foreign key must match
 a rule or an ignored pattern, and every parameter of ours must be filled, or conversion stops and
-says what is off.
+says what is off. A table whose keys are literal (diffusers') works in both directions.
 """
 
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, tree
 
 
 class Rule(NamedTuple):
@@ -20,8 +19,9 @@ class Rule(NamedTuple):
 
     Named groups of `key` fill the template `path`.
 
-    kind: "conv" (OIHW -> HWIO), "dense" ((out, in, 1...) -> (in, out)), "norm", "table" (an
-    embedding), or "array", where the path is the leaf itself.
+    kind: "conv" (OIHW -> HWIO), "dense" ((out, in, 1...) -> (in, out)), "1x1" (the same, of a
+    foreign convolution), "norm", "table" (an embedding), "array", where the path is the leaf
+    itself, or "bare": an array whose key is complete, without `.weight`.
     part, parts: this layer is one of several joined along the output, like q, k and v.
     reorder: applied to the foreign array, weight and bias alike, before anything else.
     """
@@ -37,9 +37,11 @@ class Rule(NamedTuple):
 WEIGHT_LEAF = {
     "conv": "/kernel",
     "dense": "/kernel",
+    "1x1": "/kernel",
     "norm": "/scale",
     "table": "/embedding",
     "array": "",
+    "bare": "",
 }
 
 
@@ -53,11 +55,14 @@ def within(places, layers):
 
 
 def convert(state, rules, ignore=(), expected=None):
-    """Foreign state dict {key: array} -> our nested params.
+    """Foreign state dict {key: array} -> our nested params, float32.
 
     ignore: regexes of keys that have no place here. expected: our (abstract) params to match.
     """
-    compiled = [(re.compile(rf"{rule.key}\.(?P<leaf>weight|bias)"), rule) for rule in rules]
+    compiled = [
+        (re.compile(rule.key + ("()" if rule.kind == "bare" else r"\.(?:weight|(bias))")), rule)
+        for rule in rules
+    ]
     skip = re.compile("|".join(f"(?:{pattern})" for pattern in ignore) or "(?!)")
     pieces, unknown = {}, []
     for key, array in state.items():
@@ -68,61 +73,94 @@ def convert(state, rules, ignore=(), expected=None):
             unknown.append(key)
             continue
         match, rule = hit
-        leaf = "/bias" if match["leaf"] == "bias" else WEIGHT_LEAF[rule.kind]
+        leaf = "/bias" if match[match.re.groups] else WEIGHT_LEAF[rule.kind]
         path = match.expand(rule.path) + leaf
-        pieces.setdefault(path, {})[rule.part] = (_ours(np.asarray(array), rule, leaf), rule.parts)
-    if unknown:
-        raise errors.UsageError(f"Checkpoint keys that no rule knows: {_some(unknown)}.")
-    flat = {path: _join(path, parts) for path, parts in pieces.items()}
-    if expected is not None:
-        _check(flat, expected)
+        pieces.setdefault(path, {})[rule.part] = (key, _ours(array, rule, leaf), rule.parts)
+    flat, keys = {}, {}
+    for path, parts in pieces.items():
+        flat[path] = _join(path, parts)
+        keys[path] = ", ".join(key for key, _, _ in parts.values())
+    _check(flat, keys, unknown, expected)
     return _nest(flat)
+
+
+def export(params, rules):
+    """Our params -> {foreign key: array} by a table of literal keys; `convert` undoes it."""
+    leaves = dict(tree.named_leaves(params))
+    state, used = {}, set()
+    for rule in rules:
+        for leaf in {WEIGHT_LEAF[rule.kind], "/bias"}:
+            path = rule.path + leaf
+            if path not in leaves:
+                continue
+            key = rule.key + {"/bias": ".bias"}.get(leaf, "" if rule.kind == "bare" else ".weight")
+            part = np.split(np.asarray(leaves[path]), rule.parts, axis=-1)[rule.part]
+            state[key] = np.ascontiguousarray(_theirs(part, rule, leaf))
+            used.add(path)
+    if left := sorted(leaves.keys() - used):
+        raise errors.UsageError(f"This table has no place for {_some(left)}.")
+    return state
 
 
 def _ours(array, rule, leaf):
     """A foreign array in our layout."""
+    array = np.asarray(array)
+    array = array.astype(np.float32) if array.dtype.kind == "f" else array
     if rule.reorder is not None:
         array = rule.reorder(array)
     if leaf == "/kernel" and rule.kind == "conv":
-        return array.transpose(2, 3, 1, 0)
+        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     if leaf == "/kernel":
-        return array.reshape(array.shape[:2]).T
+        return array.reshape(array.shape[:2]).T if set(array.shape[2:]) <= {1} else array
+    return array
+
+
+def _theirs(array, rule, leaf):
+    """Our array in the foreign layout."""
+    if leaf == "/kernel" and rule.kind == "conv":
+        return array.transpose(3, 2, 0, 1)
+    if leaf == "/kernel":
+        return array.T[:, :, None, None] if rule.kind == "1x1" else array.T
     return array
 
 
 def _join(path, parts):
-    number = next(iter(parts.values()))[1]
+    number = next(iter(parts.values()))[2]
     if sorted(parts) != list(range(number)):
         raise errors.UsageError(f"Checkpoint has {len(parts)} of the {number} parts of {path}.")
-    arrays = [parts[i][0] for i in range(number)]
+    arrays = [parts[i][1] for i in range(number)]
     return arrays[0] if number == 1 else np.concatenate(arrays, axis=-1)
 
 
-def _check(flat, expected):
-    leaves = jax.tree_util.tree_leaves_with_path(expected)
-    shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
-    if missing := sorted(shapes.keys() - flat.keys()):
-        raise errors.UsageError(f"Checkpoint lacks what this model needs: {_some(missing)}.")
-    if extra := sorted(flat.keys() - shapes.keys()):
-        raise errors.UsageError(f"Checkpoint has what this model lacks: {_some(extra)}.")
-    wrong = [
-        f"{path}: {flat[path].shape} instead of {shapes[path]}"
-        for path in shapes
-        if flat[path].shape != shapes[path]
-    ]
-    if wrong:
-        raise errors.UsageError(f"Checkpoint shapes differ from the model's: {_some(wrong)}.")
+def _check(flat, keys, unknown, expected):
+    """One UsageError that says everything that does not fit."""
+    off = [f"keys that no rule knows: {_some(unknown)}"] if unknown else []
+    if expected is not None:
+        shapes = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(expected)}
+        if missing := sorted(shapes.keys() - flat.keys()):
+            off.append(f"it lacks what this model needs: {_some(missing)}")
+        if extra := sorted(flat.keys() - shapes.keys()):
+            off.append(f"it has what this model lacks: {_some([keys[path] for path in extra])}")
+        wrong = [
+            f"{keys[path]} makes {path} {flat[path].shape} instead of {shapes[path]}"
+            for path in sorted(shapes.keys() & flat.keys())
+            if flat[path].shape != shapes[path]
+        ]
+        if wrong:
+            off.append(f"shapes differ: {_some(wrong)}")
+    if off:
+        raise errors.UsageError(f"The checkpoint does not fit: {'; '.join(off)}.")
 
 
 def _nest(flat):
-    tree = {}
+    nested = {}
     for path, array in flat.items():
         *parents, leaf = path.split("/")
-        node = tree
+        node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = array
-    return tree
+    return nested
 
 
 def _some(names, most=5):

@@ -23,9 +23,10 @@ def _count(model):
     return sum(leaf.size for leaf in jax.tree.leaves(parts)) / 1e6
 
 
-@pytest.mark.parametrize("bottleneck, factor", [("kl", 2), ("vq", 1)])
-@pytest.mark.parametrize("levels", range(1, 7))
-def test_latents_are_f_times_smaller(bottleneck, factor, levels):
+@pytest.mark.parametrize(
+    "levels, bottleneck, factor", [(n, "kl", 2) for n in range(1, 7)] + [(3, "vq", 1)]
+)
+def test_latents_are_f_times_smaller(levels, bottleneck, factor):
     model = _tiny(mult=(1,) * levels, bottleneck=bottleneck, latent_channels=5, attention=(2,))
     assert model.f == 2 ** (levels - 1)
     shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 64, 3))))
@@ -42,10 +43,8 @@ def test_latents_are_f_times_smaller(bottleneck, factor, levels):
     "millions, kwargs",
     [
         (55.3, {"mult": (1, 2, 4)}),
-        (53.2, {"mult": (1, 2, 4), "mid_attention": False, "bottleneck": "vq"}),
         (83.7, {"mult": (1, 2, 4, 4), "z_channels": 4}),
         (67.7, {"mult": (1, 2, 2, 4), "z_channels": 4, "attention": (8,), "bottleneck": "vq"}),
-        (69.6, {"mult": (1, 1, 2, 2, 4), "z_channels": 8, "attention": (16,), "bottleneck": "vq"}),
         (103.9, {"mult": (1, 1, 2, 2, 4, 4), "z_channels": 64, "attention": (16, 32)}),
     ],
 )

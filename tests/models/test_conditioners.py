@@ -72,5 +72,165 @@ def test_without_conditioners_the_denoiser_is_unconditional():
     assert set(shapes) == {"unet"}
 
 
-def test_registry_knows_the_conditioners():
-    assert conditioners.CONDITIONERS.get("class") is ClassEmbedder
+IMAGE, LATENT = (2, 16, 16, 3), (2, 8, 8, 3)
+TINY = dict(width=6, depth=1, heads=2, head_width=4)
+KINDS = {
+    "class": dict(num_classes=5, width=6),
+    "text": dict(vocab_size=20, length=7, null=(5, 6), **TINY),
+    "layout": dict(vocab_size=20, length=7, pad=19, **TINY),
+    "tokens": dict(length=7, width=6),
+    "rescaler": dict(stages=1, classes=5, channels=2),
+    "image": dict(),
+    "inpaint": dict(),
+}
+
+
+def _make(name):
+    return conditioners.CONDITIONERS.get(name)(**KINDS[name])
+
+
+def _random(example):
+    """Fields like these with other values; ids stay below 5, the mask is one."""
+    rng = np.random.default_rng(0)
+
+    def fill(field, x):
+        if jnp.issubdtype(x.dtype, jnp.integer) or field == "mask":
+            return rng.integers(0, 2 if field == "mask" else 5, x.shape).astype(x.dtype)
+        return rng.normal(size=x.shape).astype(x.dtype)
+
+    return {field: fill(field, x) for field, x in example.items()}
+
+
+def test_every_registered_conditioner_is_tested_here():
+    assert conditioners.CONDITIONERS.names() == sorted(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_dropped_row_forgets_its_condition_and_a_kept_one_does_not(name, filled):
+    conditioner = _make(name)
+    example = conditioner.example(IMAGE, LATENT)
+    assert set(example) == set(conditioner.fields)
+    learns = "params" in jax.eval_shape(lambda: conditioner.init(KEY, example, KEEP))
+    params = {"params": filled(conditioner, example, KEEP)} if learns else {}
+    apply = jax.jit(lambda batch, drop: conditioner.apply(params, batch, drop))
+    null, dropped = apply(example, DROP), apply(_random(example), DROP)
+    jax.tree.map(np.testing.assert_array_equal, null, dropped)
+    kept, half = apply(_random(example), KEEP), apply(_random(example), jnp.array([False, True]))
+    parts = list(zip(jax.tree.leaves(null), jax.tree.leaves(kept), jax.tree.leaves(half)))
+    assert any(not np.allclose(a, b) for a, b, _ in parts)
+    for a, b, c in parts:
+        np.testing.assert_array_equal(c[0], b[0])
+        np.testing.assert_array_equal(c[1], a[1])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_denoiser_takes_what_each_conditioner_says(name):
+    model = _denoiser(_make(name))
+    example = model.example(IMAGE, LATENT)
+    shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros(LATENT), T, example))["params"]
+    more = {"rescaler": 2, "image": 3, "inpaint": 4}.get(name, 0)
+    assert shapes["unet"]["conv_in"]["kernel"].shape[2] == 3 + more
+
+
+def test_tokens_and_channels_combine():
+    model = _denoiser(_make("text"), _make("layout"), _make("rescaler"))
+    assert model.fields == ("text_ids", "layout_ids", "segmentation")
+    example = model.example(IMAGE, LATENT)
+
+    def condition():
+        params = model.init(KEY, jnp.zeros(LATENT), T, example)
+        return model.apply(params, example, KEEP, method="condition")
+
+    cond = jax.eval_shape(condition)
+    assert cond.tokens.shape == (2, 14, 6) and cond.mask.shape == (2, 14)
+    assert cond.concat.shape == (2, 8, 8, 2)
+
+
+@pytest.fixture(scope="module")
+def text(filled):
+    """text(ids, drop, mask_padding) of one random transformer."""
+
+    example = _make("text").example(IMAGE, LATENT)
+    params = {"params": filled(_make("text"), example, KEEP)}
+
+    def run(ids, drop=False, **changes):
+        apply = jax.jit(_make("text").clone(**changes).apply)
+        return apply(params, {"text_ids": jnp.array([ids])}, jnp.array([drop]))
+
+    return run
+
+
+def test_a_dropped_caption_is_the_empty_one(text):
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        text([9, 8, 7, 6, 5, 4, 3], drop=True),
+        text([5, 6, 0, 0, 0, 0, 0]),
+    )
+
+
+def test_padding_is_not_seen(text):
+    long, short = text([9, 8, 7, 0, 0, 0, 0]), text([9, 8, 7])
+    np.testing.assert_array_equal(long.mask, [[1, 1, 1, 0, 0, 0, 0]])
+    np.testing.assert_allclose(long.tokens[:, :3], short.tokens, atol=1e-5)
+
+
+def test_official_checkpoints_see_padding(text):
+    long = text([9, 8, 7, 0, 0, 0, 0], mask_padding=False)
+    assert long.mask is None
+    short = text([9, 8, 7], mask_padding=False)
+    assert not np.allclose(long.tokens[:, :3], short.tokens, atol=1e-3)
+
+
+def test_an_empty_row_has_one_token_and_stays_finite(text):
+    empty = text([0, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(empty.mask, [[1, 0, 0, 0, 0, 0, 0]])
+    assert np.isfinite(empty.tokens).all()
+
+
+@pytest.mark.parametrize("changes", [dict(pad=20), dict(null=(1, 20)), dict(null=(1,) * 8)])
+def test_null_ids_that_the_table_lacks_are_refused(text, changes):
+    with pytest.raises(ValueError, match="vocab_size=20"):
+        text([1, 2, 3], **changes)
+
+
+LABELS = np.random.default_rng(1).integers(0, 5, (2, 6, 10))
+
+
+def _rescale(x, **changes):
+    rescaler = conditioners.SpatialRescaler(**(dict(stages=1, classes=5, channels=0) | changes))
+    return rescaler.apply({}, {"segmentation": jnp.asarray(x)}, KEEP).concat
+
+
+def test_labels_are_shares_of_each_square():
+    one_hot = np.eye(5, dtype=np.float32)[LABELS]
+    shares = one_hot.reshape(2, 3, 2, 5, 2, 5).mean((2, 4))
+    np.testing.assert_allclose(_rescale(LABELS), shares, atol=1e-6)
+    np.testing.assert_allclose(_rescale(one_hot, method="area"), shares, atol=1e-6)
+    np.testing.assert_array_equal(_rescale(LABELS, method="nearest"), one_hot[:, ::2, ::2])
+
+
+def test_a_label_out_of_range_is_none_of_the_classes():
+    for label in (5, -1, 255):
+        np.testing.assert_array_equal(_rescale(np.full((2, 2, 2), label)), 0)
+
+
+def test_odd_sizes_lose_a_row_as_in_torch():
+    assert _rescale(LABELS, stages=2).shape == (2, 1, 2, 5)
+    with pytest.raises(ValueError, match="even"):
+        _rescale(LABELS, stages=2, method="area")
+    with pytest.raises(ValueError, match="'nearest'"):
+        _rescale(LABELS, method="cubic")
+
+
+def test_the_inpainting_mask_comes_down_to_the_latents():
+    mask = np.zeros((2, 4, 4, 1), np.float32)
+    mask[:, 2:] = 1.0
+    batch = {"masked_latents": jnp.ones((2, 2, 2, 3)), "mask": mask}
+    concat = conditioners.Inpainting().apply({}, batch, jnp.array([False, True])).concat
+    np.testing.assert_array_equal(concat[0, :, :, :3], 1)
+    np.testing.assert_array_equal(concat[0, :, :, 3], [[-1, -1], [1, 1]])
+    np.testing.assert_array_equal(concat[1, :, :, :3], 0)
+    np.testing.assert_array_equal(concat[1, :, :, 3], 1)
+    with pytest.raises(ValueError, match="does not fit"):
+        bad = batch | {"mask": mask[:, :3]}
+        conditioners.Inpainting().apply({}, bad, KEEP)

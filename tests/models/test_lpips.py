@@ -1,7 +1,5 @@
 """Laws of the perceptual distance. Its parity with the official one was shown on golden numbers."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +15,8 @@ POSITIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Both weight files for a VGG16 with an eighth of the channels."""
-    stages = tuple(tuple(width // 8 for width in widths) for widths in lpips.STAGES)
-    monkeypatch.setattr(lpips, "STAGES", stages)
+    stages = ((8, 8), (16, 16), (32,) * 3, (64,) * 3, (64,) * 3)
+    monkeypatch.setitem(lpips.NETWORKS, "vgg", lpips._vgg(stages))
     rng, backbone, c_in = np.random.default_rng(0), {}, 3
     widths = [width for stage in stages for width in stage]
     for position, width in zip(POSITIONS, widths, strict=True):
@@ -64,8 +62,33 @@ def test_missing_files_and_weights_say_where_to_get_them(files, tmp_path):
         lpips.load(files[1], files[1])
 
 
-def test_pth_without_torch_names_the_pip_command(files, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
+def test_a_damaged_file_is_one_line(files, tmp_path):
     (tmp_path / "vgg.pth").write_bytes(b"")
-    with pytest.raises(errors.UsageError, match="pip install torch"):
+    with pytest.raises(errors.UsageError, match=r"vgg\.pth cannot be read"):
         lpips.load(tmp_path / "vgg.pth", files[1])
+
+
+@pytest.mark.parametrize("net, values", [("alex", (0.0, 0.0)), ("squeeze", (0.0, 0.0))])
+def test_other_networks_give_torchs_numbers(net, values, tmp_path):
+    """values: computed with torch 2.13 on the same weights, tests/lpips_torch.py."""
+    weights = random_weights(net)
+    np.savez(tmp_path / "all.npz", **weights)
+    params = lpips.load(tmp_path / "all.npz", tmp_path / "all.npz")
+    assert lpips.network(params) == net
+    x, y = np.random.default_rng(1).uniform(-1, 1, (2, 2, 61, 75, 3)).astype(np.float32)
+    got = jax.jit(lpips.LPIPS(net).apply)({"params": params}, x, y)
+    np.testing.assert_allclose(got, values, rtol=1e-4)
+
+
+def random_weights(net):
+    """A state dict as torchvision and lpips name it, from a seed."""
+    rng, weights = np.random.default_rng(0), {}
+    for name, shape in lpips._shapes(net).items():
+        key = "features." + name.removeprefix("conv_").replace("_", ".")
+        scale = (2 / np.prod(shape[1:])) ** 0.5
+        weights[key + ".weight"] = (scale * rng.normal(size=shape)).astype(np.float32)
+        weights[key + ".bias"] = (0.1 * rng.normal(size=shape[:1])).astype(np.float32)
+    taps = [a.width for a, b in zip(lpips.NETWORKS[net], lpips.NETWORKS[net][1:]) if b == lpips.TAP]
+    for i, width in enumerate(taps):
+        weights[f"lin{i}.model.1.weight"] = rng.uniform(size=(1, width, 1, 1)).astype(np.float32)
+    return weights

@@ -10,6 +10,12 @@ from ldm_jax.nn import attention
 KEY = jax.random.key(0)
 
 
+def _params(module, *args):
+    shapes = jax.eval_shape(lambda: module.init(KEY, *args))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: 0.3 * rng.normal(size=s.shape).astype(np.float32), shapes)
+
+
 def _qkv(n=5, m=7, heads=2, d=4):
     shapes = [(2, n, heads, d), (2, m, heads, d), (2, m, heads, d)]
     return [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
@@ -38,27 +44,34 @@ def test_softmax_stays_in_float32_for_bfloat16_inputs():
     assert attention.attend(q, k, v).dtype == jnp.bfloat16
 
 
-def test_zero_initialised_attention_is_the_identity():
-    x, tokens = jax.random.normal(KEY, (1, 4, 4, 8)), jnp.ones((1, 3, 6))
-    block = attention.AttentionBlock(heads=2, zero_init=True)
-    transformer = attention.SpatialTransformer(heads=2, head_width=4)
-    np.testing.assert_array_equal(block.init_with_output(KEY, x)[0], x)
-    np.testing.assert_array_equal(transformer.init_with_output(KEY, x, tokens)[0], x)
+@pytest.mark.parametrize(
+    "module, last, args",
+    [
+        (attention.AttentionBlock(heads=2, zero_init=True), "proj", []),
+        (attention.SpatialTransformer(heads=2, head_width=4), "proj_out", [jnp.ones((1, 3, 6))]),
+    ],
+)
+def test_zero_initialised_attention_is_the_identity(module, last, args):
+    x = jax.random.normal(KEY, (1, 4, 4, 8))
+    # only what is returned is compiled
+    initial = jax.jit(lambda: module.init(KEY, x, *args)["params"][last])()
+    params = _params(module, x, *args) | {last: initial}
+    np.testing.assert_array_equal(jax.jit(module.apply)({"params": params}, x, *args), x)
 
 
 def test_qkv_columns_are_blocks_of_q_k_and_v():
     x = jax.random.normal(KEY, (1, 2, 2, 8))
     block = attention.AttentionBlock(heads=2)
-    params = block.init(KEY, x)["params"]
+    params = _params(block, x)
     # with no q the weights are uniform: every position gets the mean of v
-    params["qkv"]["kernel"] = params["qkv"]["kernel"].at[:, :8].set(0)
-    out = block.apply({"params": params}, x) - x
+    params["qkv"]["kernel"][:, :8] = 0
+    params["qkv"]["bias"][:8] = 0
+    out = jax.jit(block.apply)({"params": params}, x) - x
     np.testing.assert_allclose(out, jnp.broadcast_to(out[:, :1, :1], out.shape), atol=1e-5)
 
 
 def test_tokens_in_any_order_condition_alike():
     x, tokens = jax.random.normal(KEY, (1, 4, 8)), jax.random.normal(KEY, (1, 3, 6))
     cross = attention.CrossAttention(heads=2, head_width=4)
-    params = cross.init(KEY, x, tokens)
-    out = cross.apply(params, x, tokens)
-    np.testing.assert_allclose(cross.apply(params, x, tokens[:, ::-1]), out, atol=1e-5)
+    apply = jax.jit(lambda tokens: cross.apply({"params": _params(cross, x, tokens)}, x, tokens))
+    np.testing.assert_allclose(apply(tokens[:, ::-1]), apply(tokens), atol=1e-5)

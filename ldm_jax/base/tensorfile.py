@@ -1,0 +1,212 @@
+"""Reads the tensors of other people's checkpoint files, and never runs code that is in them.
+
+Torch files are pickles, programs for a stack machine. The one here knows plain containers, tensors
+and nothing else: it takes no torch, so there is nothing in reach that a pickle could call.
+"""
+
+import collections
+import io
+import json
+import math
+import pathlib
+import pickle
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from ldm_jax.base import errors
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SAFE_DTYPES = dict(
+    F64="<f8", F32="<f4", F16="<f2", BF16=BFLOAT16, I64="<i8", I32="<i4", I16="<i2", I8="|i1", U8="|u1"
+)
+TORCH_DTYPES = dict(
+    Double="<f8", Float="<f4", Half="<f2", BFloat16=BFLOAT16, Long="<i8", Int="<i4", Short="<i2"
+) | dict(Char="|i1", Byte="|u1", Bool="|b1")
+# Classes that old Lightning checkpoints name, as keys of their callbacks' states, and never call.
+INERT = ("pytorch_lightning.", "lightning.pytorch.")
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def read(path) -> dict:
+    """{key: array} of a .safetensors, .npz, or torch file (.ckpt, .pth, .pt, .bin).
+
+    Of a training checkpoint, its `state_dict`, with `global_step` beside it where it has one.
+    bfloat16 becomes float32. Whatever is wrong with the file is one UsageError.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.UsageError(f"{path}: there is no such file.")
+    readers = {".safetensors": _safetensors, ".npz": _npz}
+    try:
+        content = readers.get(path.suffix, _torch)(path)
+    except errors.UsageError:
+        raise
+    except Exception as e:  # a damaged file breaks its reader in whatever way it likes
+        reason = " ".join(str(e).split())[:160]
+        raise errors.UsageError(
+            f"{path} cannot be read: not a checkpoint, or a damaged one ({reason or type(e).__name__})."
+        ) from e
+    state = _state_dict(content)
+    if not state:
+        raise errors.UsageError(f"{path} holds no tensors.")
+    return state
+
+
+def _state_dict(content) -> dict:
+    if not isinstance(content, dict):
+        raise errors.UsageError(f"A checkpoint holds a dict, this one a {type(content).__name__}.")
+    extra = {"global_step": content["global_step"]} if "global_step" in content else {}
+    for name in ("state_dict", "model_state_dict", "params_ema", "params"):
+        if isinstance(content.get(name), dict):
+            content = content[name]
+            break
+    tensors = {
+        k: v.astype(np.float32) if v.dtype == BFLOAT16 else v
+        for k, v in content.items()
+        if isinstance(v, np.ndarray)
+    }
+    return tensors | {k: np.asarray(v) for k, v in extra.items() if isinstance(v, int)}
+
+
+def _npz(path):
+    with np.load(path, allow_pickle=False) as data:
+        return {key: data[key] for key in data}
+
+
+def _safetensors(path):
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        (length,) = struct.unpack("<Q", f.read(8))
+        if length > min(size - 8, 100_000_000):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(f.read(length))
+    data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else b""
+    header.pop("__metadata__", None)
+    return {key: _safe_tensor(data, key, **entry) for key, entry in header.items()}
+
+
+def _safe_tensor(data, key, dtype, shape, data_offsets):
+    start, stop = data_offsets
+    if dtype not in SAFE_DTYPES:
+        raise errors.UsageError(f"{key} is of dtype {dtype}; known: {', '.join(SAFE_DTYPES)}.")
+    kind = np.dtype(SAFE_DTYPES[dtype])
+    if not 0 <= start <= stop <= len(data) or stop - start != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"{key} lies outside the file, or has another size than its shape")
+    return np.frombuffer(data[start:stop], kind).reshape(shape)
+
+
+def _torch(path):
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as f:
+            return _legacy_torch(f, path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        name = next(n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
+        folder = name.removesuffix("data.pkl")
+        if folder + "byteorder" in archive.namelist():
+            order = archive.read(folder + "byteorder")
+            if order != b"little":
+                raise errors.UsageError(f"{path} is in byte order {order}; only little is read.")
+        stored = archive.infolist()
+        if any(info.compress_type != zipfile.ZIP_STORED for info in stored):
+            raise ValueError("compressed members: torch writes none")
+        cache = {}
+
+        def storage(key, kind, count):
+            if key not in cache:
+                cache[key] = np.frombuffer(archive.read(f"{folder}data/{key}"), kind)
+            return cache[key][:count]
+
+        return _Unpickler(io.BytesIO(archive.read(name)), storage).load()
+
+
+def _legacy_torch(f, size):
+    """Files of torch before 1.6: five pickles, then the storages, each with its length."""
+    storages = {}
+
+    def storage(key, kind, count):
+        if count * kind.itemsize > size:
+            raise ValueError("a storage is longer than the file")
+        return storages.setdefault(key, np.zeros(count, kind))
+
+    if _Unpickler(f, storage).load() != LEGACY_MAGIC:
+        raise ValueError("neither a zip archive nor an old torch file")
+    _Unpickler(f, storage).load(), _Unpickler(f, storage).load()  # the protocol, the machine
+    content = _Unpickler(f, storage).load()
+    for key in _Unpickler(f, storage).load():
+        (count,) = struct.unpack("<q", f.read(8))
+        array = storages[key]
+        if count != array.size:
+            raise ValueError("a storage has another length than its tensors say")
+        array[:] = np.frombuffer(f.read(array.nbytes), array.dtype)
+    return content
+
+
+class _Kind:
+    """What stands for a storage class, `torch.FloatStorage`."""
+
+    def __init__(self, dtype):
+        self.dtype = np.dtype(dtype)
+
+
+class _Inert:
+    """What stands for a class that is named and not called."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *args, **kwargs):
+        raise _refusal(self.name)
+
+
+def _refusal(name):
+    return errors.UsageError(
+        f"The checkpoint is a pickle that calls for {name}: refused. Only tensors and plain "
+        "containers are read; have it saved as .safetensors, or its state_dict alone."
+    )
+
+
+class _Unpickler(pickle.Unpickler):
+    """Containers, numbers, strings and tensors.
+
+    storage: (key, dtype, number of elements) -> flat array.
+    """
+
+    def __init__(self, file, storage):
+        super().__init__(file, encoding="utf-8")
+        self._storage = storage
+        # functions of this one reading, so that nothing a pickle does to them outlives it
+        self._known = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *rest: tensor,
+            ("torch", "Size"): lambda size=(): tuple(size),
+        } | {("torch", f"{name}Storage"): _Kind(dtype) for name, dtype in TORCH_DTYPES.items()}
+
+    def find_class(self, module, name):
+        if (module, name) in self._known:
+            return self._known[module, name]
+        if module.startswith(INERT):
+            return _Inert(f"{module}.{name}")
+        raise _refusal(f"{module}.{name}")
+
+    def persistent_load(self, pid):
+        tag, kind, key, _, count, *view = pid
+        if tag != "storage" or not isinstance(kind, _Kind) or (view and view[0] is not None):
+            raise ValueError(f"unknown storage {pid[:2]}")
+        return self._storage(str(key), kind.dtype, int(count))
+
+
+def _tensor(flat, offset, size, stride, *_):
+    """A view into a storage, kept within its bounds."""
+    size, stride = tuple(map(int, size)), tuple(map(int, stride))
+    reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    inside = offset >= 0 and min((*size, *stride), default=0) >= 0 and reach < flat.size
+    if 0 not in size and not (inside and math.prod(size) <= max(flat.size, 1)):
+        raise ValueError("a tensor reaches beyond its storage")
+    if 0 in size:
+        return np.zeros(size, flat.dtype)
+    strides = [step * flat.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(flat[offset:], size, strides)

@@ -1,0 +1,115 @@
+"""A tiny autoencoder (madebyollin's TAESD family): cheap latents, for previews and small machines."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.models.autoencoder import AUTOENCODERS
+from ldm_jax.nn import blocks
+
+
+@AUTOENCODERS.register("tiny")
+class TinyAutoencoder(nn.Module):
+    """Images [b, h, w, 3] in [-1, 1] to latents [b, h/f, w/f, c] and back, without a bottleneck.
+
+    The highest resolution has one residual block a side, every lower one has `blocks`. pool: the
+    lowest also looks at itself through a group-normalised bottleneck of 1x1 maps (TAEF2).
+    """
+
+    width: int = 64
+    latent_channels: int = 32
+    levels: int = 4
+    blocks: int = 3
+    pool: bool = True
+    dtype: Any = jnp.float32
+
+    bottleneck: ClassVar[str] = "none"
+    image_channels: ClassVar[int] = 3
+
+    @property
+    def f(self):
+        return 2 ** (self.levels - 1)
+
+    def setup(self):
+        stack = (self.width, self.levels, self.blocks, self.pool, self.dtype)
+        self.encoder = Encoder(*stack, self.latent_channels)
+        self.decoder = Decoder(*stack, self.image_channels)
+
+    def encode(self, x, train=False):
+        return self.encoder((x + 1) / 2).astype(jnp.float32)
+
+    def decode(self, z, train=False):
+        return 2 * self.decoder(jnp.tanh(z.astype(jnp.float32) / 3) * 3).astype(jnp.float32) - 1
+
+    def __call__(self, x, train=False):
+        return self.decode(self.encode(x))
+
+
+class _Stack(nn.Module):
+    width: int
+    levels: int
+    blocks: int
+    pool: bool
+    dtype: Any
+    out_channels: int
+
+    @nn.nowrap
+    def conv(self, name, width=None, **kwargs):
+        return nn.Conv(width or self.width, (3, 3), padding=1, dtype=self.dtype, name=name, **kwargs)
+
+    @nn.nowrap
+    def level(self, x, level):
+        pool = self.pool and level == self.levels - 1
+        for i in range(self.blocks if level else 1):
+            x = Block(self.width, pool, self.dtype, name=f"block_{level}_{i}")(x)
+        return x
+
+
+class Encoder(_Stack):
+    """[b, h, w, 3] in [0, 1] -> [b, h/f, w/f, out_channels]."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.level(self.conv("conv_in")(x), 0)
+        for level in range(1, self.levels):
+            x = self.conv(f"down_{level}", strides=2, use_bias=False)(x)
+            x = self.level(x, level)
+        return self.conv("conv_out", self.out_channels)(x)
+
+
+class Decoder(_Stack):
+    """[b, h/f, w/f, c] -> [b, h, w, out_channels] about [0, 1]."""
+
+    @nn.compact
+    def __call__(self, z):
+        x = nn.relu(self.conv("conv_in")(z))
+        for level in reversed(range(1, self.levels)):
+            x = blocks.upsample_nearest(self.level(x, level))
+            x = self.conv(f"up_{level}", use_bias=False)(x)
+        x = self.level(x, 0)
+        self.sow("intermediates", "last_features", x)
+        return self.conv("conv_out", self.out_channels)(x)
+
+
+class Block(nn.Module):
+    """relu(x + three convolutions of x). x: [b, h, w, width] -> same."""
+
+    width: int
+    pool: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        if self.pool:
+            dense = lambda width, name: blocks.dense(
+                width, name, dtype=self.dtype, use_bias=False
+            )
+            h = dense(4 * self.width, "pool_in")(x)
+            h = nn.relu(blocks.GroupNorm(1e-5, 4, self.dtype, name="pool_norm")(h))
+            x = x + dense(self.width, "pool_out")(h)
+        h = x
+        for i in range(3):
+            h = nn.relu(h) if i else h
+            h = nn.Conv(self.width, (3, 3), padding=1, dtype=self.dtype, name=f"conv_{i + 1}")(h)
+        return nn.relu(x + h)

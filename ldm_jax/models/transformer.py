@@ -1,0 +1,60 @@
+"""The transformer over discrete tokens that the paper's text and layout models condition on.
+
+Rombach et al. 2022, app. E.2: trained from scratch with the denoiser, in the form of
+x-transformers' pre-norm encoder.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.nn import attention, blocks
+
+TABLE_INIT = nn.initializers.normal(0.02)
+
+
+class TokenTransformer(nn.Module):
+    """ids: int [b, n], n <= length -> [b, n, width]; nobody attends where mask [b, n] is False.
+
+    The attention's inner width is heads * head_width, whatever the width (8 * 64 officially).
+    """
+
+    vocab_size: int
+    length: int
+    width: int
+    depth: int
+    heads: int = 8
+    head_width: int = 64
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids, mask=None):
+        table = nn.Embed(
+            self.vocab_size, self.width, embedding_init=TABLE_INIT, dtype=self.dtype, name="table"
+        )
+        positions = self.param("positions", TABLE_INIT, (self.length, self.width))
+        x = table(ids) + positions[: ids.shape[1]].astype(self.dtype)
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            x = block(self.heads, self.head_width, self.dtype, name=f"block_{i}")(x, mask)
+        return nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
+
+
+class Block(nn.Module):
+    """Self-attention, then an MLP with the exact gelu, each after its norm. x: [b, n, d]."""
+
+    heads: int
+    head_width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        width = x.shape[-1]
+        attend = attention.CrossAttention(self.heads, self.head_width, self.dtype, name="attn")
+        norm_1, norm_2 = (nn.LayerNorm(1e-5, dtype=self.dtype, name=f"norm_{i}") for i in (1, 2))
+        x = x + attend(norm_1(x), None, mask)
+        h = blocks.dense(4 * width, "mlp_in", dtype=self.dtype)(norm_2(x))
+        h = nn.gelu(h, approximate=False)
+        return x + blocks.dense(width, "mlp_out", dtype=self.dtype)(h)

@@ -1,0 +1,38 @@
+"""A foreign checkpoint, opened: what our config must say, its arrays, and the table that fits them."""
+
+import dataclasses
+from typing import Any
+
+from ldm_jax.base import errors
+
+
+@dataclasses.dataclass
+class Source:
+    """One stage of a foreign checkpoint.
+
+    config: changes to configs/base.py's first_stage() or ldm(), nested.
+    tables: {player: (state, rules, ignored keys)}, as rules.convert takes them; ema likewise.
+    first_stage: of a second stage, the Source beneath it, or "identity:CHANNELS".
+    scale: of a second stage's latents. notes: lines that the user should read.
+    """
+
+    stage: str
+    config: dict
+    tables: dict[str, tuple]
+    ema: dict[str, tuple] = dataclasses.field(default_factory=dict)
+    first_stage: Any = None
+    scale: float = 1.0
+    step: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def refuse_unless(config: dict, where: str, **allowed):
+    """Raises UsageError for a key of a foreign config whose value we do not implement.
+
+    allowed: {key: its values, the first of which is the default}.
+    """
+    for key, values in allowed.items():
+        given = config.get(key, values[0])
+        if given not in values:
+            known = " or ".join(repr(v) for v in values)
+            raise errors.UsageError(f"{where}: {key}={given!r} is not supported; only {known}.")

@@ -1,0 +1,54 @@
+"""madebyollin's tiny autoencoders: two files, keyed by positions in two torch Sequentials."""
+
+import pathlib
+
+from ldm_jax.base import errors, tensorfile
+from ldm_jax.weights.rules import Rule, within
+from ldm_jax.weights.source import Source
+
+_BLOCK = [
+    *(Rule(rf"conv\.{2 * i}", f"conv_{i + 1}", "conv") for i in range(3)),
+    Rule(r"pool\.0", "pool_in", "dense"),
+    Rule(r"pool\.1", "pool_norm", "norm"),
+    Rule(r"pool\.3", "pool_out", "dense"),
+]
+
+
+def table(levels=4, blocks=3):
+    """Encoder: convolution, level 0, then (stride, level) downwards; the decoder the way back."""
+    down = ["conv_in", *_level(0, 1)]
+    for level in range(1, levels):
+        down += [f"down_{level}", *_level(level, blocks)]
+    up = [None, "conv_in", None]  # tanh; ReLU
+    for level in reversed(range(1, levels)):
+        up += [*_level(level, blocks), None, f"up_{level}"]  # None: Upsample
+    up += _level(0, 1)
+    rules = []
+    for half, names in (("encoder", [*down, "conv_out"]), ("decoder", [*up, "conv_out"])):
+        for i, name in enumerate(names):
+            if name and name.startswith("block"):
+                rules += within([(rf"{half}\.{i}\.", f"{half}/{name}/")], _BLOCK)
+            elif name:
+                rules.append(Rule(rf"{half}\.{i}", f"{half}/{name}", "conv"))
+    return within([("", "model/")], rules)
+
+
+def open_checkpoint(folder) -> Source:
+    """A folder with *_encoder and *_decoder files."""
+    state = {}
+    for half in ("encoder", "decoder"):
+        found = sorted(
+            path for path in pathlib.Path(folder).glob(f"*_{half}.*") if path.suffix != ".json"
+        )
+        if not found:
+            raise errors.UsageError(f"--checkpoint={folder} has no *_{half}.pth or .safetensors.")
+        state |= {f"{half}.{key}": array for key, array in tensorfile.read(found[0]).items()}
+    first, last = state["encoder.0.weight"], state["decoder.1.weight"]
+    pool = any(".pool." in key for key in state)
+    model = dict(name="tiny", width=first.shape[0], latent_channels=last.shape[1], pool=pool)
+    tables = {"autoencoder": (state, table(), ())}
+    return Source("autoencode", {"model": model, "data": {"size": 256}}, tables)
+
+
+def _level(level, blocks):
+    return [f"block_{level}_{i}" for i in range(blocks)]

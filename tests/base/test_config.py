@@ -1,0 +1,105 @@
+import json
+
+import pytest
+
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+
+DEBUG = "configs/debug.py"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, pytestconfig):
+    monkeypatch.chdir(pytestconfig.rootpath)
+
+
+def refused(spec, overrides=None) -> str:
+    with pytest.raises(errors.UsageError) as caught:
+        config_lib.load(spec, overrides)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_overrides_keep_the_type_of_the_value_that_stands_there():
+    config = config_lib.load(
+        f"{DEBUG}:first_stage",
+        {
+            "batch_size": "16",
+            "data.flip": "false",
+            "data.path": "12",
+            "model.mult": "(1,2,3)",
+            "model.attention": "2",
+            "optim.autoencoder.lr": "1",
+            "loss.kl_weight": "1e-3",
+        },
+    )
+    assert config.batch_size == 16 and config.data.flip is False
+    assert config.data.path == "12", "a path may look like a number"
+    assert config.model.mult == (1, 2, 3) and config.model.attention == (2,)
+    assert config.optim.autoencoder.lr == 1.0 and isinstance(config.optim.autoencoder.lr, float)
+    assert config.loss.kl_weight == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("batchsize", "8", ["config.batchsize", "did you mean 'batch_size'?"]),
+        ("model.widht", "8", ["config.model has no key 'widht'", "did you mean 'width'?"]),
+        ("seed.x", "8", ["config.seed has no key 'x'", "it is a value"]),
+        ("batch_size", "many", ["config.batch_size=many", "wants int", "got str"]),
+        ("batch_size", "1.5", ["wants int", "got float"]),
+        ("data.flip", "maybe", ["wants bool", "got str"]),
+        ("optim.autoencoder.lr", "fast", ["wants float", "got str"]),
+        ("model", "8", ["this is a group", "model.width"]),
+    ],
+)
+def test_what_does_not_fit_is_one_line_that_names_the_remedy(key, text, words):
+    message = refused(f"{DEBUG}:first_stage", {key: text})
+    assert all(word in message for word in words), message
+
+
+def test_a_missing_file_and_an_unknown_variant_name_the_nearest():
+    assert "did you mean 'configs/debug.py'?" in refused("configs/debgu.py")
+    assert "no file" in refused("nowhere/at_all.py")
+    assert "did you mean 'first_stage'?" in refused(f"{DEBUG}:frist_stage")
+
+
+def test_a_config_file_that_breaks_says_how(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config(arg=None):\n    return 1 / 0\n")
+    assert "ZeroDivisionError" in refused(str(tmp_path / "broken.py"))
+    (tmp_path / "syntax.py").write_text("def get_config(:\n")
+    assert "SyntaxError" in refused(str(tmp_path / "syntax.py"))
+    (tmp_path / "empty.py").write_text("")
+    assert "get_config" in refused(str(tmp_path / "empty.py"))
+    (tmp_path / "nothing.py").write_text("def get_config(arg=None):\n    pass\n")
+    assert "ConfigDict" in refused(str(tmp_path / "nothing.py"))
+
+
+def test_a_loaded_config_is_locked():
+    config = config_lib.load(DEBUG)
+    with pytest.raises((AttributeError, KeyError)):
+        config.model.new_key = 1
+
+
+@pytest.mark.parametrize("variant", ["first_stage", "vq", "ldm"])
+def test_json_brings_back_the_same_config(variant):
+    config = config_lib.load(f"{DEBUG}:{variant}")
+    text = config_lib.to_json(config)
+    again = config_lib.from_json(text)
+    assert again == config
+    assert isinstance(again.model.mult, tuple) and again.is_locked
+    assert config_lib.to_json(again) == text
+    assert json.loads(text) == config_lib.plain(config)
+
+
+def test_difference_names_each_key_that_differs():
+    old = {"a": 1, "b": {"c": (1, 2), "d": 0.1}, "gone": None}
+    new = {"a": 1, "b": {"c": [1, 3], "d": 0.1}, "came": {}}
+    assert config_lib.difference(old, old) == []
+    assert config_lib.difference({"t": (1, 2)}, {"t": [1, 2]}) == [], "JSON knows no tuples"
+    assert config_lib.difference(old, new) == [
+        "b.c: [1, 2] -> [1, 3]",
+        "came: (absent) -> {}",
+        "gone: None -> (absent)",
+    ]

@@ -1,0 +1,118 @@
+"""The headline: one device and eight compute the same run, whatever the mesh.
+
+Both stages, ten steps, the adversary and its adaptive weight from step 0; batch rows over the
+devices, and parameters with optimizer moments and EMA too (fsdp).
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ldm_jax import build
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import shard
+from ldm_jax.engine import optim, step
+
+DEBUG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "debug.py"
+STEPS, BATCH, SIZE = 10, 16, 8
+MESHES = {"one": dict(data=1), "data8": dict(data=8), "data2_fsdp4": dict(data=2, fsdp=4)}
+
+
+@pytest.fixture(scope="module")
+def first_stage():
+    config = config_lib.load(f"{DEBUG}:first_stage")
+    config.data.size = SIZE
+    config.model.mult = (1,)
+    config.loss.disc_start = 0
+    return config, build.make_autoencode(config).stage()
+
+
+@pytest.fixture(scope="module")
+def second_stage():
+    config = config_lib.load(f"{DEBUG}:ldm", {"first_stage": "identity"})
+    config.data.size = SIZE
+    config.model.update(mult=(1,), attention=())
+    config.conditioners["class"].num_classes = 4
+    return config, build.make_diffuse(config).stage({"first_stage": {}, "scale": np.float32(0.7)})
+
+
+def train(config, stage, mesh: str, accumulate: int) -> dict:
+    """`{metric: [STEPS]}`."""
+    sizes = MESHES[mesh]
+    devices = jax.devices()[: sizes["data"] * sizes.get("fsdp", 1)]
+    mesh = shard.make_mesh(**sizes, devices=devices)
+    whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
+    names = [player.name for player in stage.players]
+    optimizers = {name: dict(config.optim[name]) for name in names}
+    ema = {name: optimizers[name].pop("ema") for name in names}
+    txs = {name: optim.make_tx(total=STEPS, **kwargs)[0] for name, kwargs in optimizers.items()}
+    init = step.make_init(stage.players, txs, ema)
+    state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
+    placement = shard.infer(jax.eval_shape(lambda: state), mesh)
+    state = jax.device_put(state, placement)
+    spread = [x for x in jax.tree.leaves(state) if not x.sharding.is_fully_replicated]
+    assert len(spread) > 20 if "fsdp" in sizes else not spread, "sharding must bite"
+    train_step = jax.jit(
+        step.make_step(stage.players, txs, ema, mesh=mesh, accumulate=accumulate),
+        in_shardings=(placement, whole, rows, whole),
+        out_shardings=(placement, whole),
+        donate_argnums=0,
+    )
+    frozen = shard.put_replicated(stage.frozen, mesh)
+    key = jax.device_put(jax.random.key(1), whole)
+    history = []
+    for now in range(STEPS):
+        state, metrics = train_step(state, frozen, shard.put_batch(batch(now), mesh), key)
+        history.append(jax.device_get(metrics))
+    return {name: [float(m[name]) for m in history] for name in history[0]}
+
+
+def batch(now: int) -> dict:
+    """Smooth images, another batch each step."""
+    rng = np.random.default_rng(now)
+    image = rng.uniform(-1, 1, (BATCH, 2, 2, 3)).repeat(SIZE // 2, 1).repeat(SIZE // 2, 2)
+    image = np.clip(image + rng.normal(0, 0.05, image.shape), -1, 1).astype(np.float32)
+    return {"image": image, "class": rng.integers(0, 4, BATCH).astype(np.int32)}
+
+
+@pytest.fixture(scope="module")
+def on_one_device(first_stage, second_stage):
+    """The references, each computed once: (stage, accumulate) -> result."""
+    stages, known = {"first_stage": first_stage, "second_stage": second_stage}, {}
+
+    def result(name, accumulate):
+        if (name, accumulate) not in known:
+            known[name, accumulate] = train(*stages[name], "one", accumulate)
+        return known[name, accumulate]
+
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh", "accumulate"),
+    [
+        ("first_stage", "data8", 1),
+        ("first_stage", "data2_fsdp4", 2),
+        ("second_stage", "data2_fsdp4", 1),
+        pytest.param("first_stage", "data2_fsdp4", 1, marks=pytest.mark.slow),
+        pytest.param("second_stage", "data8", 1, marks=pytest.mark.slow),
+        pytest.param("second_stage", "data2_fsdp4", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_many_devices_train_as_one(name, mesh, accumulate, request, on_one_device, monkeypatch):
+    monkeypatch.setattr(shard, "MIN_SHARD_SIZE", 16)  # so that networks this small are sharded
+    expected = on_one_device(name, accumulate)
+    got = train(*request.getfixturevalue(name), mesh, accumulate)
+    assert got.keys() == expected.keys()
+    if name == "first_stage":
+        assert {"discriminator/loss", "adaptive_weight", "adversarial"} <= got.keys()
+        assert min(expected["adaptive_weight"]) > 0
+        assert all(value > 0 for value in expected["discriminator/grad_norm"])
+    for metric in (m for m in got if m.endswith("/loss")):
+        np.testing.assert_allclose(got[metric], expected[metric], rtol=1e-5, err_msg=metric)
+    for metric in set(got) - {m for m in got if m.endswith("/loss")}:
+        np.testing.assert_allclose(
+            got[metric], expected[metric], rtol=1e-3, atol=1e-5, err_msg=metric
+        )

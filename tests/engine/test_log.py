@@ -1,0 +1,65 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.engine import log
+
+
+def test_a_log_goes_on_after_its_step_and_drops_what_a_kill_left(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    logs = log.Log(tmp_path, start=0, total=9)
+    for step in (2, 4, 6):
+        logs.metrics(step, {"loss": step / 10})
+    logs.close()
+    whole = file.read_text()
+    file.write_text(whole + '{"step": 8, "lo')
+    logs = log.Log(tmp_path, start=4, total=9)
+    assert [line["step"] for line in log.read_jsonl(file)] == [2, 4]
+    logs.metrics(6, {"loss": np.float32(0.6)})
+    logs.close()
+    assert [line["step"] for line in log.read_jsonl(file)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("cut", range(0, 40, 3))
+def test_a_log_cut_at_any_byte_reads_as_its_whole_lines(tmp_path, cut):
+    text = '{"step": 1, "a": 0.5}\n{"step": 2, "a": 1.5}\n'
+    (tmp_path / "metrics.jsonl").write_text(text[:cut])
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert log.read_jsonl(tmp_path / "metrics.jsonl") == lines[: text[:cut].count("\n")]
+    log.Log(tmp_path, start=1, total=2).close()
+    assert log.read_jsonl(tmp_path / "metrics.jsonl") == lines[: min(1, text[:cut].count("\n"))]
+
+
+def test_uint8_there_and_back_loses_nothing():
+    pixels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(log.to_uint8(pixels / 127.5 - 1), pixels)
+    np.testing.assert_array_equal(log.to_uint8([-9.0, 9.0]), [0, 255])
+
+
+def test_a_grid_holds_every_image_in_reading_order():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 96, 96, 3), np.uint8)
+    sheet = log.grid(images, columns=2, gap=2)
+    assert sheet.shape == (3 * 98 + 2, 2 * 98 + 2, 3)
+    for i in range(5):
+        top, left = 2 + (i // 2) * 98, 2 + (i % 2) * 98
+        np.testing.assert_array_equal(sheet[top : top + 96, left : left + 96], images[i])
+
+
+def test_files_are_there_whole_or_not_at_all(tmp_path):
+    log.write_text(tmp_path / "new" / "a.txt", "old")
+
+    def breaks(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        log.write_atomic(tmp_path / "new" / "a.txt", breaks)
+    assert (tmp_path / "new" / "a.txt").read_text() == "old"
+    log.write_png(tmp_path / "a.png", np.full((3, 4, 3), 7, np.uint8))
+    assert Image.open(tmp_path / "a.png").size == (4, 3)
+
+
+def test_clock():
+    assert [log.clock(s) for s in (0, 65, 3725, -1)] == ["0:00", "1:05", "1:02:05", "0:00"]

@@ -1,0 +1,66 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.base import errors
+from ldm_jax.engine import meter
+
+
+def fill(m, steps):
+    for step in steps:
+        m.add(step, {"loss": jnp.float32(step) / 3, "norm": jnp.float32(2.0)})
+    return m
+
+
+def test_flush_is_the_mean_since_the_last_flush():
+    m = fill(meter.Meter(), range(1, 4))
+    assert m.flush() == pytest.approx({"loss": 2 / 3, "norm": 2.0})
+    assert fill(m, [9]).flush() == pytest.approx({"loss": 3.0, "norm": 2.0})
+
+
+def test_the_first_value_that_is_not_finite_is_named_with_its_step():
+    m = fill(meter.Meter(), [1])
+    m.add(2, {"loss": jnp.float32(np.nan), "norm": jnp.float32(1)})
+    m.add(3, {"loss": jnp.float32(0), "norm": jnp.float32(np.inf)})
+    with pytest.raises(errors.RunError, match="loss is nan at step 2"):
+        m.fetch()
+    with pytest.raises(errors.RunError, match="norm is inf at step 1"):
+        fill_inf = meter.Meter()
+        fill_inf.add(1, {"norm": jnp.float32(np.inf)})
+        fill_inf.flush()
+
+
+@pytest.mark.parametrize("cut", [1, 3, 6])
+def test_a_resumed_meter_gives_exactly_the_mean_of_an_uncut_one(cut):
+    values = np.random.default_rng(0).normal(size=7).astype(np.float32)
+    uncut, first = meter.Meter(), meter.Meter()
+    for step, value in enumerate(values):
+        uncut.add(step, {"loss": jnp.float32(value)})
+    for step in range(cut):
+        first.add(step, {"loss": jnp.float32(values[step])})
+    second = meter.Meter(json.loads(json.dumps(first.fetch())))  # as a checkpoint keeps it
+    for step in range(cut, 7):
+        second.add(step, {"loss": jnp.float32(values[step])})
+    assert second.flush() == uncut.flush()
+    assert first.flush().keys() == {"loss"}, "fetching forgets nothing"
+
+
+def test_a_meter_does_not_wait_for_the_device():
+    m = meter.Meter()
+    with jax.transfer_guard_device_to_host("disallow"):
+        m.add(1, {"loss": jnp.float32(1)})
+
+
+def test_bad_records_are_listed_once_over_all_sessions(tmp_path):
+    make = lambda: meter.BadRecords(tmp_path, records=100, name="r{}".format, max_fraction=0.02)
+    records = make()
+    records.count(np.array([-1, 7, -1, 7]))
+    records.count(np.array([7, -1]))
+    make().count(np.array([7, 3]))
+    lines = [json.loads(s) for s in (tmp_path / "bad_records_0000.jsonl").read_text().splitlines()]
+    assert lines == [{"record": 7, "name": "r7"}, {"record": 3, "name": "r3"}]
+    with pytest.raises(errors.RunError, match=r"3 of 100 records do not decode, last 'r5'"):
+        make().count(np.array([5]))

@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ldm_jax.base import errors
+from ldm_jax.engine import optim
+
+
+def test_warmup_climbs_linearly_and_reaches_the_peak_at_its_last_step():
+    lr = optim.make_schedule(1e-3, schedule="constant", warmup=4, total=100)
+    np.testing.assert_allclose(
+        [lr(step) for step in range(6)], np.float32([0.25, 0.5, 0.75, 1, 1, 1]) * 1e-3, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("warmup", [0, 10, 20])
+def test_cosine_goes_from_the_peak_to_zero_at_the_end(warmup):
+    lr = optim.make_schedule(2.0, schedule="cosine", warmup=warmup, total=100)
+    assert float(lr(warmup)) == pytest.approx(2.0)
+    assert float(lr((warmup + 100) // 2)) == pytest.approx(1.0)
+    assert float(lr(100)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_linear_and_constant():
+    lr = optim.make_schedule(2.0, schedule="linear", warmup=0, total=10)
+    np.testing.assert_allclose([lr(0), lr(5), lr(10)], [2.0, 1.0, 0.0])
+    assert optim.make_schedule(2.0, schedule="constant", warmup=0, total=10)(7) == 2.0
+
+
+def test_names_and_numbers_that_do_not_exist_are_refused():
+    with pytest.raises(errors.UsageError, match="did you mean 'cosine'"):
+        optim.make_tx(total=10, lr=1.0, schedule="cosin")
+    with pytest.raises(errors.UsageError, match="did you mean 'adam'"):
+        optim.make_tx(total=10, lr=1.0, name="adan")
+    with pytest.raises(errors.UsageError, match="warmup=11 is longer"):
+        optim.make_tx(total=10, lr=1.0, warmup=11)
+    with pytest.raises(errors.UsageError, match="use 'adamw'"):
+        optim.make_tx(total=10, lr=1.0, name="adam", weight_decay=0.1)
+
+
+def test_the_first_adam_step_moves_by_the_learning_rate():
+    tx, lr = optim.make_tx(total=10, lr=0.1, warmup=2, name="adam")
+    grads = {"w": jnp.array([3.0, -2.0])}
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(updates["w"], [-lr(0), lr(0)], rtol=1e-5)
+
+
+def test_decay_spares_norms_and_biases():
+    tx, _ = optim.make_tx(total=10, lr=0.1, weight_decay=0.5)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05)
+    np.testing.assert_array_equal(updates["bias"], 0)
+
+
+def test_clipping_acts_on_the_global_norm():
+    grads = {"a": jnp.full((4,), 3.0), "b": jnp.full((4,), 4.0)}  # norm 10
+    clip = optax.clip_by_global_norm(1.0)
+    clipped, _ = clip.update(grads, clip.init(grads))
+    tx, _ = optim.make_tx(total=10, lr=0.1, clip=1.0)
+    plain, _ = optim.make_tx(total=10, lr=0.1)
+    expected, _ = plain.update(clipped, plain.init(grads), grads)
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    np.testing.assert_allclose(updates["a"], expected["a"])
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_ema_is_the_recurrence_of_lit_ema(decay):
+    rng = np.random.default_rng(0)
+    ema = expected = rng.normal(size=3).astype(np.float32)
+    for step in range(200):
+        p = rng.normal(size=3).astype(np.float32)
+        ema = optim.update_ema(ema, p, jnp.int32(step), decay)
+        keep = min(decay, (1 + step + 1) / (10 + step + 1))
+        expected = keep * expected + (1 - keep) * p
+    np.testing.assert_allclose(ema, expected, rtol=2e-5, atol=1e-6)

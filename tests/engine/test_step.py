@@ -1,0 +1,91 @@
+"""The training step against plain arithmetic, with a stage of a few numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.base import shard
+from ldm_jax.engine import optim, step
+from ldm_jax.stages import api
+
+
+def fit(params, frozen, batch, key, now, shared):
+    error = batch["x"] @ params["fit"]["w"] - frozen["target"]
+    return jnp.mean(error**2), ({"error": jnp.mean(error)}, {"error": error})
+
+
+def follow(params, frozen, batch, key, now, shared):
+    """Reads what `fit` shared; a gradient into `fit` would show in fit's own."""
+    loss = jnp.mean(shared["error"] * params["follow"]["v"] + params["fit"]["w"].sum())
+    return loss, ({}, shared)
+
+
+FIT = api.Player("fit", lambda key: {"w": jax.random.normal(key, (3,))}, fit)
+FOLLOW = api.Player("follow", lambda key: {"v": jnp.float32(2.0)}, follow)
+FROZEN = {"target": jnp.float32(1.0)}
+BATCH = {"x": np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)}
+
+
+def make(players=(FIT, FOLLOW), accumulate=1, decay=0.5, data=1, **optimizer):
+    names = [player.name for player in players]
+    txs = {n: optim.make_tx(total=10, lr=0.1, name="adam", **optimizer)[0] for n in names}
+    ema = dict.fromkeys(names, 0.0) | {"fit": decay}
+    mesh = shard.make_mesh(data=data, devices=jax.devices()[:data])
+    train = step.make_step(players, txs, ema, mesh=mesh, accumulate=accumulate)
+    return step.make_init(players, txs, ema)(jax.random.key(0)), jax.jit(train)
+
+
+def test_each_player_gets_the_gradient_of_its_own_loss():
+    state, train = make()
+    w = np.asarray(state["params"]["fit"]["w"], np.float64)
+    x = BATCH["x"].astype(np.float64)
+    new, metrics = train(state, FROZEN, BATCH, jax.random.key(1))
+    error = x @ w - 1
+    assert float(metrics["fit/loss"]) == pytest.approx(np.mean(error**2), rel=1e-5)
+    gradient = 2 * x.T @ error / len(x)
+    assert float(metrics["fit/grad_norm"]) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+    assert float(metrics["follow/grad_norm"]) == pytest.approx(abs(error.mean()), rel=1e-5)
+    # The first step of Adam is lr * sign(gradient).
+    moved = np.asarray(new["params"]["fit"]["w"]) - w
+    np.testing.assert_allclose(moved, -0.1 * np.sign(gradient), rtol=1e-4)
+    assert int(new["step"]) == 1
+
+
+def test_accumulating_two_halves_is_one_batch():
+    (state, whole), (_, halves) = make(), make(accumulate=2)
+    one, two = (train(state, FROZEN, BATCH, jax.random.key(1)) for train in (whole, halves))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, two)
+
+
+def test_only_players_with_a_decay_keep_an_average():
+    state, train = make()
+    assert set(state["ema"]) == {"fit"}
+    new, _ = train(state, FROZEN, BATCH, jax.random.key(1))
+    keep = min(0.5, 2 / 11)
+    expected = keep * state["params"]["fit"]["w"] + (1 - keep) * new["params"]["fit"]["w"]
+    np.testing.assert_allclose(new["ema"]["fit"]["w"], expected, rtol=1e-6)
+    averaged = step.averaged(new)
+    assert averaged["fit"] is new["ema"]["fit"] and averaged["follow"] is new["params"]["follow"]
+
+
+def test_the_state_has_no_buffer_twice():
+    state, _ = make()
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_randomness_follows_the_step_and_the_micro_batch():
+    def draw(params, frozen, batch, key, now, shared):
+        return jax.random.normal(key) + 0 * params["fit"]["w"].sum(), ({}, shared)
+
+    noise = api.Player("fit", FIT.init, draw)
+    seen = set()
+    for accumulate in (1, 2):
+        state, train = make((noise,), accumulate)
+        for _ in range(3):
+            state, metrics = train(state, FROZEN, BATCH, jax.random.key(1))
+            seen.add(float(metrics["fit/loss"]))
+    assert len(seen) == 6
+    again, train = make((noise,))
+    assert float(train(again, FROZEN, BATCH, jax.random.key(1))[1]["fit/loss"]) in seen

@@ -1,0 +1,171 @@
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import build
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+from ldm_jax.stages import diffuse
+from ldm_jax.stages.codec import Codec
+
+DEBUG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "debug.py"
+CLASSES, SCALE = 4, 0.7
+FROZEN = {"first_stage": {}, "scale": jnp.float32(SCALE)}
+KEY = jax.random.key(3)
+IDS = jnp.array([0, 1, 2, 3], jnp.int32)
+
+
+def make(**loss):
+    """The second stage of configs/debug.py on pixels (f = 1), four classes, without attention."""
+    config = config_lib.load(f"{DEBUG}:ldm", {"first_stage": "identity"})
+    config.data.size = 8
+    config.model.mult = (1,)
+    config.model.attention = ()
+    config.conditioners["class"].num_classes = CLASSES
+    config.loss.update(loss)
+    return build.make_diffuse(config)
+
+
+@pytest.fixture(scope="module")
+def stage():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def params(stage, fill):
+    return {"denoiser": fill(stage.init)}
+
+
+@pytest.fixture(scope="module")
+def loss_without_dropout():
+    return jax.jit(make(cond_dropout=0.0).denoiser_loss)
+
+
+def losses(loss, params, images):
+    """Of two batches that differ in their classes alone."""
+    return [
+        float(loss(params, FROZEN, {"image": images, "class": ids}, KEY, 0, {})[0])
+        for ids in (IDS, IDS[::-1])
+    ]
+
+
+def test_with_full_condition_dropout_the_class_does_not_matter(params, images):
+    a, b = losses(jax.jit(make(cond_dropout=1.0).denoiser_loss), params, images)
+    assert a == b
+
+
+def test_without_condition_dropout_it_does(params, images, loss_without_dropout):
+    a, b = losses(loss_without_dropout, params, images)
+    assert a != b
+
+
+def test_the_loss_is_the_error_of_the_target(stage, params, images, loss_without_dropout):
+    """Recomputed from the parts: z, t, eps and the network's own output."""
+    batch = {"image": images, "class": IDS}
+    loss, (metrics, _) = loss_without_dropout(params, FROZEN, batch, KEY, 0, {})
+    _, t_key, eps_key, _, _ = jax.random.split(KEY, 5)
+    t = jax.random.randint(t_key, (4,), 0, stage.process.timesteps)
+    eps = jax.random.normal(eps_key, images.shape)
+    z = SCALE * images
+    x_t = stage.process.corrupt(z, t, eps)
+    cond = stage.condition(params["denoiser"], {"class": IDS}, jnp.zeros(4, bool))
+    pred = jax.jit(stage.predict)(params["denoiser"], x_t, t, cond)
+    error = float(np.mean(np.square(np.asarray(pred - stage.process.target(z, eps, t)))))
+    assert float(loss) == pytest.approx(error, rel=1e-4)
+    assert float(metrics["latent_std"]) == pytest.approx(np.std(z), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sample(stage, params):
+    """sample(numbers, ids, guidance): four images by their numbers."""
+
+    def draw(keys, ids, guidance):
+        sampling = dataclasses.replace(stage.sampling, guidance=guidance, eta=1.0, steps=3)
+        own, size = params["denoiser"], dict(height=8, width=8)
+        return stage.sample(own, FROZEN, keys, {"class": ids}, sampling=sampling, **size)
+
+    compiled = jax.jit(draw, static_argnums=2)
+
+    def by_number(numbers, ids, guidance=2.0):
+        keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.asarray(numbers))
+        return np.asarray(compiled(keys, jnp.asarray(ids, jnp.int32), guidance))
+
+    return by_number
+
+
+def test_an_image_does_not_depend_on_its_batch(sample):
+    one = sample([0, 1, 2, 3], [0, 1, 2, 3])
+    np.testing.assert_allclose(sample([9, 2, 7, 0], [3, 2, 1, 0])[[3, 1]], one[[0, 2]], atol=1e-5)
+    assert np.abs(one[0] - sample([0, 1, 2, 3], [1, 1, 2, 3])[0]).max() > 1e-3, "its class counts"
+    assert np.abs(sample([9, 2, 7, 0], [0, 2, 1, 0])[0] - one[0]).max() > 1e-2, "so does its key"
+
+
+def test_guidance_one_is_plain_conditional_sampling(sample):
+    """The guided formula a hair's breadth from scale 1 gives what the unguided path gives."""
+    plain = sample([0, 1, 2, 3], IDS, 1.0)
+    np.testing.assert_allclose(sample([0, 1, 2, 3], IDS, 1.0000001), plain, atol=1e-4)
+    assert np.abs(sample([0, 1, 2, 3], IDS, 2.0) - plain).max() > 1e-3
+
+
+def test_pixel_diffusion_trains(stage, params, images):
+    """f = 1: the codec is the identity, and a few steps of descent lower the loss."""
+    assert stage.codec.f == 1 and stage.latent_shape(8, 8) == (8, 8, 3)
+    np.testing.assert_allclose(
+        stage.decode(FROZEN, stage.encode(FROZEN, images)), images, rtol=1e-6
+    )
+    batch = {"image": images, "class": IDS}
+
+    @jax.jit
+    def descend(own):
+        loss = lambda own: stage.denoiser_loss({"denoiser": own}, FROZEN, batch, KEY, 0, {})[0]
+        value, grads = jax.value_and_grad(loss)(own)
+        return value, jax.tree.map(lambda p, g: p - 0.02 * g, own, grads)
+
+    own, history = params["denoiser"], []
+    for _ in range(8):
+        value, own = descend(own)
+        history.append(float(value))
+    assert history[-1] < 0.95 * history[0] and np.all(np.isfinite(history))
+
+
+class Shifted:
+    """A stand-in codec with channels of known, different statistics; a sample adds key's noise."""
+
+    def encode(self, params, x, key):
+        return x * jnp.array([1.0, 2.0, 3.0]) + jnp.array([0.0, 5.0, -1.0])
+
+
+@pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 1, 1)])
+def test_latent_statistics_pool_over_everything(images, sizes):
+    batches = np.split(images, np.cumsum(sizes)[:-1])
+    found = diffuse.latent_statistics(Shifted(), {}, batches, KEY)
+    z = np.asarray(Shifted().encode({}, images, None), np.float64)
+    assert found["scale"] == pytest.approx(1 / z.std(), rel=1e-6)
+    np.testing.assert_allclose(found["mean"], z.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["std"], z.std((0, 1, 2)), rtol=1e-5)
+    assert found["latents"] == 4 * 8 * 8
+
+
+def test_no_images_and_constant_images_have_no_scale():
+    with pytest.raises(errors.UsageError, match="No images"):
+        diffuse.latent_statistics(Codec(None), {}, [], KEY)
+    with pytest.raises(errors.UsageError, match="constant"):
+        diffuse.latent_statistics(Codec(None), {}, [np.zeros((2, 8, 8, 3), np.float32)], KEY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(sampler="dimm"), "did you mean 'ddim'"),
+        (dict(spacing="exakt"), "did you mean 'exact'"),
+        (dict(steps=0), "steps=0"),
+        (dict(steps=1001), "steps=1001"),
+    ],
+)
+def test_sampling_settings_that_do_not_exist_are_refused(stage, changes, words):
+    with pytest.raises(errors.UsageError, match=words):
+        dataclasses.replace(stage.sampling, **changes).grid(stage.process)
