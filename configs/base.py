@@ -46,7 +46,7 @@ def common() -> ConfigDict:
 
 
 def optimizer(**changes) -> dict:
-    """One player's optimizer: arguments of engine.optim.make_tx, and the decay of its EMA (0: none)."""
+    """One player's optimizer: arguments of engine.optim.make_tx, and its EMA's decay (0: none)."""
     defaults = dict(
         name="adamw",
         lr=1e-4,
@@ -139,5 +139,5 @@ def ldm() -> ConfigDict:
 
 
 def class_condition(width: int) -> dict:
-    """One token a class; num_classes -1 takes the data's, and data without classes is unconditional."""
+    """One token a class; num_classes -1 takes the data's, without classes it is unconditional."""
     return {"class": dict(name="class", num_classes=-1, width=width)}

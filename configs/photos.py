@@ -5,9 +5,10 @@
     python -m ldm_jax.train --config=configs/photos.py:ldm --workdir=runs/photos_ldm \\
         --config.first_stage=runs/photos_f4 --config.data.source=tar --config.data.path=DIR
 
-The first stage trains on L1 and, from step 1500 on, a patch discriminator; it needs no LPIPS weights
-(with them: --config.loss.perceptual_weight=1 and config.lpips). The second is conditioned on the
-data's classes where it has any. docs/results.md says what it reaches on 3,670 photos of flowers.
+The first stage trains on L1 and, from step 1500 on, a patch discriminator; it needs no LPIPS
+weights (with them: --config.loss.perceptual_weight=1 and config.lpips). The second is conditioned
+on the data's classes where it has any. docs/results.md says what it reaches on 3,670 photos of
+flowers.
 """
 
 from configs import base

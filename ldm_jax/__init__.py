@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 
 def load(path, ema: bool = True):
-    """Opens a first- or second-stage run; see ldm_jax.run.Run. `ema=False` takes the raw weights."""
+    """Opens a run of either stage (see ldm_jax.run); `ema=False` takes the raw weights."""
     from ldm_jax import run
 
     return run.load(path, ema=ema)

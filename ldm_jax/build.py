@@ -70,7 +70,7 @@ def resolve(config: ConfigDict, source) -> ConfigDict:
 def check(config: ConfigDict, source):
     """Raises UsageError for what can be known to be wrong before any device is touched."""
     size = config.data.size
-    positive = {f"eval.{key}": value for key, value in config.eval.items()}
+    positive = {f"eval.{key}": config.eval[key] for key in ("records", "batch_size")}
     positive |= {key: config[key] for key in ("batch_size", "accumulate")}
     for key, value in positive.items():
         if value < 1:

@@ -40,7 +40,10 @@ def define(values):
         flag_values=values,
     )
     flags.DEFINE_boolean(
-        "ema", True, "export: the moving average of the weights, where there is one", flag_values=values
+        "ema",
+        True,
+        "export: the moving average of the weights, where there is one",
+        flag_values=values,
     )
 
 

@@ -1,12 +1,12 @@
 """Measures a run on its held-out records, or a folder of samples.
 
     python -m ldm_jax.evaluate --run=RUN
-    python -m ldm_jax.evaluate --samples=DIR [--reference=RUN --mobilenet=mobilenetv2_1.0_features.npz]
+    python -m ldm_jax.evaluate --samples=DIR [--reference=RUN --mobilenet=WEIGHTS.npz]
 
-A run: the stage's own measures (PSNR, SSIM; the denoiser's error). Samples: class_accuracy where the
-run was trained on the procedural scenes, whose checker reads shape and colour from pixels alone; and
-fd_mobilenet, the Frechet distance on MobileNetV2 features to the training records of --reference
-(never to be called FID). Writes summary.json.
+A run: the stage's own measures (PSNR, SSIM; the denoiser's error). Samples: class_accuracy where
+the run was trained on the procedural scenes, whose checker reads shape and colour from pixels
+alone; and fd_mobilenet, the Frechet distance on MobileNetV2 features to the training records of
+--reference (never to be called FID). Writes summary.json.
 """
 
 import json

@@ -4,8 +4,8 @@
     z = run.encode(images)
     images = run.sample(8, steps=50, guidance=2.0, cond={"class": ids})
 
-Images are [n, h, w, 3] floats in [-1, 1]. Runs of both stages have encode and decode; a second stage's
-latents are scaled (`z * scale`), a first stage's are not.
+Images are [n, h, w, 3] floats in [-1, 1]. Runs of both stages have encode and decode; a second
+stage's latents are scaled (`z * scale`), a first stage's are not.
 """
 
 import functools
@@ -49,7 +49,7 @@ class FirstStage:
         self._encode, self._decode = jax.jit(self.codec.encode), jax.jit(self.codec.decode)
 
     def encode(self, images, key=None):
-        """[n, h, w, 3] -> [n, h/f, w/f, c]: the posterior's mode, or a sample where a key is given."""
+        """[n, h, w, 3] -> [n, h/f, w/f, c]: the posterior's mode, or with a key a sample of it."""
         _check_divides(images, self.codec.f)
         return self._encode(self._params, jnp.asarray(images, jnp.float32), key)
 
@@ -101,7 +101,7 @@ class SecondStage:
     def denoise(self, z_t, t, cond: dict | None = None):
         """The raw network output at integer timesteps t [n]; z_t: [n, h/f, w/f, c].
 
-        cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None for the null condition.
+        cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None is the null.
         """
         z_t = jnp.asarray(z_t, jnp.float32)
         size = tuple(side * self.model.codec.f for side in z_t.shape[1:3])
@@ -122,11 +122,11 @@ class SecondStage:
         size: tuple[int, int] | None = None,
         first: int = 0,
     ):
-        """Draws images first .. first + n - 1 of `seed`; image i depends only on (seed, i) and its condition.
+        """Draws images first .. first + n - 1; image i depends on (seed, i) and condition i alone.
 
         Args:
-          cond: {field: [n, ...]} or ready arrays (see `denoise`), with `null_<name>` for guidance where
-            the model's own null is not wanted; None samples the null condition.
+          cond: {field: [n, ...]} or ready arrays (see `denoise`), with `null_<name>` for guidance
+            where the model's own null is not wanted; None samples the null condition.
           noise: x_T, [n, h/f, w/f, c].
           latents: return scaled latents instead of images.
           size: (height, width) in pixels; the training size by default.

@@ -2,8 +2,8 @@
 
     python -m ldm_jax.sample --run=RUN --out=DIR --num=64 [--steps=50 --guidance=2 --labels=3,5 ...]
 
-Writes DIR/images/000000.png ..., a grid (a row per class), manifest.json and summary.json. Image i depends
-only on (seed, i, weights, settings); a job that was cut goes on with the images that are missing.
+Writes DIR/images/000000.png ..., a grid (a row per class), manifest.json and summary.json. Image i
+depends only on (seed, i, weights, settings); a job that was cut goes on with what is missing.
 """
 
 import json
@@ -158,7 +158,7 @@ def read_size(text: str, config) -> list[int]:
 
 
 def read_labels(text: str, num: int, config):
-    """Class ids [num]: balanced (i modulo the number of classes), or the given ids over and over."""
+    """Class ids [num]: balanced (i modulo their number), or the given ids over and over."""
     import numpy as np
 
     classes = config.conditioners.get("class", {}).get("num_classes", 0)

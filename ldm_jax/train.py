@@ -1,9 +1,9 @@
 """Trains a first or a second stage, or goes on with one that was interrupted.
 
-    python -m ldm_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=value ...]
+    python -m ldm_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=v ...]
 
---config.key=value changes any key of the config; configs/base.py lists them all. The same command on
-the same workdir continues from the newest checkpoint. SIGTERM saves and exits with 42.
+--config.key=value changes any key of the config; configs/base.py lists them all. The same command
+on the same workdir continues from the newest checkpoint. SIGTERM saves and exits with 42.
 """
 
 import pathlib
@@ -103,25 +103,23 @@ def second_stage(config, source, workdir):
 
 
 def claim(workdir, config, source, allow):
-    """Writes config.json into a new workdir; refuses one that holds another config or other data."""
+    """Writes config.json into a new workdir; refuses one with another config or other data."""
     from ldm_jax.engine import log
 
     text = config_lib.to_json(config)
     file, data_file = workdir / "config.json", workdir / "data.txt"
     if file.exists():
         saved = config_lib.from_json(file.read_text())
-        changed = [
-            line for line in config_lib.difference(saved, config) if line.split(":")[0] not in allow
-        ]
-        if changed:
+        changed = {line.split(":")[0]: line for line in config_lib.difference(saved, config)}
+        if changed.keys() - set(allow):
             raise errors.UsageError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}): take another "
-                f"--workdir, or allow it with --allow_config_change={','.join(c.split(':')[0] for c in changed)}"
+                f"{workdir} holds a run with another config ({'; '.join(changed.values())}): take "
+                f"another --workdir, or allow it with --allow_config_change={','.join(changed)}"
             )
-    if data_file.exists() and data_file.read_text().strip() != source.fingerprint:
+    if data_file.exists() and (old := data_file.read_text().strip()) != source.fingerprint:
         raise errors.UsageError(
-            f"{workdir}: the data has changed since this run began (fingerprint {source.fingerprint}, "
-            f"then {data_file.read_text().strip()}); restore it, or take another --workdir."
+            f"{workdir}: the data has changed since this run began (fingerprint {old}, now "
+            f"{source.fingerprint}); restore it, or take another --workdir."
         )
     log.write_text(file, text)
     log.write_text(data_file, source.fingerprint + "\n")

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Logging every 7 steps and saving every 10: each checkpoint falls between two lines of the log.
 STEPS = {"total": 60, "log": 7, "eval": 30, "checkpoint": 10}
 ONE_DEVICE = "--xla_backend_optimization_level=0"  # as tests/conftest.py, which has eight
-PATIENCE = 240  # seconds, for a machine that compiles slowly
+PATIENCE = 900  # seconds, for a machine that compiles slowly
 
 
 def arguments(workdir, variant="first_stage", **changes) -> list[str]:
@@ -141,6 +141,7 @@ def test_another_config_in_the_same_workdir_is_refused_with_the_difference(uncut
 @pytest.mark.slow
 def test_a_second_stage_cut_three_times_equals_the_uncut_one(uncut, tmp_path):
     kwargs = {"variant": "ldm", "first_stage": str(uncut)}
+    kwargs |= {"model.mult": "(1,)", "model.attention": "()"}
     to_the_end(tmp_path / "whole", **kwargs)
     cut_three_times(tmp_path / "cut", **kwargs)
     assert_the_same(tmp_path / "cut", tmp_path / "whole")
@@ -148,7 +149,7 @@ def test_a_second_stage_cut_three_times_equals_the_uncut_one(uncut, tmp_path):
 
 @pytest.mark.slow
 def test_kills_at_twenty_random_moments_leave_no_trace(tmp_path):
-    kwargs = {"steps.total": 1000, "steps.eval": 100}
+    kwargs = {"steps.total": 1000, "steps.eval": 500, "steps.checkpoint": 25}
     to_the_end(tmp_path / "uncut", **kwargs)
     kills = 0
     while kills < 20:

@@ -53,7 +53,7 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
 
 
 def variants(arg: str | None, **known):
-    """Picks a config's variant: `variants(arg, first_stage=fn, ldm=fn)`; the first is the default."""
+    """Picks a config's variant, `variants(arg, first_stage=fn, ldm=fn)`; by default the first."""
     if arg is not None and arg not in known:
         hint = errors.nearest(arg, known)
         raise errors.UsageError(f"Unknown config variant {arg!r}; known: {', '.join(known)}{hint}")
@@ -61,7 +61,7 @@ def variants(arg: str | None, **known):
 
 
 def override(config, key: str, text: str):
-    """Sets `config.a.b` from the text of a flag, keeping the type of the value that stands there."""
+    """Sets `config.a.b` from the text of a flag, keeping the type of the value there."""
     node, parts = config, key.split(".")
     for i, part in enumerate(parts):
         if not isinstance(node, config_dict.ConfigDict) or part not in node:

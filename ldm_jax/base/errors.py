@@ -4,11 +4,11 @@ import difflib
 
 
 class UsageError(ValueError):
-    """Bad input: one line that names the offender, the value and the remedy. Entry points exit with 2."""
+    """Bad input: one line with the offender, the value and the remedy. Entry points exit with 2."""
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on (NaN, rotten data): one line that says why. Entry points exit with 1."""
+    """A run that cannot go on (NaN, rotten data): one line why. Entry points exit with 1."""
 
 
 def nearest(name, known) -> str:

@@ -20,7 +20,15 @@ from ldm_jax.base import errors
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SAFE_DTYPES = dict(
-    F64="<f8", F32="<f4", F16="<f2", BF16=BFLOAT16, I64="<i8", I32="<i4", I16="<i2", I8="|i1", U8="|u1"
+    F64="<f8",
+    F32="<f4",
+    F16="<f2",
+    BF16=BFLOAT16,
+    I64="<i8",
+    I32="<i4",
+    I16="<i2",
+    I8="|i1",
+    U8="|u1",
 )
 TORCH_DTYPES = dict(
     Double="<f8", Float="<f4", Half="<f2", BFloat16=BFLOAT16, Long="<i8", Int="<i4", Short="<i2"
@@ -47,7 +55,7 @@ def read(path) -> dict:
     except Exception as e:  # a damaged file breaks its reader in whatever way it likes
         reason = " ".join(str(e).split())[:160]
         raise errors.UsageError(
-            f"{path} cannot be read: not a checkpoint, or a damaged one ({reason or type(e).__name__})."
+            f"{path} cannot be read: damaged, or not a checkpoint ({reason or type(e).__name__})."
         ) from e
     state = _state_dict(content)
     if not state:

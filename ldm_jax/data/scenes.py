@@ -22,9 +22,9 @@ COLOURS = {  # RGB in [0, 1]; hues at least 60 degrees apart
     "yellow": (0.95, 0.83, 0.10),
 }
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-MAX_TURN = math.radians(10)
+MAX_TURN = math.radians(8)
 MAX_OBJECTS = 9
-_DIAMETER = (0.55, 0.80)  # of the circle around a shape, as a part of the image's side
+_DIAMETER = (0.62, 0.82)  # of the circle around a shape, as a part of the image's side
 _MARGIN = 0.02
 _VERSION = "2"  # part of the fingerprint: raise it when the pictures change
 _RGB = np.array(list(COLOURS.values()), np.float32)
@@ -105,7 +105,7 @@ def compose(seed: int, i: int, objects: int = 1) -> Scene:
     block, place = divmod(i, len(CLASSES))
     class_id = int(_rng(seed, 2 * block + 1).permutation(len(CLASSES))[place])
     light = _between(draw, 0.25, 0.75)
-    contrast = _between(draw, 0.05, 0.12) * (1 if draw.random() < 0.5 else -1)
+    contrast = _between(draw, 0.04, 0.10) * (1 if draw.random() < 0.5 else -1)
     tint = 0.07 * draw.random((2, 3)) - 0.035
     colours = np.array([[light - contrast], [light + contrast]]) + tint
     texture = int(draw.random() * len(_TEXTURES))

@@ -76,7 +76,7 @@ def to_uint8(images) -> np.ndarray:
 
 
 def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """uint8 [n, h, w, 3] -> one picture, row by row, white gaps; small images are enlarged x2-x4."""
+    """uint8 [n, h, w, 3] -> one picture, row by row; small images are enlarged x2 to x4."""
     enlarge = max(1, min(4, 96 // images.shape[1]))
     images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     n, h, w, _ = images.shape

@@ -83,7 +83,7 @@ class Stopwatch:
         self._steps += 1
 
     def measure(self, batch_size: int) -> dict:
-        """Rates of the stretch that ends now, and begins a new one. Call with the device drained."""
+        """Rates of the stretch that ends now; begins a new one. Call with the device drained."""
         seconds, steps, wait = time.monotonic() - self._mark, self._steps, self._wait
         self.restart()
         if not steps:

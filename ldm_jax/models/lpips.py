@@ -21,7 +21,9 @@ BACKBONE_HELP = (
     "torchvision's vgg16-397923af.pth, alexnet-owt-7be5be79.pth or squeezenet1_1-b8a52dc0.pth, "
     "https://download.pytorch.org/models/"
 )
-HEADS_HELP = "lpips/weights/v0.1/{vgg,alex,squeeze}.pth of https://github.com/richzhang/PerceptualSimilarity"
+HEADS_HELP = (
+    "lpips/weights/v0.1/{vgg,alex,squeeze}.pth of https://github.com/richzhang/PerceptualSimilarity"
+)
 
 
 class Conv(NamedTuple):
@@ -128,17 +130,16 @@ class Backbone(nn.Module):
     @nn.nowrap
     def _conv(self, layer, name):
         side = (layer.kernel, layer.kernel)
-        conv = nn.Conv(
-            layer.width, side, layer.stride, layer.padding, dtype=self.dtype, name=name
-        )
+        conv = nn.Conv(layer.width, side, layer.stride, layer.padding, dtype=self.dtype, name=name)
         return lambda x: nn.relu(conv(x))
 
 
 def load(backbone, heads):
     """LPIPS params from the two files, each .pth, .safetensors or .npz; one file may serve as both.
 
-    backbone: torchvision's network (`features.N.weight`) or an LPIPS state dict (`net.sliceS.N...`);
-    heads: `linI.model.1.weight`. What is missing is an error: random weights never stand in.
+    backbone: torchvision's network (`features.N.weight`) or an LPIPS state dict
+    (`net.sliceS.N...`); heads: `linI.model.1.weight`. What is missing is an error: random weights
+    never stand in.
     """
     convs, lins = {}, {}
     for key, array in _read(backbone, BACKBONE_HELP).items():
@@ -150,9 +151,7 @@ def load(backbone, heads):
             lins[int(match[1])] = array.reshape(-1)
 
     net = _network(convs)
-    widths = [
-        layer.width for layer, tap in zip(NETWORKS[net], NETWORKS[net][1:]) if tap == TAP
-    ]
+    widths = [layer.width for layer, tap in zip(NETWORKS[net], NETWORKS[net][1:]) if tap == TAP]
     params = {net: {}}
     for name, shape in _shapes(net).items():
         kernel, bias = (_need(convs, (name, leaf), net, backbone) for leaf in ("weight", "bias"))
@@ -165,7 +164,7 @@ def load(backbone, heads):
         params[f"head_{i}"] = head = _need(lins, i, net, heads)
         if head.size != width:
             raise errors.UsageError(
-                f"LPIPS weights {heads}: head {i} has {head.size} channels, {net} has {width} there."
+                f"LPIPS weights {heads}: head {i} has {head.size} channels, in {net} {width}."
             )
     return params
 

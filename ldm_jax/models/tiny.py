@@ -1,4 +1,4 @@
-"""A tiny autoencoder (madebyollin's TAESD family): cheap latents, for previews and small machines."""
+"""A tiny autoencoder (madebyollin's TAESD family): cheap latents for previews, small machines."""
 
 from typing import Any, ClassVar
 
@@ -56,7 +56,9 @@ class _Stack(nn.Module):
 
     @nn.nowrap
     def conv(self, name, width=None, **kwargs):
-        return nn.Conv(width or self.width, (3, 3), padding=1, dtype=self.dtype, name=name, **kwargs)
+        return nn.Conv(
+            width or self.width, (3, 3), padding=1, dtype=self.dtype, name=name, **kwargs
+        )
 
     @nn.nowrap
     def level(self, x, level):
@@ -102,9 +104,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x):
         if self.pool:
-            dense = lambda width, name: blocks.dense(
-                width, name, dtype=self.dtype, use_bias=False
-            )
+            dense = lambda width, name: blocks.dense(width, name, dtype=self.dtype, use_bias=False)
             h = dense(4 * self.width, "pool_in")(x)
             h = nn.relu(blocks.GroupNorm(1e-5, 4, self.dtype, name="pool_norm")(h))
             x = x + dense(self.width, "pool_out")(h)

@@ -1,10 +1,11 @@
-"""The first stage: an autoencoder, and an adversary that judges patches (Rombach et al. 2022, sec. 3.1).
+"""The first stage: an autoencoder, and an adversary of patches (Rombach et al. 2022, sec. 3.1).
 
     autoencoder loss = reconstruction + regulariser + weight * adversarial
     discriminator loss = hinge or vanilla, on the same reconstruction
 
-Both players see one forward pass of the autoencoder per step (the official code runs a second one for
-the discriminator). Before step `disc_start` the adversarial terms are zero and the discriminator rests.
+Both players see one forward pass of the autoencoder per step (the official code runs a second one
+for the discriminator). Before step `disc_start` the adversarial terms are zero and the
+discriminator rests.
 """
 
 import dataclasses
@@ -40,14 +41,14 @@ def vanilla(real, fake):
 class Loss:
     """The weights of the first stage's terms; one field is one key of `config.loss`.
 
-    kl_weight: on the KL summed over a latent (KL); codebook_weight: on the VQ loss (VQ), whose `beta`
-      and `legacy_vq` are those of bottleneck.vq_loss.
+    kl_weight: on the KL summed over a latent (KL); codebook_weight: on the VQ loss (VQ), whose
+      `beta` and `legacy_vq` are those of bottleneck.vq_loss.
     perceptual_weight: on LPIPS, added to every pixel's error; 0 needs no LPIPS weights.
     pixel_loss: that error, "l1" or "l2".
     disc_weight: on the adversarial term, times the adaptive weight; 0 trains no discriminator.
     disc_start: training step (counted in optimizer steps) at which the adversary begins.
-    learn_logvar: learn the output's log variance, from `logvar`; otherwise it stays there (as in the
-      official code, whose parameter no optimizer ever saw).
+    learn_logvar: learn the output's log variance, from `logvar`; otherwise it stays there (as in
+      the official code, whose parameter no optimizer ever saw).
     """
 
     kl_weight: float
@@ -137,7 +138,7 @@ class Autoencode:
         return loss, ({"logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}, shared)
 
     def evaluate(self, params, frozen, batch, key):
-        """Of the posterior's mode, clipped to [-1, 1]: the scores, mean absolute error, LPIPS; [b]."""
+        """Of the posterior's mode, clipped to [-1, 1]: scores, mean absolute error, LPIPS; [b]."""
         x = batch["image"]
         x_hat = jnp.clip(self._mode(params["autoencoder"]["model"], x), -1, 1)
         values = {name: score(x, x_hat) for name, score in self.scores.items()}
@@ -185,7 +186,7 @@ class Autoencode:
         return x_hat, features, regulariser, metrics
 
     def _nll(self, own, frozen, x, x_hat):
-        """The reconstruction term: summed over an image for KL, a mean for VQ, as in the official losses."""
+        """The reconstruction term: a sum over an image for KL, a mean for VQ, as officially."""
         error = PIXEL_LOSSES.get(self.loss.pixel_loss)(x - x_hat)
         if self.perceive:
             distance = self.perceive(frozen["lpips"], x, x_hat)
@@ -202,11 +203,11 @@ class Autoencode:
 
 
 def adaptive_weight(nll, adversarial, x_hat, features, kernel):
-    """|grad nll| / (|grad adversarial| + 1e-4) at the decoder's last kernel (Esser et al. 2021, eq. 7).
+    """|grad nll| / (|grad adversarial| + 1e-4) at the decoder's last kernel.
 
-    Clipped to [0, 1e4], free of gradients. `nll` and `adversarial` map x_hat [b, h, w, 3] to a scalar;
-    features: [b, h, w, c], what the last convolution reads; kernel: [3, 3, c, 3]. Only the two losses and
-    that one convolution are differentiated again.
+    Esser et al. 2021 (VQ-GAN), eq. 7. Clipped to [0, 1e4], free of gradients. `nll` and
+    `adversarial` map x_hat [b, h, w, 3] to a scalar; features: [b, h, w, c], what the last
+    convolution reads; kernel: [3, 3, c, 3]. Only these are differentiated again.
     """
     x_hat, features, kernel = jax.lax.stop_gradient((x_hat, features, kernel))
     _, pull_back = jax.vjp(lambda k: _convolve(features.astype(jnp.float32), k), kernel)

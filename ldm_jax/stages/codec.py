@@ -28,7 +28,7 @@ class Codec:
         return self.model.latent_channels if self.model else self.image_channels
 
     def encode(self, params, x, key=None):
-        """[b, h, w, 3] -> [b, h/f, w/f, c]: the posterior's mode, or a sample of it where a key is given."""
+        """[b, h, w, 3] -> [b, h/f, w/f, c]: the posterior's mode, or with a key a sample of it."""
         if self.model is None:
             return x
         z = self.model.apply({"params": params}, x, method="encode")

@@ -1,6 +1,8 @@
-"""The second stage: a denoiser of latents, with its conditioners (Rombach et al. 2022, sec. 3.2-3.3).
+"""The second stage: a denoiser of latents with conditioners (Rombach et al. 2022, sec. 3.2-3.3).
 
-    z = scale * encode(image);  x_t = alpha_t z + sigma_t eps;  loss = |network(x_t, t, cond) - target|^2
+    z = scale * encode(image)
+    x_t = alpha_t z + sigma_t eps
+    loss = |network(x_t, t, cond) - target|^2
 
 `frozen` holds the first stage's weights and the scale: {"first_stage": tree, "scale": scalar}.
 """
@@ -223,8 +225,8 @@ class Diffuse:
 def latent_statistics(codec: Codec, params, batches, key) -> dict:
     """Scale and moments of a data set's latents, sampled as in training, over all given batches.
 
-    batches: iterable of images [b, h, w, 3]. The scale is 1 / std about the pooled mean of everything
-    (the official code takes one batch on one process); `mean` and `std` are per channel.
+    batches: iterable of images [b, h, w, 3]. The scale is 1 / std about the pooled mean of
+    everything (the official code takes one batch on one process); `mean` and `std` are per channel.
     """
     encode = jax.jit(codec.encode)
     count, total, squares = 0, 0.0, 0.0

@@ -98,6 +98,7 @@ def transformer(depth):
         ),
     ]
 
+
 _RES_UNET = [
     Rule(r"in_layers\.0", "norm_1", "norm"),
     Rule(r"in_layers\.2", "conv_1", "conv"),

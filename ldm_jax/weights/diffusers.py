@@ -207,14 +207,14 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
         "model": model,
         "conditioners": found,
         "process": process(scheduler) if scheduler else {},
-        "data": {"size": _size(config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1)) * factor},
+        "data": {
+            "size": _size(config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1)) * factor
+        },
         "latents": {"scale": scale},
         "optim": {"denoiser": {"ema": 0.0}},
     }
     tables = {"denoiser": (state, rules, ())}
-    return Source(
-        "diffuse", changes, tables, first_stage=beneath, scale=scale, notes=notes
-    )
+    return Source("diffuse", changes, tables, first_stage=beneath, scale=scale, notes=notes)
 
 
 def unet_model(config) -> dict:
@@ -229,7 +229,9 @@ def unet_model(config) -> dict:
     refuse_unless(config, name, mid_block_type=_middles(cross), attn_norm_num_groups=(None,))
     refuse_unless(config, name, dual_cross_attention=(False,), only_cross_attention=(False,))
     refuse_unless(config, name, encoder_hid_dim_type=(None,), addition_embed_type=(None,))
-    refuse_unless(config, name, conv_in_kernel=(3,), conv_out_kernel=(3,), timestep_post_act=(None,))
+    refuse_unless(
+        config, name, conv_in_kernel=(3,), conv_out_kernel=(3,), timestep_post_act=(None,)
+    )
     refuse_unless(config, name, class_embeddings_concat=(False,), attention_type=("default",))
     widths = config["block_out_channels"]
     model = dict(
@@ -292,11 +294,16 @@ def _text(config, encoder, notes):
     if own.get("model_type") != "ldmbert":
         if own:
             what = own.get("model_type") or own.get("architectures")
-            notes.append(f"The text encoder ({what}) is not converted: give embeddings as `tokens`.")
+            notes.append(
+                f"The text encoder ({what}) is not converted: give embeddings as `tokens`."
+            )
         length = own.get("max_position_embeddings", 77)
-        return "tokens", dict(
-            name="tokens", width=config["cross_attention_dim"], length=length
-        ), [], {}
+        return (
+            "tokens",
+            dict(name="tokens", width=config["cross_attention_dim"], length=length),
+            [],
+            {},
+        )
     refuse_unless(own, "LDMBertModel", activation_function=("gelu",), scale_embedding=(False,))
     kwargs = dict(
         name="text",
@@ -309,9 +316,12 @@ def _text(config, encoder, notes):
         mask_padding=False,
         null=(101, 102) if own["vocab_size"] == 30522 else (),
     )
-    return "text_ids", kwargs, within([(r"text\.", "")], bert_table(kwargs["depth"])), {
-        k: v for k, v in _weights(encoder).items() if not k.startswith("to_logits")
-    }
+    return (
+        "text_ids",
+        kwargs,
+        within([(r"text\.", "")], bert_table(kwargs["depth"])),
+        {k: v for k, v in _weights(encoder).items() if not k.startswith("to_logits")},
+    )
 
 
 def _side(way, levels, blocks, attention):

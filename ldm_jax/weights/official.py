@@ -291,9 +291,7 @@ def _token_embedder(args, notes):
     )
     if not layout:  # the empty caption of bert-base-uncased, where ids are its
         kwargs["null"] = (101, 102) if args.get("use_tokenizer", vocabulary == 30522) else ()
-    rules = within(
-        [(r"transformer\.", "transformer/")], compvis.transformer(args["n_layer"])
-    )
+    rules = within([(r"transformer\.", "transformer/")], compvis.transformer(args["n_layer"]))
     return "layout_ids" if layout else "text_ids", kwargs, rules
 
 

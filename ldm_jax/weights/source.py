@@ -1,4 +1,4 @@
-"""A foreign checkpoint, opened: what our config must say, its arrays, and the table that fits them."""
+"""A foreign checkpoint, opened: what our config must say, its arrays, the table that fits them."""
 
 import dataclasses
 from typing import Any

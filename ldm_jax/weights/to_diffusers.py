@@ -53,7 +53,9 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
         side = config["data"]["size"]
         kind = write_first_stage(folder / slot, *first, scale=scale, size=side)
         parts[slot] = ["diffusers", kind]
-    for name, kwargs, tree in zip(names, _sorted(config["conditioners"]), own.values(), strict=False):
+    for name, kwargs, tree in zip(
+        names, _sorted(config["conditioners"]), own.values(), strict=False
+    ):
         if name == "text" and tree:
             _write_bert(folder / "bert", kwargs, tree["transformer"])
     pipeline = _pipeline(slot, unet, channels, names)
@@ -63,6 +65,10 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
         if pipeline == "StableDiffusionPipeline":
             index["requires_safety_checker"] = False
         _write_json(folder / "model_index.json", index)
+    if pipeline == "StableDiffusionPipeline":
+        return (
+            f"{pipeline}, with prompt_embeds; text_encoder=None, tokenizer=None to from_pretrained"
+        )
     return pipeline or "its parts, each by its own class"
 
 
@@ -80,7 +86,9 @@ _ABSENT = {
 
 def autoencoder_config(model, scale=1.0, size=None) -> dict:
     """The config.json of a first stage with these arguments of ours."""
-    model = {"name": "autoencoder", "attention_kind": "softmax", "resample_conv": True} | dict(model)
+    model = {"name": "autoencoder", "attention_kind": "softmax", "resample_conv": True} | dict(
+        model
+    )
     _same(model, "first stage", name="autoencoder", attention_kind="softmax", resample_conv=True)
     _same({"tanh_out": False} | model, "first stage", tanh_out=False)
     kl, n = model["bottleneck"] == "kl", len(model["mult"])
@@ -155,7 +163,9 @@ def unet_config(config, channels) -> dict:
     if model["scale_shift"]:
         raise errors.UsageError("diffusers' cross-attention UNet is not written with scale_shift.")
     heads = [width // each for width in widths] if each else number
-    tokens = [k for k in _sorted(config["conditioners"]) if "width" in k and k.get("place") != "vector"]
+    tokens = [
+        k for k in _sorted(config["conditioners"]) if "width" in k and k.get("place") != "vector"
+    ]
     return common | {
         "attention_head_dim": list(heads) if isinstance(heads, tuple) else heads,
         "cross_attention_dim": tokens[0]["width"],

@@ -40,7 +40,9 @@ def test_every_key_and_every_parameter_is_accounted_for():
         convert({k: v for k, v in STATE.items() if k[0] != "k"}, RULES)
     with pytest.raises(errors.UsageError, match=r"lacks .* conv_3/bias"):
         convert({k: v for k, v in STATE.items() if k != "c3.bias"}, RULES, expected=expected)
-    with pytest.raises(errors.UsageError, match=r"conv_3/bias: \(5,\) instead of \(2,\)"):
+    with pytest.raises(
+        errors.UsageError, match=r"c3\.bias makes conv_3/bias \(5,\) instead of \(2,\)"
+    ):
         convert(STATE | {"c3.bias": np.zeros(5)}, RULES, expected=expected)
 
 

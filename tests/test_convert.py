@@ -1,0 +1,171 @@
+"""Checkpoints in and out, through the command: golden numbers, strictness, hostile files."""
+
+import collections
+import io
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import parity
+
+from ldm_jax import convert
+from ldm_jax.base import errors, tensorfile
+from ldm_jax.weights import official
+
+PIPELINE = "compvis/pipeline"
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    return parity.unpack(parity.ROOT / "tests" / "golden", tmp_path_factory.mktemp("golden"))
+
+
+CASES = parity.cases(parity.ROOT / "tests" / "golden")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_official_numbers_are_reproduced(golden, name):
+    rows = parity.measure(golden, name)
+    assert rows
+    over = [row for row in rows if not row[2] <= row[3]]
+    assert not over, over
+
+
+def test_checkpoints_of_every_container_read_the_same(golden):
+    want = dict(np.load(golden / PIPELINE / "container_expected.npz"))
+    for name in (
+        "lightning_callbacks.ckpt",
+        "lightning_callbacks_legacy.ckpt",
+        "bare_state_dict.pth",
+    ):
+        state = tensorfile.read(golden / PIPELINE / f"container_{name}")
+        assert set(want) <= set(state)
+        for key, array in want.items():
+            np.testing.assert_array_equal(state[key].astype(array.dtype), array)
+
+
+class Call:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function, *args):
+        self.what = function, args
+
+    def __reduce__(self):
+        return self.what
+
+
+def as_checkpoint(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
+    return path
+
+
+@pytest.mark.parametrize(
+    "content, name",
+    [
+        (Call(os.system, "touch PWNED"), "posix.system"),
+        ({"state_dict": Call(eval, "1")}, "eval"),
+        ({"state_dict": {}, "callbacks": {pathlib.PurePosixPath: 1}}, "PurePosixPath"),
+    ],
+)
+def test_a_pickle_that_calls_is_refused_by_name(tmp_path, monkeypatch, content, name, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = as_checkpoint(tmp_path / "model.ckpt", content)
+    (tmp_path / "model.yaml").write_text(json.dumps({"model": {"target": "VQModel"}}))
+    argv = ["compvis", "--config=model.yaml", f"--checkpoint={path}", "--out=run"]
+    assert convert.run(argv) == 2
+    said = capsys.readouterr().err
+    assert name in said and "refused" in said and said.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.ckpt", "model.yaml"]
+
+
+def test_tensors_cannot_reach_beyond_their_storage():
+    flat = np.arange(6.0)
+    assert tensorfile._tensor(flat, 1, (2, 2), (2, 1)).tolist() == [[1, 2], [3, 4]]
+    for offset, size, stride in (
+        (0, (7,), (1,)),
+        (5, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (-1, (1,), (1,)),
+    ):
+        with pytest.raises(ValueError, match="beyond"):
+            tensorfile._tensor(flat, offset, size, stride)
+
+
+def test_placeholders_cannot_be_called():
+    reader = tensorfile._Unpickler(io.BytesIO(), None)
+    with pytest.raises(errors.UsageError, match=r"pytorch_lightning\.x\.Y"):
+        reader.find_class("pytorch_lightning.x", "Y")()
+    assert reader.find_class("collections", "OrderedDict") is collections.OrderedDict
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_file_is_one_line_and_leaves_no_run(golden, tmp_path, damage, capsys):
+    source = golden / PIPELINE / "autoencoder_with_loss_keys"
+    data = bytearray(source.with_suffix(".ckpt").read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    data = {"truncated": data[: len(data) // 2], "empty": b"", "text": b"hello"}.get(damage, data)
+    (tmp_path / "model.ckpt").write_bytes(data)
+    argv = ["compvis", f"--config={source}.yaml", f"--checkpoint={tmp_path}/model.ckpt"]
+    assert convert.run([*argv, f"--out={tmp_path}/run"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["model.ckpt"]
+
+
+def test_a_wrong_yaml_names_keys_and_shapes_and_a_moved_run_is_found(golden, tmp_path, capsys):
+    source = golden / PIPELINE / "autoencoder_with_loss_keys"
+    yaml = tmp_path / "wrong.yaml"
+    yaml.write_text(source.with_suffix(".yaml").read_text().replace("embed_dim: 3", "embed_dim: 4"))
+    argv = ["compvis", f"--checkpoint={source}.ckpt", f"--out={tmp_path}/run"]
+    assert convert.run([*argv, f"--config={yaml}"]) == 2
+    assert "quant_conv.weight makes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_exported_first_stage_comes_back_the_same(golden, tmp_path):
+    source = golden / "diffusers" / "vqmodel_ldm"
+    assert convert.run(["diffusers", f"--checkpoint={source}", f"--out={tmp_path}/run"]) == 0
+    assert convert.run(["export", f"--run={tmp_path}/run", f"--out={tmp_path}/out"]) == 0
+    name = "diffusion_pytorch_model.safetensors"
+    ours, theirs = (tensorfile.read(folder / name) for folder in (tmp_path / "out", source))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    written, given = (
+        json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", source)
+    )
+    same = written.keys() - {"_diffusers_version", "sample_size", "scaling_factor"}
+    assert {k: written[k] for k in same} == {k: given[k] for k in same}
+
+
+def test_a_converted_run_may_move(golden, tmp_path):
+    import ldm_jax
+
+    source = golden / PIPELINE / "txt2img"
+    argv = ["compvis", f"--config={source}.yaml", f"--checkpoint={source}.ckpt"]
+    assert convert.run([*argv, f"--out={tmp_path}/a"]) == 0
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    run = ldm_jax.load(tmp_path / "b")
+    assert run.encode(np.zeros((1, 32, 32, 3))).shape == (1, 8, 8, 4)
+
+
+@pytest.mark.parametrize(
+    "net, want",
+    [
+        (dict(num_heads=8, legacy=False), (8, None, None)),
+        (dict(num_head_channels=32, use_spatial_transformer=True), (None, 32, None)),
+        (dict(num_heads=4, num_heads_upsample=2), (4, None, 2)),
+        (dict(num_heads=4, num_heads_upsample=2, legacy=False), (4, None, None)),
+    ],
+)
+def test_heads_are_those_of_the_official_code_unless_overruled(net, want):
+    assert tuple(official.heads_of(net).values()) == want
+    assert tuple(official.heads_of(net, heads=1).values()) == (1, None, None)
