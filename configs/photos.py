@@ -5,7 +5,7 @@
     python -m ldm_jax.train --config=configs/photos.py:ldm --workdir=runs/photos_ldm \\
         --config.first_stage=runs/photos_f4 --config.data.source=tar --config.data.path=DIR
 
-The first stage trains on L1 and, from step 1500 on, a patch discriminator; it needs no LPIPS
+The first stage trains on L1 and, from step 2000 on, a patch discriminator; it needs no LPIPS
 weights (with them: --config.loss.perceptual_weight=1 and config.lpips). The second is conditioned
 on the data's classes where it has any. docs/results.md says what it reaches on 3,670 photos of
 flowers.
@@ -29,11 +29,12 @@ def _photos(config):
 def first_stage():
     config = _photos(base.first_stage())
     config.batch_size = 16
-    config.steps.update(total=2_500, log=50, eval=500, checkpoint=250)
+    config.steps.update(total=4_000, log=50, eval=500, checkpoint=250)
     config.model.update(width=16, mult=(1, 2, 4), blocks=1, mid_attention=False)
     config.model.update(z_channels=4, latent_channels=4, posterior_logvar=-6.0)
     config.discriminator.update(width=16, layers=2)
-    config.loss.update(perceptual_weight=0.0, disc_weight=0.1, disc_start=1_500)
+    config.loss.update(perceptual_weight=0.0, disc_weight=0.1, disc_start=2_000)
+    config.loss.kl_weight = 0.05  # smooth latents are easier to denoise; with 1e-6 they keep noise
     config.optim.autoencoder.update(lr=2e-3, b1=0.9, b2=0.99, schedule="cosine", warmup=50)
     config.optim.autoencoder.update(ema=0.99)
     config.optim.discriminator.update(lr=2e-4)

@@ -195,7 +195,7 @@ class SecondStage:
         if ids is None or isinstance(ids, jax.core.Tracer):
             return
         ids = np.asarray(ids)
-        wrong = ids[(ids < 0) | (ids >= self.num_classes)]
+        wrong = ids[(ids < 0) | (ids > self.num_classes)]  # the last is the null class
         if ids.shape != (n,) or wrong.size:
             raise errors.UsageError(
                 f"cond['class'] must be {n} ids in 0..{self.num_classes - 1}; got shape {ids.shape}"

@@ -103,12 +103,18 @@ def second_stage(config, source, workdir):
 
 
 def claim(workdir, config, source, allow):
-    """Writes config.json into a new workdir; refuses one with another config or other data."""
+    """Writes config.json into a new workdir; refuses one with another config or other data.
+
+    A workdir without a checkpoint holds nothing to protect: a corrected config may take it over.
+    """
     from ldm_jax.engine import log
 
     text = config_lib.to_json(config)
     file, data_file = workdir / "config.json", workdir / "data.txt"
-    if file.exists():
+    begun = any((workdir / "checkpoints").glob("[0-9]*"))
+    if not begun:
+        (workdir / "latents.json").unlink(missing_ok=True)
+    if begun and file.exists():
         saved = config_lib.from_json(file.read_text())
         changed = {line.split(":")[0]: line for line in config_lib.difference(saved, config)}
         if changed.keys() - set(allow):
@@ -116,7 +122,7 @@ def claim(workdir, config, source, allow):
                 f"{workdir} holds a run with another config ({'; '.join(changed.values())}): take "
                 f"another --workdir, or allow it with --allow_config_change={','.join(changed)}"
             )
-    if data_file.exists() and (old := data_file.read_text().strip()) != source.fingerprint:
+    if begun and data_file.exists() and (old := data_file.read_text().strip()) != source.fingerprint:
         raise errors.UsageError(
             f"{workdir}: the data has changed since this run began (fingerprint {old}, now "
             f"{source.fingerprint}); restore it, or take another --workdir."

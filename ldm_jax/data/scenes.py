@@ -22,11 +22,11 @@ COLOURS = {  # RGB in [0, 1]; hues at least 60 degrees apart
     "yellow": (0.95, 0.83, 0.10),
 }
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-MAX_TURN = math.radians(8)
+MAX_TURN = math.radians(5)
 MAX_OBJECTS = 9
-_DIAMETER = (0.62, 0.82)  # of the circle around a shape, as a part of the image's side
+_DIAMETER = (0.70, 0.86)  # of the circle around a shape, as a part of the image's side
 _MARGIN = 0.02
-_VERSION = "2"  # part of the fingerprint: raise it when the pictures change
+_VERSION = "3"  # part of the fingerprint: raise it when the pictures change
 _RGB = np.array(list(COLOURS.values()), np.float32)
 
 

@@ -142,8 +142,9 @@ def load(backbone, heads):
     never stand in.
     """
     convs, lins = {}, {}
+    pattern = r"(?:features|net\.slice\d)\.(\d+)\.(?:(\w+)\.)?(weight|bias)$"
     for key, array in _read(backbone, BACKBONE_HELP).items():
-        if match := re.search(r"(?:features|net\.slice\d)\.(\d+)\.(?:(\w+)\.)?(weight|bias)$", key):
+        if match := re.search(pattern, key):
             name = f"conv_{match[1]}" + (f"_{match[2]}" if match[2] else "")
             convs[name, match[3]] = array
     for key, array in _read(heads, HEADS_HELP).items():
