@@ -36,7 +36,7 @@ def first_stage():
     # A posterior that starts narrow learns colours within hundreds of steps, not thousands.
     config.model.update(z_channels=4, latent_channels=4, posterior_logvar=-6.0)
     # The KL's weight is far above the paper's 1e-6: smooth latents are denoised after fewer steps.
-    config.loss.update(perceptual_weight=0.0, disc_weight=0.0, kl_weight=0.05)
+    config.loss.update(perceptual_weight=0.0, disc_weight=0.0, kl_weight=0.2)
     schedule = dict(lr=2e-3, schedule="cosine", warmup=50, b1=0.9, b2=0.99, clip=0.0, ema=0.99)
     config.optim.autoencoder.update(name="adam", **schedule)
     return config
