@@ -122,9 +122,10 @@ def claim(workdir, config, source, allow):
                 f"{workdir} holds a run with another config ({'; '.join(changed.values())}): take "
                 f"another --workdir, or allow it with --allow_config_change={','.join(changed)}"
             )
-    if begun and data_file.exists() and (old := data_file.read_text().strip()) != source.fingerprint:
+    data = data_file.read_text().strip() if begun and data_file.exists() else source.fingerprint
+    if data != source.fingerprint:
         raise errors.UsageError(
-            f"{workdir}: the data has changed since this run began (fingerprint {old}, now "
+            f"{workdir}: the data has changed since this run began (fingerprint {data}, now "
             f"{source.fingerprint}); restore it, or take another --workdir."
         )
     log.write_text(file, text)

@@ -240,7 +240,7 @@ def cases(folder) -> list[str]:
         plain = meta.get("kind") != "ldm_sampler" or _deterministic(name)
         if meta.get("kind") in KINDS and plain:
             found.append(name)
-    return found + [path.parent.name for path in sorted(folder.glob("diffusers/*/case.json"))]
+    return found + [path.parent.name for path in sorted(folder.glob("diffusers/*/config.json"))]
 
 
 def measure(folder, name) -> list[tuple]:
