@@ -120,7 +120,7 @@ def test_denoise_takes_fields_or_ready_tokens_or_nothing(run):
     assert run.denoise(z, t).shape == z.shape
     assert run.denoise(z, t, {"class": np.array([1, 2])}).shape == z.shape
     for cond, words in [
-        ({"class": np.array([1, 16])}, "first wrong id 16"),
+        ({"class": np.array([1, 17])}, "first wrong id 17"),  # 16 is the null class
         ({"clas": np.array([1, 2])}, "did you mean 'class'"),
     ]:
         with pytest.raises(errors.UsageError, match=words):
