@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build
+from ldm_jax import build, cli
 from ldm_jax.base import errors, shard, tree
 from ldm_jax.engine import checkpoint
 from ldm_jax.models.conditioners import Cond
@@ -32,6 +32,7 @@ def load(path, ema: bool = True, mesh=None):
       ema: the moving average of the weights, where the run keeps one.
       mesh: puts the weights on all its devices; batches given to the run must then divide.
     """
+    cli.quiet_libraries()
     path = pathlib.Path(path)
     config = build.read_config(path)
     return (FirstStage if config.stage == "autoencode" else SecondStage)(path, config, ema, mesh)

@@ -80,7 +80,9 @@ def holdout(source: Source, fraction: float, *, train: bool) -> View:
     """The training part of `source`, or the `fraction` of its records kept for evaluation.
 
     Which records are held out depends on the number of records alone, not on the run's seed, so
-    runs on the same data are comparable. Each part has at least one record.
+    runs on the same data are comparable. Each part has at least one record. The training part
+    keeps the source's order, which the pipeline shuffles; the held-out part comes in a fixed random
+    order, so that the first few records of a set sorted by class are not all of one class.
     """
     n = len(source)
     if not 0 < fraction < 1 or n < 2:
@@ -90,7 +92,7 @@ def holdout(source: Source, fraction: float, *, train: bool) -> View:
         )
     count = min(max(1, round(n * fraction)), n - 1)
     order = np.random.Generator(np.random.Philox(key=(0, n))).permutation(n)
-    return View(source, np.sort(order[count:] if train else order[:count]))
+    return View(source, np.sort(order[count:]) if train else order[:count])
 
 
 def digest(*parts: str | bytes) -> str:
