@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "restart me" (preempted, and saved).
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -126,6 +127,24 @@ def cache_compilations(directory):
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+@contextlib.contextmanager
+def compile_clock():
+    """`with compile_clock() as seconds:`; seconds() is what tracing and compiling took since."""
+    import jax
+
+    total = [0.0]
+
+    def listen(event, seconds, **_):
+        if event.startswith("/jax/core/compile/"):
+            total[0] += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: total[0]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def stopwatch():

@@ -9,7 +9,6 @@ alone; and fd_mobilenet, the Frechet distance on MobileNetV2 features to the tra
 --reference (never to be called FID). Writes summary.json.
 """
 
-import json
 import pathlib
 
 from absl import flags
@@ -90,45 +89,34 @@ def evaluate_run(path) -> dict:
 def evaluate_samples(args) -> dict:
     """What can be measured of a folder of samples."""
     from ldm_jax import build
+    from ldm_jax.jobs import job as job_lib
 
     seconds = cli.stopwatch()
-    samples = pathlib.Path(args.samples)
-    if not (samples / "manifest.json").is_file():
-        raise errors.UsageError(
-            f"--samples={samples} holds no manifest.json; make it with ldm_jax.sample."
-        )
-    manifest = build.read_json(samples / "manifest.json")
+    job = job_lib.open_job(args.samples)
+    manifest = build.read_json(job.out / "manifest.json")
     config = build.read_config(args.reference or manifest["run"])
-    files = sorted((samples / "images").glob("*.png"))
-    if not files:
-        raise errors.UsageError(f"--samples={samples} holds no images/*.png.")
-    summary = {"samples": str(samples), "num": len(files), "manifest": manifest}
-    if (samples / "labels.json").exists() and config.data.source == "scenes":
-        labels = json.loads((samples / "labels.json").read_text())
-        summary["class_accuracy"] = class_accuracy(read_images(files), labels)
+    summary = {"samples": str(job.out), "num": job.num, "manifest": manifest}
+    if "labels" in manifest and config.data.source == "scenes":
+        summary["class_accuracy"] = class_accuracy(job)
     if args.mobilenet:
-        summary |= fd_mobilenet(config, files, args.mobilenet, args.reference_records)
+        summary |= fd_mobilenet(config, job, args.mobilenet, args.reference_records)
     return summary | {"seconds": seconds()}
 
 
-def read_images(files):
-    """uint8 [n, h, w, 3]."""
-    import numpy as np
-    from PIL import Image
-
-    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-
-
-def class_accuracy(images, labels) -> float:
+def class_accuracy(job) -> float:
     """Share of the images that show the shape and the colour they were asked for."""
     import numpy as np
 
     from ldm_jax.data import scene_checker
 
-    return float(np.mean(scene_checker.check(images).class_id == np.asarray(labels[: len(images)])))
+    hits = [
+        scene_checker.check(images).class_id == np.array([row["class"] for row in rows])
+        for images, rows in job.batches()
+    ]
+    return float(np.mean(np.concatenate(hits)))
 
 
-def fd_mobilenet(config, files, weights, records: int) -> dict:
+def fd_mobilenet(config, job, weights, records: int) -> dict:
     """Frechet distance on MobileNetV2 features between the samples and the training records."""
     import numpy as np
 
@@ -144,9 +132,10 @@ def fd_mobilenet(config, files, weights, records: int) -> dict:
     real = fake = frechet.Moments.empty(features.DIMENSIONS["mobilenet"])
     for batch in build.held_out_batches(config, train, ("image",)):
         real = real.update(np.asarray(extract(batch["image"]))[batch["mask"] > 0])
-    for i in range(0, len(files), BATCH):
-        images = read_images(files[i : i + BATCH]).astype(np.float32) / 127.5 - 1
-        fake = fake.update(np.asarray(extract(images)))
+    for images, _ in job.batches():
+        for i in range(0, len(images), BATCH):
+            pixels = images[i : i + BATCH].astype(np.float32) / 127.5 - 1
+            fake = fake.update(np.asarray(extract(pixels)))
     return {
         "fd_mobilenet": frechet.frechet_distance(real, fake),
         "fd_mobilenet_reference_records": count,

@@ -10,6 +10,7 @@ stage's latents are scaled (`z * scale`), a first stage's are not.
 
 import functools
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,16 @@ import numpy as np
 
 from ldm_jax import build, cli
 from ldm_jax.base import errors, shard, tree
-from ldm_jax.engine import checkpoint
+from ldm_jax.engine import checkpoint, log
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.stages import diffuse
 from ldm_jax.stages.codec import Codec
 
+OUTPUTS = {
+    "latents": lambda z: z,
+    "images": lambda x: jnp.clip(x, -1, 1),
+    "pixels": log.to_uint8,
+}
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
 
@@ -136,24 +142,40 @@ class SecondStage:
           [n, height, width, 3], clipped to [-1, 1].
         """
         sampling = diffuse.Sampling(sampler, steps, float(eta), float(guidance), spacing)
+        output = "latents" if latents else "images"
+        return self._draw(n, sampling, output, seed, cond, noise, size, first)
+
+    def draw(self, n: int, sampling, seed=0, cond=None, size=None, first=0) -> np.ndarray:
+        """As `sample`, with a stages.diffuse.Sampling; uint8 [n, h, w, 3] on the host."""
+        return np.asarray(self._draw(n, sampling, "pixels", seed, cond, None, size, first))
+
+    def time_decode(self, n: int, size: tuple[int, int]) -> float:
+        """Seconds to decode n latents, the device drained; compiled and run once beforehand."""
+        (z,) = self._rows((jnp.zeros((n, *self.model.latent_shape(*size))),))
+        for _ in range(2):
+            begin = time.monotonic()
+            jax.block_until_ready(self._decode(self._frozen, z))
+            seconds = time.monotonic() - begin
+        return seconds
+
+    def _draw(self, n, sampling, output, seed, cond, noise, size, first):
         sampling.grid(self.model.process)
         size = size or (self.config.data.size,) * 2
         cond = dict(cond or {})
         null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
-        null = self._cond(null, n, size) if guidance != 1.0 else None
-        draw = self._sampler(sampling, *size, latents)
+        null = self._cond(null, n, size) if sampling.guidance != 1.0 else None
+        program = self._sampler(sampling, *size, output)
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
             first + jnp.arange(n)
         )
         inputs = self._rows((keys, self._cond(cond, n, size), null, noise))
-        images = draw(self._params, self._frozen, *inputs)
-        return images if latents else jnp.clip(images, -1, 1)
+        return program(self._params, self._frozen, *inputs)
 
-    def _compile(self, sampling, height, width, latents):
-        """One program for the whole of sampling: denoising, guidance, decoding."""
+    def _compile(self, sampling, height, width, output):
+        """One program for the whole of sampling: denoising, guidance, decoding, to `output`."""
 
         def draw(params, frozen, keys, cond, null, noise):
-            return self.model.sample(
+            x = self.model.sample(
                 params,
                 frozen,
                 keys,
@@ -163,8 +185,9 @@ class SecondStage:
                 cond=cond,
                 null=null,
                 noise=noise,
-                latents=latents,
+                latents=output == "latents",
             )
+            return OUTPUTS[output](x)
 
         return jax.jit(draw)
 

@@ -1,13 +1,19 @@
 """Draws images from a trained second stage.
 
-    python -m ldm_jax.sample --run=RUN --out=DIR --num=64 [--steps=50 --guidance=2 --labels=3,5 ...]
+    python -m ldm_jax.sample --run=RUN --out=DIR --num=50000 --format=npz [--steps=50 --guidance=2]
 
-Writes DIR/images/000000.png ..., a grid (a row per class), manifest.json and summary.json. Image i
-depends only on (seed, i, weights, settings); a job that was cut goes on with what is missing.
+Image i depends only on (seed, i, weights, settings), whatever the batch size, the devices and the
+workers; where an image's row of the batch changes, float rounding may. A job that was cut goes on
+with the shards that are missing; other settings into the same folder are refused. Several machines
+that share DIR draw one job: --worker=0/4 ... --worker=3/4, or by themselves under jax.distributed.
+
+DIR holds images/, a grid (a row per class), shards/ (a digest of every finished shard),
+manifest.json and summary.json; with --format=npz also samples.npz (arr_0, arr_1).
 """
 
-import json
+import dataclasses
 import pathlib
+import re
 
 from absl import flags
 
@@ -25,27 +31,42 @@ def define(values):
     flags.DEFINE_integer(
         "batch_size", 32, "images at a time, over all devices", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_string("sampler", "", "ddim, ddpm; the run's own by default", flag_values=values)
-    flags.DEFINE_integer(
-        "steps", 0, "network calls per image; 0: the run's own", flag_values=values
-    )
-    flags.DEFINE_float("eta", -1.0, "stochasticity of ddim; -1: the run's own", flag_values=values)
-    flags.DEFINE_float(
-        "guidance", -1.0, "classifier-free scale, 1 for none; -1: the run's own", flag_values=values
-    )
-    flags.DEFINE_string(
-        "spacing", "", "time grid: exact, legacy, trailing, linspace", flag_values=values
-    )
-    flags.DEFINE_integer("seed", 0, "of the noise", flag_values=values)
+    define_sampling(values)
     flags.DEFINE_string(
         "size", "", "HxW in pixels; the training size by default", flag_values=values
     )
     flags.DEFINE_string(
-        "labels", "balanced", "balanced, or class ids that are repeated: 3,5", flag_values=values
+        "labels",
+        "balanced",
+        "balanced, random, class ids that are repeated (3,5), or a file of them",
+        flag_values=values,
     )
-    flags.DEFINE_enum(
-        "format", "png", ["png", "npz"], "files, or also one samples.npz", flag_values=values
+    flags.DEFINE_string(
+        "cond", "", ".npz of the other conditions: an array [n, ...] per field", flag_values=values
     )
+    flags.DEFINE_string(
+        "format", "png", "png, webp, tar, arrayrecord, or npz (ADM's)", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "shard_size", 256, "images of a unit of work", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_string(
+        "worker", "", "K/N: draw every N-th shard from the K-th (0-based)", flag_values=values
+    )
+
+
+def define_sampling(values):
+    """Flags of how images are drawn; what is not given is the run's own."""
+    flags.DEFINE_string("sampler", None, "ddim, ddpm, ... (docs/sampling.md)", flag_values=values)
+    flags.DEFINE_integer("steps", None, "steps of the time grid", flag_values=values)
+    flags.DEFINE_float("eta", None, "stochasticity of ddim", lower_bound=0, flag_values=values)
+    flags.DEFINE_float(
+        "guidance", None, "classifier-free scale, 1 for none", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_string(
+        "spacing", None, "time grid: exact, legacy, trailing, linspace, ...", flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0, flag_values=values)
     flags.DEFINE_bool("ema", True, "use the averaged weights", flag_values=values)
 
 
@@ -53,97 +74,92 @@ def main(args, overrides):
     if overrides:
         raise errors.UsageError("sample reads the run's own config; --config.* is for training.")
     cli.require(args, "run", "out")
-    import numpy as np
+    import jax
 
     from ldm_jax import build
     from ldm_jax import run as run_lib
     from ldm_jax.base import shard
-    from ldm_jax.engine import log
+    from ldm_jax.engine import log, preempt
+    from ldm_jax.jobs import conditions as conditions_lib
+    from ldm_jax.jobs import job as job_lib
 
     seconds = cli.stopwatch()
     config = build.read_config(args.run)
-    settings = read_settings(args, config)
-    labels = read_labels(args.labels, args.num, config)
-    out = pathlib.Path(args.out)
+    sampling = read_sampling(args, config)
+    size = read_size(args.size, config)
+    classes = config.conditioners.get("class", {}).get("num_classes", 0)
+    conditions = conditions_lib.read(
+        args.labels,
+        args.cond,
+        classes=classes,
+        known=build.make_diffuse(config).fields,
+        num=args.num,
+        seed=args.seed,
+    )
+    job = job_lib.Job(args.out, args.num, args.shard_size, args.format, classes)
+    worker, workers = read_worker(args.worker)
 
     cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
-    mesh = shard.make_mesh()
+    mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(args.batch_size, mesh, key="--batch_size")
     run = run_lib.load(args.run, ema=args.ema, mesh=mesh)
-    manifest = settings | {
-        "run": str(args.run),
-        "step": run.step,
-        "weights": run.digest,
-        "labels": args.labels if labels is not None else None,
-    }
-    claim(out, manifest)
+    settings = dataclasses.asdict(sampling) | {"seed": args.seed, "size": list(size)}
+    origin = {"run": str(args.run), "step": run.step, "weights": run.digest}
+    job.claim(settings | origin | conditions.names)
 
-    progress = log.Progress(0, args.num)
-    drawing = 0.0
-    files = [out / "images" / f"{i:06d}.png" for i in range(args.num)]
-    for begin in range(0, args.num, args.batch_size):
-        wanted = range(begin, min(begin + args.batch_size, args.num))
-        if all(files[i].exists() for i in wanted):
-            continue
-        timer = cli.stopwatch()
-        images = draw(run, settings, begin, args.batch_size, labels)
-        drawing += timer()
-        for i in wanted:
-            log.write_png(files[i], images[i - begin])
-        progress.update(wanted[-1] + 1)
+    def draw(first, count):
+        return run.draw(
+            count, sampling, args.seed, conditions.fields(first, count), size=size, first=first
+        )
+
+    todo = job.missing(worker, workers)
+    progress = log.Progress(0, sum(map(len, todo)))
+    with preempt.Preemption() as preemption, cli.compile_clock() as compiling:
+        clocks = job_lib.run(
+            job,
+            todo,
+            draw,
+            conditions.row,
+            args.batch_size,
+            stop=lambda: preemption.requested(0),
+            progress=progress,
+        )
     progress.close()
-
-    write_grid(out / "grid.png", files, labels)
-    if args.format == "npz":
-        from PIL import Image
-
-        pixels = np.stack([np.asarray(Image.open(file)) for file in files])
-        arrays = {"arr_0": pixels} | ({} if labels is None else {"arr_1": labels})
-        log.write_atomic(out / "samples.npz", lambda f: np.savez(f, **arrays))
-    if labels is not None:
-        log.write_text(out / "labels.json", json.dumps([int(label) for label in labels]) + "\n")
-    summary = {
-        "num": args.num,
-        "seconds": seconds(),
-        **settings,
-        "samples_png": str(out / "grid.png"),
-    }
-    if drawing:
-        summary["images_per_second"] = args.num / drawing
-    cli.finish(out / "summary.json", summary)
+    if left := job.missing():
+        print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
+        return
+    digest = job.finish()
+    write_grid(job, conditions)
+    summary = {"num": args.num, "digest": digest, "seconds": seconds(), **settings}
+    summary["samples_png"] = str(job.out / "grid.png")
+    if todo:
+        summary |= timings(run, clocks, compiling(), sum(map(len, todo)), size, args.batch_size)
+    cli.finish(job.out / "summary.json", summary)
 
 
-def read_settings(args, config) -> dict:
+def read_sampling(args, config):
     """The sampling settings: the flags that were given over the run's own."""
     if config.stage != "diffuse":
         raise errors.UsageError(
             f"--run={args.run} is a first stage; sampling needs a second stage."
         )
-    from ldm_jax.diffusion.process import make_process
+    from ldm_jax import build
     from ldm_jax.stages import diffuse
 
-    own = config.sample
-    sampling = diffuse.Sampling(
-        sampler=args.sampler or own.sampler,
-        steps=args.steps or own.steps,
-        eta=own.eta if args.eta < 0 else args.eta,
-        guidance=own.guidance if args.guidance < 0 else args.guidance,
-        spacing=args.spacing or own.spacing,
-    )
-    sampling.grid(make_process(**config.process))
-    return {
-        **{k: getattr(sampling, k) for k in ("sampler", "steps", "eta", "guidance", "spacing")},
-        "seed": args.seed,
-        "size": read_size(args.size, config),
-    }
+    names = [field.name for field in dataclasses.fields(diffuse.Sampling)]
+    given = {name: getattr(args, name, None) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    sampling = dataclasses.replace(diffuse.Sampling(**config.sample), **given)
+    sampling.grid(build.make_process(**config.process))
+    return sampling
 
 
-def read_size(text: str, config) -> list[int]:
-    """ "64x96" -> [64, 96]; every side must suit the first stage and the UNet."""
+def read_size(text: str, config) -> tuple[int, int]:
+    """ "64x96" -> (64, 96); every side must suit the first stage and the UNet."""
     from ldm_jax import build
 
     if not text:
-        return [config.data.size] * 2
+        return (config.data.size,) * 2
     try:
         sides = [int(side) for side in text.lower().split("x")]
         height, width = sides if len(sides) == 2 else sides * 2
@@ -154,73 +170,49 @@ def read_size(text: str, config) -> list[int]:
         raise errors.UsageError(
             f"--size={text}: both sides must be positive multiples of {factor}."
         )
-    return [height, width]
+    return height, width
 
 
-def read_labels(text: str, num: int, config):
-    """Class ids [num]: balanced (i modulo their number), or the given ids over and over."""
-    import numpy as np
+def read_worker(text: str) -> tuple[int, int]:
+    """ "2/8" -> (2, 8); by default what jax.distributed says, which is 0/1 on a lone machine."""
+    if not text:
+        import jax
 
-    classes = config.conditioners.get("class", {}).get("num_classes", 0)
-    if not classes:
-        if text != "balanced":
-            raise errors.UsageError(f"--labels={text}: this run is not conditioned on classes.")
-        return None
-    try:
-        ids = range(classes) if text == "balanced" else [int(label) for label in text.split(",")]
-    except ValueError as e:
-        raise errors.UsageError(
-            f"--labels={text} must be class ids such as 3,5, or balanced."
-        ) from e
-    wrong = [label for label in ids if not 0 <= label < classes]
-    if wrong:
-        raise errors.UsageError(
-            f"--labels={text}: {wrong[0]} is not a class id in 0..{classes - 1}."
-        )
-    return np.resize(np.asarray(ids, np.int32), num)
+        return jax.process_index(), jax.process_count()
+    parsed = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not parsed or int(parsed[1]) >= int(parsed[2]):
+        raise errors.UsageError(f"--worker={text} must read K/N with 0 <= K < N, e.g. 0/4.")
+    return int(parsed[1]), int(parsed[2])
 
 
-def claim(out: pathlib.Path, manifest: dict):
-    """Writes manifest.json; refuses a folder that holds samples of other settings or weights."""
-    from ldm_jax.base import config as config_lib
-    from ldm_jax.engine import log
+def timings(run, clocks, compiling, drawn, size, batch_size) -> dict:
+    """Where the time went. The decoder is timed by itself, on one batch, the device drained."""
+    decode = run.time_decode(batch_size, size) * clocks["batches"]
+    denoise = max(clocks["draw"] - compiling - decode, 0.0)
+    return {
+        "drawn": drawn,
+        "images_per_second": drawn / max(clocks["draw"] - compiling, 1e-9),
+        "compile_seconds": compiling,
+        "denoise_seconds": denoise,
+        "decode_seconds": decode,
+        "write_seconds": clocks["write"],
+    }
 
-    file = out / "manifest.json"
-    if file.exists() and (old := json.loads(file.read_text())) != manifest:
-        changed = "; ".join(config_lib.difference(old, manifest))
-        raise errors.UsageError(f"{out} holds other samples ({changed}); take another --out.")
-    log.write_text(file, json.dumps(manifest, indent=2) + "\n")
 
-
-def draw(run, settings: dict, begin: int, count: int, labels):
-    """uint8 [count, h, w, 3]: images begin .. begin + count - 1."""
+def write_grid(job, conditions):
+    """The first images as one picture, a row per class where there are few enough classes."""
     import numpy as np
 
     from ldm_jax.engine import log
 
-    cond = None
-    if labels is not None:  # the last batch repeats labels; its surplus images are not written
-        cond = {"class": np.resize(labels[begin : begin + count], count)}
-    settings = settings | {"size": tuple(settings["size"])}
-    return log.to_uint8(run.sample(count, cond=cond, first=begin, **settings))
-
-
-def write_grid(path, files, labels):
-    """The first images as one picture, a row per class where there are classes."""
-    import numpy as np
-    from PIL import Image
-
-    from ldm_jax.engine import log
-
-    order = range(len(files))
-    if labels is not None:
-        rows = [np.flatnonzero(labels == label)[:GRID_COLUMNS] for label in np.unique(labels)]
-        order = np.concatenate(rows[:GRID_ROWS])
-        columns = max(map(len, rows))
-    else:
-        columns = GRID_COLUMNS
-    chosen = [np.asarray(Image.open(files[i])) for i in order[: GRID_COLUMNS * GRID_ROWS]]
-    log.write_png(path, log.grid(np.stack(chosen), columns))
+    cells = GRID_COLUMNS * GRID_ROWS
+    labels = [conditions.row(i).get("class", 0) for i in range(min(job.num, GRID_ROWS * cells))]
+    rows = [np.flatnonzero(np.equal(labels, label))[:GRID_COLUMNS] for label in np.unique(labels)]
+    columns = max(map(len, rows))
+    if not 1 < len(rows) <= GRID_ROWS or any(len(row) < columns for row in rows):
+        rows, columns = [np.arange(min(job.num, cells))], GRID_COLUMNS
+    chosen = [int(i) for row in rows for i in row]
+    log.write_png(job.out / "grid.png", log.grid(np.stack(job.read(chosen)), columns))
 
 
 if __name__ == "__main__":

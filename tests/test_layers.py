@@ -17,7 +17,8 @@ MAY_IMPORT |= {name: {"base"} for name in ("nn", "diffusion", "data")}
 MAY_IMPORT["models"] = {"base", "nn", "diffusion", "data"}
 MAY_IMPORT |= {name: MAY_IMPORT["models"] | {"models"} for name in ("stages", "metrics", "weights")}
 MAY_IMPORT["engine"] = MAY_IMPORT["stages"] | {"stages", "metrics", "weights"}
-MAY_IMPORT[ENTRY] = MAY_IMPORT["engine"] | {"engine", ENTRY}
+MAY_IMPORT["jobs"] = MAY_IMPORT["engine"] | {"engine"}
+MAY_IMPORT[ENTRY] = MAY_IMPORT["jobs"] | {"jobs", ENTRY}
 
 OPTIONAL = {"tensorflow", "torch", "torchvision", "tensorflow_cpu", "diffusers", "wandb", "gradio"}
 

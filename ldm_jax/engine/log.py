@@ -11,6 +11,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 from PIL import Image
@@ -58,7 +59,7 @@ class Log:
         """images: [n, h, w, 3] in [-1, 1] -> images/NAME_STEP.png and TensorBoard."""
         if not self.active:
             return
-        picture = grid(to_uint8(images), columns)
+        picture = grid(np.asarray(to_uint8(images)), columns)
         write_png(self.workdir / "images" / f"{name}_{step:08d}.png", picture)
         self._board.add_image(name, picture, step, dataformats="HWC")
 
@@ -68,11 +69,10 @@ class Log:
             self._board.close()
 
 
-def to_uint8(images) -> np.ndarray:
-    """[-1, 1] floats -> uint8, rounded half up (the official code truncates)."""
-    return np.clip(np.floor(np.asarray(images, np.float32) * 127.5 + 128.0), 0, 255).astype(
-        np.uint8
-    )
+def to_uint8(images):
+    """[-1, 1] floats -> uint8, rounded half up (the official code truncates); traceable."""
+    pixels = jnp.floor(jnp.asarray(images, jnp.float32) * 127.5 + 128.0)
+    return jnp.clip(pixels, 0, 255).astype(jnp.uint8)
 
 
 def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:

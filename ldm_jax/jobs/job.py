@@ -1,0 +1,169 @@
+"""A job that draws images by the thousand, on as many workers as there are, and can die and go on.
+
+DIR/manifest.json says what is drawn: every setting that an image depends on, and the weights.
+DIR/shards/00000.json says that a shard is finished, with a digest of its files. A shard that lacks
+its record, or whose files are not what the record says, is drawn again; nothing else is.
+"""
+
+import concurrent.futures
+import json
+import pathlib
+import time
+
+import numpy as np
+
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+from ldm_jax.engine import log, loop
+from ldm_jax.jobs import outputs
+
+
+class Job:
+    """One folder of samples.
+
+    Args:
+      out: the folder.
+      num: images of the job; a finished job goes on from its last whole shard when it is raised.
+      shard_size: images of a shard, the unit of work that a kill can cost.
+      format: a name of outputs.FORMATS.
+      classes: how many classes the images are of, 0 for none.
+    """
+
+    def __init__(self, out, num: int, shard_size: int, format: str, classes: int = 0):
+        self.out, self.num, self._classes = pathlib.Path(out), num, classes
+        self.format = outputs.FORMATS.get(format)
+        self.shards = outputs.shards(num, shard_size)
+        self._own = {"shard_size": shard_size, "format": format}
+
+    def claim(self, manifest: dict):
+        """Writes manifest.json; refuses a folder that holds samples of other settings."""
+        manifest, file = manifest | self._own, self.out / "manifest.json"
+        if file.exists() and (old := json.loads(file.read_text())) != manifest:
+            changed = "; ".join(config_lib.difference(old, manifest))
+            raise errors.UsageError(
+                f"{self.out} holds other samples ({changed}); take another --out."
+            )
+        log.write_text(file, json.dumps(manifest, indent=2) + "\n")
+
+    def missing(self, worker: int = 0, workers: int = 1) -> list[outputs.Shard]:
+        """The unfinished shards that are this worker's: every `workers`-th."""
+        return [s for s in self.shards[worker::workers] if not self._finished(s)]
+
+    def write(self, shard: outputs.Shard, images, rows):
+        """The files, then the record. images: uint8 [n, h, w, 3]; rows: one dict each."""
+        folder = self.out / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.format.write(folder, shard, images, rows, self._classes)
+        record = {"begin": shard.begin, "end": shard.end, "sha256": self._digest(shard)}
+        log.write_text(self._file(shard), json.dumps(record | {"rows": rows}) + "\n")
+
+    def finish(self) -> str:
+        """Writes what only a whole job has; returns the digest of all shards."""
+        for litter in self.out.glob("*/.*.tmp"):  # of processes that were killed
+            litter.unlink(missing_ok=True)
+        rows = [row for shard in self.shards for row in self._record(shard)["rows"]]
+        self.format.assemble(self.out, self.shards, rows)
+        return outputs.digest(self.out, [f"shards/{s.number:05d}.json" for s in self.shards])
+
+    def batches(self):
+        """(uint8 [n, h, w, 3], rows) of every shard."""
+        for shard in self.shards:
+            images = self.format.read(self.out / "images", shard)
+            yield images, self._record(shard)["rows"]
+
+    def read(self, indices) -> list:
+        """The images with these indices, uint8 [h, w, 3] each; a shard is read once."""
+        size, found = self._own["shard_size"], {}
+        for number in sorted({i // size for i in indices}):
+            shard = self.shards[number]
+            images = self.format.read(self.out / "images", shard)
+            found |= {i: images[i - shard.begin] for i in indices if i // size == number}
+        return [found[i] for i in indices]
+
+    def _finished(self, shard):
+        record = self._record(shard)
+        whole = record.get("begin") == shard.begin and record.get("end") == shard.end
+        return whole and record["sha256"] == self._digest(shard)
+
+    def _record(self, shard) -> dict:
+        try:
+            return json.loads(self._file(shard).read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _file(self, shard):
+        return self.out / "shards" / f"{shard.number:05d}.json"
+
+    def _digest(self, shard):
+        return outputs.digest(self.out / "images", self.format.files(shard))
+
+
+def open_job(out) -> Job:
+    """The job in a folder that `sample` wrote, by its manifest and its shards."""
+    out = pathlib.Path(out)
+    if not (out / "manifest.json").is_file():
+        raise errors.UsageError(f"{out} holds no manifest.json; make it with ldm_jax.sample.")
+    manifest = json.loads((out / "manifest.json").read_text())
+    ends = [json.loads(file.read_text())["end"] for file in (out / "shards").glob("*.json")]
+    if not ends:
+        raise errors.UsageError(f"{out} holds no finished samples; let ldm_jax.sample end.")
+    job = Job(out, max(ends), manifest["shard_size"], manifest["format"])
+    if gaps := job.missing():
+        raise errors.UsageError(
+            f"{out}: {len(gaps)} of {len(job.shards)} shards are missing or damaged, first images "
+            f"{gaps[0].begin}..{gaps[0].end - 1}; run ldm_jax.sample again."
+        )
+    return job
+
+
+def run(job, todo, draw, rows, batch_size: int, stop, progress) -> dict:
+    """Draws the shards of `todo` and writes them, the writing beside the drawing.
+
+    Args:
+      draw: (first index, count) -> uint8 [count, h, w, 3] on the host, the device drained.
+      rows: (index) -> dict, what is known of an image.
+      stop: () -> bool, asked before every batch.
+
+    Returns:
+      Seconds: {"draw": of all batches, "write": of all shards}, and "batches".
+
+    Raises:
+      Preempted: `stop` said so; the finished shards are on disk.
+    """
+    clocks, written = {"draw": 0.0, "write": 0.0, "batches": 0}, None
+
+    def write(shard, images):
+        begin = time.monotonic()
+        job.write(shard, images, [rows(i) for i in range(shard.begin, shard.end)])
+        clocks["write"] += time.monotonic() - begin
+
+    done = 0
+    with concurrent.futures.ThreadPoolExecutor(1) as writer:
+        for shard in todo:
+            images = None
+            for begin in range(shard.begin, shard.end, batch_size):
+                if stop():
+                    raise loop.Preempted(
+                        f"stopped after {done} images: finished shards are kept; start again with "
+                        "the same arguments to go on."
+                    )
+                start = time.monotonic()
+                batch = draw(begin, batch_size)[: shard.end - begin]
+                clocks["draw"] += time.monotonic() - start
+                clocks["batches"] += 1
+                done += len(batch)
+                images = _append(images, batch, begin - shard.begin, len(shard))
+                progress.update(done, {"images/s": done / clocks["draw"]})
+            if written:
+                written.result()  # raises what went wrong there; and no more than two are in memory
+            written = writer.submit(write, shard, images)
+        if written:
+            written.result()
+    return clocks
+
+
+def _append(images, batch, at, total):
+    if images is None:
+        images = np.empty((total, *batch.shape[1:]), batch.dtype)
+    images[at : at + len(batch)] = batch
+    return images

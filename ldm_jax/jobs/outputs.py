@@ -1,0 +1,219 @@
+"""Where the images of a job lie: shards of consecutive images, in one of several formats.
+
+A shard's files are written each under a temporary name and renamed, so they are there whole or not
+at all; the job's record of the shard, with a digest of the files, comes last (jobs/job.py).
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import tarfile
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+from ldm_jax.base import registry
+from ldm_jax.data import records
+from ldm_jax.engine import log
+
+FORMATS = registry.Registry("format")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Images begin .. end - 1."""
+
+    number: int
+    begin: int
+    end: int
+
+    def __len__(self):
+        return self.end - self.begin
+
+
+def shards(num: int, size: int) -> list[Shard]:
+    """All shards of a job of `num` images; the last may be short."""
+    return [Shard(k, i, min(i + size, num)) for k, i in enumerate(range(0, num, size))]
+
+
+class Format:
+    """How shards lie in a folder.
+
+    images: uint8 [n, h, w, 3]; rows: what is known of each image, a dict with `class` or nothing;
+    classes: how many there are.
+    """
+
+    def files(self, shard: Shard) -> list[str]:
+        """Names of the shard's files, in their order."""
+        raise NotImplementedError
+
+    def write(self, folder: pathlib.Path, shard: Shard, images, rows: list[dict], classes: int):
+        raise NotImplementedError
+
+    def read(self, folder: pathlib.Path, shard: Shard) -> np.ndarray:
+        """uint8 [n, h, w, 3]."""
+        raise NotImplementedError
+
+    def assemble(self, out: pathlib.Path, shards: list[Shard], rows: list[dict]):
+        """Once, when all shards are there."""
+
+
+class Pictures(Format):
+    """One file an image."""
+
+    def __init__(self, suffix, **options):
+        self._suffix, self._options = suffix, options
+
+    def files(self, shard):
+        return [f"{i:06d}.{self._suffix}" for i in range(shard.begin, shard.end)]
+
+    def write(self, folder, shard, images, rows, classes):
+        for name, data in zip(self.files(shard), self.encode(images)):
+            log.write_atomic(folder / name, functools.partial(_put, data))
+
+    def encode(self, images) -> list[bytes]:
+        # Pillow lets go of the interpreter while it compresses.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self._encode, images))
+
+    def read(self, folder, shard):
+        return np.stack([_decode(folder / name) for name in self.files(shard)])
+
+    def assemble(self, out, shards, rows):
+        _write_metadata(out, [name for shard in shards for name in self.files(shard)], rows)
+
+    def _encode(self, image):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, **self._options)
+        return buffer.getvalue()
+
+
+PNG = FORMATS.register("png")(Pictures("png", format="PNG"))
+FORMATS.register("webp")(Pictures("webp", format="WEBP", lossless=True))
+
+
+class Tars(Format):
+    """A tar of PNGs a shard: what the `tar` data source reads."""
+
+    def files(self, shard):
+        return [f"{shard.number:05d}.tar"]
+
+    def write(self, folder, shard, images, rows, classes):
+        def fill(file):
+            with tarfile.open(fileobj=file, mode="w") as archive:
+                for name, data in zip(PNG.files(shard), PNG.encode(images)):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+
+        log.write_atomic(folder / self.files(shard)[0], fill)
+
+    def read(self, folder, shard):
+        with tarfile.open(folder / self.files(shard)[0], "r:") as archive:
+            return np.stack([_decode(archive.extractfile(member)) for member in archive])
+
+    def assemble(self, out, shards, rows):
+        _write_metadata(out, [name for shard in shards for name in PNG.files(shard)], rows)
+
+
+FORMATS.register("tar")(Tars())
+
+
+class ArrayRecords(Format):
+    """An ArrayRecord file of PNGs a shard: what the `arrayrecord` data source reads."""
+
+    def files(self, shard):
+        name = f"{shard.number:05d}.array_record"
+        return [name, f"{name}.json"]
+
+    def write(self, folder, shard, images, rows, classes):
+        encoded = zip(PNG.files(shard), PNG.encode(images), rows)
+        records.write_arrayrecord(
+            str(folder / self.files(shard)[0]),
+            ({"name": name, "image": image} | row for name, image, row in encoded),
+            classes=tuple(map(str, range(classes))),
+        )
+
+    def read(self, folder, shard):
+        source = records.arrayrecord(str(folder / self.files(shard)[0]))
+        return np.stack([source[i]["image"] for i in range(len(source))])
+
+
+FORMATS.register("arrayrecord")(ArrayRecords())
+
+
+class Arrays(Format):
+    """samples.npz as the ADM evaluation wants it: arr_0 uint8 [n, h, w, 3], arr_1 the labels.
+
+    It is put together from one .npy a shard, never whole in memory.
+    """
+
+    def files(self, shard):
+        return [f"{shard.number:05d}.npy"]
+
+    def write(self, folder, shard, images, rows, classes):
+        log.write_atomic(folder / self.files(shard)[0], lambda f: np.save(f, images))
+
+    def read(self, folder, shard):
+        return np.load(folder / self.files(shard)[0])
+
+    def assemble(self, out, shards, rows):
+        folder = out / "images"
+        first = np.load(folder / self.files(shards[0])[0], mmap_mode="r")
+        shape = (shards[-1].end, *first.shape[1:])
+        labels = [row["class"] for row in rows if "class" in row]
+
+        def fill(file):
+            with zipfile.ZipFile(file, "w") as archive:
+                with archive.open(_member("arr_0.npy"), "w", force_zip64=True) as member:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for shard in shards:
+                        member.write(self.read(folder, shard).tobytes())
+                if labels:
+                    with archive.open(_member("arr_1.npy"), "w") as member:
+                        np.save(member, np.asarray(labels, np.int64))
+
+        log.write_atomic(out / "samples.npz", fill)
+
+
+FORMATS.register("npz")(Arrays())
+
+
+def digest(folder: pathlib.Path, names: list[str]) -> str | None:
+    """sha256 over the files' bytes in this order; None where one is missing."""
+    total = hashlib.sha256()
+    for name in names:
+        try:
+            with open(folder / name, "rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError:
+            return None
+    return total.hexdigest()
+
+
+def _write_metadata(out, names, rows):
+    """Labels beside the images, so that they are a data source like any other."""
+    if any("class" in row for row in rows):
+        lines = [{"file": name, "label": int(row["class"])} for name, row in zip(names, rows)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        log.write_text(out / "images" / "metadata.jsonl", text)
+
+
+def _put(data, file):
+    file.write(data)
+
+
+def _decode(file):
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def _member(name):
+    """Without the clock, so that the same samples are the same bytes."""
+    return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))

@@ -1,0 +1,231 @@
+"""Sampling jobs: whatever kills them or splits them, the images are the same and none is lost."""
+
+import io
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+import ldm_jax
+from ldm_jax import cli, sample, train
+from ldm_jax.base import errors
+from ldm_jax.data import sources
+from ldm_jax.jobs import conditions, job, outputs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NUM, SHARD, STEPS = 21, 8, 2
+FLAGS = [f"--num={NUM}", f"--shard_size={SHARD}", f"--steps={STEPS}"]
+
+
+def call(command, *argv) -> int:
+    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A class-conditional run on pixels: as small as they come."""
+    workdir = tmp_path_factory.mktemp("sampling") / "run"
+    flags = ["--config.first_stage=identity", "--config.model.mult=(1,)"]
+    flags += ["--config.model.attention=()", "--config.steps.total=2", "--config.steps.log=1"]
+    flags += ["--config.steps.eval=2", "--config.eval.records=8", "--config.latents.batches=1"]
+    assert call(train, f"--config={ROOT}/configs/debug.py:ldm", f"--workdir={workdir}", *flags) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    """The job that nothing happened to."""
+    out = run.parent / "whole"
+    assert call(sample, f"--run={run}", f"--out={out}", "--batch_size=8", *FLAGS) == 0
+    return out
+
+
+def pictures(out) -> dict:
+    return {file.name: file.read_bytes() for file in (out / "images").glob("*.png")}
+
+
+def pixels(out) -> np.ndarray:
+    return np.concatenate([images for images, _ in job.open_job(out).batches()])
+
+
+def summary(out) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+def test_a_job_leaves_images_labels_records_and_where_the_time_went(whole):
+    assert sorted(pictures(whole)) == [f"{i:06d}.png" for i in range(NUM)]
+    assert (whole / "grid.png").exists() and not list(whole.rglob("*.tmp"))
+    assert len(list((whole / "shards").iterdir())) == 3
+    known = summary(whole)
+    assert known["num"] == known["drawn"] == NUM and len(known["digest"]) == 64
+    parts = ("compile", "denoise", "decode", "write")
+    assert all(known[f"{part}_seconds"] >= 0 for part in parts) and known["compile_seconds"] > 0
+    source = sources.open_source("folder", path=str(whole / "images"))
+    assert [source[i]["class"] for i in range(NUM)] == [i % 16 for i in range(NUM)]
+
+
+@pytest.mark.parametrize("batch_size", [16, 24])
+def test_images_do_not_depend_on_the_batch_size(run, whole, tmp_path, batch_size):
+    flags = [f"--out={tmp_path / 'out'}", f"--batch_size={batch_size}", *FLAGS]
+    assert call(sample, f"--run={run}", *flags) == 0
+    # Float rounding may move a value over the edge between two of 256 levels.
+    assert np.abs(pixels(tmp_path / "out").astype(int) - pixels(whole)).max() <= 1
+
+
+def test_lost_and_damaged_files_are_drawn_again_and_nothing_else_is(run, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "images" / "000003.png").unlink()
+    (out / "images" / "000017.png").write_bytes(b"rubbish")
+    with pytest.raises(errors.UsageError, match="2 of 3 shards are missing or damaged"):
+        job.open_job(out)
+    kept = os.stat(out / "images" / "000009.png").st_mtime_ns
+    assert call(sample, f"--run={run}", f"--out={out}", "--batch_size=8", *FLAGS) == 0
+    assert pictures(out) == pictures(whole) and summary(out)["drawn"] == 13
+    assert os.stat(out / "images" / "000009.png").st_mtime_ns == kept
+    assert summary(out)["digest"] == summary(whole)["digest"]
+
+
+def test_two_workers_make_one_job_and_the_last_one_finishes_it(run, whole, tmp_path, capsys):
+    flags = [f"--run={run}", f"--out={tmp_path / 'out'}", "--batch_size=8", *FLAGS]
+    assert call(sample, *flags, "--worker=1/2") == 0
+    assert "2 of 3 shards" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert call(sample, *flags, "--worker=0/2") == 0
+    assert pictures(tmp_path / "out") == pictures(whole)
+    assert summary(tmp_path / "out")["digest"] == summary(whole)["digest"]
+
+
+def test_more_images_go_on_from_those_there(run, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    flags = ["--batch_size=8", *FLAGS, "--num=24"]
+    assert call(sample, f"--run={run}", f"--out={out}", *flags) == 0
+    assert summary(out)["drawn"] == 8  # the last shard was short
+    assert pictures(out).items() >= pictures(whole).items() and len(pictures(out)) == 24
+
+
+@pytest.mark.parametrize("format", ["webp", "tar", "arrayrecord", "npz"])
+def test_every_format_holds_the_same_pixels(run, whole, tmp_path, format):
+    out = tmp_path / "out"
+    flags = [f"--out={out}", "--batch_size=8", f"--format={format}", *FLAGS]
+    assert call(sample, f"--run={run}", *flags) == 0
+    np.testing.assert_array_equal(pixels(out), pixels(whole))
+    if format in ("tar", "arrayrecord"):
+        source = sources.open_source(format, path=str(out / "images"))
+        assert [source[i]["class"] for i in range(NUM)] == [i % 16 for i in range(NUM)]
+        np.testing.assert_array_equal(source[20]["image"], pixels(whole)[20])
+    if format == "npz":
+        file = np.load(out / "samples.npz")
+        assert file.files == ["arr_0", "arr_1"] and file["arr_0"].dtype == np.uint8
+        np.testing.assert_array_equal(file["arr_0"], pixels(whole))
+        np.testing.assert_array_equal(file["arr_1"], np.arange(NUM) % 16)
+
+
+def test_the_npz_is_written_shard_by_shard(tmp_path):
+    """Peak memory of a thousand images' file stays near one shard's."""
+    import tracemalloc
+
+    size, rows = 50, [{"class": i % 7} for i in range(1000)]
+    shards = outputs.shards(1000, size)
+    images = np.zeros((size, 64, 64, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    format = outputs.FORMATS.get("npz")
+    for shard in shards:
+        format.write(tmp_path / "images", shard, images + shard.number, [], 0)
+    tracemalloc.start()
+    format.assemble(tmp_path, shards, rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * images.nbytes
+    with zipfile.ZipFile(tmp_path / "samples.npz") as archive:
+        assert archive.testzip() is None
+        whole = np.load(io.BytesIO(archive.read("arr_0.npy")))
+    assert whole.shape == (1000, 64, 64, 3)
+    np.testing.assert_array_equal(whole[:, 0, 0, 0], np.repeat(np.arange(20), size))
+
+
+def test_kill_9_and_sigterm_leave_a_job_that_goes_on(run, whole, tmp_path):
+    """Real processes on one device; the same on one device, uncut, is what they must equal."""
+    flags = [f"--run={run}", "--batch_size=4", "--num=64", "--shard_size=4", "--steps=20"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+    def begin(out):
+        command = [sys.executable, "-m", "ldm_jax.sample", *flags, f"--out={out}"]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+
+    def shards():
+        return len(list((tmp_path / "cut" / "shards").glob("0*.json")))
+
+    assert begin(tmp_path / "uncut").wait(300) == 0
+    for stop in (signal.SIGKILL, signal.SIGTERM):
+        before = shards()
+        with begin(tmp_path / "cut") as process:
+            deadline = time.monotonic() + 300
+            while shards() < before + 2 and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.02))
+            process.send_signal(stop)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == (cli.EXIT_RESTART if stop == signal.SIGTERM else -9), err
+    assert shards() < 16
+    with begin(tmp_path / "cut") as process:
+        assert process.wait(300) == 0
+    assert pictures(tmp_path / "cut") == pictures(tmp_path / "uncut")
+    digests = [summary(tmp_path / name)["digest"] for name in ("cut", "uncut")]
+    assert digests[0] == digests[1] and summary(tmp_path / "cut")["drawn"] < 64
+
+
+def test_labels_are_read_and_checked_before_anything_else(tmp_path):
+    def read(labels, **changes):
+        settings = dict(classes=5, known=["class"], num=12, seed=3) | changes
+        return conditions.read(labels, "", **settings)
+
+    ids = lambda *args, **kwargs: [read(*args, **kwargs).row(i)["class"] for i in range(7)]
+    assert ids("balanced") == [0, 1, 2, 3, 4, 0, 1]
+    assert ids("4,2") == [4, 2, 4, 2, 4, 2, 4]
+    file = tmp_path / "labels.txt"
+    file.write_text("3\n1\n0\n")
+    assert ids(str(file)) == [3, 1, 0, 3, 1, 0, 3]
+    assert ids("random", num=7) == ids("random", num=1000) != ids("random", seed=4)
+    for text, words in [("3,5", "5 is not a class id in 0..4"), ("cat", "must be balanced")]:
+        with pytest.raises(errors.UsageError, match=words):
+            read(text)
+    file.write_text("3\n9\n")
+    with pytest.raises(errors.UsageError, match=r"9 \(entry 1\)"):
+        read(str(file))
+    with pytest.raises(errors.UsageError, match="not conditioned on classes"):
+        read("3", classes=0)
+
+
+def test_other_conditions_come_from_an_npz(tmp_path):
+    path = tmp_path / "cond.npz"
+    np.savez(path, tokens=np.arange(6).reshape(3, 2))
+    settings = dict(classes=0, known=["tokens", "mask"], num=4, seed=0)
+    with pytest.raises(errors.UsageError, match="also conditioned on mask"):
+        conditions.read("balanced", str(path), **settings)
+    found = conditions.read("balanced", str(path), **settings | {"known": ["tokens"]})
+    np.testing.assert_array_equal(found.fields(2, 2)["tokens"], [[4, 5], [0, 1]])
+    with pytest.raises(errors.UsageError, match="no field|has a field 'tokens'"):
+        conditions.read("balanced", str(path), **settings | {"known": ["mask"]})
+    path.write_bytes(b"rubbish")
+    with pytest.raises(errors.UsageError, match="cannot be read"):
+        conditions.read("balanced", str(path), **settings)
+
+
+def test_the_images_are_those_of_the_python_api(run, whole):
+    drawn = ldm_jax.load(run).sample(8, steps=STEPS, guidance=2.0, cond={"class": np.arange(8)})
+    want = np.clip(np.floor(np.asarray(drawn) * 127.5 + 128), 0, 255).astype(int)
+    assert np.abs(want - pixels(whole)[:8]).max() <= 1
