@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "restart me" (preempte
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -53,6 +54,13 @@ def run(doc, define, main, argv) -> int:
         return _say(e, EXIT_RESTART)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
+
+
+def run_command(doc, define, main, argv) -> int:
+    """`run` of a program whose first argument names a command: main(command or None, ...)."""
+    argv = list(argv)
+    command = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    return run(doc, define, functools.partial(main, command), argv)
 
 
 def describe(values: flags.FlagValues) -> str:

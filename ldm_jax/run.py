@@ -8,6 +8,7 @@ Images are [n, h, w, 3] floats in [-1, 1]. Runs of both stages have encode and d
 stage's latents are scaled (`z * scale`), a first stage's are not.
 """
 
+import dataclasses
 import functools
 import pathlib
 import time
@@ -158,6 +159,46 @@ class SecondStage:
             seconds = time.monotonic() - begin
         return seconds
 
+    def export(self, path, n: int, sampling, size=None, platforms=("cpu",)):
+        """Writes the sampler of n images as one file that runs without this code (exported.py)."""
+        from ldm_jax import exported
+
+        size = size or (self.config.data.size,) * 2
+        weights = {"params": self._params, "frozen": self._frozen}
+        names, leaves = zip(*tree.named_leaves(weights))
+        structure = jax.tree.structure(weights)
+
+        def draw(flat, seed, first, cond):
+            weights = jax.tree.unflatten(structure, [flat[name] for name in names])
+            images = self.model.sample(
+                weights["params"],
+                weights["frozen"],
+                _keys(seed, first + jnp.arange(n)),
+                cond or self.model.example(n, *size),
+                sampling=sampling,
+                height=size[0],
+                width=size[1],
+            )
+            return log.to_uint8(images)
+
+        abstract = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)
+        flat = {name: abstract(leaf) for name, leaf in zip(names, leaves)}
+        cond = jax.tree.map(abstract, self.model.example(n, *size))
+        number = jax.ShapeDtypeStruct((), np.uint32)
+        program = jax.export.export(jax.jit(draw), platforms=platforms)(flat, number, number, cond)
+        meta = {
+            "n": n,
+            "size": list(size),
+            "cond": {k: {"shape": list(v.shape), "dtype": str(v.dtype)} for k, v in cond.items()},
+            "settings": dataclasses.asdict(sampling),
+            "weights": self.digest,
+            "step": self.step,
+            "platforms": list(platforms),
+            "jax": jax.__version__,
+        }
+        weights = {name: np.asarray(leaf) for name, leaf in zip(names, leaves)}
+        log.write_atomic(path, lambda f: exported.save(f, meta, program.serialize(), weights))
+
     def _draw(self, n, sampling, output, seed, cond, noise, size, first):
         sampling.grid(self.model.process)
         size = size or (self.config.data.size,) * 2
@@ -165,9 +206,7 @@ class SecondStage:
         null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
         null = self._cond(null, n, size) if sampling.guidance != 1.0 else None
         program = self._sampler(sampling, *size, output)
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
-            first + jnp.arange(n)
-        )
+        keys = _keys(seed, first + jnp.arange(n))
         inputs = self._rows((keys, self._cond(cond, n, size), null, noise))
         return program(self._params, self._frozen, *inputs)
 
@@ -225,6 +264,11 @@ class SecondStage:
                 f"cond['class'] must be {n} ids in 0..{self.num_classes - 1}; got shape {ids.shape}"
                 + (f", first wrong id {wrong.flat[0]}." if wrong.size else ".")
             )
+
+
+def _keys(seed, indices):
+    """A PRNG key for every image of a job."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
 
 
 def _place(params, mesh):

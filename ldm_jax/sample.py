@@ -22,6 +22,7 @@ from ldm_jax.base import errors
 
 GRID_COLUMNS = 8
 GRID_ROWS = 16
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def define(values):
@@ -53,6 +54,10 @@ def define(values):
     flags.DEFINE_string(
         "worker", "", "K/N: draw every N-th shard from the K-th (0-based)", flag_values=values
     )
+    flags.DEFINE_string(
+        "export", "", "write the compiled sampler to this file instead", flag_values=values
+    )
+    flags.DEFINE_list("platforms", ["cpu"], "of --export: cpu, cuda, tpu", flag_values=values)
 
 
 def define_sampling(values):
@@ -73,7 +78,9 @@ def define_sampling(values):
 def main(args, overrides):
     if overrides:
         raise errors.UsageError("sample reads the run's own config; --config.* is for training.")
-    cli.require(args, "run", "out")
+    cli.require(args, "run", *(() if args.export else ("out",)))
+    if args.export:
+        return export(args)
     import jax
 
     from ldm_jax import build
@@ -135,6 +142,26 @@ def main(args, overrides):
     if todo:
         summary |= timings(run, clocks, compiling(), sum(map(len, todo)), size, args.batch_size)
     cli.finish(job.out / "summary.json", summary)
+
+
+def export(args):
+    """The sampler of one batch as a file that runs without this code (ldm_jax.exported)."""
+    from ldm_jax import build
+    from ldm_jax import run as run_lib
+
+    seconds = cli.stopwatch()
+    if unknown := sorted(set(args.platforms) - set(PLATFORMS)):
+        raise errors.UsageError(
+            f"--platforms={unknown[0]} is unknown; use some of {', '.join(PLATFORMS)}."
+        )
+    config = build.read_config(args.run)
+    sampling, size = read_sampling(args, config), read_size(args.size, config)
+    file = pathlib.Path(args.export)
+    run = run_lib.load(args.run, ema=args.ema)
+    run.export(file, args.batch_size, sampling, size, args.platforms)
+    summary = {"export": str(file), "bytes": file.stat().st_size, "platforms": args.platforms}
+    summary |= dataclasses.asdict(sampling) | {"seconds": seconds()}
+    cli.finish(file.with_name(file.name + ".summary.json"), summary)
 
 
 def read_sampling(args, config):

@@ -218,7 +218,7 @@ def test_other_conditions_come_from_an_npz(tmp_path):
         conditions.read("balanced", str(path), **settings)
     found = conditions.read("balanced", str(path), **settings | {"known": ["tokens"]})
     np.testing.assert_array_equal(found.fields(2, 2)["tokens"], [[4, 5], [0, 1]])
-    with pytest.raises(errors.UsageError, match="no field|has a field 'tokens'"):
+    with pytest.raises(errors.UsageError, match="has a field 'tokens'"):
         conditions.read("balanced", str(path), **settings | {"known": ["mask"]})
     path.write_bytes(b"rubbish")
     with pytest.raises(errors.UsageError, match="cannot be read"):
@@ -229,3 +229,26 @@ def test_the_images_are_those_of_the_python_api(run, whole):
     drawn = ldm_jax.load(run).sample(8, steps=STEPS, guidance=2.0, cond={"class": np.arange(8)})
     want = np.clip(np.floor(np.asarray(drawn) * 127.5 + 128), 0, 255).astype(int)
     assert np.abs(want - pixels(whole)[:8]).max() <= 1
+
+
+def test_an_exported_sampler_runs_without_the_models(run, whole, tmp_path):
+    file = tmp_path / "sampler.zip"
+    flags = ["--batch_size=8", "--platforms=cpu,tpu", f"--steps={STEPS}"]
+    assert call(sample, f"--run={run}", f"--export={file}", *flags) == 0
+    code = f"""
+import sys, numpy as np
+from ldm_jax import exported
+sampler = exported.load({str(file)!r})
+images = sampler(seed=0, first=8, cond={{"class": np.arange(8, 16)}})
+try:
+    sampler(cond={{"class": np.arange(7)}})
+except ValueError as e:
+    assert "wants" in str(e)
+loaded = [name for name in sys.modules if name.startswith("ldm_jax.")]
+assert loaded == ["ldm_jax.exported"], loaded
+assert not {{"flax", "orbax", "ml_collections"}} & set(sys.modules)
+np.save({str(tmp_path / "images.npy")!r}, images)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    images = np.load(tmp_path / "images.npy")
+    assert np.abs(images.astype(int) - pixels(whole)[8:16]).max() <= 1

@@ -44,10 +44,10 @@ def read(labels: str, cond: str, *, classes: int, known: list[str], num: int, se
       known: the run's condition fields.
     """
     fields, names = {}, {}
-    if classes:
-        fields["class"], names["labels"] = _read_labels(labels, classes, num, seed)
-    elif labels != BALANCED:
-        raise errors.UsageError(f"--labels={labels}: this run is not conditioned on classes.")
+    if classes or labels != BALANCED:
+        fields["class"] = read_labels(labels, classes, num, seed)
+        file = pathlib.Path(labels)
+        names["labels"] = _sha256(file) if file.is_file() else labels
     if cond:
         arrays, names["cond"] = _read_arrays(cond)
         if unknown := sorted(arrays.keys() - set(known)):
@@ -64,13 +64,15 @@ def read(labels: str, cond: str, *, classes: int, known: list[str], num: int, se
     return Conditions(fields, names)
 
 
-def _read_labels(text, classes, num, seed):
-    """(ids int32 [n], how the manifest calls them)."""
+def read_labels(text: str, classes: int, num: int, seed: int) -> np.ndarray:
+    """Class ids, int32 [n], that images take in turn; see `read`."""
+    if not classes:
+        raise errors.UsageError(f"--labels={text}: this run is not conditioned on classes.")
     if text == BALANCED:
-        return np.arange(classes, dtype=np.int32), text
+        return np.arange(classes, dtype=np.int32)
     if text == RANDOM:  # the first ones do not depend on how many follow
         draw = np.random.Generator(np.random.Philox(key=seed)).random(num)
-        return (draw * classes).astype(np.int32), text
+        return (draw * classes).astype(np.int32)
     file = pathlib.Path(text)
     words = file.read_text().split() if file.is_file() else text.split(",")
     try:
@@ -87,7 +89,7 @@ def _read_labels(text, classes, num, seed):
             raise errors.UsageError(
                 f"--labels={text}: {label}{where} is not a class id in 0..{classes - 1}."
             )
-    return np.asarray(ids, np.int32), _sha256(file) if file.is_file() else text
+    return np.asarray(ids, np.int32)
 
 
 def _read_arrays(path):

@@ -16,9 +16,9 @@ import tarfile
 import zipfile
 
 import numpy as np
-from PIL import Image
 
 from ldm_jax.base import registry
+from ldm_jax.data import images as images_lib
 from ldm_jax.data import records
 from ldm_jax.engine import log
 
@@ -68,7 +68,8 @@ class Pictures(Format):
     """One file an image."""
 
     def __init__(self, suffix, **options):
-        self._suffix, self._options = suffix, options
+        self._suffix = suffix
+        self._encode = functools.partial(images_lib.encode, image_format=suffix, **options)
 
     def files(self, shard):
         return [f"{i:06d}.{self._suffix}" for i in range(shard.begin, shard.end)]
@@ -83,19 +84,14 @@ class Pictures(Format):
             return list(pool.map(self._encode, images))
 
     def read(self, folder, shard):
-        return np.stack([_decode(folder / name) for name in self.files(shard)])
+        return np.stack([_decode((folder / name).read_bytes()) for name in self.files(shard)])
 
     def assemble(self, out, shards, rows):
         _write_metadata(out, [name for shard in shards for name in self.files(shard)], rows)
 
-    def _encode(self, image):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, **self._options)
-        return buffer.getvalue()
 
-
-PNG = FORMATS.register("png")(Pictures("png", format="PNG"))
-FORMATS.register("webp")(Pictures("webp", format="WEBP", lossless=True))
+PNG = FORMATS.register("png")(Pictures("png"))
+FORMATS.register("webp")(Pictures("webp", lossless=True))
 
 
 class Tars(Format):
@@ -116,7 +112,7 @@ class Tars(Format):
 
     def read(self, folder, shard):
         with tarfile.open(folder / self.files(shard)[0], "r:") as archive:
-            return np.stack([_decode(archive.extractfile(member)) for member in archive])
+            return np.stack([_decode(archive.extractfile(member).read()) for member in archive])
 
     def assemble(self, out, shards, rows):
         _write_metadata(out, [name for shard in shards for name in PNG.files(shard)], rows)
@@ -210,8 +206,8 @@ def _put(data, file):
     file.write(data)
 
 
-def _decode(file):
-    return np.asarray(Image.open(file).convert("RGB"))
+def _decode(data):
+    return images_lib.decode(data, "a sample")
 
 
 def _member(name):

@@ -1,0 +1,73 @@
+"""Pictures that a user hands in: read, checked and resized before any model is loaded."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ldm_jax.base import errors
+from ldm_jax.data import images
+
+
+class Picture(NamedTuple):
+    """name: the file's, without its ending; pixels: uint8 [h, w, 3]."""
+
+    name: str
+    pixels: np.ndarray
+
+
+def read(flag: str, path: str) -> list[Picture]:
+    """The image files in a folder, by name, or a single one."""
+    root = pathlib.Path(path)
+    files = sorted(root.iterdir()) if root.is_dir() else [root]
+    files = [file for file in files if images.is_image_name(file.name)]
+    if not files or not files[0].is_file():
+        raise errors.UsageError(
+            f"{flag}={path}: no images there ({', '.join(images.EXTENSIONS)}); give one."
+        )
+    found = {}
+    for file in files:
+        if file.stem in found:
+            raise errors.UsageError(
+                f"{flag}={path}: two files are called {file.stem!r}; rename one."
+            )
+        try:
+            found[file.stem] = images.decode(file.read_bytes(), str(file))
+        except (images.BadRecord, OSError) as e:
+            raise errors.UsageError(f"{flag}: {e}") from e
+    return [Picture(name, pixels) for name, pixels in found.items()]
+
+
+def read_masks(path: str, pictures: list[Picture]) -> list[np.ndarray]:
+    """A mask for every picture, bool [h, w], True where it is white: what is to be painted anew.
+
+    They have the pictures' names; a single file serves all.
+    """
+    masks = read("--masks", path)
+    by_name = {mask.name: mask.pixels for mask in masks}
+    if pathlib.Path(path).is_file():
+        by_name = {picture.name: masks[0].pixels for picture in pictures}
+    found = []
+    for picture in pictures:
+        if picture.name not in by_name:
+            raise errors.UsageError(f"--masks={path} has none for image {picture.name!r}.")
+        mask, want = by_name[picture.name], picture.pixels.shape[:2]
+        if mask.shape[:2] != want:
+            raise errors.UsageError(
+                f"--masks: that of {picture.name!r} is {mask.shape[1]}x{mask.shape[0]}, the image "
+                f"is {want[1]}x{want[0]}; make them the same size."
+            )
+        mask = mask.mean(-1) > 127
+        if not mask.any():
+            raise errors.UsageError(f"--masks: that of {picture.name!r} has no white to paint.")
+        found.append(mask)
+    return found
+
+
+def fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle in the aspect of `size` = (h, w), resized to it; masks, bool, by their nearest."""
+    if pixels.dtype == bool:
+        grey = Image.fromarray(pixels.astype(np.uint8) * 255)
+        return np.asarray(ImageOps.fit(grey, size[::-1], Image.Resampling.NEAREST)) > 127
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.BICUBIC))
