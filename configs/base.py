@@ -133,7 +133,15 @@ def ldm() -> ConfigDict:
         zero_terminal_snr=False,
     )
     config.loss = dict(distance="l2", weight="uniform", cond_dropout=0.0)
-    config.sample = dict(sampler="ddim", steps=50, eta=0.0, guidance=1.0, spacing="exact")
+    config.sample = dict(
+        sampler="ddim",
+        steps=50,
+        eta=0.0,  # ddim's
+        guidance=1.0,
+        spacing="exact",
+        rescale=0.0,  # of guided predictions to the spread of unguided ones, 0..1
+        interval=(0.0, 1.0),  # noise levels sigma in which guidance acts
+    )
     config.optim = dict(denoiser=optimizer(lr=9.6e-5, ema=0.9999))
     return config
 

@@ -1,6 +1,6 @@
-"""Time grids: which timesteps a sampler visits, from noise to data.
+"""Time grids: which noise levels a sampler visits, from noise to data.
 
-`exact` is the default: S steps are S network calls for every S. `legacy` is the official code's.
+`exact` is the default: S steps for every S from 1 to T. `legacy` is the official code's.
 """
 
 import dataclasses
@@ -15,89 +15,127 @@ GRIDS = Registry("time grid")
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Timesteps in the order of their use (falling) and where the last step lands.
+    """S steps between S + 1 noise levels; a value, so it can be a static argument of `jit`.
 
-    `clean`: on alpha_bar = 1, data without noise. Otherwise on alpha_bar[0], as in the official
-    DDIM, whose images keep sigma_0 (3.9 % for most LDMs) of the last predicted noise.
+    timesteps: S of them, falling: what the network is told at the start of each step. Fractions
+    lie between two trained levels (`Process.alpha`).
+    alpha_bar: the S + 1 levels themselves, rising; the last is where the last step lands: 1, data
+    without noise, for every grid but `legacy`.
     """
 
-    timesteps: tuple[int, ...]
-    clean: bool = True
+    timesteps: tuple[float, ...]
+    alpha_bar: tuple[float, ...]
 
     def __len__(self):
         return len(self.timesteps)
 
-    def alpha_bars(self, process):
-        """(alpha_bar, alpha_bar_prev) of every step, float64 `[steps]` each."""
-        if self.timesteps[0] >= process.timesteps:
-            raise UsageError(
-                f"The grid starts at timestep {self.timesteps[0]}, but the process has only "
-                f"0..{process.timesteps - 1}."
-            )
-        table = process.alpha_bar[np.asarray(self.timesteps)]
-        last = 1.0 if self.clean else process.alpha_bar[0]
-        return table, np.append(table[1:], last)
+    def last(self, steps: int) -> "Grid":
+        """The last `steps` steps: what is left to do from a state that is not pure noise."""
+        if not 1 <= steps <= len(self):
+            raise UsageError(f"{steps} last steps of a grid of {len(self)}: needs 1..{len(self)}.")
+        return Grid(self.timesteps[-steps:], self.alpha_bar[-steps - 1 :])
 
 
 @GRIDS.register("exact")
-def exact(timesteps: int, steps: int) -> Grid:
+def exact(process, steps: int) -> Grid:
     """`steps` equal strides down from T-1: entry i of the rising list is floor((i+1) T / S) - 1.
 
     Strides of at least 1 make all of them distinct; the top is always T-1, where sampling really
-    starts (Lin et al. 2023, sec. 3.3), and the last step lands on clean data.
+    starts (Lin et al. 2023, sec. 3.3).
     """
-    _check(timesteps, steps)
-    return Grid(tuple((i + 1) * timesteps // steps - 1 for i in reversed(range(steps))))
+    _check(process, steps)
+    return _to_clean(process, [(i + 1) * process.timesteps // steps - 1 for i in range(steps)])
 
 
 @GRIDS.register("trailing")
-def trailing(timesteps: int, steps: int) -> Grid:
+def trailing(process, steps: int) -> Grid:
     """diffusers' "trailing": as `exact`, but rounded to the nearest timestep."""
-    _check(timesteps, steps)
-    rising = np.round(timesteps - np.arange(steps) * (timesteps / steps)) - 1
-    return Grid(tuple(int(t) for t in rising))
+    _check(process, steps)
+    total = process.timesteps
+    return _to_clean(process, np.round(total - np.arange(steps) * (total / steps))[::-1] - 1)
 
 
 @GRIDS.register("linspace")
-def linspace(timesteps: int, steps: int) -> Grid:
+def linspace(process, steps: int) -> Grid:
     """diffusers' "linspace": both 0 and T-1 are visited (Lin et al. 2023, table 2)."""
-    _check(timesteps, steps)
+    _check(process, steps)
     if steps == 1:
         raise UsageError("Time grid 'linspace' needs steps >= 2; 'exact' works with 1.")
-    return Grid(tuple(int(t) for t in np.linspace(0, timesteps - 1, steps).round()[::-1]))
+    return _to_clean(process, np.linspace(0, process.timesteps - 1, steps).round())
+
+
+@GRIDS.register("leading")
+def leading(process, steps: int, offset: int = 0) -> Grid:
+    """diffusers' "leading": 0, c, 2c, ... with c = floor(T / S), all plus `offset`.
+
+    Never visits T-1 (but for steps = T): the first noise is taken for a lower level than it has.
+    """
+    _check(process, steps)
+    return _to_clean(process, np.arange(steps) * (process.timesteps // steps) + offset)
+
+
+@GRIDS.register("karras")
+def karras(process, steps: int, last: int = 0, rho: float = 7.0) -> Grid:
+    """Levels equally spaced in s^(1/rho), s = sigma / alpha (Karras et al. 2022, eq. 5).
+
+    From T-1 down to timestep `last`. The network is told the fraction of a timestep at which
+    log s is right. Where T-1 has no signal (s infinite) the ramp begins at T-2, after it.
+    """
+    _check(process, steps)
+    terminal = int(process.alpha_bar[-1] == 0.0)
+    log_s = -0.5 * np.log(process.snr[: process.timesteps - terminal])
+    ends = np.exp(log_s[[-1, last]] / rho)
+    ramp = rho * np.log(np.linspace(*ends, steps - terminal))
+    timesteps = np.interp(ramp, log_s, np.arange(len(log_s)))
+    top = [process.timesteps - 1] * terminal
+    alpha_bar = np.concatenate([process.alpha_bar[top], 1.0 / (1.0 + np.exp(2.0 * ramp)), [1.0]])
+    return Grid((*map(float, top), *timesteps.tolist()), tuple(alpha_bar.tolist()))
 
 
 @GRIDS.register("legacy")
-def legacy(timesteps: int, steps: int) -> Grid:
+def legacy(process, steps: int) -> Grid:
     """The official "uniform" DDIM grid: 1, 1+c, 1+2c, ... with c = floor(T / S).
 
     It has ceil(T / c) entries, not always `steps` (30 gives 31, 400 gives 500), never visits T-1,
-    and where T-1 is a multiple of c it runs past the table: the official code crashes there.
+    and where T-1 is a multiple of c it runs past the table: the official code crashes there. It
+    lands on alpha_bar[0]: images keep sigma_0 (3.9 % for most LDMs) of the last predicted noise.
     """
-    _check(timesteps, steps)
-    falling = _legacy_timesteps(timesteps, steps)
-    if falling[0] >= timesteps:
+    _check(process, steps)
+    total = process.timesteps
+    rising = _legacy_timesteps(total, steps)
+    if rising[-1] >= total:
         near = [
-            _nearest_workable(timesteps, counts)
-            for counts in (range(steps - 1, 0, -1), range(steps + 1, timesteps + 1))
+            _nearest_workable(total, counts)
+            for counts in (range(steps - 1, 0, -1), range(steps + 1, total + 1))
         ]
         near = " and ".join(str(count) for count in near if count)
         raise UsageError(
             f"steps={steps} does not work with time grid 'legacy': it would visit timestep "
-            f"{falling[0]} of 0..{timesteps - 1}. Nearest that work: {near or 'none'}; "
+            f"{rising[-1]} of 0..{total - 1}. Nearest that work: {near or 'none'}; "
             "time grid 'exact' works with any."
         )
-    return Grid(falling, clean=False)
+    return _grid(process, rising, process.alpha_bar[0])
 
 
-def _legacy_timesteps(timesteps, steps):
-    return tuple(t + 1 for t in reversed(range(0, timesteps, timesteps // steps)))
+def _legacy_timesteps(total, steps):
+    return range(1, total + 1, total // steps)
 
 
-def _nearest_workable(timesteps, counts):
-    return next((s for s in counts if _legacy_timesteps(timesteps, s)[0] < timesteps), None)
+def _nearest_workable(total, counts):
+    return next((s for s in counts if _legacy_timesteps(total, s)[-1] < total), None)
 
 
-def _check(timesteps, steps):
-    if not 1 <= steps <= timesteps:
-        raise UsageError(f"steps={steps} must lie in 1..{timesteps}, the timesteps of the process.")
+def _to_clean(process, rising):
+    return _grid(process, rising, 1.0)
+
+
+def _grid(process, rising, end):
+    falling = [int(t) for t in rising][::-1]
+    return Grid(tuple(falling), (*process.alpha_bar[falling].tolist(), float(end)))
+
+
+def _check(process, steps):
+    if not 1 <= steps <= process.timesteps:
+        raise UsageError(
+            f"steps={steps} must lie in 1..{process.timesteps}, the timesteps of the process."
+        )

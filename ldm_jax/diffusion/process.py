@@ -1,13 +1,15 @@
 """The forward process and what a network predicts of it: the only place that knows eps, x_0 and v.
 
 Everything is variance preserving: x_t = alpha_t x_0 + sigma_t eps, alpha^2 + sigma^2 = 1. Timesteps
-are integers `t: [b]` in 0..T-1, where t = 0 is one step of noise, not none.
+are integers `t: [b]` in 0..T-1, where t = 0 is one step of noise, not none; alpha and sigma, and so
+the conversions, also take fractions (float `t`), which some time grids visit.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -107,16 +109,26 @@ class Process:
 
     def alpha(self, t):
         """sqrt(alpha_bar_t), float32, in the shape of t."""
+        if jnp.issubdtype(t.dtype, jnp.floating):
+            return jnp.sqrt(jax.nn.sigmoid(self._log_snr_between(t)))
         return _lookup(np.sqrt(self.alpha_bar), t)
 
     def sigma(self, t):
         """sqrt(1 - alpha_bar_t), float32, in the shape of t."""
+        if jnp.issubdtype(t.dtype, jnp.floating):
+            return jnp.sqrt(jax.nn.sigmoid(-self._log_snr_between(t)))
         return _lookup(np.sqrt(1.0 - self.alpha_bar), t)
 
     def log_snr(self, t):
         """log(alpha^2 / sigma^2), float32, in the shape of t; -inf at a terminal SNR of zero."""
         with np.errstate(divide="ignore"):
             return _lookup(np.log(self.snr), t)
+
+    def _log_snr_between(self, t):
+        """`log_snr` on straight lines between the integers; a terminal -inf counts as -80."""
+        with np.errstate(divide="ignore"):
+            table = np.maximum(np.log(self.snr), -80.0)
+        return jnp.interp(t, np.arange(len(table), dtype=np.float32), jnp.float32(table))
 
     def weight(self, t, kind="uniform", **options):
         """The loss weight of `WEIGHTS[kind]` for the squared error of this prediction, [b]."""

@@ -45,7 +45,8 @@ class Loss:
 class Sampling:
     """How images are drawn; one field is one key of `config.sample`.
 
-    steps: network calls; spacing: a name of diffusion.grids; guidance: scale, 1 for none.
+    sampler: a name of diffusion.methods, eta being ddim's; spacing: one of diffusion.grids.
+    guidance: scale, 1 for none; rescale, interval: see `guidance.extrapolate`, `guidance.within`.
     """
 
     sampler: str = "ddim"
@@ -53,11 +54,25 @@ class Sampling:
     eta: float = 0.0
     guidance: float = 1.0
     spacing: str = "exact"
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        samplers.SAMPLERS.get(self.sampler)
+        grids.GRIDS.get(self.spacing)
+        guidance.check(self.rescale, self.interval)
 
     def grid(self, process: Process) -> grids.Grid:
         """The time grid; bad names and numbers are a UsageError."""
-        samplers.SAMPLERS.get(self.sampler)
-        return grids.GRIDS.get(self.spacing)(process.timesteps, self.steps)
+        return grids.GRIDS.get(self.spacing)(process, self.steps)
+
+    def method(self, process: Process) -> samplers.Method:
+        """What the sampler does at each network call."""
+        return samplers.SAMPLERS.get(self.sampler)(self.grid(process), self.eta)
+
+    def calls(self, process: Process) -> int:
+        """Network calls for an image (NFE); classifier-free guidance doubles the batch of each."""
+        return len(self.method(process))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +180,7 @@ class Diffuse:
         null: Cond | None = None,
         noise=None,
         latents: bool = False,
+        guide_params=None,
     ):
         """Draws one image for each of `keys` [b]; image i depends on key i and condition i alone.
 
@@ -173,30 +189,31 @@ class Diffuse:
           fields: the conditioners' batch fields, [b, ...]; or `cond` (and `null`) ready made.
           noise: x_T, [b, h/f, w/f, c]; drawn from `keys` where not given.
           latents: return scaled latents instead of images.
+          guide_params: a weaker checkpoint's, of the same shapes: guidance then leads away from it
+            (autoguidance) instead of from the null condition.
 
         Returns:
           [b, height, width, 3], not clipped.
         """
         drop = jnp.zeros(len(keys), bool)
         fields = self.encode_fields(frozen, fields or {})
-        if cond is None:
-            cond = self.condition(params, fields, drop)
-        if null is None and sampling.guidance != 1.0:
-            null = self.condition(params, fields, ~drop)
+        ready, guided = cond, sampling.guidance != 1.0
+        cond = self.condition(params, fields, drop) if ready is None else ready
         if noise is None:
             noise = samplers.initial_noise(keys, self.latent_shape(height, width))
-
-        def denoise(x, t, cond):
-            return self.process.to_x0(self.predict(params, x, t, cond), x, t)
-
-        z = samplers.SAMPLERS.get(sampling.sampler)(
-            guidance.guide(denoise, cond, null, sampling.guidance),
-            noise,
-            process=self.process,
-            grid=sampling.grid(self.process),
-            keys=keys,
-            eta=sampling.eta,
-        )
+        plain = functools.partial(self.predict_x0, params, cond=cond)
+        denoise = plain
+        if guided and guide_params is not None:
+            weak = self.condition(guide_params, fields, drop) if ready is None else ready
+            weaker = functools.partial(self.predict_x0, guide_params, cond=weak)
+            denoise = guidance.autoguide(plain, weaker, sampling.guidance, sampling.rescale)
+        elif guided:
+            null = self.condition(params, fields, ~drop) if null is None else null
+            network = functools.partial(self.predict_x0, params)
+            denoise = guidance.guide(network, cond, null, sampling.guidance, sampling.rescale)
+        denoise = guidance.within(denoise, plain, self.process.sigma, *sampling.interval)
+        method = sampling.method(self.process)
+        z = samplers.solve(method, denoise, noise, keys=keys)
         return z if latents else self.decode(frozen, z)
 
     def condition(self, params, fields, drop) -> Cond:
@@ -204,8 +221,12 @@ class Diffuse:
         return self.denoiser.apply({"params": params}, fields or {}, drop, method="condition")
 
     def predict(self, params, x_t, t, cond: Cond):
-        """The raw network output at integer timesteps t [b]; [b, h, w, c]."""
+        """The raw network output at timesteps t [b]; [b, h, w, c]."""
         return self.denoiser.apply({"params": params}, x_t, t, cond, method="denoise")
+
+    def predict_x0(self, params, x_t, t, cond: Cond):
+        """The x_0 that the network's output implies, [b, h, w, c]."""
+        return self.process.to_x0(self.predict(params, x_t, t, cond), x_t, t)
 
     def _error(self, params, z, t, eps, fields, drop, dropout_key=None):
         """Mean distance between prediction and target over h, w, c; [b]."""

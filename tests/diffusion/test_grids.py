@@ -5,40 +5,43 @@ from ldm_jax.base.errors import UsageError
 from ldm_jax.diffusion import grids
 from ldm_jax.diffusion.process import make_process
 
+PROCESS = make_process()
+TERMINAL = make_process(prediction="v", zero_terminal_snr=True)
+
 
 @pytest.mark.parametrize("name", ["exact", "trailing"])
 def test_every_step_count_gives_exactly_that_many_distinct_timesteps_from_the_top(name):
     for steps in range(1, 1001):
-        grid = grids.GRIDS.get(name)(1000, steps)
+        grid = grids.GRIDS.get(name)(PROCESS, steps)
         assert len(grid) == len(set(grid.timesteps)) == steps
         assert grid.timesteps[0] == 999
         assert grid.timesteps[-1] >= 0
         assert list(grid.timesteps) == sorted(grid.timesteps, reverse=True)
-        assert grid.clean
+        assert grid.alpha_bar[-1] == 1.0
 
 
 def test_the_full_exact_grid_is_every_timestep():
-    assert grids.exact(1000, 1000).timesteps == tuple(range(999, -1, -1))
+    assert grids.exact(PROCESS, 1000).timesteps == tuple(range(999, -1, -1))
 
 
 def test_exact_strides_differ_by_one_at_most():
     for steps in (3, 7, 30, 333, 400):
-        strides = -np.diff(grids.exact(1000, steps).timesteps)
+        strides = -np.diff(grids.exact(PROCESS, steps).timesteps)
         assert set(strides) <= {1000 // steps, 1000 // steps + 1}
 
 
 def test_linspace_visits_both_ends():
     for steps in range(2, 1001):
-        grid = grids.linspace(1000, steps)
+        grid = grids.linspace(PROCESS, steps)
         assert len(set(grid.timesteps)) == steps
         assert (grid.timesteps[0], grid.timesteps[-1]) == (999, 0)
 
 
 def test_legacy_is_the_official_grid():
-    assert grids.legacy(1000, 50).timesteps == tuple(range(981, 0, -20))
-    assert grids.legacy(1000, 20).timesteps[:2] == (951, 901)
+    assert grids.legacy(PROCESS, 50).timesteps == tuple(range(981, 0, -20))
+    assert grids.legacy(PROCESS, 20).timesteps[:2] == (951, 901)
     counts = {1: 1, 30: 31, 150: 167, 200: 200, 400: 500, 500: 500}
-    assert {steps: len(grids.legacy(1000, steps)) for steps in counts} == counts
+    assert {steps: len(grids.legacy(PROCESS, steps)) for steps in counts} == counts
 
 
 @pytest.mark.parametrize(
@@ -47,24 +50,53 @@ def test_legacy_is_the_official_grid():
 )
 def test_legacy_step_counts_that_crash_the_official_code_name_their_neighbours(steps, remedy):
     with pytest.raises(UsageError, match=f"timestep 1000 .*that work: {remedy};"):
-        grids.legacy(1000, steps)
+        grids.legacy(PROCESS, steps)
 
 
-def test_legacy_ends_on_the_first_noise_level_and_the_others_on_clean_data():
-    process = make_process()
-    alpha_bar, alpha_bar_prev = grids.legacy(1000, 50).alpha_bars(process)
-    assert alpha_bar_prev[-1] == process.alpha_bar[0]
-    np.testing.assert_array_equal(alpha_bar[1:], alpha_bar_prev[:-1])
-    assert grids.exact(1000, 50).alpha_bars(process)[1][-1] == 1.0
+def test_only_legacy_ends_on_the_first_noise_level():
+    for name in grids.GRIDS.names():
+        grid = grids.GRIDS.get(name)(PROCESS, 50)
+        assert len(grid.alpha_bar) == len(grid) + 1
+        assert grid.alpha_bar[-1] == (PROCESS.alpha_bar[0] if name == "legacy" else 1.0)
+
+
+@pytest.mark.parametrize("name", grids.GRIDS.names())
+@pytest.mark.parametrize("process", [PROCESS, TERMINAL], ids=["plain", "zero_terminal_snr"])
+def test_what_the_network_is_told_is_the_level_it_sees(name, process):
+    grid = grids.GRIDS.get(name)(process, 40)
+    alpha = process.alpha(np.asarray(grid.timesteps))
+    np.testing.assert_allclose(alpha, np.sqrt(grid.alpha_bar[:-1]), rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 27, 37, 300, 400, 999, 1000])
+@pytest.mark.parametrize("process", [PROCESS, TERMINAL], ids=["plain", "zero_terminal_snr"])
+def test_karras_levels_are_even_in_a_power_of_the_noise_ratio(process, steps):
+    grid = grids.karras(process, steps)
+    levels = np.asarray(grid.alpha_bar)
+    assert len(grid) == steps
+    assert np.all(np.diff(levels) > 0)
+    assert grid.timesteps[0] == pytest.approx(999)
+    assert levels[0] == pytest.approx(process.alpha_bar[-1])
+    finite = levels[levels > 0][:-1]
+    if len(finite) > 1:
+        assert finite[-1] == pytest.approx(process.alpha_bar[0])
+        roots = (1 / finite - 1) ** (1 / 14)
+        np.testing.assert_allclose(np.diff(roots), np.diff(roots)[0], rtol=1e-6)
+
+
+def test_the_last_steps_of_a_grid_are_a_grid():
+    grid = grids.exact(PROCESS, 50)
+    last = grid.last(3)
+    assert last.timesteps == grid.timesteps[-3:]
+    assert last.alpha_bar[0] == PROCESS.alpha_bar[last.timesteps[0]]
+    assert grid.last(50) == grid
+    for steps in (0, 51):
+        with pytest.raises(UsageError, match=r"1\.\.50"):
+            grid.last(steps)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 @pytest.mark.parametrize("name", grids.GRIDS.names())
 def test_impossible_step_counts_are_refused(name, steps):
     with pytest.raises(UsageError, match=r"1\.\.1000"):
-        grids.GRIDS.get(name)(1000, steps)
-
-
-def test_a_grid_longer_than_the_process_is_refused():
-    with pytest.raises(UsageError, match=r"0\.\.19"):
-        grids.exact(1000, 10).alpha_bars(make_process(timesteps=20))
+        grids.GRIDS.get(name)(PROCESS, steps)
