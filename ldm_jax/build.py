@@ -25,6 +25,7 @@ from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.unet import UNet
 from ldm_jax.stages import autoencode, diffuse
 from ldm_jax.stages.codec import Codec
+from ldm_jax.stages.sampling import Sampling
 
 IDENTITY = "identity"
 
@@ -101,7 +102,7 @@ def check(config: ConfigDict, source):
         _trained(config.first_stage)
         codec = open_codec(config.first_stage)
         process = make_process(**config.process)
-        diffuse.Sampling(**config.sample).grid(process)
+        Sampling(**config.sample).grid(process)
         diffuse.DISTANCES.get(config.loss.distance)
         WEIGHTS.get(config.loss.weight)
         if bool(config.model.heads) == bool(config.model.head_channels):
@@ -269,7 +270,7 @@ def make_diffuse(config: ConfigDict) -> diffuse.Diffuse:
         codec=codec,
         size=config.data.size,
         loss=diffuse.Loss(**config.loss),
-        sampling=diffuse.Sampling(**config.sample),
+        sampling=Sampling(**config.sample),
     )
 
 

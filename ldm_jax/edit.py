@@ -14,6 +14,7 @@ picture, or seed, to the next and writes an animation too. progress shows x_t an
 along the way. Pictures are cropped to the middle and resized to --size, by default the run's own.
 """
 
+import dataclasses
 import itertools
 import pathlib
 import sys
@@ -100,10 +101,10 @@ def vary(args):
     """Noised to `strength` of the way, and denoised again (SDEdit, Meng et al. 2021)."""
     from ldm_jax.jobs import easel
 
-    found, images, open_easel = _prepare(args)
+    found, images, open_easel = _prepare(args, args.strength)
     painter = open_easel()
     init = painter.run.encode(easel.floats(images))
-    drawn = painter.draw(len(images), init=init, strength=args.strength)
+    drawn = painter.draw(len(images), init=init)
     return easel.write(args.out, [p.name for p in found], drawn, beside=[images])
 
 
@@ -137,7 +138,7 @@ def interpolate(args):
         raise errors.UsageError("interpolate goes between --images or --seeds: give one of them.")
     along = np.linspace(0, 1, args.frames, dtype=np.float32)
     if args.images:
-        found, images, open_easel = _prepare(args)
+        found, images, open_easel = _prepare(args, args.strength)
         names = [picture.name for picture in found]
     else:
         names = _numbers("--seeds", args.seeds)
@@ -154,7 +155,7 @@ def interpolate(args):
     states = [np.asarray(mix(a[None], b[None])) for a, b in itertools.pairwise(ends)]
     states = np.concatenate([s[1 if i else 0 :] for i, s in enumerate(states)])
     # One noise and one class for all frames: they differ in where they are on the way alone.
-    given = {"init": states, "strength": args.strength} if args.images else {"noise": states}
+    given = {"init" if args.images else "noise": states}
     drawn = painter.draw(len(states), same=True, **given)
     easel.animate(pathlib.Path(args.out) / "animation.gif", drawn)
     frames = [f"{i:04d}" for i in range(len(drawn))]
@@ -201,7 +202,7 @@ COMMANDS = dict(
 )
 
 
-def _prepare(args):
+def _prepare(args, strength=1.0):
     """(pictures, uint8 [n, h, w, 3] of them at their size, () -> the easel)."""
     import numpy as np
 
@@ -212,16 +213,17 @@ def _prepare(args):
     found = pictures.read("--images", args.images)
     size = sample.read_size(args.size, build.read_config(args.run))
     images = np.stack([pictures.fit(picture.pixels, size) for picture in found])
-    return found, images, lambda: _easel(args)()
+    return found, images, lambda: _easel(args, strength)()
 
 
-def _easel(args):
+def _easel(args, strength=1.0):
     """Checks the settings; the function that is returned opens the run."""
     from ldm_jax import build
     from ldm_jax.jobs import conditions, easel
 
     config = build.read_config(args.run)
     sampling, size = sample.read_sampling(args, config), sample.read_size(args.size, config)
+    sampling = dataclasses.replace(sampling, strength=strength)
     labels = None
     if args.labels:
         classes = config.conditioners.get("class", {}).get("num_classes", 0)

@@ -19,16 +19,12 @@ import numpy as np
 
 from ldm_jax import build, cli
 from ldm_jax.base import errors, shard, tree
+from ldm_jax.diffusion import samplers
 from ldm_jax.engine import checkpoint, log
 from ldm_jax.models.conditioners import Cond
-from ldm_jax.stages import diffuse
 from ldm_jax.stages.codec import Codec
+from ldm_jax.stages.sampling import Sampling
 
-OUTPUTS = {
-    "latents": lambda z: z,
-    "images": lambda x: jnp.clip(x, -1, 1),
-    "pixels": log.to_uint8,
-}
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
 
@@ -129,6 +125,9 @@ class SecondStage:
         spacing: str = "exact",
         size: tuple[int, int] | None = None,
         first: int = 0,
+        init=None,
+        mask=None,
+        **settings,
     ):
         """Draws images first .. first + n - 1; image i depends on (seed, i) and condition i alone.
 
@@ -138,24 +137,42 @@ class SecondStage:
           noise: x_T, [n, h/f, w/f, c].
           latents: return scaled latents instead of images.
           size: (height, width) in pixels; the training size by default.
+          init: scaled latents to begin from, [n, h/f, w/f, c], noised to `strength` of the way.
+          mask: [n, h/f, w/f, 1]; where it is 0 the latents stay those of `init`.
+          settings: the other fields of stages.sampling.Sampling: rescale, interval, strength, tile.
 
         Returns:
           [n, height, width, 3], clipped to [-1, 1].
         """
-        sampling = diffuse.Sampling(sampler, steps, float(eta), float(guidance), spacing)
+        how = Sampling(sampler, steps, float(eta), float(guidance), spacing, **settings)
         output = "latents" if latents else "images"
-        return self._draw(n, sampling, output, seed, cond, noise, size, first)
+        given = {"noise": noise, "init": init, "mask": mask}
+        return self._draw(n, how, output, seed, cond, size, first + np.arange(n), given)
 
-    def draw(self, n: int, sampling, seed=0, cond=None, size=None, first=0) -> np.ndarray:
-        """As `sample`, with a stages.diffuse.Sampling; uint8 [n, h, w, 3] on the host."""
-        return np.asarray(self._draw(n, sampling, "pixels", seed, cond, None, size, first))
+    def draw(self, n: int, how: Sampling, seed=0, cond=None, size=None, indices=None, **given):
+        """As `sample`; uint8 [n, h, w, 3] on the host. indices: of the images, 0 .. n - 1 else."""
+        indices = np.arange(n) if indices is None else indices
+        return np.asarray(self._draw(n, how, "pixels", seed, cond, size, indices, given))
 
-    def time_decode(self, n: int, size: tuple[int, int]) -> float:
+    def trace(self, n: int, how: Sampling, seed=0, cond=None, size=None, frames: int = 8):
+        """x_t and the predicted x_0 after evenly spread calls, uint8 [frames, n, h, w, 3] each."""
+        path = self._draw(n, how, "path", seed, cond, size, np.arange(n), {})
+        chosen = np.linspace(0, len(path["x"]) - 1, frames).round().astype(int)
+        decode = lambda z: np.asarray(log.to_uint8(self.decode(z)))
+        return tuple(np.stack([decode(path[k][i]) for i in chosen]) for k in ("x", "x_0"))
+
+    def noise(self, seed: int, indices, size: tuple[int, int]):
+        """x_T that images with these indices begin with, [n, h/f, w/f, c]."""
+        keys = _keys(seed, jnp.asarray(indices))
+        return samplers.initial_noise(keys, self.model.latent_shape(*size))
+
+    def time_decode(self, n: int, how: Sampling, size: tuple[int, int]) -> float:
         """Seconds to decode n latents, the device drained; compiled and run once beforehand."""
         (z,) = self._rows((jnp.zeros((n, *self.model.latent_shape(*size))),))
+        render = jax.jit(lambda frozen, z: self.model.render(frozen, z, how))
         for _ in range(2):
             begin = time.monotonic()
-            jax.block_until_ready(self._decode(self._frozen, z))
+            jax.block_until_ready(render(self._frozen, z))
             seconds = time.monotonic() - begin
         return seconds
 
@@ -170,16 +187,11 @@ class SecondStage:
 
         def draw(flat, seed, first, cond):
             weights = jax.tree.unflatten(structure, [flat[name] for name in names])
-            images = self.model.sample(
-                weights["params"],
-                weights["frozen"],
-                _keys(seed, first + jnp.arange(n)),
-                cond or self.model.example(n, *size),
-                sampling=sampling,
-                height=size[0],
-                width=size[1],
-            )
-            return log.to_uint8(images)
+            keys = _keys(seed, first + jnp.arange(n))
+            cond = cond or self.model.example(n, *size)
+            how = dict(sampling=sampling, height=size[0], width=size[1])
+            z = self.model.sample(weights["params"], weights["frozen"], keys, cond, **how)
+            return log.to_uint8(self.model.render(weights["frozen"], z, sampling))
 
         abstract = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)
         flat = {name: abstract(leaf) for name, leaf in zip(names, leaves)}
@@ -199,34 +211,30 @@ class SecondStage:
         weights = {name: np.asarray(leaf) for name, leaf in zip(names, leaves)}
         log.write_atomic(path, lambda f: exported.save(f, meta, program.serialize(), weights))
 
-    def _draw(self, n, sampling, output, seed, cond, noise, size, first):
+    def _draw(self, n, sampling, output, seed, cond, size, indices, given):
         sampling.grid(self.model.process)
         size = size or (self.config.data.size,) * 2
         cond = dict(cond or {})
         null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
         null = self._cond(null, n, size) if sampling.guidance != 1.0 else None
         program = self._sampler(sampling, *size, output)
-        keys = _keys(seed, first + jnp.arange(n))
-        inputs = self._rows((keys, self._cond(cond, n, size), null, noise))
+        arrays = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
+        keys = _keys(seed, jnp.asarray(indices))
+        inputs = self._rows((keys, self._cond(cond, n, size), null, arrays))
         return program(self._params, self._frozen, *inputs)
 
     def _compile(self, sampling, height, width, output):
         """One program for the whole of sampling: denoising, guidance, decoding, to `output`."""
+        how = dict(sampling=sampling, height=height, width=width, trace=output == "path")
 
-        def draw(params, frozen, keys, cond, null, noise):
-            x = self.model.sample(
-                params,
-                frozen,
-                keys,
-                sampling=sampling,
-                height=height,
-                width=width,
-                cond=cond,
-                null=null,
-                noise=noise,
-                latents=output == "latents",
-            )
-            return OUTPUTS[output](x)
+        def draw(params, frozen, keys, cond, null, arrays):
+            z = self.model.sample(params, frozen, keys, cond=cond, null=null, **arrays, **how)
+            if output == "path":
+                return z[1]
+            if output == "latents":
+                return z
+            images = self.model.render(frozen, z, sampling)
+            return log.to_uint8(images) if output == "pixels" else jnp.clip(images, -1, 1)
 
         return jax.jit(draw)
 

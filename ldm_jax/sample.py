@@ -71,6 +71,13 @@ def define_sampling(values):
     flags.DEFINE_string(
         "spacing", None, "time grid: exact, legacy, trailing, linspace, ...", flag_values=values
     )
+    flags.DEFINE_float(
+        "rescale", None, "share of the way back from overexposure by guidance", flag_values=values
+    )
+    flags.DEFINE_list("interval", None, "noise levels of guidance: 0.2,0.9", flag_values=values)
+    flags.DEFINE_integer(
+        "tile", None, "pixels of tiles' sides; 0: only for large images", flag_values=values
+    )
     flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0, flag_values=values)
     flags.DEFINE_bool("ema", True, "use the averaged weights", flag_values=values)
 
@@ -82,6 +89,7 @@ def main(args, overrides):
     if args.export:
         return export(args)
     import jax
+    import numpy as np
 
     from ldm_jax import build
     from ldm_jax import run as run_lib
@@ -94,12 +102,14 @@ def main(args, overrides):
     config = build.read_config(args.run)
     sampling = read_sampling(args, config)
     size = read_size(args.size, config)
+    model = build.make_diffuse(config)
+    sampling.tiling(model, *size)
     classes = config.conditioners.get("class", {}).get("num_classes", 0)
     conditions = conditions_lib.read(
         args.labels,
         args.cond,
         classes=classes,
-        known=build.make_diffuse(config).fields,
+        known=model.fields,
         num=args.num,
         seed=args.seed,
     )
@@ -115,9 +125,8 @@ def main(args, overrides):
     job.claim(settings | origin | conditions.names)
 
     def draw(first, count):
-        return run.draw(
-            count, sampling, args.seed, conditions.fields(first, count), size=size, first=first
-        )
+        cond, indices = conditions.fields(first, count), range(first, first + count)
+        return run.draw(count, sampling, args.seed, cond, size, np.array(indices))
 
     todo = job.missing(worker, workers)
     progress = log.Progress(0, sum(map(len, todo)))
@@ -140,7 +149,8 @@ def main(args, overrides):
     summary = {"num": args.num, "digest": digest, "seconds": seconds(), **settings}
     summary["samples_png"] = str(job.out / "grid.png")
     if todo:
-        summary |= timings(run, clocks, compiling(), sum(map(len, todo)), size, args.batch_size)
+        decode_seconds = run.time_decode(args.batch_size, sampling, size) * clocks["batches"]
+        summary |= timings(clocks, compiling(), sum(map(len, todo)), decode_seconds)
     cli.finish(job.out / "summary.json", summary)
 
 
@@ -171,12 +181,17 @@ def read_sampling(args, config):
             f"--run={args.run} is a first stage; sampling needs a second stage."
         )
     from ldm_jax import build
-    from ldm_jax.stages import diffuse
+    from ldm_jax.stages.sampling import Sampling
 
-    names = [field.name for field in dataclasses.fields(diffuse.Sampling)]
+    names = [field.name for field in dataclasses.fields(Sampling)]
     given = {name: getattr(args, name, None) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
-    sampling = dataclasses.replace(diffuse.Sampling(**config.sample), **given)
+    if "interval" in given:
+        try:
+            given["interval"] = tuple(float(level) for level in given["interval"])
+        except ValueError as e:
+            raise errors.UsageError(f"--interval={args.interval} must be two numbers.") from e
+    sampling = dataclasses.replace(Sampling(**config.sample), **given)
     sampling.grid(build.make_process(**config.process))
     return sampling
 
@@ -212,9 +227,8 @@ def read_worker(text: str) -> tuple[int, int]:
     return int(parsed[1]), int(parsed[2])
 
 
-def timings(run, clocks, compiling, drawn, size, batch_size) -> dict:
-    """Where the time went. The decoder is timed by itself, on one batch, the device drained."""
-    decode = run.time_decode(batch_size, size) * clocks["batches"]
+def timings(clocks, compiling: float, drawn: int, decode: float) -> dict:
+    """Where the time went. decode: as measured by itself, the device drained."""
     denoise = max(clocks["draw"] - compiling - decode, 0.0)
     return {
         "drawn": drawn,

@@ -7,6 +7,8 @@ import shutil
 import sys
 import tempfile
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Compiling without LLVM's optimisations takes little more than half the time.
@@ -21,3 +23,23 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 sys.path.insert(0, str(ROOT))
+
+
+def call(command, *argv) -> int:
+    """A command in this process; its exit code."""
+    from ldm_jax import cli
+
+    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])
+
+
+@pytest.fixture(scope="session")
+def pixel_run(tmp_path_factory):
+    """A class-conditional run on 16x16 pixels (f = 1), two steps old: as small as they come."""
+    from ldm_jax import train
+
+    workdir = tmp_path_factory.mktemp("pixels") / "run"
+    flags = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "steps.total=2"]
+    flags += ["steps.log=1", "steps.eval=2", "eval.records=8", "latents.batches=1"]
+    argv = [f"--config={ROOT}/configs/debug.py:ldm", f"--workdir={workdir}"]
+    assert call(train, *argv, *(f"--config.{flag}" for flag in flags)) == 0
+    return workdir

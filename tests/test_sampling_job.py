@@ -14,9 +14,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import call
 
 import ldm_jax
-from ldm_jax import cli, sample, train
+from ldm_jax import cli, sample
 from ldm_jax.base import errors
 from ldm_jax.data import sources
 from ldm_jax.jobs import conditions, job, outputs
@@ -26,19 +27,9 @@ NUM, SHARD, STEPS = 21, 8, 2
 FLAGS = [f"--num={NUM}", f"--shard_size={SHARD}", f"--steps={STEPS}"]
 
 
-def call(command, *argv) -> int:
-    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A class-conditional run on pixels: as small as they come."""
-    workdir = tmp_path_factory.mktemp("sampling") / "run"
-    flags = ["--config.first_stage=identity", "--config.model.mult=(1,)"]
-    flags += ["--config.model.attention=()", "--config.steps.total=2", "--config.steps.log=1"]
-    flags += ["--config.steps.eval=2", "--config.eval.records=8", "--config.latents.batches=1"]
-    assert call(train, f"--config={ROOT}/configs/debug.py:ldm", f"--workdir={workdir}", *flags) == 0
-    return workdir
+def run(pixel_run):
+    return pixel_run
 
 
 @pytest.fixture(scope="module")

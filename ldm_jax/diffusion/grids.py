@@ -29,6 +29,11 @@ class Grid:
     def __len__(self):
         return len(self.timesteps)
 
+    def noised(self, x_0, eps):
+        """x_0 at the grid's first level, where a sampler begins."""
+        alpha_bar = self.alpha_bar[0]
+        return np.float32(alpha_bar**0.5) * x_0 + np.float32((1.0 - alpha_bar) ** 0.5) * eps
+
     def last(self, steps: int) -> "Grid":
         """The last `steps` steps: what is left to do from a state that is not pure noise."""
         if not 1 <= steps <= len(self):

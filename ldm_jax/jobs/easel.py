@@ -12,7 +12,7 @@ class Easel:
     """A second stage (ldm_jax.run) with settings, drawing any number of pictures by the batch.
 
     Args:
-      sampling: a stages.diffuse.Sampling.
+      sampling: a stages.sampling.Sampling.
       size: (height, width) in pixels.
       labels: class ids [m] that pictures take in turn, or None for the null class.
     """
@@ -27,12 +27,12 @@ class Easel:
         Args:
           cond: {field: [n, ...]} beside the class.
           same: the noise and class of picture 0 for all.
-          arrays: `init`, `mask`, `noise` of run.sample, [n, ...] each, and `strength`.
+          arrays: `init`, `mask`, `noise` of run.sample, [n, ...] each.
         """
         size, drawn = min(self._batch_size, n), []
         for begin in range(0, n, size):
             rows = np.minimum(np.arange(begin, begin + size), n - 1)
-            pick = lambda x, rows=rows: x if np.ndim(x) == 0 else np.asarray(x)[rows]
+            pick = lambda x, rows=rows: np.asarray(x)[rows]
             given = {k: pick(v) for k, v in (cond or {}).items()} | self._class(rows * (not same))
             drawn.append(
                 self.run.draw(

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import errors, registry
-from ldm_jax.diffusion import grids, guidance, samplers
+from ldm_jax.diffusion import editing, guidance, samplers
 from ldm_jax.diffusion.process import Process
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.stages import api
 from ldm_jax.stages.codec import Codec
+from ldm_jax.stages.sampling import Sampling
 
 DISTANCES = registry.Registry("loss distance")
 DISTANCES.register("l2")(jnp.square)
@@ -39,40 +40,6 @@ class Loss:
     distance: str
     weight: str
     cond_dropout: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How images are drawn; one field is one key of `config.sample`.
-
-    sampler: a name of diffusion.methods, eta being ddim's; spacing: one of diffusion.grids.
-    guidance: scale, 1 for none; rescale, interval: see `guidance.extrapolate`, `guidance.within`.
-    """
-
-    sampler: str = "ddim"
-    steps: int = 50
-    eta: float = 0.0
-    guidance: float = 1.0
-    spacing: str = "exact"
-    rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self):
-        samplers.SAMPLERS.get(self.sampler)
-        grids.GRIDS.get(self.spacing)
-        guidance.check(self.rescale, self.interval)
-
-    def grid(self, process: Process) -> grids.Grid:
-        """The time grid; bad names and numbers are a UsageError."""
-        return grids.GRIDS.get(self.spacing)(process, self.steps)
-
-    def method(self, process: Process) -> samplers.Method:
-        """What the sampler does at each network call."""
-        return samplers.SAMPLERS.get(self.sampler)(self.grid(process), self.eta)
-
-    def calls(self, process: Process) -> int:
-        """Network calls for an image (NFE); classifier-free guidance doubles the batch of each."""
-        return len(self.method(process))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +91,11 @@ class Diffuse:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return height // self.codec.f, width // self.codec.f, self.codec.channels
 
+    @property
+    def divisor(self) -> int:
+        """What the sides of an image must divide by: f, and the UNet's levels."""
+        return self.codec.f * 2 ** (len(self.denoiser.unet.mult) - 1)
+
     def encode(self, frozen, images, key=None):
         """[b, h, w, 3] -> the latents that the denoiser sees, scaled to unit variance."""
         return self.codec.encode(frozen["first_stage"], images, key) * frozen["scale"]
@@ -163,8 +135,9 @@ class Diffuse:
         """Up to 32 samples under the conditions of the batch."""
         fields = {name: batch[name][:32] for name in self.fields}
         keys = jax.random.split(key, len(batch["image"][:32]))
-        sample = functools.partial(self.sample, height=self.size, width=self.size)
-        return {"samples": sample(params["denoiser"], frozen, keys, fields, sampling=self.sampling)}
+        how = dict(sampling=self.sampling, height=self.size, width=self.size)
+        z = self.sample(params["denoiser"], frozen, keys, fields, **how)
+        return {"samples": self.render(frozen, z, self.sampling)}
 
     def sample(
         self,
@@ -179,42 +152,62 @@ class Diffuse:
         cond: Cond | None = None,
         null: Cond | None = None,
         noise=None,
-        latents: bool = False,
+        init=None,
+        mask=None,
         guide_params=None,
+        trace: bool = False,
     ):
-        """Draws one image for each of `keys` [b]; image i depends on key i and condition i alone.
+        """Draws the scaled latents of one image for each of `keys` [b].
+
+        Image i depends on key i and condition i alone. What comes of them: `render`.
 
         Args:
           params: the denoiser's.
           fields: the conditioners' batch fields, [b, ...]; or `cond` (and `null`) ready made.
           noise: x_T, [b, h/f, w/f, c]; drawn from `keys` where not given.
-          latents: return scaled latents instead of images.
+          init: scaled latents to begin from, noised to the first level of the sampling's grid.
+          mask: [b, h/f, w/f, 1]: where it is 0 the result is `init` (inpainting).
           guide_params: a weaker checkpoint's, of the same shapes: guidance then leads away from it
             (autoguidance) instead of from the null condition.
+          trace: return (latents, {"x": [calls, b, ...], "x_0": [calls, b, ...]}), the path to them.
 
         Returns:
-          [b, height, width, 3], not clipped.
+          [b, h/f, w/f, c].
         """
         drop = jnp.zeros(len(keys), bool)
         fields = self.encode_fields(frozen, fields or {})
-        ready, guided = cond, sampling.guidance != 1.0
-        cond = self.condition(params, fields, drop) if ready is None else ready
         if noise is None:
             noise = samplers.initial_noise(keys, self.latent_shape(height, width))
-        plain = functools.partial(self.predict_x0, params, cond=cond)
-        denoise = plain
-        if guided and guide_params is not None:
-            weak = self.condition(guide_params, fields, drop) if ready is None else ready
-            weaker = functools.partial(self.predict_x0, guide_params, cond=weak)
+        tiling = sampling.tiling(self, height, width)
+
+        def predictor(params, ready):
+            """(x, t, cond) -> x_0 by these weights, and the condition that they make."""
+            made = self.condition(params, fields, drop) if ready is None else ready
+            return functools.partial(self.predict_x0, params, tiling=tiling), made
+
+        network, made = predictor(params, cond)
+        plain = denoise = functools.partial(network, cond=made)
+        if sampling.guidance != 1.0 and guide_params is not None:
+            weaker, weak = predictor(guide_params, cond)
+            weaker = functools.partial(weaker, cond=weak)
             denoise = guidance.autoguide(plain, weaker, sampling.guidance, sampling.rescale)
-        elif guided:
+        elif sampling.guidance != 1.0:
             null = self.condition(params, fields, ~drop) if null is None else null
-            network = functools.partial(self.predict_x0, params)
-            denoise = guidance.guide(network, cond, null, sampling.guidance, sampling.rescale)
+            denoise = guidance.guide(network, made, null, sampling.guidance, sampling.rescale)
         denoise = guidance.within(denoise, plain, self.process.sigma, *sampling.interval)
+        if mask is not None:
+            denoise = editing.keep(denoise, init, mask)
+        grid = sampling.grid(self.process)
+        x = noise if init is None else grid.noised(init, noise)
         method = sampling.method(self.process)
-        z = samplers.solve(method, denoise, noise, keys=keys)
-        return z if latents else self.decode(frozen, z)
+        return samplers.solve(method, denoise, x, keys=keys, trace=trace)
+
+    def render(self, frozen, z, sampling: Sampling):
+        """The images of scaled latents, [b, h, w, 3], not clipped; large ones tile by tile."""
+        height, width = (side * self.codec.f for side in z.shape[1:3])
+        tiling = sampling.tiling(self, height, width)
+        decode = functools.partial(self.decode, frozen)
+        return tiling.apply(decode, z, self.codec.f) if tiling else decode(z)
 
     def condition(self, params, fields, drop) -> Cond:
         """drop: [b] bool, True for the null condition."""
@@ -224,9 +217,15 @@ class Diffuse:
         """The raw network output at timesteps t [b]; [b, h, w, c]."""
         return self.denoiser.apply({"params": params}, x_t, t, cond, method="denoise")
 
-    def predict_x0(self, params, x_t, t, cond: Cond):
-        """The x_0 that the network's output implies, [b, h, w, c]."""
-        return self.process.to_x0(self.predict(params, x_t, t, cond), x_t, t)
+    def predict_x0(self, params, x_t, t, cond: Cond, tiling=None):
+        """The x_0 that the network's output implies, [b, h, w, c]; by tiles where there are any."""
+
+        def predict(parts):
+            own = cond._replace(concat=parts["concat"])
+            return self.process.to_x0(self.predict(params, parts["x"], t, own), parts["x"], t)
+
+        whole = {"x": x_t, "concat": cond.concat}
+        return tiling.apply(predict, whole) if tiling else predict(whole)
 
     def _error(self, params, z, t, eps, fields, drop, dropout_key=None):
         """Mean distance between prediction and target over h, w, c; [b]."""

@@ -1,0 +1,69 @@
+"""How images are drawn, as one value: what a config's `sample` group and a job's manifest hold."""
+
+import dataclasses
+
+from ldm_jax.base import errors
+from ldm_jax.diffusion import grids, guidance, samplers
+from ldm_jax.diffusion.process import Process
+from ldm_jax.diffusion.tiles import Tiling
+
+WHOLE = 2  # images up to so many times the training size are drawn in one piece by default
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """One field is one key of `config.sample`.
+
+    sampler: a name of diffusion.methods, eta being ddim's; spacing: one of diffusion.grids.
+    guidance: scale, 1 for none; rescale, interval: see `guidance.extrapolate`, `guidance.within`.
+    strength: share of the steps that are taken, the last ones, where an image is the beginning.
+    tile: pixels of the tiles' sides; 0 takes tiles, of twice the training size, only for images
+      that are larger than that.
+    """
+
+    sampler: str = "ddim"
+    steps: int = 50
+    eta: float = 0.0
+    guidance: float = 1.0
+    spacing: str = "exact"
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    strength: float = 1.0
+    tile: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "interval", tuple(self.interval))  # JSON has lists
+        samplers.SAMPLERS.get(self.sampler)
+        grids.GRIDS.get(self.spacing)
+        guidance.check(self.rescale, self.interval)
+        if not 0 < self.strength <= 1:
+            raise errors.UsageError(f"strength={self.strength} must be above 0 and at most 1.")
+
+    def grid(self, process: Process) -> grids.Grid:
+        """The time grid; bad names and numbers are a UsageError."""
+        grid = grids.GRIDS.get(self.spacing)(process, self.steps)
+        return grid.last(max(1, round(self.strength * len(grid))))
+
+    def method(self, process: Process) -> samplers.Method:
+        """What the sampler does at each network call."""
+        return samplers.SAMPLERS.get(self.sampler)(self.grid(process), self.eta)
+
+    def calls(self, process: Process) -> int:
+        """Network calls for an image (NFE); classifier-free guidance doubles the batch of each."""
+        return len(self.method(process))
+
+    def tiling(self, model, height: int, width: int) -> Tiling | None:
+        """Tiles of the latents for images of this size; None draws them whole.
+
+        model: a stages.diffuse.Diffuse. A quarter of a tile overlaps the next.
+        """
+        tile = self.tile or WHOLE * model.size
+        if max(height, width) <= tile:
+            return None
+        if tile % model.divisor:
+            nearest = max(1, round(tile / model.divisor)) * model.divisor
+            raise errors.UsageError(
+                f"tile={tile} must divide by {model.divisor}, as images do; nearest: {nearest}."
+            )
+        cells = tile // model.codec.f
+        return Tiling(cells, cells // 4)
