@@ -136,9 +136,10 @@ def _divides(size: int, factor: int, what: str):
         )
 
 
-def make_data(config: ConfigDict, source, fields) -> loop.Data:
-    """Training and held-out batches of this host."""
-    data, share = config.data, dict(host=jax.process_index(), hosts=jax.process_count())
+def make_data(config: ConfigDict, source, fields, share: dict | None = None) -> loop.Data:
+    """Training and held-out batches of this host, or of `share`, {"host": i, "hosts": n}."""
+    data = config.data
+    share = share or dict(host=jax.process_index(), hosts=jax.process_count())
     train = sources.holdout(source, data.holdout, train=True)
     held_out = sources.holdout(source, data.holdout, train=False)
     return loop.Data(

@@ -39,8 +39,6 @@ def run(doc, define, main, argv) -> int:
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
         print(f"{doc.strip()}\n\n{describe(values)}")
         return 0
-    from ldm_jax.engine import loop  # heavy, so after --help
-
     try:
         overrides, rest = split_overrides(argv)
         parse(values, rest)
@@ -50,7 +48,7 @@ def run(doc, define, main, argv) -> int:
         return _say(e, EXIT_USAGE)
     except errors.RunError as e:
         return _say(e, EXIT_FAILED)
-    except loop.Preempted as e:
+    except errors.Restart as e:
         return _say(e, EXIT_RESTART)
     except KeyboardInterrupt:
         return _say("interrupted", 130)

@@ -18,6 +18,12 @@ from ldm_jax.base import errors
 def define(values):
     flags.DEFINE_string("config", None, "config file, path.py[:variant]", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+    flags.DEFINE_string(
+        "devices",
+        "",
+        "what must be there over all hosts, e.g. tpu:16 or gpu; stops where it is not",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "allow_config_change",
         [],
@@ -29,25 +35,35 @@ def define(values):
 def main(args, overrides):
     cli.require(args, "config", "workdir")
     config = config_lib.load(args.config, overrides)
-    train(config, args.workdir, allow=args.allow_config_change)
+    train(config, args.workdir, allow=args.allow_config_change, devices=args.devices)
 
 
-def train(config, workdir, allow=()) -> dict:
+def train(config, workdir, allow=(), devices="") -> dict:
     """Trains what `config` says in `workdir`; returns the summary that it writes there."""
+    import jax
+
     from ldm_jax import build
     from ldm_jax.base import shard
-    from ldm_jax.engine import loop
+    from ldm_jax.engine import hosts, loop
 
     seconds = cli.stopwatch()
+    hosts.connect()
     workdir = pathlib.Path(workdir)
     source = build.open_source(config.data)
     config = build.resolve(config, source)
     build.check(config, source)
+    hosts.agree(
+        code_version=hosts.code_version(),
+        jax_version=jax.__version__,
+        config=config_lib.digest(config),
+        data=source.fingerprint,
+    )
+    hosts.check_devices(devices)
     mesh = shard.make_mesh(**config.mesh)
     shard.check_batch(config.batch_size, mesh, config.accumulate)
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
     first_stage = build.make_autoencode(config).stage() if config.stage == "autoencode" else None
-    claim(workdir, config, source, allow)
+    hosts.on_first(lambda: claim(workdir, config, source, allow))
 
     cli.cache_compilations(workdir / "compilation_cache")
     stage = first_stage or second_stage(config, source, workdir)
@@ -63,7 +79,7 @@ def train(config, workdir, allow=()) -> dict:
         accumulate=config.accumulate,
         **config.checkpoints,
     )
-    return summarise(workdir, seconds())
+    return hosts.on_first(lambda: summarise(workdir, seconds()))
 
 
 def second_stage(config, source, workdir):
@@ -75,17 +91,21 @@ def second_stage(config, source, workdir):
 
     from ldm_jax import build
     from ldm_jax.base import tree
-    from ldm_jax.engine import log
+    from ldm_jax.engine import hosts, log
     from ldm_jax.stages import diffuse
 
     model = build.make_diffuse(config)
     params, step = build.codec_params(config.first_stage)
     digest = tree.digest(params) if params else build.IDENTITY
     file = workdir / "latents.json"
-    if not file.exists():
+
+    def measured() -> dict:
+        if file.exists():
+            return build.read_json(file)
         statistics = {"scale": config.latents.scale}
         if not config.latents.scale:
-            batches = build.make_data(config, source, ("image",)).train(0)
+            # One host reads whole batches, so that the scale is the same on any number of hosts.
+            batches = build.make_data(config, source, ("image",), dict(host=0, hosts=1)).train(0)
             images = (next(batches)["image"] for _ in range(config.latents.batches))
             statistics = diffuse.latent_statistics(
                 model.codec, params, images, jax.random.key(config.seed)
@@ -93,7 +113,9 @@ def second_stage(config, source, workdir):
             batches.close()
         origin = {"first_stage": config.first_stage, "step": step, "digest": digest}
         log.write_text(file, json.dumps(statistics | {"origin": origin}, indent=2) + "\n")
-    record = build.read_json(file)
+        return statistics | {"origin": origin}
+
+    record = hosts.on_first(measured, seconds=3600)
     if record["origin"]["digest"] != digest:
         raise errors.UsageError(
             f"{config.first_stage} has changed since this run began (weights {digest}, then "

@@ -5,6 +5,7 @@ one; builders below get keyword arguments.
 """
 
 import ast
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -101,6 +102,11 @@ def _literal(text: str):
 def to_json(config) -> str:
     """The whole resolved config, keys sorted, tuples as lists."""
     return json.dumps(plain(config), indent=2, sort_keys=True) + "\n"
+
+
+def digest(config) -> str:
+    """12 hex digits over the whole resolved config."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
 
 
 def plain(config) -> dict:

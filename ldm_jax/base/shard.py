@@ -117,3 +117,8 @@ def put_replicated(values, mesh: Mesh):
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), values
     )
+
+
+def random_key(seed: int, mesh: Mesh):
+    """jax.random.key(seed), made on every device: no host can put it on another's."""
+    return jax.jit(lambda: jax.random.key(seed), out_shardings=replicated(mesh))()

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ldm_jax.base import errors, tree
+from ldm_jax.engine import hosts
 
 logger = logging.getLogger(__name__)
 
@@ -55,19 +56,28 @@ class Checkpoints:
 
         abstract: tree of ShapeDtypeStructs with shardings, for any number of devices.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(hosts.on_first(self._steps), reverse=True):
+            restored, problem = None, ""
             try:
-                return self._restore_step(step, abstract)
+                restored = self._restore_step(step, abstract)
             except _Corrupt as e:
-                self._set_aside(step, e)
+                problem = str(e)
             except Exception as e:  # orbax reports damage with whatever its storage raises
                 if self._shapes_differ(step, abstract):
                     raise errors.UsageError(
                         f"{self.directory}/{step} holds other parameters than this config makes; "
                         "take a fresh --workdir."
                     ) from e
-                self._set_aside(step, e)
+                problem = str(e) or type(e).__name__
+            # One host's damage is everybody's: all go on from the same step.
+            problems = [p for p in hosts.exchange(problem) if p]
+            if not problems:
+                return restored
+            self._set_aside(step, problems[0])
         return None
+
+    def _steps(self) -> list[int]:
+        return list(self._manager.all_steps())
 
     def _restore_step(self, step, abstract):
         restored = self._manager.restore(
@@ -88,11 +98,10 @@ class Checkpoints:
             return False  # damaged beyond reading: not a question of shapes
 
     def _set_aside(self, step, reason):
-        reason = str(reason).strip().splitlines()[0][:200]
+        reason = reason.strip().splitlines()[0][:200]
         logger.error("Checkpoint %d is damaged (%s); trying the one before.", step, reason)
-        if jax.process_index() == 0:
-            folder = self.directory / str(step)
-            folder.rename(_free(folder.with_suffix(".corrupt")))
+        folder = self.directory / str(step)
+        hosts.on_first(lambda: str(folder.rename(_free(folder.with_suffix(".corrupt")))))
         self._manager.close()
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
@@ -154,7 +163,7 @@ def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool = True
 
 def _read_step(manager, step, players, ema):
     saved = _saved_tree(manager.directory, step)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {"params": {}, "ema": {}}
     for player in players or saved["params"]:
         kind = "ema" if ema and player in saved["ema"] else "params"

@@ -14,23 +14,23 @@ class Judge:
     def __init__(self, stage, held_out, frozen, mesh):
         whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
         self._held_out, self._frozen, self._mesh = held_out, frozen, mesh
-        self._key = jax.random.key(SEED)
-        # Replicated results: every host can read them.
-        self._evaluate = jax.jit(
-            stage.evaluate, in_shardings=(None, whole, rows, whole), out_shardings=whole
-        )
-        self._draw = jax.jit(
-            stage.draw, in_shardings=(None, whole, rows, whole), out_shardings=whole
-        )
+        # Replicated results, the mask among them: every host can read them.
+        how = dict(in_shardings=(None, whole, rows, whole), out_shardings=whole)
+
+        def evaluate(params, frozen, batch, number):
+            mask, key = batch.pop("mask"), jax.random.fold_in(jax.random.key(SEED), number)
+            return stage.evaluate(params, frozen, batch, key), mask
+
+        self._evaluate, self._draw = jax.jit(evaluate, **how), jax.jit(stage.draw, **how)
+        self._key = shard.random_key(SEED, mesh)
 
     def __call__(self, params) -> dict:
         """Means over the held-out records; each record counts once."""
         totals, count = {}, 0.0
         for i, batch in enumerate(self._held_out()):
-            mask = shard.put_batch({"mask": batch.pop("mask")}, self._mesh)["mask"]
             batch = shard.put_batch(batch, self._mesh)
-            key = jax.random.fold_in(self._key, i)
-            values, mask = jax.device_get((self._evaluate(params, self._frozen, batch, key), mask))
+            number = np.uint32(i)
+            values, mask = jax.device_get(self._evaluate(params, self._frozen, batch, number))
             count += float(mask.sum())
             for name, value in values.items():
                 # float64 on the host: the mean must not depend on how records fell into batches.

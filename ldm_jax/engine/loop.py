@@ -20,8 +20,8 @@ from ldm_jax.engine import step as step_lib
 RUN_AHEAD = 2  # steps dispatched before the host waits for the oldest
 
 
-class Preempted(Exception):
-    """SIGTERM came and everything is saved; the entry point exits with 42, "restart me"."""
+class Preempted(errors.Restart):
+    """SIGTERM came and everything is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def train(
 
     # State: shapes first, then shardings, then born sharded or restored
     init = step_lib.make_init(stage.players, txs, ema)
-    key = jax.device_put(jax.random.key(seed), whole)
+    key = shard.random_key(seed, mesh)
     shapes = jax.eval_shape(init, key)
     placement = shard.infer(shapes, mesh, rules)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep, every=keep_every)

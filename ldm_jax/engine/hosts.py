@@ -1,0 +1,172 @@
+"""Several hosts as one: how they find each other, agree, and let one act for all.
+
+What is said here goes over jax's coordination service: it needs no devices, and every wait has an
+end, so that a host that does not answer costs minutes and not a night.
+"""
+
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+
+import jax
+from jax._src import distributed  # the service's key-value store has no public name yet
+
+from ldm_jax.base import errors
+
+PATIENCE = 600  # seconds for hosts to come to the same place
+HEARTBEAT = 60  # a host that is silent for so long is dead, and the others end
+FAREWELL = 30  # a host that fails waits so long for the others before it leaves
+
+# Files by which a machine shows its accelerator, and the package with which JAX drives it.
+HARDWARE = {
+    "gpu": (("/dev/nvidia0",), ("jax_cuda12_plugin", "jax_cuda13_plugin")),
+    "tpu": (("/dev/accel0", "/dev/vfio/0"), ("libtpu",)),
+}
+_calls = itertools.count()
+
+
+def connect(environ=os.environ):
+    """Joins the other hosts of the job where `environ` tells of any; a lone host stays alone.
+
+    In this order: JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (launch.local);
+    LDM_HOSTS=auto (launch.tpu) or =lone; what Slurm, Open MPI, GKE and multislice say by
+    themselves. To be called before anything touches a device.
+
+    Raises:
+      UsageError: the three variables are incomplete.
+      Restart: the others did not come.
+    """
+    if distributed.global_state.client is not None or environ.get("LDM_HOSTS") == "lone":
+        return
+    given = {}
+    if count := environ.get("JAX_NUM_PROCESSES"):
+        try:
+            given["num_processes"] = int(count)
+            given["process_id"] = int(environ["JAX_PROCESS_ID"])
+            given["coordinator_address"] = environ["JAX_COORDINATOR_ADDRESS"]
+        except (KeyError, ValueError) as e:
+            raise errors.UsageError(
+                f"JAX_NUM_PROCESSES={count}, but {e}: set JAX_PROCESS_ID (a number from 0) and "
+                "JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0) too."
+            ) from e
+        if given["num_processes"] == 1:
+            return
+    elif not _announced(environ):
+        return
+    try:
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=PATIENCE,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=FAREWELL,
+        )
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        raise errors.Restart(f"The hosts of this job did not find each other: {reason}") from e
+
+
+def _announced(environ) -> bool:
+    """Whether a scheduler whose variables JAX reads by itself started several processes."""
+    several = lambda name: environ.get(name, "1").isdecimal() and int(environ.get(name, "1")) > 1
+    return (
+        environ.get("LDM_HOSTS") == "auto"
+        # A batch script has SLURM_NTASKS as well; only srun's own processes have a step.
+        or (several("SLURM_NTASKS") and "SLURM_STEP_NODELIST" in environ)
+        or several("OMPI_COMM_WORLD_SIZE")
+        or "," in environ.get("TPU_WORKER_HOSTNAMES", "")
+        or "MEGASCALE_COORDINATOR_ADDRESS" in environ
+    )
+
+
+def index() -> int:
+    """This host's number, from 0; known before any device is."""
+    return distributed.global_state.process_id
+
+
+def exchange(value, seconds: float = PATIENCE) -> list:
+    """What every host gave as `value` (JSON), by host; all hosts call it in the same order.
+
+    Raises:
+      Restart: a host did not answer in time.
+    """
+    state, call = distributed.global_state, next(_calls)
+    if state.client is None:
+        return [value]
+    state.client.key_value_set(f"ldm_jax/{call}/{state.process_id}", json.dumps(value))
+    answers = []
+    for host in range(state.num_processes):
+        try:
+            key = f"ldm_jax/{call}/{host}"
+            answers.append(state.client.blocking_key_value_get(key, int(1000 * seconds)))
+        except RuntimeError as e:
+            raise errors.Restart(f"Host {host} did not answer within {seconds:.0f} s.") from e
+    return [json.loads(answer) for answer in answers]
+
+
+def agree(**facts):
+    """Raises UsageError, on all hosts alike, where one has another value than host 0."""
+    everyone = exchange(facts)
+    for name in facts:
+        for host, theirs in enumerate(everyone):
+            if theirs[name] != everyone[0][name]:
+                raise errors.UsageError(
+                    f"The hosts differ in their {name.replace('_', ' ')}: {everyone[0][name]} on "
+                    f"host 0, {theirs[name]} on host {host}; start all of them from one checkout, "
+                    "with the same flags, on machines of one kind."
+                )
+
+
+def on_first(action, seconds: float = PATIENCE):
+    """`action()` of host 0 alone (JSON); every host returns its result or raises its UsageError."""
+    outcome = None
+    if index() == 0:
+        try:
+            outcome = {"result": action()}
+        except errors.UsageError as e:
+            outcome = {"error": str(e)}
+    outcome = exchange(outcome, seconds)[0]
+    if "error" in outcome:
+        raise errors.UsageError(outcome["error"])
+    return outcome["result"]
+
+
+def code_version() -> str:
+    """12 hex digits over the source of this package, as it lies on this host."""
+    root, digest = pathlib.Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def check_devices(expected: str = ""):
+    """Stops a job that would run on other devices than it should.
+
+    Args:
+      expected: PLATFORM or PLATFORM:COUNT over all hosts, "tpu:16"; "" takes what is there, but not
+        the CPU of a machine whose accelerator JAX has a plugin for.
+
+    Raises:
+      UsageError: with the remedy; a disagreement between hosts on all of them.
+    """
+    platform, count = jax.default_backend(), jax.device_count()
+    wanted, _, number = expected.partition(":")
+    if wanted not in ("", platform) or number not in ("", str(count)):
+        raise errors.UsageError(
+            f"--devices={expected}, but JAX found {count} {platform} device(s): see that the "
+            "platform's plugin is installed, all hosts run, and no other process holds the devices."
+        )
+    if not expected and platform == "cpu" and not os.environ.get("JAX_PLATFORMS"):
+        for kind, (files, packages) in HARDWARE.items():
+            if any(map(os.path.exists, files)) and any(map(importlib.util.find_spec, packages)):
+                raise errors.UsageError(
+                    f"This machine has a {kind.upper()}, but JAX fell back to the CPU: see that no "
+                    f"other process holds it, or set JAX_PLATFORMS=cpu to mean the CPU."
+                )
+    if jax.process_count() > 1 and distributed.global_state.client is None:
+        raise errors.UsageError(
+            f"{jax.process_count()} hosts of a slice run, but not as one job: set LDM_HOSTS=auto."
+        )
+    agree(platform=platform, number_of_devices=jax.local_device_count())

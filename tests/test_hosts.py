@@ -1,0 +1,96 @@
+"""Two real processes with four devices each train as one process with eight, and leave together."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_resume import PATIENCE, assert_the_same, lines, wait_until
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DEVICES = 8
+SETTINGS = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "latents.batches=1"]
+SETTINGS += ["steps.total=10", "steps.log=3", "steps.eval=10", "steps.checkpoint=5"]
+SETTINGS += ["eval.records=8", "eval.batch_size=8"]
+
+
+def command(workdir, *settings) -> list[str]:
+    config = [f"--config.{setting}" for setting in (*SETTINGS, *settings)]
+    train = [sys.executable, "-m", "ldm_jax.train", f"--config={ROOT}/configs/debug.py:ldm"]
+    return [*train, f"--workdir={workdir}", f"--devices=cpu:{DEVICES}", *config]
+
+
+@contextlib.contextmanager
+def session(workdir, hosts: int, commands=None):
+    """The processes of one job, killed at the end where they still live."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={DEVICES // hosts}"
+    env = os.environ | {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
+    env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(hosts)}
+    processes = [
+        subprocess.Popen(
+            commands[host] if commands else command(workdir),
+            cwd=ROOT,
+            env=env | {"JAX_PROCESS_ID": str(host)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(hosts)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def end(processes) -> tuple[list[int], list[str]]:
+    """Exit codes and last lines."""
+    errs = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    return [p.returncode for p in processes], [(err.splitlines() or [""])[-1] for err in errs]
+
+
+def to_the_end(workdir, hosts: int):
+    with session(workdir, hosts) as processes:
+        codes, last = end(processes)
+        assert codes == [0] * hosts, last
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one_and_leave_together(tmp_path):
+    one, two, cut = tmp_path / "one", tmp_path / "two", tmp_path / "cut"
+    to_the_end(one, 1)
+    to_the_end(two, 2)
+    assert (one / "latents.json").read_bytes() == (two / "latents.json").read_bytes()
+    pairs = zip(*((run / "metrics.jsonl").read_text().splitlines() for run in (one, two)))
+    for alone, together in pairs:
+        alone, together = json.loads(alone), json.loads(together)
+        assert alone.keys() == together.keys()
+        np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=1e-5)
+
+    with session(cut, 2) as processes:
+        wait_until(lambda: lines(cut) >= 1, processes[0])
+        processes[1].send_signal(signal.SIGTERM)
+        codes, last = end(processes)
+    assert codes == [42, 42], last
+    assert last[0] == last[1] and last[0].startswith("ldm_jax: SIGTERM at step"), last
+    to_the_end(cut, 2)
+    assert_the_same(cut, two)
+
+
+@pytest.mark.slow
+def test_hosts_with_other_configs_refuse_alike(tmp_path):
+    commands = [command(tmp_path), command(tmp_path, "batch_size=16")]
+    with session(tmp_path, 2, commands) as processes:
+        codes, last = end(processes)
+    assert codes == [2, 2] and last[0] == last[1]
+    assert "The hosts differ in their config" in last[0]
