@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# On a host of a job, in the code that was shipped there: the environment, then the training.
+# on_host.sh cpu|tpu|cuda ARGUMENTS OF ldm_jax.train
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind="$1"
+shift
+
+source launch/environment.sh
+if [ "$kind" != cpu ]; then
+    "$python" -m pip install --quiet --disable-pip-version-check --constraint requirements.txt ".[$kind]"
+fi
+if [ "${SKYPILOT_NUM_NODES:-1}" -gt 1 ]; then
+    export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
+    export JAX_COORDINATOR_ADDRESS="${SKYPILOT_NODE_IPS%%$'\n'*}:${LDM_PORT:-8476}"
+fi
+exec "$python" -m launch.start launch.json "$@"

@@ -1,0 +1,59 @@
+"""What every place runs on every host: keeps the record, counts the starts, becomes the training.
+
+    python -m launch.start LAUNCH.json --config=... --workdir=...
+
+The record goes to WORKDIR/launch/ID.json, and each start of the launch with the newest checkpoint
+of that moment to ID.starts.jsonl. Two restarts that brought no new checkpoint end the job.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+from ldm_jax import cli
+
+USELESS = 2  # restarts without progress
+# Where the launchers and schedulers say which host this is; host 0 keeps the record.
+INDEX = ("JAX_PROCESS_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
+
+
+def main(argv):
+    record, train = json.loads(pathlib.Path(argv[0]).read_text()), argv[1:]
+    workdir = next(a.partition("=")[2] for a in train if a.startswith("--workdir="))
+    host = next((os.environ[name] for name in INDEX if name in os.environ), "0")
+    if host == "0" and (problem := keep(record, pathlib.Path(workdir))):
+        print(f"launch: {problem}", file=sys.stderr, flush=True)
+        sys.exit(cli.EXIT_FAILED)
+    # The same process from here on: signals reach the training, and its exit code is the job's.
+    os.execv(sys.executable, [sys.executable, "-m", "ldm_jax.train", *train])
+
+
+def keep(record: dict, workdir: pathlib.Path) -> str:
+    """Writes record and start; returns why the job should end, or ""."""
+    folder = workdir / "launch"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{record['id']}.json").write_text(json.dumps(record, indent=2) + "\n")
+    starts = folder / f"{record['id']}.starts.jsonl"
+    before = starts.read_text().splitlines() if starts.exists() else []
+    step = newest_step(workdir)
+    lately = [json.loads(line)["step"] for line in before][-1 - USELESS :]
+    if len(lately) > USELESS and set(lately) == {step}:
+        return (
+            f"{USELESS} restarts brought no checkpoint beyond step {step}: not started again. See "
+            "what the log says, save more often (config.steps.checkpoint), launch anew."
+        )
+    with open(starts, "a") as file:
+        file.write(json.dumps({"step": step, "time": time.time()}) + "\n")
+    return ""
+
+
+def newest_step(workdir: pathlib.Path) -> int:
+    """Of the finished checkpoints; 0 where there is none."""
+    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
