@@ -39,6 +39,9 @@ def common() -> ConfigDict:
             steps=dict(total=100_000, log=100, eval=5_000, checkpoint=1_000),
             eval=dict(records=1_024, batch_size=32),
             checkpoints=dict(keep=2, keep_every=0),
+            # Seconds after which a phase counts as stuck and the process ends with 42; 0: never.
+            limits=dict(start=3_600, compile=7_200, data=1_800, step=1_800, eval=7_200, save=3_600),
+            max_bad_steps=5,  # in a row, skipped because a value was not finite; more end the run
             mesh=dict(data=-1, fsdp=1, tensor=1),
             dtype="float32",  # of the computation; weights, optimizer and losses stay float32
         )

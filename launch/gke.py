@@ -1,7 +1,7 @@
 """A job on GKE as a JobSet of TPU slices; Kubernetes starts it again when a slice is lost.
 
     python -m launch.gke --config=configs/NAME.py --workdir=/runs/NAME --claim=RUNS \\
-        --image=REGISTRY/ldm --accelerator=tpu-v5-lite-podslice --topology=4x4 [--slices=2] [--dry_run]
+        --image=REGISTRY/ldm --accelerator=tpu-v5-lite-podslice --topology=4x4 [--slices=2]
 
 --claim is a PersistentVolumeClaim that all pods may write (Filestore, a bucket by the gcsfuse
 driver), mounted at --mount, under which the workdir lies. The cluster needs the JobSet controller.

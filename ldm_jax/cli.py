@@ -16,7 +16,8 @@ from absl import flags
 
 from ldm_jax.base import errors
 
-EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
+EXIT_FAILED, EXIT_USAGE = errors.EXIT_FAILED, errors.EXIT_USAGE
+EXIT_RESTART = errors.EXIT_RESTART
 
 
 def start(doc: str, define, main, argv=None):

@@ -44,7 +44,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
 
     from ldm_jax import build
     from ldm_jax.base import shard
-    from ldm_jax.engine import hosts, loop
+    from ldm_jax.engine import hosts, loop, phases
 
     seconds = cli.stopwatch()
     hosts.connect()
@@ -67,18 +67,22 @@ def train(config, workdir, allow=(), devices="") -> dict:
 
     cli.cache_compilations(workdir / "compilation_cache")
     stage = first_stage or second_stage(config, source, workdir)
-    loop.train(
-        stage,
-        build.make_data(config, source, stage.fields),
-        workdir=workdir,
-        mesh=mesh,
-        steps=loop.Intervals(**config.steps),
-        optimizers={name: dict(config.optim[name]) for name in (p.name for p in stage.players)},
-        batch_size=config.batch_size,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        **config.checkpoints,
-    )
+    report = workdir / f"hang_{hosts.index():04d}.txt"
+    with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
+        loop.train(
+            stage,
+            build.make_data(config, source, stage.fields),
+            workdir=workdir,
+            mesh=mesh,
+            steps=loop.Intervals(**config.steps),
+            optimizers={name: dict(config.optim[name]) for name in (p.name for p in stage.players)},
+            batch_size=config.batch_size,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            phase=phase,
+            max_bad_steps=config.max_bad_steps,
+            **config.checkpoints,
+        )
     return hosts.on_first(lambda: summarise(workdir, seconds()))
 
 
@@ -139,6 +143,7 @@ def claim(workdir, config, source, allow):
     if begun and file.exists():
         saved = config_lib.from_json(file.read_text())
         changed = {line.split(":")[0]: line for line in config_lib.difference(saved, config)}
+        changed = {key: line for key, line in changed.items() if not key.startswith("limits.")}
         if changed.keys() - set(allow):
             raise errors.UsageError(
                 f"{workdir} holds a run with another config ({'; '.join(changed.values())}): take "
@@ -158,7 +163,7 @@ def summarise(workdir, seconds: float) -> dict:
     """summary.json: the newest value of every metric, the rates, the clock."""
     import statistics
 
-    from ldm_jax.engine import log
+    from ldm_jax.engine import goodput, log
 
     newest = {}
     for line in log.read_jsonl(workdir / "metrics.jsonl"):
@@ -175,7 +180,9 @@ def summarise(workdir, seconds: float) -> dict:
         name.removeprefix("val/"): v for name, v in newest.items() if name.startswith("val/")
     }
     summary["train"] = {name: v for name, v in newest.items() if not name.startswith("val/")}
-    cli.finish(workdir / "summary.json", summary, [f"pictures: {workdir / 'images'}"])
+    summary["goodput"] = goodput.report(workdir)
+    lines = [f"goodput: {goodput.words(summary['goodput'])}", f"pictures: {workdir / 'images'}"]
+    cli.finish(workdir / "summary.json", summary, lines)
     return summary
 
 

@@ -1,6 +1,8 @@
-"""The errors that are meant for the user."""
+"""The errors that are meant for the user, and the exit codes they end with."""
 
 import difflib
+
+EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
 
 
 class UsageError(ValueError):

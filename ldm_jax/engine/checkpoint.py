@@ -8,6 +8,7 @@ leaves carry them. A step that fails is set aside as `N.corrupt`, never deleted.
 import contextlib
 import logging
 import pathlib
+import shutil
 
 import jax
 import orbax.checkpoint as ocp
@@ -36,20 +37,25 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._problem = ""  # why the newest save failed
 
     def save(self, step: int, state, meta: dict):
-        """Starts an asynchronous save of `state` (arrays) and `meta` (JSON) as `step`."""
+        """Starts an asynchronous save of `state` (arrays) and `meta` (JSON) as `step`.
+
+        Storage that fails gives an alarm and no error: what is finished stays, training goes on.
+        """
+        self.check()
         if step in self._manager.all_steps():
             return
         meta = meta | {"checksums": tree.checksums(state)}
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-            ),
-        )
-        if not saved:
-            raise errors.RunError(f"Checkpoint of step {step} was refused by orbax; nothing saved.")
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+
+        def start():
+            if not self._manager.save(step, args=args):
+                raise errors.RunError(f"step {step} was refused by orbax")
+
+        self._problem = ""
+        self._attempt(start)
 
     def restore(self, abstract):
         """The newest sound checkpoint as `(state, meta)`, or None where there is none.
@@ -108,13 +114,43 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def check(self):
-        """Raises what a save in the background failed with."""
-        self._manager.check_for_errors()
+    def check(self) -> str:
+        """Why the newest save failed, if that is known by now; "" otherwise."""
+        return self._attempt(self._manager.check_for_errors)
 
-    def wait(self):
-        """Blocks until the running save is on disk; raises if it failed."""
-        self._manager.wait_until_finished()
+    def wait(self) -> str:
+        """Blocks until the running save is on disk; why the newest save failed, or ""."""
+        return self._attempt(self._manager.wait_until_finished)
+
+    def _attempt(self, action) -> str:
+        problem = ""
+        try:
+            action()
+        except Exception as e:  # storage fails with whatever it likes, here or in the background
+            problem = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        problem = next(filter(None, hosts.exchange(problem)), "")
+        if problem:
+            logger.error("ALARM: a checkpoint was NOT saved (%s). Training goes on.", problem)
+            self._problem = problem
+            hosts.on_first(lambda: self._make_room(problem))
+            # Orbax counts the failed step as saved until it looks at the directory anew.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        return self._problem
+
+    def _make_room(self, problem):
+        """On a full disk: away with half-written steps, and with the oldest of several."""
+        if not any(word in problem for word in ("No space", "RESOURCE_EXHAUSTED", "quota")):
+            return
+        for litter in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(litter, ignore_errors=True)
+        keep_period = self._options.keep_period
+        finished = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+        spare = [s for s in finished[:-1] if not keep_period or s % keep_period]
+        for step in spare[:1]:
+            logger.error("Checkpoint %d is deleted to make room.", step)
+            shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def close(self):
         self._manager.close()

@@ -4,6 +4,7 @@ What is said here goes over jax's coordination service: it needs no devices, and
 end, so that a host that does not answer costs minutes and not a night.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import itertools
@@ -131,6 +132,27 @@ def on_first(action, seconds: float = PATIENCE):
     if "error" in outcome:
         raise errors.UsageError(outcome["error"])
     return outcome["result"]
+
+
+@contextlib.contextmanager
+def losses():
+    """Turns what the device layer raises when another host is gone into Restart."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if distributed.global_state.client is None or "RESOURCE_EXHAUSTED" in str(e):
+            raise
+        raise errors.Restart(f"Another host was lost: {str(e).splitlines()[0]}") from e
+
+
+def compiled(jitted, *args):
+    """`jitted` compiled for `args`, once every host has it.
+
+    Collectives wait less long for a host than hosts may differ in compiling (over gloo, 30 s).
+    """
+    program = jitted.lower(*args).compile()
+    exchange(None, seconds=3600)
+    return program
 
 
 def code_version() -> str:

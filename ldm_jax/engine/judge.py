@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from ldm_jax.base import shard
+from ldm_jax.engine import hosts
 
 SEED = 0x5EED  # the same at every step of every run, so that curves are comparable
 
@@ -21,7 +22,7 @@ class Judge:
             mask, key = batch.pop("mask"), jax.random.fold_in(jax.random.key(SEED), number)
             return stage.evaluate(params, frozen, batch, key), mask
 
-        self._evaluate, self._draw = jax.jit(evaluate, **how), jax.jit(stage.draw, **how)
+        self._programs = {"evaluate": jax.jit(evaluate, **how), "draw": jax.jit(stage.draw, **how)}
         self._key = shard.random_key(SEED, mesh)
 
     def __call__(self, params) -> dict:
@@ -30,7 +31,7 @@ class Judge:
         for i, batch in enumerate(self._held_out()):
             batch = shard.put_batch(batch, self._mesh)
             number = np.uint32(i)
-            values, mask = jax.device_get(self._evaluate(params, self._frozen, batch, number))
+            values, mask = jax.device_get(self._run("evaluate", params, batch, number))
             count += float(mask.sum())
             for name, value in values.items():
                 # float64 on the host: the mean must not depend on how records fell into batches.
@@ -42,4 +43,11 @@ class Judge:
         batch = next(iter(self._held_out()))
         batch.pop("mask")
         batch = shard.put_batch(batch, self._mesh)
-        return jax.device_get(self._draw(params, self._frozen, batch, self._key))
+        return jax.device_get(self._run("draw", params, batch, self._key))
+
+    def _run(self, name, params, batch, how):
+        program = self._programs[name]
+        if not isinstance(program, jax.stages.Compiled):
+            program = hosts.compiled(program, params, self._frozen, batch, how)
+            self._programs[name] = program
+        return program(params, self._frozen, batch, how)

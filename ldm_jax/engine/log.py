@@ -2,9 +2,13 @@
 
 metrics.jsonl holds only what the computation determines, so that a run cut three times and an uncut
 one leave the same bytes; clocks go to timing.jsonl. Only process 0 writes.
+
+Storage that takes nothing (a full disk, a lost mount) gives an alarm; training goes on.
 """
 
+import contextlib
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -15,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 
 class Log:
@@ -29,6 +35,7 @@ class Log:
     def __init__(self, workdir, *, start: int, total: int):
         self.workdir = pathlib.Path(workdir)
         self.active = jax.process_index() == 0
+        self._unwritten = {}
         self.progress = Progress(start, total, active=self.active)
         if self.active:
             (self.workdir / "images").mkdir(parents=True, exist_ok=True)
@@ -50,22 +57,47 @@ class Log:
         if not self.active:
             return
         values = {name: float(value) for name, value in values.items()}
-        with open(self.workdir / file, "a") as f:
-            f.write(json.dumps({"step": step} | values) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._append(file, json.dumps({"step": step} | values) + "\n")
+        if self._board_lives():
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def _append(self, file, text):
+        """Whole lines or nothing; what does not go through is kept and goes with the next."""
+        path, text = self.workdir / file, self._unwritten.pop(file, "") + text
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "a") as f:
+                f.write(text)
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            self._unwritten[file] = text
+            logger.error("ALARM: %s cannot be written (%s). Training goes on.", path, e.strerror)
+
+    def _board_lives(self) -> bool:
+        # Its thread dies of a full disk, and a call would then wait for room in its queue for ever.
+        writer = getattr(self._board.file_writer, "event_writer", None)
+        return getattr(writer, "_worker", None) is None or writer._worker.is_alive()
 
     def images(self, step: int, name: str, images, columns: int):
         """images: [n, h, w, 3] in [-1, 1] -> images/NAME_STEP.png and TensorBoard."""
         if not self.active:
             return
         picture = grid(np.asarray(to_uint8(images)), columns)
-        write_png(self.workdir / "images" / f"{name}_{step:08d}.png", picture)
-        self._board.add_image(name, picture, step, dataformats="HWC")
+        path = self.workdir / "images" / f"{name}_{step:08d}.png"
+        try:
+            write_png(path, picture)
+        except OSError as e:
+            logger.error("ALARM: %s cannot be written (%s). Training goes on.", path, e.strerror)
+        if self._board_lives():
+            self._board.add_image(name, picture, step, dataformats="HWC")
 
     def close(self):
         self.progress.close()
-        if self.active:
+        for file in list(self._unwritten):
+            self._append(file, "")
+        if self.active and self._board_lives():
             self._board.close()
 
 
@@ -103,9 +135,13 @@ def write_atomic(path: pathlib.Path, write):
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as f:
-        write(f)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file on a full disk is room for nothing else
+        raise
 
 
 def read_jsonl(path) -> list[dict]:

@@ -13,7 +13,7 @@ import jax
 from clu import parameter_overview
 
 from ldm_jax.base import errors, shard, tree
-from ldm_jax.engine import checkpoint, log, meter, optim, preempt
+from ldm_jax.engine import checkpoint, goodput, hosts, log, meter, optim, phases, preempt
 from ldm_jax.engine import judge as judge_lib
 from ldm_jax.engine import step as step_lib
 
@@ -74,6 +74,8 @@ def train(
     keep: int = 2,
     keep_every: int = 0,
     rules: tuple = (),
+    max_bad_steps: int = 0,
+    phase: phases.Phases | None = None,
 ):
     """Trains `stage` to step `steps.total`.
 
@@ -83,12 +85,15 @@ def train(
       batch_size: global rows per step.
       keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
       rules: sharding rules, see shard.infer.
+      max_bad_steps: skipped steps in a row that are borne, see meter.Meter.
+      phase: watches and counts what the run does; by default nobody watches.
 
     Raises:
       Preempted: SIGTERM came; everything is saved.
-      errors.RunError: a value that is not finite, or too many records that do not decode.
+      errors.RunError: too many steps with a value that is not finite, too many records that do not
+        decode, or a last checkpoint that the storage did not take.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, phase = pathlib.Path(workdir), phase or phases.Phases()
     whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
 
     # Optimizers
@@ -128,30 +133,36 @@ def train(
 
     # Records
     logs = log.Log(workdir, start=first, total=steps.total)
-    metrics_meter = meter.Meter(meta.get("pending", ()))
+    metrics_meter = meter.Meter(meta.get("pending", ()), max_bad_steps)
     stopwatch = meter.Stopwatch(meta.get("seconds", 0.0))
     bad_records = meter.BadRecords(
         workdir, records=data.records, name=data.name, max_fraction=data.max_bad_fraction
     )
+    ledger = goodput.Ledger(workdir, first, phase.seconds, logs.active)
+    ledger.write(first)
     _introduce(logs, state, mesh, first, steps.total)
 
     def save(step):
-        # fetch() refuses values that are not finite: a broken state is never saved.
+        # fetch() refuses a run that only skips: its newest sound checkpoint stays the newest.
         pending = metrics_meter.fetch()
         checkpoints.save(step, state, {"pending": pending, "seconds": stopwatch.total()})
 
     # Loop
-    batches = data.train(first)
+    batches, program = data.train(first), None
     in_flight = collections.deque()
     try:
         with preempt.Preemption() as preemption:
             for step in range(first + 1, steps.total + 1):
-                with stopwatch.waiting():
+                phase.begin("step")
+                with stopwatch.waiting(), phase("data"):
                     batch = next(batches)
                 bad_records.count(batch.pop("bad"))
                 batch = shard.put_batch(batch, mesh)
+                if program is None:
+                    with phase("compile"):
+                        program = hosts.compiled(train_step, state, frozen, batch, key)
                 with jax.transfer_guard("disallow"):
-                    state, metrics = train_step(state, frozen, batch, key)
+                    state, metrics = program(state, frozen, batch, key)
                 metrics_meter.add(step, metrics)
                 in_flight.append(metrics)
                 if len(in_flight) > RUN_AHEAD:
@@ -170,8 +181,9 @@ def train(
                     logs.timing(step, timing)
                     logs.progress.update(step, _headline(means, timing))
                     checkpoints.check()
+                    ledger.write(step)
                 if steps.due(step, steps.eval):
-                    with stopwatch.paused():
+                    with stopwatch.paused(), phase("eval"):
                         params = step_lib.averaged(state)
                         values = judge(params)
                         logs.metrics(step, values)
@@ -180,13 +192,23 @@ def train(
                             logs.images(step, name, images, stage.columns[name])
                 leave = preemption.requested(step) and step < steps.total
                 if steps.due(step, steps.checkpoint) or leave:
-                    with stopwatch.paused():
+                    with stopwatch.paused(), phase("save"):
                         save(step)
                 if leave:
-                    checkpoints.wait()
-                    raise Preempted(f"SIGTERM at step {step}: saved.")
-        checkpoints.wait()
+                    with phase("save"):
+                        problem = checkpoints.wait()
+                    word = f"NOT saved ({problem})" if problem else "saved"
+                    raise Preempted(f"SIGTERM at step {step}: {word}.")
+        with phase("save"):
+            problem = checkpoints.wait()
+        if problem:
+            raise errors.RunError(
+                f"Step {steps.total} is done but not saved ({problem}): mend the storage of "
+                f"{checkpoints.directory} and start again."
+            )
     finally:
+        phase.begin("start")
+        ledger.write(step if steps.total > first else first)
         batches.close()
         logs.close()
         checkpoints.close()

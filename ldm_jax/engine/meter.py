@@ -15,12 +15,17 @@ from ldm_jax.base import errors
 class Meter:
     """Per-step metrics since the last flush; left on the device until somebody asks.
 
+    A step with a value that is not finite changed nothing (engine.step): it is left out of the
+    means and counted as `skipped_steps`.
+
     Args:
+      max_bad: such steps in a row before `fetch` refuses to go on.
       pending: what `fetch` returned when a checkpoint was made, so that a resumed run averages over
         the same steps as an uncut one.
     """
 
-    def __init__(self, pending=()):
+    def __init__(self, pending=(), max_bad: int = 0):
+        self._max_bad, self._bad_before = max_bad, 0
         self._steps = [(step, dict(metrics)) for step, metrics in pending]
 
     def add(self, step: int, metrics: dict):
@@ -30,26 +35,38 @@ class Meter:
         """`[[step, {name: float}], ...]`, waiting for the device.
 
         Raises:
-          RunError: names the first step with a value that is not finite, and that value.
+          RunError: too many bad steps in a row; names the first of them and its bad value.
         """
         self._steps = [
             (step, {name: float(value) for name, value in metrics.items()})
             for step, metrics in jax.device_get(self._steps)
         ]
-        for step, metrics in self._steps:
-            for name, value in metrics.items():
-                if not math.isfinite(value):
-                    raise errors.RunError(
-                        f"{name} is {value} at step {step}; nothing was saved since the last "
-                        "checkpoint. Lower the learning rate or clip gradients, and start again."
-                    )
+        self._bad_in_a_row()
         return [[step, metrics] for step, metrics in self._steps]
+
+    def _bad_in_a_row(self) -> int:
+        """How many bad steps the pending ones end with, those of earlier flushes included."""
+        bad, first = self._bad_before, None
+        for step, metrics in self._steps:
+            name = next((n for n, value in metrics.items() if not math.isfinite(value)), None)
+            bad, first = (bad + 1, first or (step, name, metrics[name])) if name else (0, None)
+            if bad > self._max_bad:
+                step, name, value = first
+                raise errors.RunError(
+                    f"{name} is {value} at step {step}, and {bad} step(s) in a row were skipped "
+                    f"(config.max_bad_steps={self._max_bad}); nothing of them is in the weights. "
+                    "Lower the learning rate or clip gradients, and start again."
+                )
+        return bad
 
     def flush(self) -> dict:
         """The mean of each metric over the pending steps, which are then forgotten."""
         steps = [metrics for _, metrics in self.fetch()]
-        self._steps = []
-        return {name: float(np.mean([m[name] for m in steps])) for name in steps[-1]}
+        good = [metrics for metrics in steps if all(map(math.isfinite, metrics.values()))]
+        self._bad_before, self._steps = self._bad_in_a_row(), []
+        means = {name: float(np.mean([m[name] for m in good])) for name in (good and good[-1])}
+        skipped = len(steps) - len(good)
+        return means | ({"skipped_steps": float(skipped)} if skipped else {})
 
 
 class Stopwatch:

@@ -86,7 +86,10 @@ def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1):
                     state["ema"][name], new["params"][name], step, ema[name]
                 )
             metrics[f"{name}/grad_norm"] = tree.global_norm(grads[name])
-        return new, metrics
+        # A value that is not finite spoils no weight: the step counts, and changes nothing else.
+        good = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+        old = state | {"step": new["step"]}
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old), metrics
 
     return train_step
 

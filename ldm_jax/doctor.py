@@ -1,0 +1,157 @@
+"""Checks a machine before a job: what would stop the training later stops here, in a minute.
+
+    python -m ldm_jax.doctor [--config=configs/NAME.py[:variant] --workdir=DIR --devices=tpu:16]
+
+Without a config: versions and devices. With one: the config, one record, one step compiled, and how
+much of a device's memory it takes. With a workdir: that it can be written, and the free disk.
+Exits with 1 where a check failed.
+"""
+
+import importlib.metadata
+import pathlib
+import shutil
+import tempfile
+
+from absl import flags
+
+from ldm_jax import cli
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+STEPS_KEPT = 4  # checkpoints at a time: those kept, the one being written, and one to spare
+
+
+def define(values):
+    flags.DEFINE_string("config", None, "config file, path.py[:variant]", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run to be", flag_values=values)
+    flags.DEFINE_string("devices", "", "what must be there, e.g. tpu:16 or gpu", flag_values=values)
+
+
+def main(args, overrides):
+    checks = [("versions", versions), ("devices", lambda: devices(args.devices))]
+    if args.workdir:
+        checks.append(("workdir", lambda: writable(pathlib.Path(args.workdir))))
+    if args.config:
+        config = config_lib.load(args.config, overrides)
+        checks += [("record", lambda: record(config)), ("step", lambda: step(config, args.workdir))]
+    failed = [name for name, check in checks if not passes(name, check)]
+    if failed:
+        raise errors.RunError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+
+
+def passes(name: str, check) -> bool:
+    """Prints what `check` returns or why it failed."""
+    try:
+        word, text = "ok", check()
+    except Exception as e:  # whatever is wrong here would be wrong in the job
+        word, text = "FAILED", str(e) or type(e).__name__
+    print(f"{word:6}  {name:8}  {' '.join(text.split())}", flush=True)
+    return word == "ok"
+
+
+def versions() -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+
+
+def devices(expected: str) -> str:
+    """What JAX finds, proved by a sum on every device."""
+    import jax
+    import jax.numpy as jnp
+
+    from ldm_jax.engine import hosts
+
+    hosts.connect()
+    hosts.check_devices(expected)
+    for device in jax.local_devices():
+        total = float(jnp.sum(jax.device_put(jnp.arange(8.0), device)))
+        if total != 28.0:
+            raise errors.RunError(f"{device} adds 0 to 7 up to {total}: take it out of service.")
+    kind = jax.devices()[0].device_kind
+    return f"{jax.device_count()} {kind} on {jax.process_count()} host(s)"
+
+
+def writable(workdir: pathlib.Path) -> str:
+    """Writes, renames and reads a file there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".doctor", dir=workdir) as folder:
+            one, two = pathlib.Path(folder, "one"), pathlib.Path(folder, "two")
+            one.write_bytes(b"x" * 2**20)
+            one.rename(two)
+            if two.read_bytes() != b"x" * 2**20:
+                raise errors.RunError(f"{workdir} does not give back what was written.")
+    except OSError as e:
+        raise errors.RunError(f"{workdir} cannot be written: {e.strerror}.") from e
+    return f"{workdir} can be written, {gib(shutil.disk_usage(workdir).free)} free"
+
+
+def record(config) -> str:
+    """Reads one batch as the training would."""
+    from ldm_jax import build
+
+    source = build.open_source(config.data)
+    build.resolve(config, source)
+    build.check(config, source)
+    with build.make_data(config, source, ("image",)).train(0) as batches:
+        image = next(batches)["image"]
+    return f"{len(source)} records; a batch of images {image.shape}"
+
+
+def step(config, workdir) -> str:
+    """Compiles the training step for these devices and weighs it."""
+    import jax
+
+    from ldm_jax import build
+    from ldm_jax.base import shard
+    from ldm_jax.engine import optim
+    from ldm_jax.engine import step as step_lib
+
+    seconds = cli.stopwatch()
+    source = build.open_source(config.data)
+    build.resolve(config, source)
+    mesh = shard.make_mesh(**config.mesh)
+    shard.check_batch(config.batch_size, mesh, config.accumulate)
+    if config.stage == "autoencode":
+        stage = build.make_autoencode(config).stage()
+    else:
+        params, _ = build.codec_params(config.first_stage)
+        stage = build.make_diffuse(config).stage({"first_stage": params, "scale": 1.0})
+    settings = {player.name: dict(config.optim[player.name]) for player in stage.players}
+    ema = {name: kwargs.pop("ema") for name, kwargs in settings.items()}
+    txs = {name: optim.make_tx(total=config.steps.total, **kw)[0] for name, kw in settings.items()}
+    state = jax.eval_shape(step_lib.make_init(stage.players, txs, ema), jax.random.key(0))
+    placement, whole = shard.infer(state, mesh), shard.replicated(mesh)
+    with build.make_data(config, source, stage.fields).train(0) as batches:
+        batch = next(batches)
+    batch.pop("bad")
+    program = jax.jit(
+        step_lib.make_step(stage.players, txs, ema, mesh=mesh, accumulate=config.accumulate),
+        in_shardings=(placement, whole, shard.batch_sharding(mesh), whole),
+        donate_argnums=0,
+    )
+    frozen, key = shard.put_replicated(stage.frozen, mesh), shard.random_key(config.seed, mesh)
+    memory = program.lower(state, frozen, shard.put_batch(batch, mesh), key).compile()
+    memory = memory.memory_analysis()
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    disk = disk_for(size, workdir)
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
+    return f"compiled in {seconds():.0f} s, {gib(used)} of a device's memory; {disk}"
+
+
+def disk_for(size: int, workdir) -> str:
+    """Raises RunError where the checkpoints would fill the disk."""
+    wanted = STEPS_KEPT * size
+    if workdir and (free := shutil.disk_usage(workdir).free) < wanted:
+        raise errors.RunError(
+            f"{workdir} has {gib(free)} free; {STEPS_KEPT} checkpoints take {gib(wanted)}."
+        )
+    return f"a checkpoint takes {gib(size)}"
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+if __name__ == "__main__":
+    cli.start(__doc__, define, main)

@@ -1,0 +1,71 @@
+"""Where a run's time went, over all its sessions: goodput.jsonl, a JSON object a session.
+
+Beside timing.jsonl and not in metrics.jsonl, which holds only what the computation determines.
+"""
+
+import contextlib
+import itertools
+import json
+import pathlib
+import time
+
+from ldm_jax.engine import log
+
+
+class Ledger:
+    """The line of the present session; written again now and then, for who is killed says nothing.
+
+    Args:
+      workdir: the run's folder.
+      first: the step this session goes on from.
+      seconds: {phase: seconds}, counted on by the phases.
+      active: whether this host writes.
+    """
+
+    def __init__(self, workdir, first: int, seconds: dict, active: bool):
+        self._file, self._active = pathlib.Path(workdir) / "goodput.jsonl", active
+        self._before = log.read_jsonl(self._file) if active else []
+        self._own = {"begin": time.time(), "from": first, "seconds": seconds}
+
+    def write(self, step: int):
+        """The session has come to `step`. What the storage does not take is written next time."""
+        if self._active:
+            lines = [*self._before, self._own | {"reached": step, "end": time.time()}]
+            with contextlib.suppress(OSError):
+                log.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def report(workdir) -> dict:
+    """`{"productive_fraction": ..., "..._seconds": ...}` over all sessions of a run; {} if none.
+
+    Productive is the time of steps whose work is in the run. Lost are the steps that a session did
+    and the next one had to do again; down is the time between sessions.
+    """
+    sessions = log.read_jsonl(pathlib.Path(workdir) / "goodput.jsonl")
+    if not sessions:
+        return {}
+    total = dict.fromkeys(sessions[0]["seconds"], 0.0)
+    for session in sessions:
+        for name, seconds in session["seconds"].items():
+            total[name] = total.get(name, 0.0) + seconds
+    lost = down = 0.0
+    for one, following in itertools.pairwise(sessions):
+        done = one["reached"] - one["from"]
+        again = max(0, one["reached"] - following["from"])
+        lost += one["seconds"]["step"] * min(again, done) / max(done, 1)
+        down += max(0.0, following["begin"] - one["end"])
+    productive = total.pop("step") - lost
+    wall = productive + lost + down + sum(total.values())
+    known = {"productive": productive, "lost": lost, "down": down} | total
+    return {
+        "productive_fraction": productive / max(wall, 1e-9),
+        "sessions": len(sessions),
+    } | {f"{name}_seconds": seconds for name, seconds in known.items()}
+
+
+def words(report: dict) -> str:
+    """The same in a line: `91 % of 1:02:05 in 3 session(s); compile 0:40, ...`."""
+    seconds = {k.removesuffix("_seconds"): v for k, v in report.items() if k.endswith("_seconds")}
+    rest = ", ".join(f"{k} {log.clock(v)}" for k, v in seconds.items() if v >= 1)
+    share = f"{100 * report['productive_fraction']:.0f} % of {log.clock(sum(seconds.values()))}"
+    return f"{share} in {report['sessions']} session(s); {rest}"
