@@ -67,6 +67,8 @@ class Job:
         record, archive = folder / "launch.json", folder / f"{self.label}.tar.gz"
         hands.write(record, json.dumps(self.record, indent=2) + "\n")
         source = self.record["git"]["archived"]
+        if not source:
+            raise errors.UsageError(f"{ROOT} is no git checkout: clone the project to launch it.")
         argv = ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={archive}"]
         hands.run([*argv, f"--add-file={record}", source, "--", ".", ":!tests"])
         return archive

@@ -176,3 +176,39 @@ def test_old_steps_go_and_milestones_stay(tmp_path):
 def test_the_meta_carries_a_checksum_per_leaf(directory):
     meta = json.loads((directory / "2" / "meta" / "metadata").read_text())
     assert meta["checksums"] == tree.checksums(make_state(2))
+
+
+def test_a_save_that_fails_is_an_alarm_and_costs_nothing_finished(
+    directory, mesh, monkeypatch, caplog
+):
+    checkpoints = checkpoint.Checkpoints(directory, keep=3)
+    manager = type(checkpoints._manager)
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(manager, "save", full)
+        checkpoints.save(3, make_state(3), {})
+        assert "No space" in checkpoints.wait()
+    assert "ALARM" in caplog.text and checkpoints.latest() == 2
+    assert not (directory / "1").exists(), "the older of two made room"
+    checkpoints.save(4, make_state(4), {})
+    assert checkpoints.wait() == "" and checkpoints.latest() == 4
+    checkpoints.close()
+    assert int(restore(directory, mesh)[0]["step"]) == 4
+
+
+def test_a_save_that_fails_in_the_background_is_noticed(directory, mesh, monkeypatch, caplog):
+    checkpoints = checkpoint.Checkpoints(directory, keep=3)
+
+    def failed(self):
+        raise ValueError("EROFS: read-only file system")
+
+    checkpoints.save(3, make_state(3), {})
+    with monkeypatch.context() as broken:
+        broken.setattr(type(checkpoints._manager), "check_for_errors", failed)
+        assert "read-only" in checkpoints.check()
+    assert "ALARM" in caplog.text
+    assert (directory / "1").exists(), "room is made only on a full disk"
+    checkpoints.close()

@@ -63,3 +63,34 @@ def test_files_are_there_whole_or_not_at_all(tmp_path):
 
 def test_clock():
     assert [log.clock(s) for s in (0, 65, 3725, -1)] == ["0:00", "1:05", "1:02:05", "0:00"]
+
+
+def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch, caplog):
+    logs = log.Log(tmp_path, start=0, total=3)
+    logs.metrics(1, {"loss": 1.0})
+
+    class Full:
+        def __init__(self, *args):
+            self._file = open(*args)  # noqa: SIM115
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            self._file.close()
+
+        def write(self, text):
+            self._file.write(text[: len(text) // 2])
+            self._file.flush()
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log, "open", Full, raising=False)
+    logs.metrics(2, {"loss": 2.0})
+    logs.images(2, "x", np.zeros((1, 8, 8, 3)), 1)
+    assert caplog.text.count("ALARM") == 2 and "No space left" in caplog.text
+    assert len(log.read_jsonl(tmp_path / "metrics.jsonl")) == 1, "no half line"
+    monkeypatch.undo()
+    logs.metrics(3, {"loss": 3.0})
+    logs.close()
+    assert [line["step"] for line in log.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert not list((tmp_path / "images").iterdir())

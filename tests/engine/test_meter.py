@@ -64,3 +64,21 @@ def test_bad_records_are_listed_once_over_all_sessions(tmp_path):
     assert lines == [{"record": 7, "name": "r7"}, {"record": 3, "name": "r3"}]
     with pytest.raises(errors.RunError, match=r"3 of 100 records do not decode, last 'r5'"):
         make().count(np.array([5]))
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_mean():
+    m = meter.Meter(max_bad=2)
+    for step, value in enumerate([1.0, np.nan, np.inf, 3.0], 1):
+        m.add(step, {"loss": jnp.float32(value)})
+    assert m.flush() == {"loss": 2.0, "skipped_steps": 2.0}
+    assert fill(m, [6]).flush() == pytest.approx({"loss": 2.0, "norm": 2.0})
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run_across_flushes():
+    m = meter.Meter(max_bad=2)
+    for step in (1, 2):
+        m.add(step, {"loss": jnp.float32(np.nan)})
+    assert m.flush() == {"skipped_steps": 2.0}
+    m.add(3, {"loss": jnp.float32(np.nan)})
+    with pytest.raises(errors.RunError, match=r"loss is nan at step 3.*max_bad_steps=2"):
+        m.flush()

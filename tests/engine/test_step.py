@@ -89,3 +89,15 @@ def test_randomness_follows_the_step_and_the_micro_batch():
     assert len(seen) == 6
     again, train = make((noise,))
     assert float(train(again, FROZEN, BATCH, jax.random.key(1))[1]["fit/loss"]) in seen
+
+
+def test_a_value_that_is_not_finite_changes_nothing_but_the_step():
+    state, train = make()
+    bad = {"x": BATCH["x"].copy()}
+    bad["x"][3, 1] = np.inf
+    new, metrics = train(state, FROZEN, bad, jax.random.key(1))
+    assert not np.isfinite(metrics["fit/loss"]) and int(new["step"]) == 1
+    for part in ("params", "opt", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, new[part], state[part])
+    good, _ = train(new, FROZEN, BATCH, jax.random.key(1))
+    assert not np.array_equal(good["params"]["fit"]["w"], state["params"]["fit"]["w"])
