@@ -1,0 +1,77 @@
+"""What a machine does to a run: a disk that is really full, and the doctor who warns of it."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import call
+
+from ldm_jax import doctor
+from ldm_jax.engine import log
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "latents.scale=1.0"]
+TINY += ["steps.total=12", "steps.log=4", "steps.eval=12", "steps.checkpoint=4"]
+TINY += ["eval.records=8", "eval.batch_size=8"]
+FLAGS = [f"--config={ROOT}/configs/debug.py:ldm", *(f"--config.{setting}" for setting in TINY)]
+
+
+def own_mounts() -> bool:
+    """Whether this user may mount file systems that nobody else sees."""
+    tool = shutil.which("unshare")
+    probe = [tool, "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return bool(tool) and subprocess.run(probe, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not own_mounts(), reason="needs a file system of its own")
+def test_on_a_full_disk_training_goes_on_and_keeps_what_is_finished(tmp_path):
+    """A checkpoint takes 1.3 MB of 2.5: the first one fits, the next ones do not."""
+    train = [sys.executable, "-m", "ldm_jax.train", *FLAGS, f"--workdir={tmp_path}/disk/run"]
+    script = 'mount -t tmpfs -o size=2500k tmpfs "$1/disk" && shift && "$@"; code=$?; cp -r '
+    script += f'"{tmp_path}/disk/run" "{tmp_path}/left"; exit $code'
+    (tmp_path / "disk").mkdir()
+    argv = ["unshare", "-rm", "bash", "-c", script, "bash", str(tmp_path), *train]
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1, done.stderr
+    assert "ALARM: a checkpoint was NOT saved" in done.stderr
+    assert "Step 12 is done but not saved" in done.stderr.splitlines()[-1]
+    left = tmp_path / "left"
+    assert [p.name for p in (left / "checkpoints").iterdir() if p.name.isdecimal()] == ["4"]
+    lines = log.read_jsonl(left / "metrics.jsonl")
+    assert [line["step"] for line in lines if "denoiser/loss" in line] == [4, 8, 12]
+
+
+def test_the_doctor_finds_a_sound_machine_sound(tmp_path, capfd):
+    assert call(doctor, *FLAGS, f"--workdir={tmp_path}", "--devices=cpu:8") == 0
+    words = [line.split()[:2] for line in capfd.readouterr().out.splitlines()]
+    names = ["versions", "devices", "workdir", "record", "step"]
+    assert words == [["ok", name] for name in names]
+    assert not list(tmp_path.iterdir()), "it leaves nothing behind"
+
+
+def test_the_doctor_names_what_is_wrong_and_goes_on(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    argv = [f"--workdir={tmp_path}/file", "--devices=tpu:4", *FLAGS, "--config.data.source=folder"]
+    assert call(doctor, *argv, "--config.batch_size=3") == 1
+    out, err = capfd.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["ok", *["FAILED"] * 4]
+    assert "--devices=tpu:4, but JAX found 8 cpu" in out and "cannot be written" in out
+    assert "4 of 5 checks failed: devices, workdir, record, step" in err
+
+
+def test_the_doctor_weighs_checkpoints_against_the_disk(tmp_path):
+    with pytest.raises(doctor.errors.RunError, match="4 checkpoints take"):
+        doctor.disk_for(2**60, tmp_path)
+    assert "1.00 GiB" in doctor.disk_for(2**30, None)
+
+
+def test_a_run_says_where_its_time_went(pixel_run):
+    report = json.loads((pixel_run / "summary.json").read_text())["goodput"]
+    assert report["sessions"] == 1 and 0 < report["productive_fraction"] < 1
+    assert report["compile_seconds"] > 0 and report["eval_seconds"] > 0
