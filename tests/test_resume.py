@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -66,7 +67,9 @@ def saved(workdir) -> dict:
     """The bytes of every leaf of the last checkpoint: step, params, opt, ema."""
     folder = max((workdir / "checkpoints").glob("[0-9]*[0-9]"), key=lambda p: int(p.name))
     with ocp.PyTreeCheckpointer() as checkpointer:
-        state = checkpointer.restore(folder / "state")
+        shapes = checkpointer.metadata(folder / "state").item_metadata.tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        state = checkpointer.restore(folder / "state", restore_args=plain)
     return {"folder": folder.name} | {
         name: (np.asarray(leaf).dtype, np.asarray(leaf).tobytes())
         for name, leaf in tree.named_leaves(state)
