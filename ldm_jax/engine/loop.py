@@ -6,6 +6,7 @@ step, so what a run leaves does not depend on how often it was interrupted.
 
 import collections
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ import jax
 from clu import parameter_overview
 
 from ldm_jax.base import errors, shard, tree
-from ldm_jax.engine import checkpoint, log, meter, optim, preempt
+from ldm_jax.engine import checkpoint, inherit, log, meter, optim, preempt
 from ldm_jax.engine import judge as judge_lib
 from ldm_jax.engine import step as step_lib
 
@@ -74,6 +75,7 @@ def train(
     keep: int = 2,
     keep_every: int = 0,
     rules: tuple = (),
+    init_from: str = "",
 ):
     """Trains `stage` to step `steps.total`.
 
@@ -83,6 +85,7 @@ def train(
       batch_size: global rows per step.
       keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
       rules: sharding rules, see shard.infer.
+      init_from: a run whose weights a new run starts from, see inherit.
 
     Raises:
       Preempted: SIGTERM came; everything is saved.
@@ -105,21 +108,29 @@ def train(
     shapes = jax.eval_shape(init, key)
     placement = shard.infer(shapes, mesh, rules)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep, every=keep_every)
-    restored = checkpoints.restore(
-        jax.tree.map(
-            lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
-            shapes,
-            placement,
-        )
+    placed = jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, placement
     )
     fresh = jax.jit(init, out_shardings=placement, compiler_options=_init_options())
-    state, meta = restored or (fresh(key), {})
+    state, meta = checkpoints.restore(placed) or (fresh(key), None)
+    if meta is None and init_from:
+        state, origin = inherit.weights(state, init_from, placed)
+        log.write_text(workdir / "init_from.json", json.dumps(origin, indent=2) + "\n")
+    meta = meta or {}
     first = int(state["step"])
     frozen = shard.put_replicated(stage.frozen, mesh)
 
     # Step
     train_step = jax.jit(
-        step_lib.make_step(stage.players, txs, ema, mesh=mesh, accumulate=accumulate),
+        step_lib.make_step(
+            stage.players,
+            txs,
+            ema,
+            mesh=mesh,
+            accumulate=accumulate,
+            # An average of weights that start as noise forgets them; inherited ones are worth it.
+            ema_warmup=not init_from,
+        ),
         in_shardings=(placement, whole, rows, whole),
         out_shardings=(placement, whole),
         donate_argnums=0,

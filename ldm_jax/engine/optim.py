@@ -77,11 +77,11 @@ def make_tx(
     return (optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx), lr_fn
 
 
-def update_ema(ema, params, step, decay: float):
-    """Warmed-up exponential moving average: decay min(decay, (1+n)/(10+n)) at update n = step + 1.
+def update_ema(ema, params, step, decay: float, warmup: bool = True):
+    """Exponential moving average; warmed up, its decay is min(decay, (1+n)/(10+n)) at n = step + 1.
 
-    The warm-up of the official LitEma; counted in optimizer steps, not in micro-batches.
+    The official LitEma and its `use_num_updates`; counted in optimizer steps, not in micro-batches.
     """
     n = step.astype(jnp.float32) + 1
-    keep = jnp.minimum(decay, (1 + n) / (10 + n))
+    keep = jnp.minimum(decay, (1 + n) / (10 + n)) if warmup else decay
     return jax.tree.map(lambda e, p: e - (1 - keep) * (e - p), ema, params)
