@@ -66,11 +66,9 @@ def from_compvis(args, overrides):
 
 
 def from_diffusers(args, overrides):
-    from ldm_jax.weights import diffusers
+    from ldm_jax.weights import from_diffusers as reader
 
-    convert(
-        lambda: diffusers.open_checkpoint(args.checkpoint), args.checkpoint, args.out, overrides
-    )
+    convert(lambda: reader.open_checkpoint(args.checkpoint), args.checkpoint, args.out, overrides)
 
 
 def from_taef2(args, overrides):

@@ -18,7 +18,7 @@ import parity
 
 from ldm_jax import convert
 from ldm_jax.base import errors, tensorfile
-from ldm_jax.weights import official
+from ldm_jax.weights import official_config
 
 PIPELINE = "compvis/pipeline"
 
@@ -175,5 +175,5 @@ def test_a_converted_run_may_move(golden, tmp_path):
     ],
 )
 def test_heads_are_those_of_the_official_code_unless_overruled(net, want):
-    assert tuple(official.heads_of(net).values()) == want
-    assert tuple(official.heads_of(net, heads=1).values()) == (1, None, None)
+    assert tuple(official_config.heads_of(net).values()) == want
+    assert tuple(official_config.heads_of(net, heads=1).values()) == (1, None, None)

@@ -12,7 +12,6 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import parity
 
-import ldm_jax
 from ldm_jax import cli, convert, evaluate, sample, train
 from ldm_jax.base import tensorfile
 from ldm_jax.engine import checkpoint
@@ -123,8 +122,6 @@ def test_training_goes_on_from_a_converted_ldm(ldm, tmp_path):
     assert ours["scale"] == theirs["scale"] == 0.5
     assert ours["origin"]["digest"] == theirs["origin"]["digest"]
     assert call(train, *argv, *still) == 0, "the same command again finds it done"
-    run = ldm_jax.load(out)
-    assert run.sample(2, steps=1).shape == (2, 16, 16, 3)
 
 
 def test_training_goes_on_from_a_converted_first_stage(first_stage, tmp_path):
@@ -153,8 +150,8 @@ def test_a_source_that_does_not_fit_is_refused_before_a_workdir_is_made(
         (["--config.init_from=nowhere"], "nowhere: no readable checkpoint"),
         ([f"--config.init_from={first_stage}"], "holds weights of autoencoder"),
         (
-            [f"--config.init_from={ldm}", "--config.model.width=64"],
-            "has shape (3, 3, 3, 32) there and has shape (3, 3, 3, 64) in this config",
+            [f"--config.init_from={ldm}", "--config.model.mult=(1, 1)"],
+            "has shape (3, 3, 32, 64) there and has shape (3, 3, 32, 32) in this config",
         ),
     ]:
         assert call(train, *base, *given) == cli.EXIT_USAGE

@@ -84,16 +84,26 @@ def _npz(path):
         return {key: data[key] for key in data}
 
 
+def metadata(path) -> dict:
+    """The metadata of a .safetensors file whose tensors can be read; others have none."""
+    path = pathlib.Path(path)
+    return _header(path)[0].get("__metadata__", {}) if path.suffix == ".safetensors" else {}
+
+
 def _safetensors(path):
-    size = path.stat().st_size
-    with path.open("rb") as f:
-        (length,) = struct.unpack("<Q", f.read(8))
-        if length > min(size - 8, 100_000_000):
-            raise ValueError("its header is longer than the file")
-        header = json.loads(f.read(length))
-    data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else b""
+    header, start = _header(path)
+    data = np.memmap(path, np.uint8, "r", offset=start) if path.stat().st_size > start else b""
     header.pop("__metadata__", None)
     return {key: _safe_tensor(data, key, **entry) for key, entry in header.items()}
+
+
+def _header(path):
+    """A safetensors file's header, and where its data starts."""
+    with path.open("rb") as f:
+        (length,) = struct.unpack("<Q", f.read(8))
+        if length > min(path.stat().st_size - 8, 100_000_000):
+            raise ValueError("its header is longer than the file")
+        return json.loads(f.read(length)), 8 + length
 
 
 def _safe_tensor(data, key, dtype, shape, data_offsets):

@@ -65,9 +65,9 @@ AUTOENCODER = [
 
 CLASS_EMBEDDER = [Rule(r"embedding", "table", "table")]
 # A row of zeros for the null class, where a table was trained without one.
-_with_null = lambda table: np.concatenate([table, np.zeros_like(table[:1])])
-CLASS_EMBEDDER_WITHOUT_NULL = [Rule(r"embedding", "table", "table", reorder=_with_null)]
-LABEL_EMBEDDING = [Rule(r"label_emb", "table", "table", reorder=_with_null)]
+with_null = lambda table: np.concatenate([table, np.zeros_like(table[:1])])
+CLASS_EMBEDDER_WITHOUT_NULL = [Rule(r"embedding", "table", "table", reorder=with_null)]
+LABEL_EMBEDDING = [Rule(r"label_emb", "table", "table", reorder=with_null)]
 
 SPATIAL_RESCALER = [Rule(r"channel_mapper", "map", "dense")]
 

@@ -64,7 +64,7 @@ def test_weights_and_averages_come_along_and_the_rest_starts_anew(source):
 
 
 def test_an_average_that_one_side_lacks_is_made_or_left_out(source, tmp_path):
-    run, theirs = source
+    run, _ = source
     ours, shapes = begin([NET], {"net": 0.0})
     state, _ = inherit.weights(ours, run, shapes)
     assert state["ema"] == {}
