@@ -53,6 +53,9 @@ def optimizer(**changes) -> dict:
         lr=1e-4,
         schedule="constant",  # constant | cosine | linear
         warmup=0,
+        start=0.0,  # share of lr that the warm-up begins with; 0: 1 / warmup
+        floor=0.0,  # share of lr where the decay ends
+        length=0,  # step where it ends; 0: the last one
         b1=0.9,
         b2=0.999,
         weight_decay=0.0,
@@ -133,7 +136,14 @@ def ldm() -> ConfigDict:
         prediction="eps",  # eps | x0 | v
         zero_terminal_snr=False,
     )
-    config.loss = dict(distance="l2", weight="uniform", cond_dropout=0.0)
+    config.loss = dict(
+        distance="l2",  # l1 | l2
+        weight="uniform",  # uniform | min_snr | vlb
+        cond_dropout=0.0,  # share of rows that train the null condition
+        elbo_weight=0.0,  # of the variational bound, added
+        logvar=0.0,  # log variance of every timestep's error
+        learn_logvar=False,
+    )
     config.sample = dict(
         sampler="ddim",
         steps=50,

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import parity_maths  # noqa: E402
 
 import ldm_jax  # noqa: E402
 from ldm_jax import convert  # noqa: E402
@@ -228,6 +230,9 @@ KINDS = {
     "loss": loss,
     "pipeline": pipeline,
 }
+
+
+KINDS |= {"ldm_maths": parity_maths.maths, "ema": parity_maths.ema, "plain": parity_maths.pieces}
 
 
 def cases(folder) -> list[str]:

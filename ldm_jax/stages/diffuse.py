@@ -35,11 +35,17 @@ class Loss:
 
     distance: l2 or l1, per element; weight: a name of diffusion.loss_weights.
     cond_dropout: share of rows trained with the null condition, for classifier-free guidance.
+    elbo_weight: on the variational bound, added to that (the official `original_elbo_weight`).
+    learn_logvar: learn the log variance of every timestep's error, from `logvar`; otherwise it
+      stays there.
     """
 
     distance: str
     weight: str
     cond_dropout: float
+    elbo_weight: float = 0.0
+    logvar: float = 0.0
+    learn_logvar: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +73,10 @@ class Diffuse:
     def init(self, key):
         x = jnp.zeros((1, *self.latent_shape(self.size, self.size)))
         fields = self.example(1, self.size, self.size)
-        return self.denoiser.init(key, x, jnp.zeros((1,), jnp.int32), fields)["params"]
+        params = self.denoiser.init(key, x, jnp.zeros((1,), jnp.int32), fields)["params"]
+        if self.loss and self.loss.learn_logvar:
+            params["logvar"] = jnp.full((self.process.timesteps,), self.loss.logvar)
+        return params
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -113,11 +122,21 @@ class Diffuse:
         drop = jax.random.bernoulli(drop_key, self.loss.cond_dropout, (len(z),))
         eps = jax.random.normal(eps_key, z.shape)
         fields = self.encode_fields(frozen, batch)
+        loss, error = self.loss_at(params, z, t, eps, fields, drop, dropout_key)
+        return loss, ({"error": jnp.mean(error), "latent_std": jnp.std(z)}, shared)
+
+    def loss_at(self, params, z, t, eps, fields, drop, dropout_key=None):
+        """The loss at given timesteps and noise, a scalar, and the error of every row, [b].
+
+        With its log variance s_t: weight_t error / exp(s_t) + s_t + elbo_weight vlb_t error.
+        """
         error = self._error(params, z, t, eps, fields, drop, dropout_key)
-        return jnp.mean(self.process.weight(t, self.loss.weight) * error), (
-            {"error": jnp.mean(error), "latent_std": jnp.std(z)},
-            shared,
-        )
+        fixed = jnp.full((self.process.timesteps,), self.loss.logvar)
+        logvar = params["denoiser"].get("logvar", fixed)[t]
+        loss = self.process.weight(t, self.loss.weight) * error / jnp.exp(logvar) + logvar
+        if self.loss.elbo_weight:
+            loss += self.loss.elbo_weight * self.process.weight(t, "vlb") * error
+        return jnp.mean(loss), error
 
     def evaluate(self, params, frozen, batch, key):
         """The unweighted error, [b], over all timesteps (`error`) and in each quarter of them."""

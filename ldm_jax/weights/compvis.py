@@ -11,7 +11,7 @@ from ldm_jax.weights.rules import Rule, within
 BUFFERS = (
     "betas|alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_alphas_cumprod",
     "sqrt_recipm?1?_alphas_cumprod|posterior_(variance|log_variance_clipped|mean_coef[12])",
-    "lvlb_weights|cond_ids|scale_factor|logvar|global_step",
+    "lvlb_weights|cond_ids|scale_factor|global_step",
 )
 
 # What a discriminator or a standalone first stage stores beside parameters of ours.

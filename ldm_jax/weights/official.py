@@ -13,8 +13,8 @@ from ldm_jax.base import errors, tensorfile
 from ldm_jax.diffusion.schedules import alpha_bar
 from ldm_jax.weights import compvis
 from ldm_jax.weights import official_config as translate
-from ldm_jax.weights.rules import within
-from ldm_jax.weights.source import Source
+from ldm_jax.weights.rules import Rule, within
+from ldm_jax.weights.source import Source, refuse_unless
 
 FIRST_STAGES = ("AutoencoderKL", "VQModel", "VQModelInterface")
 
@@ -73,6 +73,7 @@ def first_stage(name, params, state, prefix="") -> Source:
 
 def second_stage(params, state, heads=0) -> Source:
     """LatentDiffusion, or DDPM on pixels."""
+    refuse_unless(params, "LatentDiffusion", l_simple_weight=(1.0,), v_posterior=(0.0,))
     _, net = translate.target(params["unet_config"])
     beneath, channels, factor = _beneath(params, net, state)
     process = _process(params, state)
@@ -87,6 +88,7 @@ def second_stage(params, state, heads=0) -> Source:
     rules = within([(r"model\.diffusion_model\.", "unet/")], compvis.unet(**unet_args))
     for i, (table, where) in enumerate(tables):
         rules += within([(where, f"conditioners_{i}/")], table)
+    rules.append(Rule("logvar", "logvar", "bare"))  # where it was learned
     ignore = (*compvis.BUFFERS, *compvis.BESIDE_DENOISER, *_unread(conditioners, net))
     averaged = _averaged(state)
     size = net.get("image_size", params.get("image_size", 32))
@@ -97,7 +99,12 @@ def second_stage(params, state, heads=0) -> Source:
             "model": model,
             "conditioners": conditioners,
             "process": process,
-            "loss": {"distance": params.get("loss_type", "l2")},
+            "loss": {
+                "distance": params.get("loss_type", "l2"),
+                "elbo_weight": params.get("original_elbo_weight", 0.0),
+                "logvar": params.get("logvar_init", 0.0),
+                "learn_logvar": "logvar" in state,
+            },
             "data": {"size": (size if isinstance(size, int) else min(size)) * factor},
             "latents": {"scale": float(scale)},
             "sample": {"spacing": "legacy"},
