@@ -6,6 +6,7 @@ and nothing else: it takes no torch, so there is nothing in reach that a pickle 
 
 import collections
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -94,6 +95,9 @@ def _safetensors(path):
     header, start = _header(path)
     data = np.memmap(path, np.uint8, "r", offset=start) if path.stat().st_size > start else b""
     header.pop("__metadata__", None)
+    places = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+    if any(start < stop for (_, stop), (start, _) in itertools.pairwise(places)):
+        raise ValueError("its tensors overlap")
     return {key: _safe_tensor(data, key, **entry) for key, entry in header.items()}
 
 
