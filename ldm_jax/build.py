@@ -103,6 +103,12 @@ def check(config: ConfigDict, source):
                 f"config.model.heads={config.model.heads} and config.model.head_channels="
                 f"{config.model.head_channels}: set one of them, the other 0."
             )
+        classes = config.conditioners.get("class", {}).get("num_classes", 0)
+        if 0 < classes < len(source.classes or ()):
+            raise errors.UsageError(
+                f"config.conditioners.class.num_classes={classes}, but the data has "
+                f"{len(source.classes)} classes: take other data, or a model of so many."
+            )
         levels = 2 ** (len(config.model.mult) - 1)
         _divides(
             size, codec.f * levels, f"f={codec.f} times {levels} (the levels of config.model.mult)"

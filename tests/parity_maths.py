@@ -30,7 +30,7 @@ def maths(case):
     case.compare("post_mean", wide(coef_x0) * x_0 + wide(coef_xt) * x_t)
     case.compare("post_var", wide(variance))
     case.compare("post_logvar_clipped", wide(np.log(np.maximum(variance, 1e-20))))
-    case.compare("model_out", run.denoise(x_t, t, {"tokens": io["in_context"]}))
+    case.compare("model_out", run.denoise(io["out_q_sample"], t, {"tokens": io["in_context"]}))
     for prediction in ("eps", "x0"):
         for distance in ("l1", "l2"):
             _losses(case, run, prediction, distance)

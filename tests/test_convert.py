@@ -32,7 +32,7 @@ def golden(tmp_path_factory):
 QUICK = (
     *("cond_", "disc_", "ldmbert", "kl_f2_linattn", "vq_f2", "unet_adm", "ddim_S10_concat"),
     *("loss_vq_ldm_l2", "pipeline", "vqmodel_ldm", "unet2d_ddpm_style", "unet2dcond_sd2"),
-    *("ema_", "loss_pieces", "maths_sd_logvar"),
+    *("ema_", "loss_pieces"),
 )
 CASES = [
     pytest.param(name, marks=() if name.startswith(QUICK) else pytest.mark.slow)

@@ -31,6 +31,11 @@ def ours(tensor):
     return tensor.detach().movedim(1, -1).numpy()
 
 
+def close(a, b, atol):
+    print(f"largest difference {np.max(np.abs(np.asarray(a) - np.asarray(b))):.1e}")
+    np.testing.assert_allclose(a, b, atol=atol)
+
+
 def sampled(pipe, steps, monkeypatch, noise):
     """An LDMPipeline's images in [-1, 1] from a given x_T."""
     module = sys.modules[type(pipe).__module__]
@@ -70,7 +75,7 @@ def test_an_exported_unconditional_run_is_an_ldm_pipeline(tmp_path, monkeypatch,
     run, out = export(tmp_path, "vq", {}, **UNCONDITIONAL | {"sample.spacing": spacing})
     images = sampled(diffusers.LDMPipeline.from_pretrained(out), steps, monkeypatch, NOISE)
     want = run.sample(2, steps=steps, spacing=spacing, noise=NOISE)
-    np.testing.assert_allclose(images, want, atol=1e-4)
+    close(images, want, 1e-4)
 
 
 @pytest.mark.parametrize("field", ["class", "text_ids"])
@@ -84,7 +89,7 @@ def test_an_exported_guided_run_is_a_stable_diffusion_pipeline(tmp_path, field, 
     )
     images = guided(without_text_encoder(out), steps, tokens, null, NOISE)
     draw = dict(steps=steps, guidance=3.0, spacing=spacing, noise=NOISE, cond=fields)
-    np.testing.assert_allclose(images, run.sample(2, **draw), atol=1e-4)
+    close(images, run.sample(2, **draw), 1e-4)
 
 
 def test_an_exported_class_vector_is_a_class_embedding(tmp_path):
@@ -93,7 +98,7 @@ def test_an_exported_class_vector_is_a_class_embedding(tmp_path):
     unet = diffusers.UNet2DModel.from_pretrained(out / "unet")
     ids, t = np.array([2, 5]), np.array([3, 700])
     eps = unet(theirs(NOISE), torch.from_numpy(t), class_labels=torch.from_numpy(ids)).sample
-    np.testing.assert_allclose(ours(eps), run.denoise(NOISE, t, {"class": ids}), atol=1e-5)
+    close(ours(eps), run.denoise(NOISE, t, {"class": ids}), 1e-5)
 
 
 def randomised(model):
@@ -138,7 +143,7 @@ def test_their_ldm_pipeline_becomes_a_run(tmp_path, monkeypatch):
     run = ldm_jax.load(tmp_path / "run")
     images = sampled(pipe, 20, monkeypatch, NOISE)
     want = run.sample(2, steps=20, spacing=run.config.sample.spacing, noise=NOISE)
-    np.testing.assert_allclose(images, want, atol=1e-3)
+    close(images, want, 1e-3)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -181,4 +186,4 @@ def test_their_stable_diffusion_parts_become_a_run(tmp_path, prediction):
     images = guided(pipe, 20, tokens, null, NOISE)
     cond = {"tokens": tokens, "null_tokens": null}
     draw = dict(steps=20, guidance=3.0, spacing=run.config.sample.spacing, noise=NOISE, cond=cond)
-    np.testing.assert_allclose(images, run.sample(2, **draw), atol=1e-3)
+    close(images, run.sample(2, **draw), 1e-3)

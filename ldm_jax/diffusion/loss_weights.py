@@ -45,8 +45,10 @@ def vlb(process):
 def vlb_legacy(process):
     """The official weights of the bound: those of `vlb` for eps, a slip for x_0.
 
-    That is sqrt(alpha_bar) / 2 / (2 - alpha_bar), where division by 2 (1 - alpha_bar) was meant.
+    That is sqrt(alpha_bar) / 2 / (2 - alpha_bar), where division by 2 (1 - alpha_bar) was meant;
+    index 0 is copied from index 1 here too.
     """
     if process.prediction != "x0":
         return vlb(process)
-    return 0.5 * np.sqrt(process.alpha_bar) / (2.0 - process.alpha_bar)
+    table = 0.5 * np.sqrt(process.alpha_bar) / (2.0 - process.alpha_bar)
+    return np.concatenate([table[1:2], table[1:]])

@@ -79,6 +79,23 @@ def test_the_loss_is_the_error_of_the_target(stage, params, images, loss_without
     assert float(metrics["latent_std"]) == pytest.approx(np.std(z), rel=1e-4)
 
 
+def test_the_bound_and_a_log_variance_join_the_loss(stage, params, images):
+    """loss = mean(error / exp(s) + s + elbo_weight vlb error), s of each row's timestep."""
+    t, eps = jnp.array([0, 1, 500, 999]), jnp.ones_like(images)
+    args = SCALE * images, t, eps, {"class": IDS}, jnp.zeros(4, bool)
+    ramp = jnp.linspace(-0.5, 0.7, stage.process.timesteps)
+    learned = {"denoiser": params["denoiser"] | {"logvar": ramp}}
+    terms = dataclasses.replace(stage.loss, elbo_weight=0.3, logvar=9.0)
+    other = dataclasses.replace(stage, loss=terms)
+    loss, error = jax.jit(other.loss_at)(learned, *args)
+    vlb = stage.process.weight(t, "vlb")
+    want = jnp.mean(error / jnp.exp(ramp[t]) + ramp[t] + 0.3 * vlb * error)
+    assert float(loss) == pytest.approx(float(want), rel=1e-5)
+    learn = dataclasses.replace(terms, learn_logvar=True)
+    made = jax.eval_shape(dataclasses.replace(stage, loss=learn).init, KEY)
+    assert made["logvar"].shape == ramp.shape
+
+
 @pytest.fixture(scope="module")
 def sample(stage, params):
     """sample(numbers, ids, guidance): four images by their numbers."""
