@@ -175,6 +175,7 @@ def assemble(golden, folder, scheduler, **parts):
             "exact",
         ),
         (dict(prediction_type="sample", steps_offset=0), dict(prediction="x0"), None),
+        (dict(_class_name="PNDMScheduler", skip_prk_steps=True), dict(prediction="eps"), "legacy"),
     ],
 )
 def test_a_scheduler_says_how_to_sample(golden, tmp_path, changes, process, spacing, capfd):
@@ -186,6 +187,7 @@ def test_a_scheduler_says_how_to_sample(golden, tmp_path, changes, process, spac
     assert process.items() <= config.process.to_dict().items()
     said = capfd.readouterr().out
     assert config.sample.spacing == (spacing or "exact")
+    assert config.sample.sampler == ("plms" if "_class_name" in changes else "ddim")
     assert ("no time grid here" in said) == (spacing is None)
     assert json.loads((tmp_path / "run" / "latents.json").read_text())["scale"] == 0.18215
 

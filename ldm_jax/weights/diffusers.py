@@ -13,9 +13,20 @@ SPACINGS = {
     "legacy": dict(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False),
     "exact": dict(timestep_spacing="trailing", set_alpha_to_one=True),
     "trailing": dict(timestep_spacing="trailing", set_alpha_to_one=True),
+    "leading": dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True),
 }
-# What a DDIM scheduler does where its config is silent.
+# What a DDIM scheduler does where its config is silent; PNDM differs in the last.
 SPACING_DEFAULTS = dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True)
+SAMPLERS = dict(
+    DDIMScheduler="ddim",
+    DDPMScheduler="ddpm",
+    PNDMScheduler="plms",
+    EulerDiscreteScheduler="euler",
+    EulerAncestralDiscreteScheduler="euler_ancestral",
+    HeunDiscreteScheduler="heun",
+    DPMSolverMultistepScheduler="dpmpp_2m",
+    UniPCMultistepScheduler="unipc",
+)
 # Where a run's class tokens stand in a pipeline's folder: diffusers has no such part.
 CLASSES = "class_embedder"
 _RES = [

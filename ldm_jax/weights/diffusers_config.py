@@ -63,16 +63,19 @@ def process(scheduler) -> dict:
 def sampling(scheduler, notes) -> dict:
     """What of a scheduler's config our samplers do; the notes say what they do not."""
     name = scheduler.get("_class_name", "scheduler")
-    given = {k: scheduler.get(k, v) for k, v in diffusers.SPACING_DEFAULTS.items()}
-    if name != "DDIMScheduler":
-        notes.append(f"{name}: this run samples by DDIM unless told otherwise (--sampler).")
-    if scheduler.get("clip_sample", True) or scheduler.get("thresholding"):
+    silent = diffusers.SPACING_DEFAULTS | {"set_alpha_to_one": name != "PNDMScheduler"}
+    given = {k: scheduler.get(k, v) for k, v in silent.items()}
+    sampler = diffusers.SAMPLERS.get(name, "ddim")
+    if name not in diffusers.SAMPLERS:
+        notes.append(f"{name} is none of our samplers: this run samples by DDIM.")
+    clips = scheduler.get("clip_sample", name in ("DDIMScheduler", "DDPMScheduler"))
+    if clips or scheduler.get("thresholding"):
         notes.append(f"{name} clips x_0 at every step; our samplers do not.")
     for spacing, theirs in diffusers.SPACINGS.items():
         if theirs.items() <= given.items():
-            return {"spacing": spacing}
+            return {"sampler": sampler, "spacing": spacing}
     notes.append(f"{name} with {given}: no time grid here is that one, 'exact' takes its place.")
-    return {}
+    return {"sampler": sampler}
 
 
 def _heads(config, widths, cross) -> dict:
