@@ -320,8 +320,14 @@ def _pack(source, target):
     keys = [k for k in arrays if kept is None or k.split("/")[-1] in kept]
     keys = [k for k in keys if not k.startswith("quad/") and k not in _UNREAD]
     buffer = io.BytesIO()
-    np.savez(buffer, **{k: arrays[k] for k in keys})
+    one = "schedulers" in source.parts and source.name == "io.npz"  # image is as good as two
+    np.savez(buffer, **{k: _first_image(arrays[k]) if one else arrays[k] for k in keys})
     target.with_name(target.name + ".xz").write_bytes(lzma.compress(buffer.getvalue(), preset=9))
+
+
+def _first_image(array):
+    """Of [b, c, h, w] or [steps, b, c, h, w]."""
+    return array[..., :1, :, :, :] if array.ndim >= 4 else array
 
 
 _UNREAD = ("out_pred_x0_steps", "out_eps_steps")
