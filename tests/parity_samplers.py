@@ -340,10 +340,19 @@ def main(*args):
     print("| case | output | largest error | tolerance |\n|---|---|---|---|")
     for name in cases(folder):
         if not prefixes or name.startswith(tuple(prefixes)):
-            for case, output, error, tolerance in measure(folder, name):
+            rows = measure(folder, name)
+            for case, output, error, tolerance in _worst(rows) if "tables/" in name else rows:
                 wrong += not error <= tolerance
                 print(f"| {case} | {output} | {error:.1e} | {tolerance:.1e} |", flush=True)
     return wrong > 0
+
+
+def _worst(rows):
+    """Of each output of a table, over its schedules or step counts, the row nearest its limit."""
+    worst = {}
+    for case, output, error, tolerance in sorted(rows, key=lambda r: r[2] / max(r[3], 1e-12)):
+        worst[(case.split("/")[0], output)] = (case, output, error, tolerance)
+    return sorted(worst.values())
 
 
 if __name__ == "__main__":
