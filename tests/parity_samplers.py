@@ -297,6 +297,8 @@ def pack(folder, to):
     folder, to = pathlib.Path(folder), pathlib.Path(to)
     for name in cases(folder):
         kind, stem = name.split("/", 1)
+        if kind == "schedulers" and "cfg" in stem:  # the same on a guided network
+            continue
         if kind == "compvis":
             files = [f"compvis/{stem}.json", f"compvis/{stem}.io.npz"]
         elif kind == "schedulers":
