@@ -139,7 +139,7 @@ def replayed(folder, name):
     x = np.asarray(path["x"]) / scale[:, None, None, None, None]
     return [
         _row(f"schedulers/{name}", "x_steps", x, case["out_x_steps"]),
-        _row(f"schedulers/{name}", "timesteps", told, case["out_timesteps"], 2e-2),
+        _row(f"schedulers/{name}", "timesteps", told, case["out_timesteps"], 2e-3),
     ]
 
 
