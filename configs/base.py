@@ -151,8 +151,8 @@ def ldm() -> ConfigDict:
         guidance=1.0,
         spacing="exact",
         rescale=0.0,  # of guided predictions to the spread of unguided ones, 0..1
-        interval=(0.0, 1.0),  # noise levels sigma in which guidance acts
-        strength=1.0,  # share of the steps taken where an image is the beginning
+        interval=(),  # (low, high): noise levels sigma at which guidance acts; () is all
+        clip=0.0,  # bound of the predicted x_0; 0 is none
         tile=0,  # pixels of tiles' sides; 0: tiles only beyond twice the training size
     )
     config.optim = dict(denoiser=optimizer(lr=9.6e-5, ema=0.9999))

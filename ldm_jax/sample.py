@@ -62,7 +62,7 @@ def define(values):
 
 def define_sampling(values):
     """Flags of how images are drawn; what is not given is the run's own."""
-    flags.DEFINE_string("sampler", None, "ddim, ddpm, ... (docs/sampling.md)", flag_values=values)
+    flags.DEFINE_string("sampler", None, "ddim, ddpm, ... (docs/samplers.md)", flag_values=values)
     flags.DEFINE_integer("steps", None, "steps of the time grid", flag_values=values)
     flags.DEFINE_float("eta", None, "stochasticity of ddim", lower_bound=0, flag_values=values)
     flags.DEFINE_float(

@@ -205,15 +205,18 @@ class Diffuse:
             return functools.partial(self.predict_x0, params, tiling=tiling), made
 
         network, made = predictor(params, cond)
-        plain = denoise = functools.partial(network, cond=made)
-        if sampling.guidance != 1.0 and guide_params is not None:
-            weaker, weak = predictor(guide_params, cond)
-            weaker = functools.partial(weaker, cond=weak)
-            denoise = guidance.autoguide(plain, weaker, sampling.guidance, sampling.rescale)
-        elif sampling.guidance != 1.0:
-            null = self.condition(params, fields, ~drop) if null is None else null
-            denoise = guidance.guide(network, made, null, sampling.guidance, sampling.rescale)
-        denoise = guidance.within(denoise, plain, self.process.sigma, *sampling.interval)
+        denoise = functools.partial(network, cond=made)
+        if sampling.guidance != 1.0:
+            if guide_params is None:
+                null = self.condition(params, fields, ~drop) if null is None else null
+                guided = guidance.guide(network, made, null, sampling.guidance, sampling.rescale)
+            else:
+                weaker, weak = predictor(guide_params, cond)
+                weaker = functools.partial(weaker, cond=weak)
+                guided = guidance.autoguide(denoise, weaker, sampling.guidance, sampling.rescale)
+            denoise = guidance.within(guided, denoise, self.process.sigma, sampling.interval)
+        if sampling.clip:
+            denoise = guidance.clip_x0(denoise, sampling.clip)
         if mask is not None:
             denoise = editing.keep(denoise, init, mask)
         grid = sampling.grid(self.process)

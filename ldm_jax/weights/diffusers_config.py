@@ -68,14 +68,17 @@ def sampling(scheduler, notes) -> dict:
     sampler = diffusers.SAMPLERS.get(name, "ddim")
     if name not in diffusers.SAMPLERS:
         notes.append(f"{name} is none of our samplers: this run samples by DDIM.")
+    if scheduler.get("thresholding"):
+        notes.append(f"{name} thresholds x_0 at every step; our samplers do not.")
     clips = scheduler.get("clip_sample", name in ("DDIMScheduler", "DDPMScheduler"))
-    if clips or scheduler.get("thresholding"):
-        notes.append(f"{name} clips x_0 at every step; our samplers do not.")
+    clip = float(scheduler.get("clip_sample_range", 1.0)) if clips else 0.0
+    if clips and sampler == "ddim":
+        notes.append(f"{name} clips x_0 but keeps its eps; here eps follows the clipped x_0.")
     for spacing, theirs in diffusers.SPACINGS.items():
         if theirs.items() <= given.items():
-            return {"sampler": sampler, "spacing": spacing}
+            return {"sampler": sampler, "spacing": spacing, "clip": clip}
     notes.append(f"{name} with {given}: no time grid here is that one, 'exact' takes its place.")
-    return {"sampler": sampler}
+    return {"sampler": sampler, "clip": clip}
 
 
 def _heads(config, widths, cross) -> dict:

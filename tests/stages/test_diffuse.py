@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -186,3 +187,37 @@ def test_no_images_and_constant_images_have_no_scale():
 def test_sampling_settings_that_do_not_exist_are_refused(stage, changes, words):
     with pytest.raises(errors.UsageError, match=words):
         dataclasses.replace(stage.sampling, **changes).grid(stage.process)
+
+
+def test_a_weaker_checkpoint_guides_and_an_interval_says_where(stage, params):
+    own, weaker = params["denoiser"], jax.tree.map(lambda p: 0.9 * p, params["denoiser"])
+    keys = jax.random.split(KEY, 4)
+
+    @functools.partial(jax.jit, static_argnames=("guide", "interval"))
+    def draw(guide_params, *, guide=True, interval=()):
+        return stage.sample(
+            own,
+            FROZEN,
+            keys,
+            {"class": IDS},
+            sampling=diffuse.Sampling(
+                steps=3, guidance=2.0 if guide else 1.0, rescale=0.5, interval=interval
+            ),
+            height=8,
+            width=8,
+            guide_params=guide_params,
+        )
+
+    plain = draw(own, guide=False)
+    np.testing.assert_allclose(draw(own), plain, atol=1e-4)  # nothing is weaker than itself
+    assert np.abs(draw(weaker) - plain).max() > 1e-3
+    np.testing.assert_allclose(draw(weaker, interval=(0.0, 0.0)), plain, atol=1e-5)
+
+
+def test_sampling_counts_its_calls_and_refuses_what_means_nothing(stage):
+    calls = {"ddim": 10, "heun": 19, "plms": 11, "unipc": 10}
+    for name, count in calls.items():
+        assert diffuse.Sampling(name, steps=10).calls(stage.process) == count
+    for bad in ({"sampler": "dimm"}, {"spacing": "even"}, {"rescale": 2.0}, {"interval": (1, 0)}):
+        with pytest.raises(errors.UsageError):
+            diffuse.Sampling(**bad)
