@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from calling import call
 from PIL import Image
 
 import ldm_jax
@@ -21,10 +22,6 @@ SMALL = {
     "ldm": ["--config.model.mult=(1,)", "--config.model.attention=()"],
 }
 SHORT = ["--config.steps.total=4", "--config.steps.log=2", "--config.steps.eval=4"]
-
-
-def call(command, *argv) -> int:
-    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])
 
 
 def call_train(variant, workdir, *overrides) -> int:

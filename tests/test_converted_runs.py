@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from calling import call
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -19,10 +20,6 @@ from ldm_jax.engine import checkpoint
 SHORT = ["--config.steps.total=1", "--config.batch_size=8", "--config.eval.records=8"]
 # Nothing moves, so that what the run saves is what it began with.
 STILL = [*SHORT, "--config.optim.{player}.lr=0.0", "--config.optim.{player}.weight_decay=0.0"]
-
-
-def call(command, *argv) -> int:
-    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])
 
 
 def summary(folder) -> dict:

@@ -14,7 +14,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import call
+from calling import call
 
 import ldm_jax
 from ldm_jax import cli, sample
