@@ -74,6 +74,9 @@ def define_sampling(values):
     flags.DEFINE_float(
         "rescale", None, "share of the way back from overexposure by guidance", flag_values=values
     )
+    flags.DEFINE_string(
+        "weaker", "", "guide away from this run of the same model instead", flag_values=values
+    )
     flags.DEFINE_list("interval", None, "noise levels of guidance: 0.2,0.9", flag_values=values)
     flags.DEFINE_integer(
         "tile", None, "pixels of tiles' sides; 0: only for large images", flag_values=values
@@ -119,9 +122,11 @@ def main(args, overrides):
     cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
     mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(args.batch_size, mesh, key="--batch_size")
-    run = run_lib.load(args.run, ema=args.ema, mesh=mesh)
+    run = run_lib.load(args.run, ema=args.ema, mesh=mesh, weaker=args.weaker)
     settings = dataclasses.asdict(sampling) | {"seed": args.seed, "size": list(size)}
     origin = {"run": str(args.run), "step": run.step, "weights": run.digest}
+    if args.weaker:
+        origin["weaker"] = run.guide_digest
     job.claim(settings | origin | conditions.names)
 
     def draw(first, count):

@@ -182,12 +182,13 @@ class Diffuse:
 
         Args:
           params: the denoiser's.
-          fields: the conditioners' batch fields, [b, ...]; or `cond` (and `null`) ready made.
+          fields: the conditioners' batch fields, [b, ...]; or ready made `cond`, and `null`, what
+            guidance leads away from.
           noise: x_T, [b, h/f, w/f, c]; drawn from `keys` where not given.
           init: scaled latents to begin from, noised to the first level of the sampling's grid.
           mask: [b, h/f, w/f, 1]: where it is 0 the result is `init` (inpainting).
           guide_params: a weaker checkpoint's, of the same shapes: guidance then leads away from it
-            (autoguidance) instead of from the null condition.
+            (autoguidance), whose condition is `null` then, instead of from the null condition.
           trace: return (latents, {"x": [calls, b, ...], "x_0": [calls, b, ...]}), the path to them.
 
         Returns:
@@ -199,21 +200,21 @@ class Diffuse:
             noise = samplers.initial_noise(keys, self.latent_shape(height, width))
         tiling = sampling.tiling(self, height, width)
 
-        def predictor(params, ready):
-            """(x, t, cond) -> x_0 by these weights, and the condition that they make."""
-            made = self.condition(params, fields, drop) if ready is None else ready
-            return functools.partial(self.predict_x0, params, tiling=tiling), made
+        def predictor(params):
+            """(x, t, cond) -> x_0 by these weights."""
+            return functools.partial(self.predict_x0, params, tiling=tiling)
 
-        network, made = predictor(params, cond)
-        denoise = functools.partial(network, cond=made)
+        cond = self.condition(params, fields, drop) if cond is None else cond
+        denoise = functools.partial(predictor(params), cond=cond)
         if sampling.guidance != 1.0:
+            scale = sampling.guidance, sampling.rescale
             if guide_params is None:
                 null = self.condition(params, fields, ~drop) if null is None else null
-                guided = guidance.guide(network, made, null, sampling.guidance, sampling.rescale)
+                guided = guidance.guide(predictor(params), cond, null, *scale)
             else:
-                weaker, weak = predictor(guide_params, cond)
-                weaker = functools.partial(weaker, cond=weak)
-                guided = guidance.autoguide(denoise, weaker, sampling.guidance, sampling.rescale)
+                null = self.condition(guide_params, fields, drop) if null is None else null
+                weaker = functools.partial(predictor(guide_params), cond=null)
+                guided = guidance.autoguide(denoise, weaker, *scale)
             denoise = guidance.within(guided, denoise, self.process.sigma, sampling.interval)
         if sampling.clip:
             denoise = guidance.clip_x0(denoise, sampling.clip)
