@@ -15,8 +15,8 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ldm_jax import build, cli, evaluate, sample  # noqa: E402
-from ldm_jax.stages.sampling import Sampling  # noqa: E402
+from ldm_jax import build, cli, evaluate, sample
+from ldm_jax.stages.sampling import Sampling
 
 RUN = flags.DEFINE_string("run", None, "a second stage", required=True)
 OUT = flags.DEFINE_string("out", None, "folder", required=True)
