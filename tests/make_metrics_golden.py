@@ -1,7 +1,7 @@
 """Writes tests/golden/metrics: what torch-fidelity, pytorch-fid, clean-fid and prdc compute.
 
-    pip install torch torchvision torch-fidelity pytorch-fid prdc scipy    # an environment of its own
-    pip install --no-deps clean-fid                                        # only its file is read
+    pip install torch torchvision torch-fidelity pytorch-fid prdc scipy
+    pip install --no-deps clean-fid    # one of its files is read
     python tests/make_metrics_golden.py
 
 Development only. The tests make the same inputs with the functions of this file, which import
@@ -48,7 +48,7 @@ def inception_state(shapes):
         shape = shapes[key]
         if key.endswith("num_batches_tracked"):
             continue
-        if key.endswith("running_var") or key.endswith("bn.weight"):
+        if key.endswith(("running_var", "bn.weight")):
             state[key] = rng.uniform(0.8, 1.2, shape)
         elif len(shape) > 1:
             state[key] = rng.normal(size=shape) * np.sqrt(2.0 / np.prod(shape[1:]))
@@ -103,9 +103,7 @@ def figures() -> dict:
             ),
             "kid": metric_kid.kid_features_to_metric(a, b, verbose=False, **kid),
             "prc": metric_prc.prc_features_to_metric(a, b, verbose=False),
-            "prdc": {
-                k: float(v) for k, v in prdc.compute_prdc(real, fake, nearest_k=5).items()
-            },
+            "prdc": {k: float(v) for k, v in prdc.compute_prdc(real, fake, nearest_k=5).items()},
         }
     scores = metric_isc.isc_features_to_metric(torch.tensor(logits()), splits=SPLITS)
     return out | {"inception_score": scores}
@@ -137,7 +135,7 @@ def layers() -> dict:
     hooks = [
         module.register_forward_hook(keep(name.replace(".", "/")))
         for name, module in net.named_modules()
-        if isinstance(module, theirs.BasicConv2d) or name.startswith("Mixed") and "." not in name
+        if isinstance(module, theirs.BasicConv2d) or (name.startswith("Mixed") and "." not in name)
     ]
     x = torch.tensor(pixels(SIDE, SIDE)).permute(0, 3, 1, 2).float()
     x = (x - 128) / 128

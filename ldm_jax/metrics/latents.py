@@ -32,7 +32,7 @@ class Latents:
         return Latents(self.channels.merge(other.channels), self.power + other.power)
 
     def summary(self, cut=0.5) -> dict:
-        """Per channel mean and std; the largest correlation of two; the share above the cut."""
+        """Per channel mean and std; the largest correlation of two; share above the cut; rings."""
         covariance = self.channels.covariance
         std = np.sqrt(np.diag(covariance))
         scale = np.maximum(np.outer(std, std), np.finfo(np.float64).tiny)
@@ -42,6 +42,7 @@ class Latents:
             "latent_std": std.tolist(),
             "latent_correlation": float(between.max(initial=0.0)),
             "latent_high_frequency": share_above(self.power, cut),
+            "latent_spectrum": radial_profile(self.power).tolist(),
         }
 
 

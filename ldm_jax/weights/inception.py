@@ -1,6 +1,5 @@
 """The published weights of the Inception network of FID, by their names in the PyTorch file."""
 
-import hashlib
 import pathlib
 
 import jax
@@ -39,7 +38,7 @@ def load(path, sha256=SHA256):
     path = pathlib.Path(path)
     if not path.is_file():
         raise errors.UsageError(f"Inception weights: no file {str(path)!r}. Get {HELP}.")
-    found = digest(path)
+    found = tensorfile.digest(path)
     if found != sha256:
         raise errors.UsageError(
             f"Inception weights {str(path)!r} are not the published ones (sha256 {found[:12]}..., "
@@ -53,9 +52,3 @@ def convert(state):
     blank = jax.ShapeDtypeStruct((1, inception.SIDE, inception.SIDE, 3), jnp.float32)
     expected = jax.eval_shape(inception.Inception().init, jax.random.key(0), blank)
     return rules.convert(state, TABLE, IGNORED, expected)
-
-
-def digest(path) -> str:
-    """sha256 of a file, 64 hex digits."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -53,8 +53,9 @@ def test_the_depthwise_convolution_is_xlas_grouped_one(stride):
 
 
 def test_the_registered_extractor_takes_any_image_size(weights):
-    extract = features.EXTRACTORS.get("mobilenet")(weights, size=32)
-    assert extract(np.zeros((2, 50, 20, 3), np.float32)).shape == (2, 1280)
+    extract = features.EXTRACTORS.get("mobilenet").bind(mobilenet.load(weights))
+    pooled, logits = extract(np.zeros((2, 50, 20, 3), np.uint8))
+    assert pooled.shape == (2, 1280) and logits is None
 
 
 def test_missing_or_foreign_weights_say_what_is_expected(tmp_path):
