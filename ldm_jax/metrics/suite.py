@@ -67,20 +67,22 @@ def register(name, *needs):
 
 
 def gather(extract, batches, dimension: int, keep: int | None = None) -> Features:
-    """Features of batches of uint8 [b, h, w, 3]; moments of all, the arrays of the first `keep`."""
-    moments, features, logits, kept = Moments.empty(dimension), [], [], 0
-    for pixels in batches:
-        new, scores = (None if x is None else np.asarray(x) for x in extract(pixels))
+    """Moments of all images, arrays of the first `keep`.
+
+    batches: (uint8 [b, h, w, 3], mask [b]), the mask 0 for rows that only fill up a batch.
+    """
+    moments, features, logits = Moments.empty(dimension), [], []
+    for pixels, mask in batches:
+        rows = np.asarray(mask) > 0
+        new, scores = (x if x is None else np.asarray(x)[rows] for x in extract(pixels))
+        room = len(new) if keep is None else max(0, keep - moments.count)
         moments = moments.update(new)
-        room = len(new) if keep is None else min(len(new), keep - kept)
-        kept += room
         features.append(new[:room])
         if scores is not None:
             logits.append(scores[:room])
-    stack = (
-        lambda parts, width: np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
-    )
-    return Features(moments, stack(features, dimension), stack(logits, 0) if logits else None)
+    if not moments.count:
+        raise errors.UsageError("There are no images to take features of.")
+    return Features(moments, np.concatenate(features), np.concatenate(logits) if logits else None)
 
 
 def measure(names, samples: Features, reference, settings: Settings) -> dict:
