@@ -1,6 +1,6 @@
 """Figures with their protocol: of samples against a reference, of a first stage's images.
 
-What `evaluate` and training share. Nothing in `plan` touches a device.
+What `evaluate` and training (monitor.py) share.
 """
 
 import collections
@@ -38,7 +38,7 @@ class Plan:
 
     def gather(self, batches, keep=None):
         extract = self.extractor.bind(self.weights)
-        return suite.gather(extract, batches, self.extractor.dimension, keep)
+        return suite.gather(extract, batches, keep)
 
     def named(self, figures: dict) -> dict:
         return {self.extractor.name(name): value for name, value in figures.items()}
@@ -75,14 +75,14 @@ def open_features(name: str, path):
 
 
 def of_samples(samples, manifest: dict, reference, plan: Plan, other=None) -> dict:
-    """{"figures", "protocol"} of an ImageSet. reference: its path, or None.
+    """The figures of an ImageSet and their "protocol". reference: its path, or None.
 
     other: a summary to be compared with later, so that a difference is found at once.
     """
     statistics, images, origin = _open_reference(reference, samples.size, plan)
-    has_features = images is not None or (statistics and statistics.features is not None)
-    has_logits = plan.extractor.network == "inception"
-    suite.check(plan.metrics, has_logits, reference is not None, bool(has_features))
+    has_features = images is not None or getattr(statistics, "features", None) is not None
+    has_reference = reference is not None
+    suite.check(plan.metrics, plan.extractor.classes, has_reference, has_features)
     measurement = _measurement(plan, samples.count, samples.size, origin)
     subject = {k: v for k, v in manifest.items() if k != "run"} or samples.origin
     protocols = protocol.protocol(measurement, subject)
@@ -94,7 +94,7 @@ def of_samples(samples, manifest: dict, reference, plan: Plan, other=None) -> di
         compute = lambda: plan.gather(images.batches(), reference_lib.KEEP)
         statistics = reference_lib.cached(plan.extraction | origin, compute)
     figures = suite.measure(plan.metrics, plan.gather(samples.batches()), statistics, plan.settings)
-    return {"figures": plan.named(figures), "protocol": protocols}
+    return _stored(plan.named(figures), protocols)
 
 
 def of_first_stage(codec, params, batches, data, subject, plan=None, other=None) -> dict:
@@ -119,7 +119,7 @@ def of_first_stage(codec, params, batches, data, subject, plan=None, other=None)
     reference = reference_lib.Reference.of(real, data)
     figures = suite.measure(names, fake, reference, plan.settings)
     figures = {f"r{name}": value for name, value in plan.named(figures).items()}
-    return held_out.summary() | {"figures": figures, "protocol": protocols}
+    return held_out.summary() | _stored(figures, protocols)
 
 
 class HeldOut:
@@ -183,6 +183,10 @@ def _open_reference(path, size, plan):
     return None, images, images.origin
 
 
+def _stored(figures, protocols) -> dict:
+    return figures | {"protocol": protocols | {"figures": list(figures)}}
+
+
 def _measurement(plan, n, size, origin):
     return plan.extraction | {
         "n": n,
@@ -193,6 +197,10 @@ def _measurement(plan, n, size, origin):
 
 
 def _warn(plan, n, reference_n):
+    if min(n, reference_n or n) < 2:
+        raise errors.UsageError(
+            f"{n} samples against {reference_n} images: figures need 2 images or more of each."
+        )
     dimension = plan.extractor.dimension
     for line in suite.warnings(plan.metrics, n, reference_n, dimension, plan.settings):
         print(line, file=sys.stderr, flush=True)

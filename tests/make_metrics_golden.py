@@ -58,6 +58,26 @@ def inception_state(shapes):
     return state
 
 
+def save_mobilenet(path):
+    """Random MobileNetV2 weights in the layout of the published file, whose indices have gaps."""
+    # widths of the 17 blocks, as published (Sandler et al. 2018, table 2)
+    widths = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3 + [320]
+    rng = np.random.default_rng(0)
+    shapes, width = [(32, 3, 3, 3)], 32
+    for i, out in enumerate(widths):
+        inner = width if i == 0 else 6 * width
+        shapes += [(inner, width, 1, 1)] * (i > 0) + [(inner, 1, 3, 3), (out, inner, 1, 1)]
+        width = out
+    shapes.append((1280, width, 1, 1))
+    arrays = {}
+    for i, shape in enumerate(shapes):
+        gain = np.sqrt(2.0 / np.prod(shape[1:]))
+        arrays[f"conv_{2 * i}_weight"] = (gain * rng.normal(size=shape)).astype(np.float32)
+        arrays[f"conv_{2 * i}_bias"] = rng.normal(size=shape[0]).astype(np.float32)
+    np.savez(path, **arrays)
+    return path
+
+
 def tap(x):
     """A few values of a layer [h, w, c] or [c], spread over it, then its mean and its scale."""
     flat = np.asarray(x, np.float64).ravel()

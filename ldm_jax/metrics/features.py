@@ -24,14 +24,16 @@ EXTRACTORS = Registry("feature extractor")
 class Extractor:
     """A network and how images enter it.
 
-    network: whose weights it takes, a key of build.FEATURE_WEIGHTS.
-    dimension: of the features. resize: in words, for the protocol.
+    network: whose weights it takes; measures.WEIGHTS loads them.
+    dimension: of the features; classes: of the logits, 0 for none.
+    resize: in words, for the protocol.
     distance, suffix: the Frechet distance's name, and what other figures' names end in.
     apply: (weights, uint8 [b, h, w, 3]) -> (float32 [b, dimension], logits [b, k] or None); pure.
     """
 
     network: str
     dimension: int
+    classes: int
     resize: str
     distance: str
     suffix: str
@@ -64,22 +66,18 @@ def _mobilenet(weights, pixels, side=160):
     return mobilenet.features(weights, resized), None
 
 
+_INCEPTION = ("inception", 2048, inception.CLASSES)
 EXTRACTORS.register("inception")(
-    Extractor("inception", 2048, "tf1_bilinear to 299x299", "fid", "", _inception("tf1_bilinear"))
+    Extractor(*_INCEPTION, "tf1_bilinear to 299x299", "fid", "", _inception("tf1_bilinear"))
 )
 EXTRACTORS.register("inception_clean")(
     Extractor(
-        "inception",
-        2048,
-        "pil_bicubic to 299x299",
-        "fid_clean",
-        "_clean",
-        _inception("pil_bicubic"),
+        *_INCEPTION, "pil_bicubic to 299x299", "fid_clean", "_clean", _inception("pil_bicubic")
     )
 )
 EXTRACTORS.register("mobilenet")(
     Extractor(
-        *("mobilenet", 1280, "antialiased bilinear to 160x160", "fd_mobilenet", "_mobilenet"),
+        *("mobilenet", 1280, 0, "antialiased bilinear to 160x160", "fd_mobilenet", "_mobilenet"),
         _mobilenet,
     )
 )

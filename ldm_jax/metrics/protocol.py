@@ -33,13 +33,15 @@ def compare(ours: dict, theirs: dict, name: str) -> list[str]:
 
     ours, theirs: summaries of evaluate with equal measurements.
     """
+    if "protocol" not in ours:
+        raise errors.UsageError(f"Nothing was measured that compares with {name}: give --weights.")
     refuse_unless_equal(ours["protocol"], theirs.get("protocol", {}), name)
     lines = config_lib.difference(theirs["protocol"]["subject"], ours["protocol"]["subject"])
-    for figure in sorted(ours["figures"].keys() & theirs["figures"].keys()):
-        if figure.endswith(("_std", "_low", "_high")):
+    for figure in ours["protocol"]["figures"]:
+        if figure.endswith(("_std", "_low", "_high")) or figure not in theirs:
             continue
-        old, new = (summary["figures"][figure] for summary in (theirs, ours))
-        error = math.hypot(*(s["figures"].get(f"{figure}_std", 0.0) for s in (theirs, ours)))
+        old, new = theirs[figure], ours[figure]
+        error = math.hypot(*(summary.get(f"{figure}_std", 0.0) for summary in (theirs, ours)))
         sure = f", {abs(new - old) / error:.1f} standard errors" if error else ""
         lines.append(f"{figure}: {old:.5g} -> {new:.5g} ({new - old:+.3g}{sure})")
     return lines

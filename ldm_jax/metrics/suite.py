@@ -66,21 +66,28 @@ def register(name, *needs):
     return decorate
 
 
-def gather(extract, batches, dimension: int, keep: int | None = None) -> Features:
+def gather(extract, batches, keep: int | None = None) -> Features:
+    """`collect` of batches (uint8 [b, h, w, 3], mask [b])."""
+    return collect(((*extract(pixels), mask) for pixels, mask in batches), keep)
+
+
+def collect(outputs, keep: int | None = None) -> Features:
     """Moments of all images, arrays of the first `keep`.
 
-    batches: (uint8 [b, h, w, 3], mask [b]), the mask 0 for rows that only fill up a batch.
+    outputs: (features [b, d], logits [b, k] or None, mask [b]), the mask 0 for rows that only fill
+      up a batch.
     """
-    moments, features, logits = Moments.empty(dimension), [], []
-    for pixels, mask in batches:
+    moments, features, logits = None, [], []
+    for new, scores, mask in outputs:
         rows = np.asarray(mask) > 0
-        new, scores = (x if x is None else np.asarray(x)[rows] for x in extract(pixels))
+        new = np.asarray(new)[rows]
+        moments = moments or Moments.empty(new.shape[1])
         room = len(new) if keep is None else max(0, keep - moments.count)
         moments = moments.update(new)
         features.append(new[:room])
         if scores is not None:
-            logits.append(scores[:room])
-    if not moments.count:
+            logits.append(np.asarray(scores)[rows][:room])
+    if not moments or not moments.count:
         raise errors.UsageError("There are no images to take features of.")
     return Features(moments, np.concatenate(features), np.concatenate(logits) if logits else None)
 
@@ -93,18 +100,18 @@ def measure(names, samples: Features, reference, settings: Settings) -> dict:
     return figures
 
 
-def check(names, has_logits: bool, has_reference: bool, has_features: bool):
+def check(names, has_logits, has_reference, has_features, flag="--metrics"):
     """Raises UsageError for metrics that are unknown, or lack what they need."""
     have = {"logits": has_logits, "reference": has_reference, "features": has_features}
     remedy = {
-        "logits": "classes of Inception: --features=inception",
+        "logits": "samples and classes: --features=inception",
         "reference": "a reference: --reference=RUN, folder or .npz",
         "features": "the reference's features, which a .npz of mu and sigma lacks: give images",
     }
     for name in names:
         for need in METRICS.get(name).needs:
             if not have[need]:
-                raise errors.UsageError(f"--metrics={name} needs {remedy[need]}.")
+                raise errors.UsageError(f"{flag}={name} needs {remedy[need]}.")
 
 
 def warnings(names, n: int, reference_n: int | None, dimension: int, settings: Settings) -> list:

@@ -1,4 +1,5 @@
 import jax
+import make_metrics_golden as golden
 import numpy as np
 import pytest
 
@@ -6,28 +7,10 @@ from ldm_jax.base.errors import UsageError
 from ldm_jax.metrics import features
 from ldm_jax.models import mobilenet
 
-# Widths of the 17 blocks and how far each is expanded, as published (Sandler et al., table 2).
-WIDTHS = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3 + [320]
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Random weights in the layout of the published file, whose indices have gaps."""
-    rng = np.random.default_rng(0)
-    shapes, width = [(32, 3, 3, 3)], 32
-    for i, out in enumerate(WIDTHS):
-        inner = width if i == 0 else 6 * width
-        shapes += [(inner, width, 1, 1)] * (i > 0) + [(inner, 1, 3, 3), (out, inner, 1, 1)]
-        width = out
-    shapes.append((1280, width, 1, 1))
-    arrays = {}
-    for i, shape in enumerate(shapes):
-        gain = np.sqrt(2.0 / np.prod(shape[1:]))
-        arrays[f"conv_{2 * i}_weight"] = (gain * rng.normal(size=shape)).astype(np.float32)
-        arrays[f"conv_{2 * i}_bias"] = rng.normal(size=shape[0]).astype(np.float32)
-    path = tmp_path_factory.mktemp("mobilenet") / "weights.npz"
-    np.savez(path, **arrays)
-    return path
+    return golden.save_mobilenet(tmp_path_factory.mktemp("mobilenet") / "weights.npz")
 
 
 def test_features_are_1280_bounded_numbers_per_image(weights):
