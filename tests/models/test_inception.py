@@ -42,7 +42,6 @@ def test_every_layer_is_torch_fidelitys(state):
         np.testing.assert_allclose(actual / scale, expected / scale, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
 def test_uint8_images_to_features_and_logits_are_torch_fidelitys(state):
     extract = features.EXTRACTORS.get("inception").bind(weights.convert(state))
     for found, name in zip(extract(golden.pixels(64, 80)), ("whole_pooled", "whole_logits")):
