@@ -86,6 +86,7 @@ def evaluate_run(args, other=None) -> dict:
     from ldm_jax.base import shard
     from ldm_jax.engine import checkpoint
     from ldm_jax.engine import judge as judge_lib
+    from ldm_jax.metrics import protocol
 
     seconds = cli.stopwatch()
     path = pathlib.Path(args.run)
@@ -99,28 +100,34 @@ def evaluate_run(args, other=None) -> dict:
     source = build.open_source(config.data)
     mesh = shard.make_mesh()
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
+    held_out = build.sources.holdout(source, config.data.holdout, train=False)
+    with config.unlocked():
+        config.eval.records = len(held_out)
+    data = {"fingerprint": held_out.fingerprint, "records": len(held_out), "crop": "center"}
+    data |= {"size": [config.data.size] * 2, "interpolation": config.data.interpolation}
     params, step = checkpoint.read_params(path)
+    protocols = measures.protocol_of_run(plan, data, {"run": str(path), "step": step})
+    if other:
+        protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
+
     cli.cache_compilations(path / "compilation_cache")
     if first:
         stage = build.make_autoencode(config).stage()
     else:
         stage = train.second_stage(config, source, path)
-    held_out = build.sources.holdout(source, config.data.holdout, train=False)
-    with config.unlocked():
-        config.eval.records = len(held_out)
     whole = shard.replicated(mesh)
     batches = lambda: build.held_out_batches(config, held_out, stage.fields)
     judge = judge_lib.Judge(stage, batches, jax.device_put(stage.frozen, whole), mesh)
-    values = judge(jax.device_put(params, whole))
-    summary = {"run": str(path), "step": step, "records": len(held_out)}
-    summary |= {name.removeprefix("val/"): value for name, value in values.items()}
+    figures = {}
+    for name, (mean, error) in judge.measure(jax.device_put(params, whole)).items():
+        figures |= {name: mean, f"{name}_std": error}
+    latents = {}
     if first:
-        codec, weights = build.Codec(build.make_autoencoder(config)), params["autoencoder"]["model"]
-        data = {"fingerprint": held_out.fingerprint, "records": len(held_out)}
-        data |= {"size": [config.data.size] * 2, "crop": "center"}
-        subject = {"run": str(path), "step": step}
-        summary |= measures.of_first_stage(codec, weights, batches, data, subject, plan, other)
-    return summary | {"seconds": seconds()}
+        codec, own = build.Codec(build.make_autoencoder(config)), params["autoencoder"]["model"]
+        latents, distances = measures.of_first_stage(codec, own, batches, data, plan)
+        figures |= distances
+    summary = {"run": str(path), "step": step, "records": len(held_out)}
+    return summary | latents | measures.stored(figures, protocols) | {"seconds": seconds()}
 
 
 def evaluate_samples(args, other=None) -> dict:

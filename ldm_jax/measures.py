@@ -94,32 +94,37 @@ def of_samples(samples, manifest: dict, reference, plan: Plan, other=None) -> di
         compute = lambda: plan.gather(images.batches(), reference_lib.KEEP)
         statistics = reference_lib.cached(plan.extraction | origin, compute)
     figures = suite.measure(plan.metrics, plan.gather(samples.batches()), statistics, plan.settings)
-    return _stored(plan.named(figures), protocols)
+    return stored(plan.named(figures), protocols)
 
 
-def of_first_stage(codec, params, batches, data, subject, plan=None, other=None) -> dict:
-    """Statistics of the latents of held-out images and, with a plan, figures of reconstructions.
+def protocol_of_run(plan: Plan | None, data: dict, subject: dict) -> dict:
+    """The protocol of a run's own measures and, with a plan, of figures of reconstructions.
+
+    data: origin of the images.
+    """
+    scores = {"scores": "of unrounded floats"}
+    if plan is None:
+        measurement = {"n": data["records"], "size": data["size"], "reference": data}
+        return protocol.protocol(measurement | scores, subject)
+    suite.check(plan.metrics, False, True, True)
+    _warn(plan, data["records"], data["records"])
+    measurement = _measurement(plan, data["records"], data["size"], data)
+    return protocol.protocol(measurement | scores, subject)
+
+
+def of_first_stage(codec, params, batches, data: dict, plan: Plan | None) -> tuple[dict, dict]:
+    """Statistics of the latents of some images and, with a plan, figures of reconstructions.
 
     batches: () -> {"image": [b, h, w, 3], "mask": [b]}. data: origin of the images.
     """
-    protocols = None
-    if plan:
-        names = [name for name in plan.metrics if name != "is"]
-        suite.check(names, True, True, True)
-        measurement = _measurement(plan, data["records"], data["size"], data)
-        protocols = protocol.protocol(measurement, subject)
-        _warn(plan, data["records"], data["records"])
-    if other:
-        protocol.refuse_unless_equal(protocols or {}, other.get("protocol", {}), "--against")
     held_out = HeldOut(codec, params, batches)
-    if not plan:
+    if plan is None:
         collections.deque(held_out.reconstructions(), maxlen=0)
-        return held_out.summary()
+        return held_out.summary(), {}
     real, fake = plan.gather(held_out.originals()), plan.gather(held_out.reconstructions())
     reference = reference_lib.Reference.of(real, data)
-    figures = suite.measure(names, fake, reference, plan.settings)
-    figures = {f"r{name}": value for name, value in plan.named(figures).items()}
-    return held_out.summary() | _stored(figures, protocols)
+    figures = suite.measure(plan.metrics, fake, reference, plan.settings)
+    return held_out.summary(), {f"r{k}": value for k, value in plan.named(figures).items()}
 
 
 class HeldOut:
@@ -183,7 +188,8 @@ def _open_reference(path, size, plan):
     return None, images, images.origin
 
 
-def _stored(figures, protocols) -> dict:
+def stored(figures: dict, protocols: dict) -> dict:
+    """Figures as a summary holds them, beside their protocol."""
     return figures | {"protocol": protocols | {"figures": list(figures)}}
 
 

@@ -123,9 +123,29 @@ def test_evaluating_a_first_stage_repeats_what_training_measured(first_stage, me
     for name in ("rfd_pocket", "rkid_pocket"):
         assert found[name] == pytest.approx(summary(first_stage)[name], rel=1e-3)
         assert found[f"{name}_std"] >= 0
+    assert found["psnr_db"] == pytest.approx(summary(first_stage)["psnr_db"], rel=1e-5)
+    assert 0 < found["psnr_db_std"] < 5
     assert 1 <= found["codebook_perplexity"] <= 16 and 0 < found["codebook_usage"] <= 1
     assert len(found["latent_std"]) == 2 and 0 < found["latent_high_frequency"] < 1
     assert found["protocol"]["measurement"]["n"] == found["records"] == 16
+
+
+def test_a_run_without_weights_has_a_protocol_too(
+    first_stage,
+    ldm,
+    tmp_path,
+    capfd,
+    refused,  # noqa: F811
+):
+    for run, name in ((first_stage, "psnr_db"), (ldm, "error")):
+        out = f"--out={tmp_path / run.name}"
+        assert call(evaluate, f"--run={run}", out) == 0
+        assert {name, f"{name}_std"} <= set(summary(tmp_path / run.name)["protocol"]["figures"])
+    own = tmp_path / first_stage.name
+    assert call(evaluate, f"--summary={own}", f"--against={own}") == 0
+    assert "psnr_db: " in capfd.readouterr().out
+    code = call(evaluate, f"--summary={own}", f"--against={tmp_path / ldm.name}")
+    assert "no figure in common" in refused(code)
 
 
 def test_samples_are_the_same_from_a_job_a_folder_and_an_npz(samples, ldm, measure, tmp_path):
@@ -221,7 +241,7 @@ def test_another_protocol_is_refused_with_the_difference(
     assert "measured differently" in line and words in line
 
 
-def test_broken_protocols_are_refused_in_one_line(samples, ldm, refuses, tmp_path, folder):
+def test_broken_protocols_are_refused_in_one_line(samples, ldm, first_stage, refuses, tmp_path):
     def npz(name, **arrays):
         np.savez(tmp_path / name, **arrays)
         return tmp_path / name
@@ -256,6 +276,8 @@ def test_broken_protocols_are_refused_in_one_line(samples, ldm, refuses, tmp_pat
         ([f"--samples={large}"], "needs a reference"),
         ([f"--samples={one}", f"--reference={ldm}", "--metrics=fd"], "need 2 images"),
         ([f"--run={ldm}"], "second stage"),
+        ([f"--run={first_stage}", "--metrics=is"], "needs samples"),
+        ([f"--run={first_stage}", "--lpips=one"], "give two files"),
         ([given, f"--run={ldm}"], "Give one of"),
     ]:
         given_metrics = [] if any("--metrics" in f for f in flags) else ["--metrics=fd"]

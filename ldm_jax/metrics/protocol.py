@@ -37,8 +37,11 @@ def compare(ours: dict, theirs: dict, name: str) -> list[str]:
         raise errors.UsageError(f"Nothing was measured that compares with {name}: give --weights.")
     refuse_unless_equal(ours["protocol"], theirs.get("protocol", {}), name)
     lines = config_lib.difference(theirs["protocol"]["subject"], ours["protocol"]["subject"])
-    for figure in ours["protocol"]["figures"]:
-        if figure.endswith(("_std", "_low", "_high")) or figure not in theirs:
+    common = [figure for figure in ours["protocol"]["figures"] if figure in theirs]
+    if not common:
+        raise errors.UsageError(f"{name} has no figure in common with these.")
+    for figure in common:
+        if figure.endswith(("_std", "_low", "_high")):
             continue
         old, new = theirs[figure], ours[figure]
         error = math.hypot(*(summary.get(f"{figure}_std", 0.0) for summary in (theirs, ours)))
