@@ -106,7 +106,9 @@ def evaluate_run(args, other=None) -> dict:
     data = {"fingerprint": held_out.fingerprint, "records": len(held_out), "crop": "center"}
     data |= {"size": [config.data.size] * 2, "interpolation": config.data.interpolation}
     params, step = checkpoint.read_params(path)
-    protocols = measures.protocol_of_run(plan, data, {"run": str(path), "step": step})
+    subject = {"run": str(path), "step": step}
+    lpips = [file for file in config.get("lpips", {}).values() if file]
+    protocols = measures.protocol_of_run(plan, data, subject, lpips)
     if other:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
 
@@ -126,7 +128,7 @@ def evaluate_run(args, other=None) -> dict:
         codec, own = build.Codec(build.make_autoencoder(config)), params["autoencoder"]["model"]
         latents, distances = measures.of_first_stage(codec, own, batches, data, plan)
         figures |= distances
-    summary = {"run": str(path), "step": step, "records": len(held_out)}
+    summary = subject | {"records": len(held_out)}
     return summary | latents | measures.stored(figures, protocols) | {"seconds": seconds()}
 
 

@@ -97,19 +97,20 @@ def of_samples(samples, manifest: dict, reference, plan: Plan, other=None) -> di
     return stored(plan.named(figures), protocols)
 
 
-def protocol_of_run(plan: Plan | None, data: dict, subject: dict) -> dict:
+def protocol_of_run(plan: Plan | None, data: dict, subject: dict, lpips=()) -> dict:
     """The protocol of a run's own measures and, with a plan, of figures of reconstructions.
 
-    data: origin of the images.
+    data: origin of the images. lpips: files of its weights.
     """
-    scores = {"scores": "of unrounded floats"}
-    if plan is None:
-        measurement = {"n": data["records"], "size": data["size"], "reference": data}
-        return protocol.protocol(measurement | scores, subject)
-    suite.check(plan.metrics, False, True, True)
-    _warn(plan, data["records"], data["records"])
-    measurement = _measurement(plan, data["records"], data["size"], data)
-    return protocol.protocol(measurement | scores, subject)
+    n = data["records"]
+    measurement = {"n": n, "size": data["size"], "reference": data}
+    if plan:
+        suite.check(plan.metrics, False, True, True)
+        _warn(plan, n, n)
+        measurement = _measurement(plan, n, data["size"], data)
+    measurement["scores"] = "of unrounded floats"
+    measurement["lpips"] = [tensorfile.digest(file)[:16] for file in lpips]
+    return protocol.protocol(measurement, subject)
 
 
 def of_first_stage(codec, params, batches, data: dict, plan: Plan | None) -> tuple[dict, dict]:

@@ -7,8 +7,9 @@ import jax
 import make_metrics_golden as golden
 import numpy as np
 import pytest
+from calling import call
 from PIL import Image
-from test_commands import DEBUG, SHORT, SMALL, call, call_train, refused, summary  # noqa: F401
+from test_commands import SHORT, SMALL, call_train, refused, summary  # noqa: F401
 
 from ldm_jax import evaluate, imagesets, measures, sample
 from ldm_jax.engine import log

@@ -66,18 +66,34 @@ def _mobilenet(weights, pixels, side=160):
     return mobilenet.features(weights, resized), None
 
 
-_INCEPTION = ("inception", 2048, inception.CLASSES)
 EXTRACTORS.register("inception")(
-    Extractor(*_INCEPTION, "tf1_bilinear to 299x299", "fid", "", _inception("tf1_bilinear"))
+    Extractor(
+        network="inception",
+        dimension=2048,
+        classes=inception.CLASSES,
+        resize="tf1_bilinear to 299x299",
+        distance="fid",
+        suffix="",
+        apply=_inception("tf1_bilinear"),
+    )
 )
 EXTRACTORS.register("inception_clean")(
-    Extractor(
-        *_INCEPTION, "pil_bicubic to 299x299", "fid_clean", "_clean", _inception("pil_bicubic")
+    dataclasses.replace(
+        EXTRACTORS.get("inception"),
+        resize="pil_bicubic to 299x299",
+        distance="fid_clean",
+        suffix="_clean",
+        apply=_inception("pil_bicubic"),
     )
 )
 EXTRACTORS.register("mobilenet")(
     Extractor(
-        *("mobilenet", 1280, 0, "antialiased bilinear to 160x160", "fd_mobilenet", "_mobilenet"),
-        _mobilenet,
+        network="mobilenet",
+        dimension=1280,
+        classes=0,
+        resize="antialiased bilinear to 160x160",
+        distance="fd_mobilenet",
+        suffix="_mobilenet",
+        apply=_mobilenet,
     )
 )
