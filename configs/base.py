@@ -38,7 +38,15 @@ def common() -> ConfigDict:
             batch_size=32,  # over all devices and hosts
             accumulate=1,  # micro-batches per step
             steps=dict(total=100_000, log=100, eval=5_000, checkpoint=1_000),
-            eval=dict(records=1_024, batch_size=32),
+            eval=dict(
+                records=1_024,
+                batch_size=32,
+                metrics="",  # distances to the data: some of "fd,kid,prc,dc,is"; "" measures none
+                features="",  # mobilenet (by default), inception, inception_clean
+                weights="",  # file of the features' weights
+                samples=0,  # images drawn for them; 0: as many as records
+                every=0,  # steps between them, a multiple of steps.eval; 0: at every evaluation
+            ),
             checkpoints=dict(keep=2, keep_every=0),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             dtype="float32",  # of the computation; weights, optimizer and losses stay float32

@@ -38,7 +38,7 @@ def main(args, overrides):
 
 def train(config, workdir, allow=()) -> dict:
     """Trains what `config` says in `workdir`; returns the summary that it writes there."""
-    from ldm_jax import build
+    from ldm_jax import build, monitor
     from ldm_jax.base import shard
     from ldm_jax.engine import inherit, loop
 
@@ -47,6 +47,7 @@ def train(config, workdir, allow=()) -> dict:
     source = build.open_source(config.data)
     config = build.resolve(config, source)
     build.check(config, source)
+    plan = monitor.plan(config)
     mesh = shard.make_mesh(**config.mesh)
     shard.check_batch(config.batch_size, mesh, config.accumulate)
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
@@ -70,6 +71,7 @@ def train(config, workdir, allow=()) -> dict:
         batch_size=config.batch_size,
         seed=config.seed,
         accumulate=config.accumulate,
+        evaluators=(monitor.distances(plan, config, source, mesh),) if plan else (),
         init_from=config.init_from,
         **config.checkpoints,
     )

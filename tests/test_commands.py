@@ -176,7 +176,7 @@ def test_sample_and_evaluate_want_a_fitting_run(first_stage, tmp_path, refused):
     assert "is not a run" in refused(call(sample, f"--run={tmp_path}", out))
     assert "--run is missing" in refused(call(sample, out))
     assert "is not a run" in refused(call(evaluate, f"--run={tmp_path}"))
-    assert "manifest.json" in refused(call(evaluate, f"--samples={tmp_path}"))
+    assert "holds no images" in refused(call(evaluate, f"--samples={tmp_path}"))
     assert "Give one of" in refused(call(evaluate))
 
 

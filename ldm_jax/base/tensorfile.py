@@ -5,6 +5,7 @@ and nothing else: it takes no torch, so there is nothing in reach that a pickle 
 """
 
 import collections
+import hashlib
 import io
 import itertools
 import json
@@ -62,6 +63,12 @@ def read(path) -> dict:
     if not state:
         raise errors.UsageError(f"{path} holds no tensors.")
     return state
+
+
+def digest(path) -> str:
+    """sha256 of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _state_dict(content) -> dict:

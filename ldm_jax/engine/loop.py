@@ -76,6 +76,7 @@ def train(
     keep_every: int = 0,
     rules: tuple = (),
     init_from: str = "",
+    evaluators: tuple = (),
 ):
     """Trains `stage` to step `steps.total`.
 
@@ -86,6 +87,7 @@ def train(
       keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
       rules: sharding rules, see shard.infer.
       init_from: a run whose weights a new run starts from, see inherit.
+      evaluators: (step, averaged params, frozen) -> {name: number} each, besides the stage's own.
 
     Raises:
       Preempted: SIGTERM came; everything is saved.
@@ -185,6 +187,8 @@ def train(
                     with stopwatch.paused():
                         params = step_lib.averaged(state)
                         values = judge(params)
+                        for evaluator in evaluators:
+                            values |= evaluator(step, params, frozen)
                         logs.metrics(step, values)
                         logs.progress.say(f"step {step}: {_words(values)}")
                         for name, images in judge.pictures(params).items():
