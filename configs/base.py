@@ -16,6 +16,7 @@ def common() -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
+            init_from="",  # a run whose weights this one starts from
             data=dict(
                 source="scenes",  # scenes | folder | tar | arrayrecord | tfds
                 path="",  # folder, tar, arrayrecord; tfds: its data_dir
@@ -37,7 +38,15 @@ def common() -> ConfigDict:
             batch_size=32,  # over all devices and hosts
             accumulate=1,  # micro-batches per step
             steps=dict(total=100_000, log=100, eval=5_000, checkpoint=1_000),
-            eval=dict(records=1_024, batch_size=32),
+            eval=dict(
+                records=1_024,
+                batch_size=32,
+                metrics="",  # distances to the data: some of "fd,kid,prc,dc,is"; "" measures none
+                features="",  # mobilenet (by default), inception, inception_clean
+                weights="",  # file of the features' weights
+                samples=0,  # images drawn for them; 0: as many as records
+                every=0,  # steps between them, a multiple of steps.eval; 0: at every evaluation
+            ),
             checkpoints=dict(keep=2, keep_every=0),
             # Seconds after which a phase counts as stuck and the process ends with 42; 0: never.
             limits=dict(start=3_600, compile=7_200, data=1_800, step=1_800, eval=7_200, save=3_600),
@@ -55,6 +64,9 @@ def optimizer(**changes) -> dict:
         lr=1e-4,
         schedule="constant",  # constant | cosine | linear
         warmup=0,
+        start=0.0,  # share of lr that the warm-up begins with; 0: 1 / warmup
+        floor=0.0,  # share of lr where the decay ends
+        length=0,  # step where it ends; 0: the last one
         b1=0.9,
         b2=0.999,
         weight_decay=0.0,
@@ -135,7 +147,14 @@ def ldm() -> ConfigDict:
         prediction="eps",  # eps | x0 | v
         zero_terminal_snr=False,
     )
-    config.loss = dict(distance="l2", weight="uniform", cond_dropout=0.0)
+    config.loss = dict(
+        distance="l2",  # l1 | l2
+        weight="uniform",  # uniform | min_snr | vlb
+        cond_dropout=0.0,  # share of rows that train the null condition
+        elbo_weight=0.0,  # of the variational bound, added
+        logvar=0.0,  # log variance of every timestep's error
+        learn_logvar=False,
+    )
     config.sample = dict(
         sampler="ddim",
         steps=50,
@@ -143,8 +162,8 @@ def ldm() -> ConfigDict:
         guidance=1.0,
         spacing="exact",
         rescale=0.0,  # of guided predictions to the spread of unguided ones, 0..1
-        interval=(0.0, 1.0),  # noise levels sigma in which guidance acts
-        strength=1.0,  # share of the steps taken where an image is the beginning
+        interval=(),  # (low, high): noise levels sigma at which guidance acts; () is all
+        clip=0.0,  # bound of the predicted x_0; 0 is none
         tile=0,  # pixels of tiles' sides; 0: tiles only beyond twice the training size
     )
     config.optim = dict(denoiser=optimizer(lr=9.6e-5, ema=0.9999))

@@ -18,5 +18,5 @@ def get_config(arg=None):
     config.model.update(heads=8, head_channels=0, scale_shift=True, resblock_updown=True)
     config.process.update(beta_end=0.0155)
     config.loss.update(distance="l1")
-    config.optim.denoiser.update(warmup=10_000)
+    config.optim.denoiser.update(warmup=10_000, start=1e-6)
     return config

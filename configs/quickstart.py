@@ -9,7 +9,7 @@ samples to show the shape and the colour that they were asked for.
 from configs import base
 from ldm_jax.base import config as config_lib
 
-STEPS = {"first_stage": 500, "ldm": 850}
+STEPS = {"first_stage": 600, "ldm": 1_000}
 
 
 def get_config(arg=None):

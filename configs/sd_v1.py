@@ -20,6 +20,6 @@ def get_config(arg=None):
     config.conditioners = {"tokens": dict(name="tokens", length=77, width=768)}
     config.process.update(beta_start=0.00085, beta_end=0.012)
     config.loss.update(cond_dropout=0.1)
-    config.optim.denoiser.update(warmup=10_000)
+    config.optim.denoiser.update(warmup=10_000, start=1e-6)
     config.sample.update(steps=50, guidance=7.5)
     return config

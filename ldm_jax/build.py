@@ -30,20 +30,7 @@ from ldm_jax.stages.sampling import Sampling
 IDENTITY = "identity"
 
 
-def read_config(run) -> ConfigDict:
-    """The config.json of a run; a folder that is none is a UsageError.
-
-    A first stage that lies inside the run, as converted ones do, is found wherever the run is.
-    """
-    file = pathlib.Path(run) / "config.json"
-    if not file.is_file():
-        raise errors.UsageError(f"{run} is not a run: it holds no config.json.")
-    config = config_lib.from_json(file.read_text())
-    inside = pathlib.Path(run) / config.get("first_stage", "")
-    if inside != pathlib.Path(run) and (inside / "config.json").is_file():
-        with config.unlocked():
-            config.first_stage = str(inside)
-    return config
+read_config = config_lib.of_run
 
 
 def open_source(data: ConfigDict):
@@ -56,9 +43,13 @@ def open_source(data: ConfigDict):
 def resolve(config: ConfigDict, source) -> ConfigDict:
     """Fills in what the data decides: the number of classes, where it is -1.
 
-    Data without classes makes a class-conditional recipe unconditional.
+    Data without classes makes a class-conditional recipe unconditional. A second stage that starts
+    from another's weights takes that one's first stage where it names no run.
     """
     with config.unlocked():
+        open_end = config.stage == "diffuse" and _is_recipe(config.first_stage or ".py")
+        if config.init_from and open_end:
+            config.first_stage = read_config(config.init_from).get("first_stage", "")
         for field, kwargs in dict(config.get("conditioners", {})).items():
             if kwargs.get("num_classes") == -1:
                 if source.classes:
@@ -96,7 +87,9 @@ def check(config: ConfigDict, source):
             "the downsampling factor f of config.model",
         )
         _one_of("config.model.bottleneck", config.model.bottleneck, ("kl", "vq"))
-        _one_of("config.discriminator.norm", config.discriminator.norm, ("batch", "group"))
+        _one_of(
+            "config.discriminator.norm", config.discriminator.norm, ("batch", "group", "actnorm")
+        )
         autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
     elif config.stage == "diffuse":
         _trained(config.first_stage)
@@ -109,6 +102,12 @@ def check(config: ConfigDict, source):
             raise errors.UsageError(
                 f"config.model.heads={config.model.heads} and config.model.head_channels="
                 f"{config.model.head_channels}: set one of them, the other 0."
+            )
+        classes = config.conditioners.get("class", {}).get("num_classes", 0)
+        if 0 < classes < len(source.classes or ()):
+            raise errors.UsageError(
+                f"config.conditioners.class.num_classes={classes}, but the data has "
+                f"{len(source.classes)} classes: take other data, or a model of so many."
             )
         levels = 2 ** (len(config.model.mult) - 1)
         _divides(

@@ -66,11 +66,9 @@ def from_compvis(args, overrides):
 
 
 def from_diffusers(args, overrides):
-    from ldm_jax.weights import diffusers
+    from ldm_jax.weights import from_diffusers as reader
 
-    convert(
-        lambda: diffusers.open_checkpoint(args.checkpoint), args.checkpoint, args.out, overrides
-    )
+    convert(lambda: reader.open_checkpoint(args.checkpoint), args.checkpoint, args.out, overrides)
 
 
 def from_taef2(args, overrides):
@@ -91,8 +89,8 @@ def export(args, overrides):
 def convert(opener, checkpoint, out, overrides=None) -> dict:
     """Writes the run of `opener() -> weights.source.Source` into `out`, whole or not at all."""
     seconds = cli.stopwatch()
-    source = opener()
-    with _new_folder(out) as folder:
+    with _new_folder(out) as folder, _understood(checkpoint):
+        source = opener()
         counts = write_run(source, folder, overrides or {})
         summary = {
             "converted": str(checkpoint),
@@ -240,6 +238,20 @@ def _new_folder(out):
         part.rename(out.absolute())
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _understood(checkpoint):
+    """A config that is not what it should be breaks its reader in many ways: all are one line."""
+    try:
+        yield
+    except errors.UsageError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        raise errors.UsageError(
+            f"{checkpoint}: the config of this checkpoint cannot be understood ({reason})."
+        ) from e
 
 
 def _merge(old: dict, changes: dict) -> dict:

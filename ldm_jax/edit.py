@@ -233,7 +233,7 @@ def _easel(args, strength=1.0):
         from ldm_jax import run as run_lib
 
         cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
-        run = run_lib.load(args.run, ema=args.ema)
+        run = run_lib.load(args.run, ema=args.ema, weaker=args.weaker)
         return easel.Easel(run, sampling, size, args.seed, labels, args.batch_size)
 
     return opened

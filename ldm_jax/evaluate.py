@@ -1,14 +1,17 @@
-"""Measures a run on its held-out records, or a folder of samples.
+"""Measures what a run reconstructs or predicts, or a set of samples (docs/evaluation.md).
 
-    python -m ldm_jax.evaluate --run=RUN
-    python -m ldm_jax.evaluate --samples=DIR [--reference=RUN --mobilenet=WEIGHTS.npz]
+    python -m ldm_jax.evaluate --run=RUN [--weights=FILE]
+    python -m ldm_jax.evaluate --samples=FOLDER|FILE.npz --reference=RUN|FOLDER|FILE.npz \\
+        --features=inception --weights=FILE [--metrics=fd,kid,prc,dc,is,fd_infinity]
 
-A run: the stage's own measures (PSNR, SSIM; the denoiser's error). Samples: class_accuracy where
-the run was trained on the procedural scenes, whose checker reads shape and colour from pixels
-alone; and fd_mobilenet, the Frechet distance on MobileNetV2 features to the training records of
---reference (never to be called FID). Writes summary.json.
+A run: the stage's own measures over all held-out records; of a first stage its latents as well,
+and with --weights distances between images and reconstructions (rfid, rfd_mobilenet). Samples:
+the figures of --metrics; class_accuracy where the run was trained on the procedural scenes, whose
+checker reads shape and colour from pixels. Every figure comes with its protocol in summary.json;
+--against=SUMMARY compares with another one, and refuses where the protocols differ.
 """
 
+import json
 import pathlib
 
 from absl import flags
@@ -16,90 +19,133 @@ from absl import flags
 from ldm_jax import cli
 from ldm_jax.base import errors
 
-BATCH = 64
+DEFAULT = ("fd", "kid", "prc", "dc")
 
 
 def define(values):
     flags.DEFINE_string("run", None, "workdir of a run", flag_values=values)
-    flags.DEFINE_string("samples", None, "folder that `sample` wrote", flag_values=values)
+    flags.DEFINE_string(
+        "samples", None, "folder that `sample` wrote, of images, or .npz", flag_values=values
+    )
+    flags.DEFINE_string(
+        "summary", None, "finished evaluation, to compare with --against", flag_values=values
+    )
     flags.DEFINE_string(
         "reference",
         None,
-        "run whose data is the reference; the samples' own by default",
+        "run, folder, .npz of images or statistics; the samples' own data by default",
         flag_values=values,
     )
-    flags.DEFINE_string("mobilenet", None, "weights for fd_mobilenet", flag_values=values)
-    flags.DEFINE_integer(
-        "reference_records", 5_000, "at most so many, for fd_mobilenet", flag_values=values
+    flags.DEFINE_string(
+        "features", "mobilenet", "mobilenet, inception, inception_clean", flag_values=values
     )
+    flags.DEFINE_string("weights", None, "file of the features' weights", flag_values=values)
+    flags.DEFINE_list(
+        "metrics", [], "of fd, kid, prc, dc, is, fd_infinity; the first four", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "reference_records", 50_000, "at most so many", lower_bound=2, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "bootstrap", 20, "rounds for the error of fd, 0 for none", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_list(
+        "lpips", [], "BACKBONE,HEADS: weights for LPIPS of a first stage", flag_values=values
+    )
+    flags.DEFINE_string("against", None, "summary.json to compare with", flag_values=values)
     flags.DEFINE_string("out", None, "folder for summary.json", flag_values=values)
 
 
 def main(args, overrides):
     if overrides:
         raise errors.UsageError("evaluate reads the run's own config; --config.* is for training.")
-    if bool(args.run) == bool(args.samples):
-        raise errors.UsageError("Give one of --run=RUN and --samples=DIR.")
+    given = [name for name in ("run", "samples", "summary") if args[name].value]
+    if len(given) != 1:
+        raise errors.UsageError("Give one of --run=RUN, --samples=PATH and --summary=FILE.")
+    other = read_summary(args.against, "--against") if args.against else None
+    if args.summary:
+        cli.require(args, "against")
+        print(*_compare(read_summary(args.summary, "--summary"), other, args.against), sep="\n")
+        return
     if args.run:
-        out, summary = pathlib.Path(args.out or f"{args.run}/evaluation"), evaluate_run(args.run)
+        out = args.out or f"{args.run}/evaluation"
+        summary = evaluate_run(args, other)
     else:
-        out = pathlib.Path(args.out or f"{args.samples}/evaluation")
-        summary = evaluate_samples(args)
-    cli.finish(out / "summary.json", summary)
+        path = pathlib.Path(args.samples)
+        out = args.out or (path if path.is_dir() else path.with_suffix("")) / "evaluation"
+        summary = evaluate_samples(args, other)
+    lines = _compare(summary, other, args.against) if other else []
+    cli.finish(pathlib.Path(out) / "summary.json", summary, lines)
 
 
-def evaluate_run(path) -> dict:
+def evaluate_run(args, other=None) -> dict:
     """The stage's measures over all held-out records, with averaged weights."""
     import jax
 
-    from ldm_jax import build, train
+    from ldm_jax import build, measures, train
     from ldm_jax.base import shard
     from ldm_jax.engine import checkpoint
     from ldm_jax.engine import judge as judge_lib
+    from ldm_jax.metrics import protocol
 
     seconds = cli.stopwatch()
-    path = pathlib.Path(path)
+    path = pathlib.Path(args.run)
     config = build.read_config(path)
+    first = config.stage == "autoencode"
+    if not first and (args.weights or args.lpips):
+        raise errors.UsageError(f"{path} is a second stage: sample from it, then --samples=FOLDER.")
+    if args.lpips:
+        config = _with_lpips(config, args.lpips)
+    plan = measures.plan(args, DEFAULT) if args.weights else None
     source = build.open_source(config.data)
     mesh = shard.make_mesh()
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
-    params, step = checkpoint.read_params(path)
-    cli.cache_compilations(path / "compilation_cache")
-    if config.stage == "autoencode":
-        stage = build.make_autoencode(config).stage()
-    else:
-        stage = train.second_stage(config, source, path)
     held_out = build.sources.holdout(source, config.data.holdout, train=False)
     with config.unlocked():
         config.eval.records = len(held_out)
+    data = {"fingerprint": held_out.fingerprint, "records": len(held_out), "crop": "center"}
+    data |= {"size": [config.data.size] * 2, "interpolation": config.data.interpolation}
+    params, step = checkpoint.read_params(path)
+    subject = {"run": str(path), "step": step}
+    lpips = [file for file in config.get("lpips", {}).values() if file]
+    protocols = measures.protocol_of_run(plan, data, subject, lpips)
+    if other:
+        protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
+
+    cli.cache_compilations(path / "compilation_cache")
+    if first:
+        stage = build.make_autoencode(config).stage()
+    else:
+        stage = train.second_stage(config, source, path)
     whole = shard.replicated(mesh)
-    judge = judge_lib.Judge(
-        stage,
-        lambda: build.held_out_batches(config, held_out, stage.fields),
-        jax.device_put(stage.frozen, whole),
-        mesh,
-    )
-    values = judge(jax.device_put(params, whole))
-    values = {name.removeprefix("val/"): value for name, value in values.items()}
-    return (
-        {"run": str(path), "step": step, "records": len(held_out)} | values | {"seconds": seconds()}
-    )
+    batches = lambda: build.held_out_batches(config, held_out, stage.fields)
+    judge = judge_lib.Judge(stage, batches, jax.device_put(stage.frozen, whole), mesh)
+    figures = {}
+    for name, (mean, error) in judge.measure(jax.device_put(params, whole)).items():
+        figures |= {name: mean, f"{name}_std": error}
+    latents = {}
+    if first:
+        codec, own = build.Codec(build.make_autoencoder(config)), params["autoencoder"]["model"]
+        latents, distances = measures.of_first_stage(codec, own, batches, data, plan)
+        figures |= distances
+    summary = subject | {"records": len(held_out)}
+    return summary | latents | measures.stored(figures, protocols) | {"seconds": seconds()}
 
 
-def evaluate_samples(args) -> dict:
-    """What can be measured of a folder of samples."""
-    from ldm_jax import build
-    from ldm_jax.jobs import job as job_lib
+def evaluate_samples(args, other=None) -> dict:
+    """What can be measured of a set of samples."""
+    from ldm_jax import build, imagesets, measures
 
     seconds = cli.stopwatch()
-    job = job_lib.open_job(args.samples)
-    manifest = build.read_json(job.out / "manifest.json")
-    config = build.read_config(args.reference or manifest["run"])
-    summary = {"samples": str(job.out), "num": job.num, "manifest": manifest}
-    if "labels" in manifest and config.data.source == "scenes":
-        summary["class_accuracy"] = class_accuracy(job)
-    if args.mobilenet:
-        summary |= fd_mobilenet(config, job, args.mobilenet, args.reference_records)
+    plan = measures.plan(args, DEFAULT) if args.weights or args.metrics else None
+    samples = imagesets.open_set(args.samples, "--samples")
+    manifest = build.read_json(samples.job.out / "manifest.json") if samples.job else {}
+    summary = {"samples": str(args.samples), "num": samples.count, "manifest": manifest}
+    if "labels" in manifest and _of_scenes(manifest["run"]):
+        summary["class_accuracy"] = class_accuracy(samples.job)
+    if plan:
+        reference = args.reference or manifest.get("run")
+        summary |= measures.of_samples(samples, manifest, reference, plan, other)
     return summary | {"seconds": seconds()}
 
 
@@ -116,30 +162,42 @@ def class_accuracy(job) -> float:
     return float(np.mean(np.concatenate(hits)))
 
 
-def fd_mobilenet(config, job, weights, records: int) -> dict:
-    """Frechet distance on MobileNetV2 features between the samples and the training records."""
-    import numpy as np
+def read_summary(path, flag: str) -> dict:
+    """A summary.json of this command, or the folder it lies in."""
+    path = pathlib.Path(path)
+    path = path / "summary.json" if path.is_dir() else path
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise errors.UsageError(f"{flag}={path} is no summary.json of evaluate.") from e
 
+
+def _compare(summary, other, name):
+    from ldm_jax.metrics import protocol
+
+    return protocol.compare(summary, other, name)
+
+
+def _of_scenes(run) -> bool:
     from ldm_jax import build
-    from ldm_jax.metrics import features, frechet
 
-    extract = features.EXTRACTORS.get("mobilenet")(weights)
-    source = build.open_source(config.data)
-    train = build.sources.holdout(source, config.data.holdout, train=True)
-    count = min(records, len(train))
+    try:
+        return build.read_config(run).data.source == "scenes"
+    except errors.UsageError:  # the run is no longer there; its samples are
+        return False
+
+
+def _with_lpips(config, files):
+    from ldm_jax.stages import autoencode
+
+    if len(files) != 2:
+        raise errors.UsageError(f"--lpips={','.join(files)}: give two files, BACKBONE,HEADS.")
     with config.unlocked():
-        config.eval.update(records=count, batch_size=BATCH)
-    real = fake = frechet.Moments.empty(features.DIMENSIONS["mobilenet"])
-    for batch in build.held_out_batches(config, train, ("image",)):
-        real = real.update(np.asarray(extract(batch["image"]))[batch["mask"] > 0])
-    for images, _ in job.batches():
-        for i in range(0, len(images), BATCH):
-            pixels = images[i : i + BATCH].astype(np.float32) / 127.5 - 1
-            fake = fake.update(np.asarray(extract(pixels)))
-    return {
-        "fd_mobilenet": frechet.frechet_distance(real, fake),
-        "fd_mobilenet_reference_records": count,
-    }
+        config.lpips.update(dict(zip(("backbone", "heads"), files)))
+        # any weight makes the stage measure it
+        config.loss.perceptual_weight = config.loss.perceptual_weight or 1.0
+    autoencode.check(autoencode.Loss(**config.loss), True)
+    return config
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A whole sampler in one file, run without the model's code (docs/sampling.md).
+"""A whole sampler in one file, run without the model's code (docs/samplers.md).
 
     python -m ldm_jax.sample --run=RUN --export=sampler.zip --batch_size=8 --platforms=cpu,cuda
 

@@ -28,17 +28,21 @@ from ldm_jax.stages.sampling import Sampling
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
 
-def load(path, ema: bool = True, mesh=None):
+def load(path, ema: bool = True, mesh=None, weaker=None):
     """Opens the run in `path`, told apart by its config.json.
 
     Args:
       ema: the moving average of the weights, where the run keeps one.
       mesh: puts the weights on all its devices; batches given to the run must then divide.
+      weaker: a run of the same model, less trained; guidance then leads away from it instead of
+        from the null condition (autoguidance, Karras et al. 2024).
     """
     cli.quiet_libraries()
     path = pathlib.Path(path)
     config = build.read_config(path)
-    return (FirstStage if config.stage == "autoencode" else SecondStage)(path, config, ema, mesh)
+    if config.stage == "autoencode":
+        return FirstStage(path, config, ema, mesh)
+    return SecondStage(path, config, ema, mesh, weaker)
 
 
 class FirstStage:
@@ -65,7 +69,7 @@ class FirstStage:
 class SecondStage:
     """A trained denoiser with its first stage."""
 
-    def __init__(self, path, config, ema=True, mesh=None):
+    def __init__(self, path, config, ema=True, mesh=None, weaker=None):
         self.path, self.config = path, config
         self.model = build.make_diffuse(config)
         if not (path / "latents.json").is_file():
@@ -81,6 +85,10 @@ class SecondStage:
         self.digest = tree.digest((params, first))
         self._mesh = mesh
         self._params = _place(params["denoiser"], mesh)
+        self._guide = self.guide_digest = None
+        if weaker:
+            guide = read_guide(weaker, params["denoiser"], ema)
+            self._guide, self.guide_digest = _place(guide, mesh), tree.digest(guide)
         self._frozen = _place({"first_stage": first, "scale": np.float32(record["scale"])}, mesh)
         self._encode, self._decode = jax.jit(self.model.encode), jax.jit(self.model.decode)
         self._predict = jax.jit(self.model.predict)
@@ -216,19 +224,25 @@ class SecondStage:
         size = size or (self.config.data.size,) * 2
         cond = dict(cond or {})
         null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
-        null = self._cond(null, n, size) if sampling.guidance != 1.0 else None
+        if sampling.guidance == 1.0:
+            null = None
+        elif self._guide is None or null:
+            null = self._cond(null, n, size)
+        else:
+            null = self._cond(cond, n, size, self._guide)
         program = self._sampler(sampling, *size, output)
         arrays = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
         keys = _keys(seed, jnp.asarray(indices))
         inputs = self._rows((keys, self._cond(cond, n, size), null, arrays))
-        return program(self._params, self._frozen, *inputs)
+        return program(self._params, self._guide, self._frozen, *inputs)
 
     def _compile(self, sampling, height, width, output):
         """One program for the whole of sampling: denoising, guidance, decoding, to `output`."""
         how = dict(sampling=sampling, height=height, width=width, trace=output == "path")
 
-        def draw(params, frozen, keys, cond, null, arrays):
-            z = self.model.sample(params, frozen, keys, cond=cond, null=null, **arrays, **how)
+        def draw(params, guide, frozen, keys, cond, null, arrays):
+            given = dict(cond=cond, null=null, guide_params=guide)
+            z = self.model.sample(params, frozen, keys, **given, **arrays, **how)
             if output == "path":
                 return z[1]
             if output == "latents":
@@ -238,8 +252,9 @@ class SecondStage:
 
         return jax.jit(draw)
 
-    def _cond(self, cond: dict | None, n: int, size) -> Cond:
+    def _cond(self, cond: dict | None, n: int, size, params=None) -> Cond:
         """From fields or ready arrays; the null condition where nothing is given."""
+        params = self._params if params is None else params
         known = self.model.fields
         if cond and not set(cond) <= set(known) and set(cond) <= set(READY):
             return Cond(**{k: jnp.asarray(v) for k, v in cond.items()})
@@ -249,11 +264,11 @@ class SecondStage:
                 f"conditioned on {', '.join(known) or 'nothing'}."
             )
         if not cond:
-            return self._condition(self._params, self.model.example(n, *size), jnp.ones(n, bool))
+            return self._condition(params, self.model.example(n, *size), jnp.ones(n, bool))
         self._check_classes(cond.get("class"), n)
         fields = {k: jnp.asarray(v) for k, v in cond.items()}
         fields = self._encode_fields(self._frozen, fields)
-        return self._condition(self._params, fields, jnp.zeros(n, bool))
+        return self._condition(params, fields, jnp.zeros(n, bool))
 
     def _rows(self, inputs):
         """Rows over the devices of the mesh, where the run has one."""
@@ -272,6 +287,21 @@ class SecondStage:
                 f"cond['class'] must be {n} ids in 0..{self.num_classes - 1}; got shape {ids.shape}"
                 + (f", first wrong id {wrong.flat[0]}." if wrong.size else ".")
             )
+
+
+def read_guide(path, params, ema):
+    """A denoiser's weights from the run in `path`, of the same shapes as `params`."""
+    build.read_config(pathlib.Path(path))
+    guide, _ = checkpoint.read_params(pathlib.Path(path), ("denoiser",), ema=ema)
+    shapes = lambda p: {name: np.shape(leaf) for name, leaf in tree.named_leaves(p)}
+    ours, theirs = shapes(params), shapes(guide["denoiser"])
+    if ours != theirs:
+        name = sorted(ours.items() ^ theirs.items())[0][0]
+        raise errors.UsageError(
+            f"{path} is not a weaker run of the same model: {name} is {theirs.get(name)} there and "
+            f"{ours.get(name)} here."
+        )
+    return guide["denoiser"]
 
 
 def _keys(seed, indices):

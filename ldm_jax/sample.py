@@ -62,7 +62,7 @@ def define(values):
 
 def define_sampling(values):
     """Flags of how images are drawn; what is not given is the run's own."""
-    flags.DEFINE_string("sampler", None, "ddim, ddpm, ... (docs/sampling.md)", flag_values=values)
+    flags.DEFINE_string("sampler", None, "ddim, ddpm, ... (docs/samplers.md)", flag_values=values)
     flags.DEFINE_integer("steps", None, "steps of the time grid", flag_values=values)
     flags.DEFINE_float("eta", None, "stochasticity of ddim", lower_bound=0, flag_values=values)
     flags.DEFINE_float(
@@ -73,6 +73,9 @@ def define_sampling(values):
     )
     flags.DEFINE_float(
         "rescale", None, "share of the way back from overexposure by guidance", flag_values=values
+    )
+    flags.DEFINE_string(
+        "weaker", "", "guide away from this run of the same model instead", flag_values=values
     )
     flags.DEFINE_list("interval", None, "noise levels of guidance: 0.2,0.9", flag_values=values)
     flags.DEFINE_integer(
@@ -119,9 +122,11 @@ def main(args, overrides):
     cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
     mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(args.batch_size, mesh, key="--batch_size")
-    run = run_lib.load(args.run, ema=args.ema, mesh=mesh)
+    run = run_lib.load(args.run, ema=args.ema, mesh=mesh, weaker=args.weaker)
     settings = dataclasses.asdict(sampling) | {"seed": args.seed, "size": list(size)}
     origin = {"run": str(args.run), "step": run.step, "weights": run.digest}
+    if args.weaker:
+        origin["weaker"] = run.guide_digest
     job.claim(settings | origin | conditions.names)
 
     def draw(first, count):

@@ -4,6 +4,8 @@
 
 --config.key=value changes any key of the config; configs/base.py lists them all. The same command
 on the same workdir continues from the newest checkpoint. SIGTERM saves and exits with 42.
+--config.init_from=RUN starts a new run from another's weights; --config=RUN/config.json takes its
+config along.
 """
 
 import pathlib
@@ -14,9 +16,14 @@ from ldm_jax import cli
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
+# Keys of a run's config that say nothing of what it computes.
+MAY_CHANGE = ("limits.", "max_bad_steps")
+
 
 def define(values):
-    flags.DEFINE_string("config", None, "config file, path.py[:variant]", flag_values=values)
+    flags.DEFINE_string(
+        "config", None, "config file: path.py[:variant], or RUN/config.json", flag_values=values
+    )
     flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
     flags.DEFINE_string(
         "devices",
@@ -42,9 +49,9 @@ def train(config, workdir, allow=(), devices="") -> dict:
     """Trains what `config` says in `workdir`; returns the summary that it writes there."""
     import jax
 
-    from ldm_jax import build
+    from ldm_jax import build, monitor
     from ldm_jax.base import shard
-    from ldm_jax.engine import hosts, loop, phases
+    from ldm_jax.engine import hosts, inherit, loop, phases
 
     seconds = cli.stopwatch()
     hosts.connect()
@@ -52,6 +59,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
     source = build.open_source(config.data)
     config = build.resolve(config, source)
     build.check(config, source)
+    plan = monitor.plan(config)
     hosts.agree(
         code_version=hosts.code_version(),
         jax_version=jax.__version__,
@@ -63,6 +71,11 @@ def train(config, workdir, allow=(), devices="") -> dict:
     shard.check_batch(config.batch_size, mesh, config.accumulate)
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
     first_stage = build.make_autoencode(config).stage() if config.stage == "autoencode" else None
+    if begun(workdir):
+        can_resume(workdir)
+    elif config.init_from:
+        players = (first_stage or build.make_diffuse(config).stage(None)).players
+        inherit.check(config.init_from, players)
     hosts.on_first(lambda: claim(workdir, config, source, allow))
 
     cli.cache_compilations(workdir / "compilation_cache")
@@ -81,6 +94,8 @@ def train(config, workdir, allow=(), devices="") -> dict:
             accumulate=config.accumulate,
             phase=phase,
             max_bad_steps=config.max_bad_steps,
+            evaluators=(monitor.distances(plan, config, source, mesh),) if plan else (),
+            init_from=config.init_from,
             **config.checkpoints,
         )
     return hosts.on_first(lambda: summarise(workdir, seconds()))
@@ -106,8 +121,9 @@ def second_stage(config, source, workdir):
     def measured() -> dict:
         if file.exists():
             return build.read_json(file)
-        statistics = {"scale": config.latents.scale}
-        if not config.latents.scale:
+        given = {"scale": config.latents.scale} if config.latents.scale else {}
+        statistics = inherited_latents(config.init_from, digest) or given
+        if not statistics:
             # One host reads whole batches, so that the scale is the same on any number of hosts.
             batches = build.make_data(config, source, ("image",), dict(host=0, hosts=1)).train(0)
             images = (next(batches)["image"] for _ in range(config.latents.batches))
@@ -128,6 +144,35 @@ def second_stage(config, source, workdir):
     return model.stage({"first_stage": params, "scale": jnp.float32(record["scale"])})
 
 
+def inherited_latents(init_from, digest: str) -> dict:
+    """What the source of this run's weights says of its latents, if its first stage is the same."""
+    from ldm_jax import build
+
+    file = pathlib.Path(init_from) / "latents.json"
+    record = build.read_json(file) if init_from and file.is_file() else {"origin": {}}
+    return record if record.pop("origin").get("digest") == digest else {}
+
+
+def begun(workdir) -> bool:
+    """Whether there is a checkpoint to go on from, or to protect."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
+def can_resume(workdir):
+    """Raises UsageError for a run that was converted: it has no optimizer's state to go on with."""
+    from ldm_jax.engine import checkpoint
+
+    try:
+        trained = checkpoint.saved(workdir).get("opt")
+    except errors.UsageError:
+        return  # a damaged checkpoint; restoring walks back to a sound one
+    if not trained:
+        raise errors.UsageError(
+            f"--workdir={workdir} holds weights without an optimizer's state, as converted runs "
+            f"do: take a new --workdir and start from it with --config.init_from={workdir}"
+        )
+
+
 def claim(workdir, config, source, allow):
     """Writes config.json into a new workdir; refuses one with another config or other data.
 
@@ -137,19 +182,20 @@ def claim(workdir, config, source, allow):
 
     text = config_lib.to_json(config)
     file, data_file = workdir / "config.json", workdir / "data.txt"
-    begun = any((workdir / "checkpoints").glob("[0-9]*"))
-    if not begun:
+    taken = begun(workdir)
+    if not taken:
         (workdir / "latents.json").unlink(missing_ok=True)
-    if begun and file.exists():
+    if taken and file.exists():
         saved = config_lib.from_json(file.read_text())
-        changed = {line.split(":")[0]: line for line in config_lib.difference(saved, config)}
-        changed = {key: line for key, line in changed.items() if not key.startswith("limits.")}
+        lines = config_lib.difference(saved, config, unset=config_lib.OFF)
+        changed = {line.split(":")[0]: line for line in lines}
+        changed = {key: line for key, line in changed.items() if not key.startswith(MAY_CHANGE)}
         if changed.keys() - set(allow):
             raise errors.UsageError(
                 f"{workdir} holds a run with another config ({'; '.join(changed.values())}): take "
                 f"another --workdir, or allow it with --allow_config_change={','.join(changed)}"
             )
-    data = data_file.read_text().strip() if begun and data_file.exists() else source.fingerprint
+    data = data_file.read_text().strip() if taken and data_file.exists() else source.fingerprint
     if data != source.fingerprint:
         raise errors.UsageError(
             f"{workdir}: the data has changed since this run began (fingerprint {data}, now "

@@ -25,16 +25,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 sys.path.insert(0, str(ROOT))
 
 
-def call(command, *argv) -> int:
-    """A command in this process; its exit code."""
-    from ldm_jax import cli
-
-    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])
-
-
 @pytest.fixture(scope="session")
 def pixel_run(tmp_path_factory):
     """A class-conditional run on 16x16 pixels (f = 1), two steps old: as small as they come."""
+    from calling import call
+
     from ldm_jax import train
 
     workdir = tmp_path_factory.mktemp("pixels") / "run"

@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import parity_maths  # noqa: E402
 
 import ldm_jax  # noqa: E402
 from ldm_jax import convert  # noqa: E402
-from ldm_jax.weights import compvis, diffusers, official, rules  # noqa: E402
+from ldm_jax.weights import compvis, diffusers, official, official_config, rules  # noqa: E402
 
 KEYS = "model.diffusion_model."
 
@@ -154,7 +156,7 @@ def conditioner(case):
     from ldm_jax.models.conditioners import CONDITIONERS
 
     io, name = case.io, case.meta["config"]["target"].rpartition(".")[2]
-    field, kwargs, table = official._ENCODERS[name](case.params, [])
+    field, kwargs, table = official_config.ENCODERS[name](case.params, [])
     state = case.weights() if table else {}
     state = {k: v for k, v in state.items() if "to_logits" not in k}
     params = rules.convert(state, table)
@@ -228,6 +230,9 @@ KINDS = {
     "loss": loss,
     "pipeline": pipeline,
 }
+
+
+KINDS |= {"ldm_maths": parity_maths.maths, "ema": parity_maths.ema, "plain": parity_maths.pieces}
 
 
 def cases(folder) -> list[str]:

@@ -139,7 +139,7 @@ def replayed(folder, name):
     x = np.asarray(path["x"]) / scale[:, None, None, None, None]
     return [
         _row(f"schedulers/{name}", "x_steps", x, case["out_x_steps"]),
-        _row(f"schedulers/{name}", "timesteps", told, case["out_timesteps"], 2e-2),
+        _row(f"schedulers/{name}", "timesteps", told, case["out_timesteps"], 2e-3),
     ]
 
 
@@ -297,6 +297,8 @@ def pack(folder, to):
     folder, to = pathlib.Path(folder), pathlib.Path(to)
     for name in cases(folder):
         kind, stem = name.split("/", 1)
+        if kind == "schedulers" and "cfg" in stem:  # the same on a guided network
+            continue
         if kind == "compvis":
             files = [f"compvis/{stem}.json", f"compvis/{stem}.io.npz"]
         elif kind == "schedulers":
@@ -320,8 +322,14 @@ def _pack(source, target):
     keys = [k for k in arrays if kept is None or k.split("/")[-1] in kept]
     keys = [k for k in keys if not k.startswith("quad/") and k not in _UNREAD]
     buffer = io.BytesIO()
-    np.savez(buffer, **{k: arrays[k] for k in keys})
+    one = "schedulers" in source.parts and source.name == "io.npz"  # image is as good as two
+    np.savez(buffer, **{k: _first_image(arrays[k]) if one else arrays[k] for k in keys})
     target.with_name(target.name + ".xz").write_bytes(lzma.compress(buffer.getvalue(), preset=9))
+
+
+def _first_image(array):
+    """Of [b, c, h, w] or [steps, b, c, h, w]."""
+    return array[..., :1, :, :, :] if array.ndim >= 4 else array
 
 
 _UNREAD = ("out_pred_x0_steps", "out_eps_steps")
@@ -334,10 +342,19 @@ def main(*args):
     print("| case | output | largest error | tolerance |\n|---|---|---|---|")
     for name in cases(folder):
         if not prefixes or name.startswith(tuple(prefixes)):
-            for case, output, error, tolerance in measure(folder, name):
+            rows = measure(folder, name)
+            for case, output, error, tolerance in _worst(rows) if "tables/" in name else rows:
                 wrong += not error <= tolerance
                 print(f"| {case} | {output} | {error:.1e} | {tolerance:.1e} |", flush=True)
     return wrong > 0
+
+
+def _worst(rows):
+    """Of each output of a table, over its schedules or step counts, the row nearest its limit."""
+    worst = {}
+    for case, output, error, tolerance in sorted(rows, key=lambda r: r[2] / max(r[3], 1e-12)):
+        worst[(case.split("/")[0], output)] = (case, output, error, tolerance)
+    return sorted(worst.values())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from calling import call
 from PIL import Image
 
 import ldm_jax
@@ -21,10 +22,6 @@ SMALL = {
     "ldm": ["--config.model.mult=(1,)", "--config.model.attention=()"],
 }
 SHORT = ["--config.steps.total=4", "--config.steps.log=2", "--config.steps.eval=4"]
-
-
-def call(command, *argv) -> int:
-    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])
 
 
 def call_train(variant, workdir, *overrides) -> int:
@@ -179,7 +176,7 @@ def test_sample_and_evaluate_want_a_fitting_run(first_stage, tmp_path, refused):
     assert "is not a run" in refused(call(sample, f"--run={tmp_path}", out))
     assert "--run is missing" in refused(call(sample, out))
     assert "is not a run" in refused(call(evaluate, f"--run={tmp_path}"))
-    assert "manifest.json" in refused(call(evaluate, f"--samples={tmp_path}"))
+    assert "holds no images" in refused(call(evaluate, f"--samples={tmp_path}"))
     assert "Give one of" in refused(call(evaluate))
 
 

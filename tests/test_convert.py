@@ -18,7 +18,7 @@ import parity
 
 from ldm_jax import convert
 from ldm_jax.base import errors, tensorfile
-from ldm_jax.weights import official
+from ldm_jax.weights import official_config
 
 PIPELINE = "compvis/pipeline"
 
@@ -31,7 +31,8 @@ def golden(tmp_path_factory):
 # The rest, which say the same of further widths and losses, wait for `-m slow`.
 QUICK = (
     *("cond_", "disc_", "ldmbert", "kl_f2_linattn", "vq_f2", "unet_adm", "ddim_S10_concat"),
-    *("loss_vq_taming", "pipeline", "vqmodel_ldm", "unet2d_ddpm_style", "unet2dcond_sd2"),
+    *("loss_vq_ldm_l2", "pipeline", "vqmodel_ldm", "unet2d_ddpm_style", "unet2dcond_sd2"),
+    *("ema_", "loss_pieces"),
 )
 CASES = [
     pytest.param(name, marks=() if name.startswith(QUICK) else pytest.mark.slow)
@@ -129,6 +130,140 @@ def test_a_damaged_file_is_one_line_and_leaves_no_run(golden, tmp_path, damage, 
     assert [p.name for p in tmp_path.iterdir()] == ["model.ckpt"]
 
 
+def safetensors(path, header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(start, stop, *shape):
+    return {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"a": entry(0, 8, 2), "b": entry(4, 12, 2)}, "overlap"),
+        ({"a": entry(0, 16, 4)}, "a lies outside the file"),
+        ({"a": entry(8, 4, -1)}, "a lies outside the file"),
+        ({"a": entry(0, 8, 2**40, 2**40)}, "another size than its shape"),
+        ({"a": entry(0, 8, -1, -2)}, "cannot be read"),
+        ({"a": entry(0, 8, 2) | {"dtype": "F4"}}, "dtype F4"),
+        ({"a": 3}, "cannot be read"),
+        ([1], "cannot be read"),
+        (b"{" * 5000, "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_safetensors_file_cannot_lie(tmp_path, header, words):
+    safetensors(tmp_path / "a.safetensors", header, bytes(12))
+    with pytest.raises(errors.UsageError, match=words):
+        tensorfile.read(tmp_path / "a.safetensors")
+
+
+def test_a_header_longer_than_its_file_is_not_awaited(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    with pytest.raises(errors.UsageError, match="longer than the file"):
+        tensorfile.read(tmp_path / "a.safetensors")
+
+
+def test_names_in_an_archive_reach_nothing(tmp_path, monkeypatch):
+    """Members are read in memory: a name that climbs out of its folder is a name like any other."""
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    with zipfile.ZipFile("model.ckpt", "w") as archive:
+        archive.writestr("../../x/data.pkl", pickle.dumps({"a": 1}, protocol=2))
+        archive.writestr("../escaped", "!")
+    with pytest.raises(errors.UsageError, match="holds no tensors"):
+        tensorfile.read("model.ckpt")
+    assert [p.name for p in tmp_path.rglob("*")] == ["in", "model.ckpt"]
+
+
+class Pickled:
+    """A torch file by hand: a tensor of any size, on a storage that is said to be of any size."""
+
+    def __init__(self, count, size):
+        self.count, self.size = count, size
+
+    def write(self, path):
+        code = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n(("
+        code += b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+        code += b"X\x03\x00\x00\x00cpu" + pickle.dumps(self.count, 2)[2:-1] + b"tQK\x00"
+        code += pickle.dumps((self.size,), 2)[2:-1] + pickle.dumps((1,), 2)[2:-1]
+        code += b"\x89ccollections\nOrderedDict\n)RtRs."
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", code)
+            archive.writestr("a/data/0", bytes(16))
+        return path
+
+
+def test_a_tensor_is_as_large_as_its_storage_at_most(tmp_path):
+    fits = tensorfile.read(Pickled(4, 4).write(tmp_path / "fits.ckpt"))
+    assert fits["a"].tolist() == [0, 0, 0, 0]
+    for count, size in ((4, 5), (2**40, 2**40), (4, 2**62), (-1, 4)):
+        with pytest.raises(errors.UsageError, match="cannot be read"):
+            tensorfile.read(Pickled(count, size).write(tmp_path / "model.ckpt"))
+
+
+def test_compressed_members_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({}, protocol=2))
+    with pytest.raises(errors.UsageError, match="compressed"):
+        tensorfile.read(tmp_path / "a.ckpt")
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(golden, tmp_path, capsys):
+    source = golden / PIPELINE / "autoencoder_with_loss_keys"
+    state = dict(tensorfile.read(source.with_suffix(".ckpt")))
+    state["quant_conv.bias"] = np.full_like(state["quant_conv.bias"], np.nan)
+    np.savez(tmp_path / "model.npz", **state)
+    argv = [f"--config={source}.yaml", f"--checkpoint={tmp_path}/model.npz"]
+    assert convert.run(["compvis", *argv, f"--out={tmp_path}/run"]) == 2
+    assert "not finite: quant_conv.bias" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"target": "AutoencoderKL", "params": {}},
+        {"target": "AutoencoderKL", "params": {"ddconfig": {"ch": "wide"}}},
+        {"target": "LatentDiffusion", "params": {"unet_config": 3}},
+        {"target": 5},
+    ],
+)
+def test_a_yaml_without_its_keys_is_one_line(golden, tmp_path, model, capsys):
+    source = golden / PIPELINE / "autoencoder_with_loss_keys"
+    (tmp_path / "model.yaml").write_text(json.dumps({"model": model}))
+    argv = [f"--config={tmp_path}/model.yaml", f"--checkpoint={source}.ckpt"]
+    assert convert.run(["compvis", *argv, f"--out={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be understood" in said and said.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["model.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "{}"),
+        ("config.json", "[]"),
+        ("config.json", '{"_class_name": "VQModel"}'),
+        ("diffusion_pytorch_model.safetensors.index.json", "{}"),
+        (
+            "diffusion_pytorch_model.safetensors.index.json",
+            '{"weight_map": {"a": "../../secret.safetensors"}}',
+        ),
+    ],
+)
+def test_a_broken_folder_is_one_line(golden, tmp_path, name, text, capsys):
+    folder = shutil.copytree(golden / "diffusers" / "vqmodel_ldm", tmp_path / "model")
+    (folder / name).write_text(text)
+    safetensors(tmp_path / "secret.safetensors", {"a": entry(0, 4, 1)}, bytes(4))
+    assert convert.run(["diffusers", f"--checkpoint={folder}", f"--out={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "ldm_jax: " in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_yaml_names_keys_and_shapes(golden, tmp_path, capsys):
     source = golden / PIPELINE / "autoencoder_with_loss_keys"
     yaml = tmp_path / "wrong.yaml"
@@ -175,5 +310,5 @@ def test_a_converted_run_may_move(golden, tmp_path):
     ],
 )
 def test_heads_are_those_of_the_official_code_unless_overruled(net, want):
-    assert tuple(official.heads_of(net).values()) == want
-    assert tuple(official.heads_of(net, heads=1).values()) == (1, None, None)
+    assert tuple(official_config.heads_of(net).values()) == want
+    assert tuple(official_config.heads_of(net, heads=1).values()) == (1, None, None)

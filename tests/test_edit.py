@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from conftest import call
+from calling import call
 from PIL import Image
 
 import ldm_jax

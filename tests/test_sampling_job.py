@@ -14,7 +14,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import call
+from calling import call
 
 import ldm_jax
 from ldm_jax import cli, sample
@@ -243,3 +243,23 @@ np.save({str(tmp_path / "images.npy")!r}, images)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     images = np.load(tmp_path / "images.npy")
     assert np.abs(images.astype(int) - pixels(whole)[8:16]).max() <= 1
+
+
+def test_a_weaker_run_guides_and_only_one_of_the_same_shapes(run, whole, tmp_path, capfd):
+    flags = [f"--run={run}", "--batch_size=8", *FLAGS, "--guidance=2", "--labels=3"]
+    assert call(sample, *flags, f"--weaker={run}", f"--out={tmp_path / 'self'}") == 0
+    plain = [*flags, "--guidance=1", f"--out={tmp_path / 'plain'}"]
+    assert call(sample, *plain) == 0  # away from itself is nowhere
+    difference = pixels(tmp_path / "self").astype(int) - pixels(tmp_path / "plain")
+    assert np.abs(difference).max() <= 1
+    capfd.readouterr()
+    assert call(sample, *flags, "--weaker=none", f"--out={tmp_path / 'x'}") == cli.EXIT_USAGE
+    assert "none is not a run" in capfd.readouterr().err
+
+
+def test_one_device_draws_what_eight_draw(run, whole, tmp_path):
+    flags = [f"--run={run}", f"--out={tmp_path}", "--batch_size=8", *FLAGS]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, "-m", "ldm_jax.sample", *flags]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert np.abs(pixels(tmp_path).astype(int) - pixels(whole)).max() <= 1

@@ -15,9 +15,15 @@ from ml_collections import config_dict
 
 from ldm_jax.base import errors
 
+RUN_CONFIG = "config.json"
+# What a key that the program has learnt says while it is not used.
+OFF = ("", 0, False)
+
 
 def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:
-    """Reads `path/to/file.py[:variant]` and applies `{"a.b": "text"}` overrides.
+    """Reads `path/to/file.py[:variant]`, or a run's config.json, and applies overrides.
+
+    overrides: `{"a.b": "text"}`.
 
     Raises:
       UsageError: a missing file, an unknown variant, an unknown key or a wrong type, in one line.
@@ -30,6 +36,34 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
             f"--config={spec}: no file {path}{errors.nearest(path, known)} "
             "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm)."
         )
+    if file.name == RUN_CONFIG:
+        config = of_run(file.parent)
+        with config.unlocked():  # runs from before this key lack it
+            config.init_from = config.get("init_from", "")
+    else:
+        config = _execute(spec, file, variant)
+    for key, text in (overrides or {}).items():
+        override(config, key, text)
+    return config
+
+
+def of_run(run) -> config_dict.ConfigDict:
+    """The config.json of a run; a folder that is none is a UsageError.
+
+    A first stage that lies inside the run, as converted ones do, is found wherever the run is.
+    """
+    run = pathlib.Path(run)
+    if not (run / RUN_CONFIG).is_file():
+        raise errors.UsageError(f"{run} is not a run: it holds no {RUN_CONFIG}.")
+    config = from_json((run / RUN_CONFIG).read_text())
+    inside = run / config.get("first_stage", "")
+    if inside != run and (inside / RUN_CONFIG).is_file():
+        with config.unlocked():
+            config.first_stage = str(inside)
+    return config
+
+
+def _execute(spec: str, file: pathlib.Path, variant: str) -> config_dict.ConfigDict:
     # Config files say `from configs import base`, wherever the command is called from.
     root = str(file.resolve().parent.parent)
     if root not in sys.path:
@@ -47,10 +81,7 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
         raise errors.UsageError(
             f"--config={spec}: get_config returned {type(config).__name__}, not a ConfigDict."
         )
-    config.lock()
-    for key, text in (overrides or {}).items():
-        override(config, key, text)
-    return config
+    return config.lock()
 
 
 def variants(arg: str | None, **known):
@@ -126,13 +157,16 @@ def from_json(text: str) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(restore(json.loads(text))).lock()
 
 
-def difference(old, new) -> list[str]:
-    """`["data.size: 64 -> 128", ...]` for every key whose value differs."""
+def difference(old, new, unset: tuple = ()) -> list[str]:
+    """`["data.size: 64 -> 128", ...]` for every key whose value differs.
+
+    unset: values that a key which `old` lacks may have without counting as a difference.
+    """
     old, new = _flat(plain(old)), _flat(plain(new))
     return [
         f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, ...) != new.get(key, ...)
+        if old.get(key, ...) != new.get(key, ...) and (key in old or new[key] not in unset)
     ]
 
 

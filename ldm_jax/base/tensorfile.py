@@ -5,7 +5,9 @@ and nothing else: it takes no torch, so there is nothing in reach that a pickle 
 """
 
 import collections
+import hashlib
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -63,6 +65,12 @@ def read(path) -> dict:
     return state
 
 
+def digest(path) -> str:
+    """sha256 of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def _state_dict(content) -> dict:
     if not isinstance(content, dict):
         raise errors.UsageError(f"A checkpoint holds a dict, this one a {type(content).__name__}.")
@@ -84,16 +92,29 @@ def _npz(path):
         return {key: data[key] for key in data}
 
 
+def metadata(path) -> dict:
+    """The metadata of a .safetensors file whose tensors can be read; others have none."""
+    path = pathlib.Path(path)
+    return _header(path)[0].get("__metadata__", {}) if path.suffix == ".safetensors" else {}
+
+
 def _safetensors(path):
-    size = path.stat().st_size
+    header, start = _header(path)
+    data = np.memmap(path, np.uint8, "r", offset=start) if path.stat().st_size > start else b""
+    header.pop("__metadata__", None)
+    places = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+    if any(start < stop for (_, stop), (start, _) in itertools.pairwise(places)):
+        raise ValueError("its tensors overlap")
+    return {key: _safe_tensor(data, key, **entry) for key, entry in header.items()}
+
+
+def _header(path):
+    """A safetensors file's header, and where its data starts."""
     with path.open("rb") as f:
         (length,) = struct.unpack("<Q", f.read(8))
-        if length > min(size - 8, 100_000_000):
+        if length > min(path.stat().st_size - 8, 100_000_000):
             raise ValueError("its header is longer than the file")
-        header = json.loads(f.read(length))
-    data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else b""
-    header.pop("__metadata__", None)
-    return {key: _safe_tensor(data, key, **entry) for key, entry in header.items()}
+        return json.loads(f.read(length)), 8 + length
 
 
 def _safe_tensor(data, key, dtype, shape, data_offsets):

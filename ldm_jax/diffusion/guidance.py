@@ -40,15 +40,16 @@ def autoguide(denoise, weaker, scale, rescale=0.0):
     return lambda x, t: extrapolate(denoise(x, t), weaker(x, t), scale, rescale)
 
 
-def within(guided, plain, sigma, low=0.0, high=1.0):
+def within(guided, plain, sigma, interval=()):
     """Guidance at some noise levels only (Kynkaanniemi et al. 2024, arXiv 2404.07724).
 
-    low <= sigma(t) <= high, the standard deviation of the noise in x_t, 0 to 1; the paper's levels
-    s of x_0 + s eps are s / sqrt(1 + s^2) here. Elsewhere `plain` alone is computed. All rows must
-    be at one timestep, as they are in sampling.
+    interval: (low, high) of sigma(t), the standard deviation of the noise in x_t, 0 to 1; the
+    paper's levels s of x_0 + s eps are s / sqrt(1 + s^2) here. () is everywhere. Elsewhere `plain`
+    alone is computed. All rows must be at one timestep, as they are in sampling.
     """
-    if (low, high) == (0.0, 1.0):
+    if not interval:
         return guided
+    low, high = interval
 
     def denoise(x, t):
         level = sigma(t[0])
@@ -72,17 +73,19 @@ def extrapolate(strong, weak, scale, rescale=0.0):
     return guided * (1.0 - rescale + rescale * ratio)
 
 
-def clip_x0(denoise, low=-1.0, high=1.0):
+def clip_x0(denoise, bound=1.0):
     """Clamps every predicted x_0 (the official `clip_denoised`): for pixels, not for latents."""
-    return lambda x, t: jnp.clip(denoise(x, t), low, high)
+    return lambda x, t: jnp.clip(denoise(x, t), -bound, bound)
 
 
 def check(rescale, interval):
     """A UsageError where `extrapolate` or `within` could not mean these settings."""
     if not 0.0 <= rescale <= 1.0:
         raise UsageError(f"rescale={rescale} must lie in 0..1.")
-    if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
-        raise UsageError(f"interval={interval} must be (low, high) with 0 <= low <= high <= 1.")
+    if interval and not (len(interval) == 2 and 0.0 <= interval[0] <= interval[1] <= 1.0):
+        raise UsageError(
+            f"interval={interval} must be () or (low, high) with 0 <= low <= high <= 1."
+        )
 
 
 def _check_same_structure(cond, null):

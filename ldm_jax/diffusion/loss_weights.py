@@ -34,8 +34,21 @@ def vlb(process):
     """The exact term of the variational bound (Ho et al. 2020, eq. 12), at any prediction.
 
     Index 0 has posterior variance 0 and is copied from index 1, as in the official eps weights.
-    (The official x_0 weights have a slip of operator precedence and are not copied.)
+    (The official x_0 weights have a slip of operator precedence: see `vlb_legacy`.)
     """
     coef_x0, _, variance = process.posterior
     table = coef_x0[1:] ** 2 / (2.0 * variance[1:]) * process.gain[1:]
     return np.concatenate([table[:1], table])
+
+
+@WEIGHTS.register("vlb_legacy")
+def vlb_legacy(process):
+    """The official weights of the bound: those of `vlb` for eps, a slip for x_0.
+
+    That is sqrt(alpha_bar) / 2 / (2 - alpha_bar), where division by 2 (1 - alpha_bar) was meant;
+    index 0 is copied from index 1 here too.
+    """
+    if process.prediction != "x0":
+        return vlb(process)
+    table = 0.5 * np.sqrt(process.alpha_bar) / (2.0 - process.alpha_bar)
+    return np.concatenate([table[1:2], table[1:]])

@@ -3,7 +3,7 @@
 A method keeps a few arrays, its *state*: first the point where the network looks next, then what
 it remembers (earlier predictions, a base point). A network call turns the state into the next by
 one small matrix on (state, x_0 predicted, fresh noise z). So all of them run in the same loop
-(`samplers.solve`), the network is traced once, and `Method.calls` is the true number of calls.
+(`samplers.solve`), the network is traced once, and the length of a method is its network calls.
 In the code a row of the matrix is written as its formula: `x, x_0, z` are unit vectors there.
 
 A step goes from (alpha, sigma) to (alpha', sigma'). With s = sigma / alpha: q = s'/s, h = -log q.
@@ -19,7 +19,7 @@ from ldm_jax.base.registry import Registry
 from ldm_jax.diffusion.grids import Grid
 from ldm_jax.diffusion.process import posterior
 
-SAMPLERS = Registry("sampler")  # (Grid, eta) -> Method; only ddim reads eta
+SAMPLERS = Registry("sampler")  # (Grid, eta) -> Method; eta is ddim's, the others have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +59,12 @@ def ddim(grid: Grid, eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("ddpm")
-def ddpm(grid: Grid, eta: float = 1.0) -> Method:
+def ddpm(grid: Grid, _eta: float = 0.0) -> Method:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), over any grid. S calls.
 
     On the full grid these are the official `p_sample` steps; elsewhere the posterior of the grid's
     own neighbours, which equals DDIM with eta 1.
     """
-    del eta
     x, x_0, z = _symbols(1)
     calls = []
     for step in _steps(grid):
@@ -75,28 +74,26 @@ def ddpm(grid: Grid, eta: float = 1.0) -> Method:
 
 
 @SAMPLERS.register("euler")
-def euler(grid: Grid, eta: float = 0.0) -> Method:
+def euler(grid: Grid, _eta: float = 0.0) -> Method:
     """Euler's rule for dy/ds = (y - x_0) / s, y = x / alpha (Karras et al. 2022, eq. 1). S calls.
 
     Its step, y' = q y + (1 - q) x_0, is that of DDIM with eta 0: two names of one method.
     """
-    del eta
-    return ddim(grid, 0.0)
+    return ddim(grid)
 
 
 @SAMPLERS.register("euler_ancestral")
-def euler_ancestral(grid: Grid, eta: float = 1.0) -> Method:
+def euler_ancestral(grid: Grid, _eta: float = 0.0) -> Method:
     """Euler down to s_down, then noise up to s' (as in k-diffusion). S calls.
 
     s_up^2 = s'^2 (s^2 - s'^2) / s^2 is the variance of the posterior in y: the same as `ddpm`.
     """
-    return ddpm(grid, eta)
+    return ddpm(grid)
 
 
 @SAMPLERS.register("heun")
-def heun(grid: Grid, eta: float = 0.0) -> Method:
+def heun(grid: Grid, _eta: float = 0.0) -> Method:
     """Heun's rule in s (Karras et al. 2022, algorithm 1). 2S - 1 calls: the last step has one."""
-    del eta
     x, start, first, x_0, _ = _symbols(3)
     calls = []
     for step in _steps(grid):
@@ -109,13 +106,12 @@ def heun(grid: Grid, eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("plms")
-def plms(grid: Grid, eta: float = 0.0) -> Method:
+def plms(grid: Grid, _eta: float = 0.0) -> Method:
     """Pseudo linear multistep (Liu et al. 2022, arXiv 2202.09778), the official form. S + 1 calls.
 
     The first step is a pseudo improved Euler step with an extra call; then Adams-Bashforth of
     order 2, 3, 4, 4, ... on eps, every step being DDIM's with the combined eps.
     """
-    del eta
     x, e1, e2, e3, x_0, _ = _symbols(4)
     calls = []
     for i, step in enumerate(_steps(grid)):
@@ -134,16 +130,14 @@ def plms(grid: Grid, eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("dpmpp_2m")
-def dpmpp_2m(grid: Grid, eta: float = 0.0) -> Method:
+def dpmpp_2m(grid: Grid, _eta: float = 0.0) -> Method:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2). S calls."""
-    del eta
     return _dpmpp(grid, 0.0)
 
 
 @SAMPLERS.register("dpmpp_2m_sde")
-def dpmpp_2m_sde(grid: Grid, eta: float = 1.0) -> Method:
+def dpmpp_2m_sde(grid: Grid, _eta: float = 0.0) -> Method:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, sec. 5, midpoint form). S calls."""
-    del eta
     return _dpmpp(grid, 1.0)
 
 
@@ -160,13 +154,12 @@ def _dpmpp(grid, eta):
 
 
 @SAMPLERS.register("unipc")
-def unipc(grid: Grid, eta: float = 0.0) -> Method:
+def unipc(grid: Grid, _eta: float = 0.0) -> Method:
     """UniPC of order 2 with B(h) = e^h - 1, "bh2" (Zhao et al. 2023, arXiv 2302.04867). S calls.
 
     The predictor is DPM-Solver++(2M)'s step. The next call's prediction first corrects the point
     that it was made at, by the same step once more with that prediction in it.
     """
-    del eta
     x, base, m1, m2, x_0, _ = _symbols(4)
     calls, before, earlier = [], None, None
     for step in _steps(grid):

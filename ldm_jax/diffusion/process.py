@@ -124,12 +124,6 @@ class Process:
         with np.errstate(divide="ignore"):
             return _lookup(np.log(self.snr), t)
 
-    def _log_snr_between(self, t):
-        """`log_snr` on straight lines between the integers; a terminal -inf counts as -80."""
-        with np.errstate(divide="ignore"):
-            table = np.maximum(np.log(self.snr), -80.0)
-        return jnp.interp(t, np.arange(len(table), dtype=np.float32), jnp.float32(table))
-
     def weight(self, t, kind="uniform", **options):
         """The loss weight of `WEIGHTS[kind]` for the squared error of this prediction, [b]."""
         return _lookup(WEIGHTS.get(kind)(self, **options), t)
@@ -159,6 +153,12 @@ class Process:
     @property
     def _predicted(self):
         return PREDICTIONS.get(self.prediction)
+
+    def _log_snr_between(self, t):
+        """`log_snr` on straight lines between the integers; a terminal -inf counts as -80."""
+        with np.errstate(divide="ignore"):
+            table = np.maximum(np.log(self.snr), -80.0)
+        return jnp.interp(t, np.arange(len(table), dtype=np.float32), jnp.float32(table))
 
     def _coefficients(self, t, x):
         shape = t.shape + (1,) * (x.ndim - t.ndim)

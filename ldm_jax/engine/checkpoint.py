@@ -62,7 +62,7 @@ class Checkpoints:
 
         abstract: tree of ShapeDtypeStructs with shardings, for any number of devices.
         """
-        for step in sorted(hosts.on_first(self._steps), reverse=True):
+        for step in sorted(hosts.on_first(self._finished), reverse=True):
             restored, problem = None, ""
             try:
                 restored = self._restore_step(step, abstract)
@@ -82,7 +82,7 @@ class Checkpoints:
             self._set_aside(step, problems[0])
         return None
 
-    def _steps(self) -> list[int]:
+    def _finished(self) -> list[int]:
         return list(self._manager.all_steps())
 
     def _restore_step(self, step, abstract):
@@ -165,6 +165,19 @@ def _free(path: pathlib.Path) -> pathlib.Path:
     return next(p for p in candidates if not p.exists())
 
 
+def saved(run) -> dict:
+    """Shapes and dtypes of a run's newest state, as nested dicts: nothing else is read.
+
+    Raises:
+      UsageError: no checkpoint there, or one that cannot be read.
+    """
+    directory, steps = _steps(run)
+    try:
+        return _saved_tree(directory, max(steps))
+    except Exception as e:
+        raise _unreadable(run) from e
+
+
 def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool = True):
     """The weights of the newest sound checkpoint of a run, without building its model.
 
@@ -179,34 +192,65 @@ def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool = True
     Raises:
       UsageError: no checkpoint there, or none that can be read.
     """
-    directory = (pathlib.Path(run) / "checkpoints").resolve()
-    steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def weights(saved):
+        wanted = {"params": {}, "ema": {}}
+        for player in players or saved["params"]:
+            kind = "ema" if ema and player in saved["ema"] else "params"
+            wanted[kind][player] = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                saved[kind][player],
+            )
+        return {kind: trees for kind, trees in wanted.items() if trees}
+
+    state, step = read(run, weights)
+    return state.get("params", {}) | state.get("ema", {}), step
+
+
+def read(run, select):
+    """A part of the newest sound state of a run.
+
+    Args:
+      select: the saved state (shapes and dtypes, nested) -> the part wanted, its leaves
+        ShapeDtypeStructs with shardings. Its UsageErrors are the caller's.
+
+    Returns:
+      `(that part, step)`.
+
+    Raises:
+      UsageError: no checkpoint there, or none that can be read.
+    """
+    directory, steps = _steps(run)
     # Read only: tidying up would delete what a trainer is writing at this moment.
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with (
-        ocp.CheckpointManager(directory, options=options)
-        if steps
-        else contextlib.nullcontext() as m
-    ):
+    with ocp.CheckpointManager(directory, options=options) as manager:
         for step in sorted(steps, reverse=True):
             try:
-                return _read_step(m, step, players, ema), step
+                return _read_step(manager, step, select(_saved_tree(directory, step))), step
+            except errors.UsageError:
+                raise
             except Exception as e:
                 reason = str(e).strip().splitlines()[0][:200]
                 logger.error("%s/%d cannot be read (%s).", directory, step, reason)
-    raise errors.UsageError(f"{run}: no readable checkpoint in {directory}; train it first.")
+    raise _unreadable(run)
 
 
-def _read_step(manager, step, players, ema):
-    saved = _saved_tree(manager.directory, step)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {"params": {}, "ema": {}}
-    for player in players or saved["params"]:
-        kind = "ema" if ema and player in saved["ema"] else "params"
-        wanted[kind][player] = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved[kind][player]
-        )
-    wanted = {kind: trees for kind, trees in wanted.items() if trees}
+def _steps(run):
+    """The directory of a run's checkpoints, and their steps, at least one."""
+    directory = (pathlib.Path(run) / "checkpoints").resolve()
+    steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
+    if not steps:
+        raise _unreadable(run)
+    return directory, steps
+
+
+def _unreadable(run):
+    where = pathlib.Path(run) / "checkpoints"
+    return errors.UsageError(f"{run}: no readable checkpoint in {where}; train it first.")
+
+
+def _read_step(manager, step, wanted):
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
@@ -219,7 +263,7 @@ def _read_step(manager, step, players, ema):
         ),
     )
     _verify(restored["state"], restored["meta"])
-    return restored["state"].get("params", {}) | restored["state"].get("ema", {})
+    return restored["state"]
 
 
 def _saved_tree(directory, step):

@@ -27,16 +27,19 @@ class Judge:
 
     def __call__(self, params) -> dict:
         """Means over the held-out records; each record counts once."""
-        totals, count = {}, 0.0
+        return {f"val/{name}": mean for name, (mean, _) in self.measure(params).items()}
+
+    def measure(self, params) -> dict:
+        """{name: (mean, its standard error)} over the held-out records."""
+        found = {}
         for i, batch in enumerate(self._held_out()):
             batch = shard.put_batch(batch, self._mesh)
             number = np.uint32(i)
             values, mask = jax.device_get(self._run("evaluate", params, batch, number))
-            count += float(mask.sum())
             for name, value in values.items():
                 # float64 on the host: the mean must not depend on how records fell into batches.
-                totals[name] = totals.get(name, 0.0) + float(np.sum(np.float64(value) * mask))
-        return {f"val/{name}": total / count for name, total in totals.items()}
+                found.setdefault(name, []).append(np.float64(value)[mask > 0])
+        return {name: _mean_and_error(np.concatenate(parts)) for name, parts in found.items()}
 
     def pictures(self, params) -> dict:
         """What the stage draws from the first held-out batch, as [n, h, w, 3] in [-1, 1]."""
@@ -51,3 +54,7 @@ class Judge:
             program = hosts.compiled(program, params, self._frozen, batch, how)
             self._programs[name] = program
         return program(params, self._frozen, batch, how)
+
+
+def _mean_and_error(x):
+    return float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else 0.0

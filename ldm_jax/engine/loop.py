@@ -6,6 +6,7 @@ step, so what a run leaves does not depend on how often it was interrupted.
 
 import collections
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ import jax
 from clu import parameter_overview
 
 from ldm_jax.base import errors, shard, tree
-from ldm_jax.engine import checkpoint, goodput, hosts, log, meter, optim, phases, preempt
+from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, optim, phases, preempt
 from ldm_jax.engine import judge as judge_lib
 from ldm_jax.engine import step as step_lib
 
@@ -76,6 +77,8 @@ def train(
     rules: tuple = (),
     max_bad_steps: int = 0,
     phase: phases.Phases | None = None,
+    init_from: str = "",
+    evaluators: tuple = (),
 ):
     """Trains `stage` to step `steps.total`.
 
@@ -87,6 +90,8 @@ def train(
       rules: sharding rules, see shard.infer.
       max_bad_steps: skipped steps in a row that are borne, see meter.Meter.
       phase: watches and counts what the run does; by default nobody watches.
+      init_from: a run whose weights a new run starts from, see inherit.
+      evaluators: (step, averaged params, frozen) -> {name: number} each, besides the stage's own.
 
     Raises:
       Preempted: SIGTERM came; everything is saved.
@@ -110,21 +115,30 @@ def train(
     shapes = jax.eval_shape(init, key)
     placement = shard.infer(shapes, mesh, rules)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep, every=keep_every)
-    restored = checkpoints.restore(
-        jax.tree.map(
-            lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
-            shapes,
-            placement,
-        )
+    placed = jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, placement
     )
     fresh = jax.jit(init, out_shardings=placement, compiler_options=_init_options())
-    state, meta = restored or (fresh(key), {})
+    state, meta = checkpoints.restore(placed) or (fresh(key), None)
+    if meta is None and init_from:
+        state, origin = inherit.weights(state, init_from, placed)
+        if jax.process_index() == 0:
+            log.write_text(workdir / "init_from.json", json.dumps(origin, indent=2) + "\n")
+    meta = meta or {}
     first = int(state["step"])
     frozen = shard.put_replicated(stage.frozen, mesh)
 
     # Step
     train_step = jax.jit(
-        step_lib.make_step(stage.players, txs, ema, mesh=mesh, accumulate=accumulate),
+        step_lib.make_step(
+            stage.players,
+            txs,
+            ema,
+            mesh=mesh,
+            accumulate=accumulate,
+            # An average of weights that start as noise forgets them; inherited ones are worth it.
+            ema_warmup=not init_from,
+        ),
         in_shardings=(placement, whole, rows, whole),
         out_shardings=(placement, whole),
         donate_argnums=0,
@@ -186,6 +200,8 @@ def train(
                     with stopwatch.paused(), phase("eval"):
                         params = step_lib.averaged(state)
                         values = judge(params)
+                        for evaluator in evaluators:
+                            values |= evaluator(step, params, frozen)
                         logs.metrics(step, values)
                         logs.progress.say(f"step {step}: {_words(values)}")
                         for name, images in judge.pictures(params).items():

@@ -11,18 +11,18 @@ OPTIMIZERS = registry.Registry("optimizer")
 
 
 @SCHEDULES.register("constant")
-def constant(lr, steps):
+def constant(lr, steps, floor):
     return optax.constant_schedule(lr)
 
 
 @SCHEDULES.register("cosine")
-def cosine(lr, steps):
-    return optax.cosine_decay_schedule(lr, max(steps, 1))
+def cosine(lr, steps, floor):
+    return optax.cosine_decay_schedule(lr, max(steps, 1), alpha=floor)
 
 
 @SCHEDULES.register("linear")
-def linear(lr, steps):
-    return optax.linear_schedule(lr, 0.0, max(steps, 1))
+def linear(lr, steps, floor):
+    return optax.linear_schedule(lr, floor * lr, max(steps, 1))
 
 
 @OPTIMIZERS.register("adam")
@@ -41,14 +41,31 @@ def adamw(schedule, b1, b2, weight_decay):
     return optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=mask)
 
 
-def make_schedule(lr: float, *, schedule: str, warmup: int, total: int) -> optax.Schedule:
-    """Linear warm-up over `warmup` steps, then the named schedule over the rest of `total`."""
-    main = SCHEDULES.get(schedule)(lr, total - warmup)
+def make_schedule(
+    lr: float,
+    *,
+    schedule: str,
+    warmup: int,
+    total: int,
+    start: float = 0.0,
+    floor: float = 0.0,
+    length: int = 0,
+) -> optax.Schedule:
+    """Linear warm-up over `warmup` steps, then the named schedule up to step `length` or `total`.
+
+    start: share of lr at step 0, from where lr is reached at step `warmup`, as in the official
+      schedules; 0 starts at lr / warmup and reaches lr a step earlier, so that none is wasted.
+    floor: share of lr where the decay ends.
+    """
+    main = SCHEDULES.get(schedule)(lr, (length or total) - warmup, floor)
     if not warmup:
         return main
-    return optax.join_schedules(
-        [optax.linear_schedule(lr / warmup, lr, warmup - 1), main], [warmup]
+    ramp = (
+        optax.linear_schedule(start * lr, lr, warmup)
+        if start
+        else optax.linear_schedule(lr / warmup, lr, warmup - 1)
     )
+    return optax.join_schedules([ramp, main], [warmup])
 
 
 def make_tx(
@@ -58,6 +75,9 @@ def make_tx(
     name: str = "adamw",
     schedule: str = "constant",
     warmup: int = 0,
+    start: float = 0.0,
+    floor: float = 0.0,
+    length: int = 0,
     b1: float = 0.9,
     b2: float = 0.999,
     weight_decay: float = 0.0,
@@ -68,20 +88,24 @@ def make_tx(
     Args:
       total: training steps, the length of the decay.
       lr: peak learning rate per step (never multiplied by batch or device count).
+      start, floor, length: see make_schedule.
       clip: largest global gradient norm; 0 does not clip.
     """
     if warmup > total:
         raise errors.UsageError(f"warmup={warmup} is longer than steps.total={total}.")
-    lr_fn = make_schedule(lr, schedule=schedule, warmup=warmup, total=total)
+    if length and warmup > length:
+        raise errors.UsageError(f"warmup={warmup} is longer than length={length} of the decay.")
+    decay = dict(schedule=schedule, start=start, floor=floor, length=length)
+    lr_fn = make_schedule(lr, warmup=warmup, total=total, **decay)
     tx = OPTIMIZERS.get(name)(lr_fn, b1, b2, weight_decay)
     return (optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx), lr_fn
 
 
-def update_ema(ema, params, step, decay: float):
-    """Warmed-up exponential moving average: decay min(decay, (1+n)/(10+n)) at update n = step + 1.
+def update_ema(ema, params, step, decay: float, warmup: bool = True):
+    """Exponential moving average; warmed up, its decay is min(decay, (1+n)/(10+n)) at n = step + 1.
 
-    The warm-up of the official LitEma; counted in optimizer steps, not in micro-batches.
+    The official LitEma and its `use_num_updates`; counted in optimizer steps, not in micro-batches.
     """
     n = step.astype(jnp.float32) + 1
-    keep = jnp.minimum(decay, (1 + n) / (10 + n))
+    keep = jnp.minimum(decay, (1 + n) / (10 + n)) if warmup else decay
     return jax.tree.map(lambda e, p: e - (1 - keep) * (e - p), ema, params)

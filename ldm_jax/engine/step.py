@@ -32,7 +32,7 @@ def make_init(players, txs: dict, ema: dict):
     return init
 
 
-def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1):
+def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1, ema_warmup: bool = True):
     """The training step.
 
     Args:
@@ -41,6 +41,7 @@ def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1):
       ema: {player: decay}; 0 keeps no average for that player.
       accumulate: micro-batches per step; losses and gradients are their means. Statistics over a
         batch (the discriminator's BatchNorm) are those of a micro-batch.
+      ema_warmup: see optim.update_ema.
     """
 
     def gradients(params, frozen, batch, key, step):
@@ -83,7 +84,7 @@ def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1):
             new["params"][name] = optax.apply_updates(params[name], updates)
             if ema[name]:
                 new["ema"][name] = optim.update_ema(
-                    state["ema"][name], new["params"][name], step, ema[name]
+                    state["ema"][name], new["params"][name], step, ema[name], ema_warmup
                 )
             metrics[f"{name}/grad_norm"] = tree.global_norm(grads[name])
         # A value that is not finite spoils no weight: the step counts, and changes nothing else.

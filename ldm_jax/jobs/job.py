@@ -37,7 +37,8 @@ class Job:
 
     def claim(self, manifest: dict):
         """Writes manifest.json; refuses a folder that holds samples of other settings."""
-        manifest, file = manifest | self._own, self.out / "manifest.json"
+        manifest = json.loads(json.dumps(manifest | self._own))  # as it will be read back
+        file = self.out / "manifest.json"
         if file.exists() and (old := json.loads(file.read_text())) != manifest:
             changed = "; ".join(config_lib.difference(old, manifest))
             raise errors.UsageError(

@@ -1,31 +1,99 @@
 """Feature extractors for distances between sets of images, each with its fixed protocol.
 
-`EXTRACTORS.get(name)(path) -> extract`, with `extract(images [b, h, w, 3] in [-1, 1]) -> [b, d]`.
-A Frechet distance on extractor `x` is called `fd_x`; only Inception's pool3 makes a FID.
+    extract = EXTRACTORS.get(name).bind(weights)
+    features, logits = extract(pixels)          # uint8 [b, h, w, 3] -> [b, d] and [b, k] or None
+
+Pixels are uint8: what an image file holds is what is measured. A Frechet distance on extractor `x`
+is called `fd_x`; only Inception's pooled features make a FID.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 
 from ldm_jax.base.registry import Registry
-from ldm_jax.models import mobilenet as mobilenet_model
+from ldm_jax.metrics import resize
+from ldm_jax.models import inception, mobilenet
 
 EXTRACTORS = Registry("feature extractor")
 
 
-@EXTRACTORS.register("mobilenet")
-def mobilenet(path, size=160):
-    """MobileNetV2 1.0, 1280 pooled features; its distance is `fd_mobilenet`.
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A network and how images enter it.
 
-    Protocol: images in [-1, 1] as they are (round to uint8 first, to measure what a file holds),
-    resized to size x size without keeping the aspect, bilinear with antialiasing, then ImageNet
-    mean and deviation, all in float32.
+    network: whose weights it takes; measures.WEIGHTS loads them.
+    dimension: of the features; classes: of the logits, 0 for none.
+    resize: in words, for the protocol.
+    distance, suffix: the Frechet distance's name, and what other figures' names end in.
+    apply: (weights, uint8 [b, h, w, 3]) -> (float32 [b, dimension], logits [b, k] or None); pure.
     """
-    params = mobilenet_model.load(path)
 
-    @jax.jit
-    def extract(params, images):
-        shape = (images.shape[0], size, size, 3)
-        resized = jax.image.resize(images, shape, "bilinear", antialias=True)
-        return mobilenet_model.features(params, resized)
+    network: str
+    dimension: int
+    classes: int
+    resize: str
+    distance: str
+    suffix: str
+    apply: Callable
 
-    return lambda images: extract(params, images)
+    def bind(self, weights):
+        """uint8 [b, h, w, 3] -> (features, logits), compiled."""
+        apply = jax.jit(self.apply)
+        return lambda pixels: apply(weights, pixels)
+
+    def name(self, figure: str) -> str:
+        """The public name of a figure such as "fd", "fd/std" or "kid"."""
+        head, _, tail = figure.partition("/")
+        head = self.distance if head == "fd" else head + self.suffix
+        return f"{head}_{tail}" if tail else head
+
+
+def _inception(kind):
+    def apply(weights, pixels):
+        x = (resize.resize(pixels, kind, inception.SIDE) - 128.0) / 128.0
+        return inception.Inception().apply(weights, x)
+
+    return apply
+
+
+def _mobilenet(weights, pixels, side=160):
+    images = pixels.astype(jnp.float32) / 127.5 - 1.0
+    shape = (images.shape[0], side, side, 3)
+    resized = jax.image.resize(images, shape, "bilinear", antialias=True)
+    return mobilenet.features(weights, resized), None
+
+
+EXTRACTORS.register("inception")(
+    Extractor(
+        network="inception",
+        dimension=2048,
+        classes=inception.CLASSES,
+        resize="tf1_bilinear to 299x299",
+        distance="fid",
+        suffix="",
+        apply=_inception("tf1_bilinear"),
+    )
+)
+EXTRACTORS.register("inception_clean")(
+    dataclasses.replace(
+        EXTRACTORS.get("inception"),
+        resize="pil_bicubic to 299x299",
+        distance="fid_clean",
+        suffix="_clean",
+        apply=_inception("pil_bicubic"),
+    )
+)
+EXTRACTORS.register("mobilenet")(
+    Extractor(
+        network="mobilenet",
+        dimension=1280,
+        classes=0,
+        resize="antialiased bilinear to 160x160",
+        distance="fd_mobilenet",
+        suffix="_mobilenet",
+        apply=_mobilenet,
+    )
+)

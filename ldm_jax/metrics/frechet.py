@@ -72,12 +72,12 @@ def gaussian_distance(mean_a, cov_a, mean_b, cov_b) -> float:
         raise UsageError(
             f"Features of widths {np.size(mean_a)} and {np.size(mean_b)} don't compare."
         )
-    overlap = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
+    overlap = np.linalg.svd(root(cov_a) @ root(cov_b), compute_uv=False).sum()
     delta = np.asarray(mean_a) - np.asarray(mean_b)
     return float(delta @ delta + np.trace(cov_a) + np.trace(cov_b) - 2.0 * overlap)
 
 
-def _root(covariance):
+def root(covariance):
     """The symmetric square root, [d, d]; eigenvalues that are rounding noise become 0."""
     values, vectors = np.linalg.eigh(covariance)
     noise = values[-1] * len(values) * np.finfo(np.float64).eps

@@ -35,11 +35,17 @@ class Loss:
 
     distance: l2 or l1, per element; weight: a name of diffusion.loss_weights.
     cond_dropout: share of rows trained with the null condition, for classifier-free guidance.
+    elbo_weight: on the variational bound, added to that (the official `original_elbo_weight`).
+    learn_logvar: learn the log variance of every timestep's error, from `logvar`; otherwise it
+      stays there.
     """
 
     distance: str
     weight: str
     cond_dropout: float
+    elbo_weight: float = 0.0
+    logvar: float = 0.0
+    learn_logvar: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +73,10 @@ class Diffuse:
     def init(self, key):
         x = jnp.zeros((1, *self.latent_shape(self.size, self.size)))
         fields = self.example(1, self.size, self.size)
-        return self.denoiser.init(key, x, jnp.zeros((1,), jnp.int32), fields)["params"]
+        params = self.denoiser.init(key, x, jnp.zeros((1,), jnp.int32), fields)["params"]
+        if self.loss and self.loss.learn_logvar:
+            params["logvar"] = jnp.full((self.process.timesteps,), self.loss.logvar)
+        return params
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -113,11 +122,21 @@ class Diffuse:
         drop = jax.random.bernoulli(drop_key, self.loss.cond_dropout, (len(z),))
         eps = jax.random.normal(eps_key, z.shape)
         fields = self.encode_fields(frozen, batch)
+        loss, error = self.loss_at(params, z, t, eps, fields, drop, dropout_key)
+        return loss, ({"error": jnp.mean(error), "latent_std": jnp.std(z)}, shared)
+
+    def loss_at(self, params, z, t, eps, fields, drop, dropout_key=None):
+        """The loss at given timesteps and noise, a scalar, and the error of every row, [b].
+
+        With its log variance s_t: weight_t error / exp(s_t) + s_t + elbo_weight vlb_t error.
+        """
         error = self._error(params, z, t, eps, fields, drop, dropout_key)
-        return jnp.mean(self.process.weight(t, self.loss.weight) * error), (
-            {"error": jnp.mean(error), "latent_std": jnp.std(z)},
-            shared,
-        )
+        fixed = jnp.full((self.process.timesteps,), self.loss.logvar)
+        logvar = params["denoiser"].get("logvar", fixed)[t]
+        loss = self.process.weight(t, self.loss.weight) * error / jnp.exp(logvar) + logvar
+        if self.loss.elbo_weight:
+            loss += self.loss.elbo_weight * self.process.weight(t, "vlb") * error
+        return jnp.mean(loss), error
 
     def evaluate(self, params, frozen, batch, key):
         """The unweighted error, [b], over all timesteps (`error`) and in each quarter of them."""
@@ -163,12 +182,13 @@ class Diffuse:
 
         Args:
           params: the denoiser's.
-          fields: the conditioners' batch fields, [b, ...]; or `cond` (and `null`) ready made.
+          fields: the conditioners' batch fields, [b, ...]; or ready made `cond`, and `null`, what
+            guidance leads away from.
           noise: x_T, [b, h/f, w/f, c]; drawn from `keys` where not given.
           init: scaled latents to begin from, noised to the first level of the sampling's grid.
           mask: [b, h/f, w/f, 1]: where it is 0 the result is `init` (inpainting).
           guide_params: a weaker checkpoint's, of the same shapes: guidance then leads away from it
-            (autoguidance) instead of from the null condition.
+            (autoguidance), whose condition is `null` then, instead of from the null condition.
           trace: return (latents, {"x": [calls, b, ...], "x_0": [calls, b, ...]}), the path to them.
 
         Returns:
@@ -180,21 +200,24 @@ class Diffuse:
             noise = samplers.initial_noise(keys, self.latent_shape(height, width))
         tiling = sampling.tiling(self, height, width)
 
-        def predictor(params, ready):
-            """(x, t, cond) -> x_0 by these weights, and the condition that they make."""
-            made = self.condition(params, fields, drop) if ready is None else ready
-            return functools.partial(self.predict_x0, params, tiling=tiling), made
+        def predictor(params):
+            """(x, t, cond) -> x_0 by these weights."""
+            return functools.partial(self.predict_x0, params, tiling=tiling)
 
-        network, made = predictor(params, cond)
-        plain = denoise = functools.partial(network, cond=made)
-        if sampling.guidance != 1.0 and guide_params is not None:
-            weaker, weak = predictor(guide_params, cond)
-            weaker = functools.partial(weaker, cond=weak)
-            denoise = guidance.autoguide(plain, weaker, sampling.guidance, sampling.rescale)
-        elif sampling.guidance != 1.0:
-            null = self.condition(params, fields, ~drop) if null is None else null
-            denoise = guidance.guide(network, made, null, sampling.guidance, sampling.rescale)
-        denoise = guidance.within(denoise, plain, self.process.sigma, *sampling.interval)
+        cond = self.condition(params, fields, drop) if cond is None else cond
+        denoise = functools.partial(predictor(params), cond=cond)
+        if sampling.guidance != 1.0:
+            scale = sampling.guidance, sampling.rescale
+            if guide_params is None:
+                null = self.condition(params, fields, ~drop) if null is None else null
+                guided = guidance.guide(predictor(params), cond, null, *scale)
+            else:
+                null = self.condition(guide_params, fields, drop) if null is None else null
+                weaker = functools.partial(predictor(guide_params), cond=null)
+                guided = guidance.autoguide(denoise, weaker, *scale)
+            denoise = guidance.within(guided, denoise, self.process.sigma, sampling.interval)
+        if sampling.clip:
+            denoise = guidance.clip_x0(denoise, sampling.clip)
         if mask is not None:
             denoise = editing.keep(denoise, init, mask)
         grid = sampling.grid(self.process)

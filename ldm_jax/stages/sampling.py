@@ -15,7 +15,9 @@ class Sampling:
     """One field is one key of `config.sample`.
 
     sampler: a name of diffusion.methods, eta being ddim's; spacing: one of diffusion.grids.
-    guidance: scale, 1 for none; rescale, interval: see `guidance.extrapolate`, `guidance.within`.
+    guidance: scale, 1 for none; rescale: see `guidance.extrapolate`; interval: noise levels (low,
+      high) at which guidance acts (`guidance.within`), () for all.
+    clip: bound of every predicted x_0, in scaled latents, as pixel models want it; 0 for none.
     strength: share of the steps that are taken, the last ones, where an image is the beginning.
     tile: pixels of the tiles' sides; 0 takes tiles, of twice the training size, only for images
       that are larger than that.
@@ -27,7 +29,8 @@ class Sampling:
     guidance: float = 1.0
     spacing: str = "exact"
     rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[float, ...] = ()
+    clip: float = 0.0
     strength: float = 1.0
     tile: int = 0
 

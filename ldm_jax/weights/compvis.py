@@ -11,7 +11,7 @@ from ldm_jax.weights.rules import Rule, within
 BUFFERS = (
     "betas|alphas_cumprod(_prev)?|(sqrt|log)_one_minus_alphas_cumprod|sqrt_alphas_cumprod",
     "sqrt_recipm?1?_alphas_cumprod|posterior_(variance|log_variance_clipped|mean_coef[12])",
-    "lvlb_weights|cond_ids|scale_factor|logvar|global_step",
+    "lvlb_weights|cond_ids|scale_factor|global_step",
 )
 
 # What a discriminator or a standalone first stage stores beside parameters of ours.
@@ -65,9 +65,9 @@ AUTOENCODER = [
 
 CLASS_EMBEDDER = [Rule(r"embedding", "table", "table")]
 # A row of zeros for the null class, where a table was trained without one.
-_with_null = lambda table: np.concatenate([table, np.zeros_like(table[:1])])
-CLASS_EMBEDDER_WITHOUT_NULL = [Rule(r"embedding", "table", "table", reorder=_with_null)]
-LABEL_EMBEDDING = [Rule(r"label_emb", "table", "table", reorder=_with_null)]
+with_null = lambda table: np.concatenate([table, np.zeros_like(table[:1])])
+CLASS_EMBEDDER_WITHOUT_NULL = [Rule(r"embedding", "table", "table", reorder=with_null)]
+LABEL_EMBEDDING = [Rule(r"label_emb", "table", "table", reorder=with_null)]
 
 SPATIAL_RESCALER = [Rule(r"channel_mapper", "map", "dense")]
 

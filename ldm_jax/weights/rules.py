@@ -135,6 +135,11 @@ def _join(path, parts):
 def _check(flat, keys, unknown, expected):
     """One UsageError that says everything that does not fit."""
     off = [f"keys that no rule knows: {_some(unknown)}"] if unknown else []
+    broken = [
+        keys[path] for path, a in flat.items() if a.dtype.kind == "f" and not np.isfinite(a).all()
+    ]
+    if broken:
+        off.append(f"values that are not finite: {_some(broken)}")
     if expected is not None:
         shapes = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(expected)}
         if missing := sorted(shapes.keys() - flat.keys()):

@@ -6,9 +6,12 @@ Where diffusers has no such architecture, one UsageError says which part has no 
 import json
 import pathlib
 
+import numpy as np
+
 from ldm_jax.base import errors
 from ldm_jax.weights import diffusers, rules
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.30.0"  # of diffusers, at least
 SCHEDULES = {ours: theirs for theirs, ours in diffusers.SCHEDULES.items()}
 PREDICTIONS = {ours: theirs for theirs, ours in diffusers.PREDICTIONS.items()}
@@ -23,23 +26,29 @@ def write_first_stage(folder, model, params, scale=1.0, size=None):
 
 
 def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
-    """A pipeline's folder: unet/, vae/ or vqvae/, scheduler/ and model_index.json.
+    """A pipeline's folder: unet/, vae/ or vqvae/, scheduler/, conditioners, model_index.json.
 
     config: the run's. first: (its config's model, its params {"model": tree}), None for pixels.
     Returns the class to load it with.
     """
     unet = unet_config(config, channels := _channels(params))
-    names = [kwargs["name"] for _, kwargs in sorted(config["conditioners"].items())]
-    own = {f"conditioners_{i}": params.get(f"conditioners_{i}") for i in range(len(names))}
     table, state = diffusers.unet_table(config["model"]), {"unet": params["unet"]}
-    for i, name in enumerate(names):
-        if name == "class" and config["conditioners"]["class"].get("place") == "vector":
-            path = f"conditioners_{i}"
+    metadata, outside = {}, []
+    for i, (field, kwargs) in enumerate(sorted(config["conditioners"].items())):
+        path = f"conditioners_{i}"
+        if kwargs["name"] == "class" and kwargs.get("place") == "vector":
             table = [*table, rules.Rule("class_embedding", f"{path}/table", "table")]
-            state[path] = own.pop(path)
-            unet["num_class_embeds"] = len(state[path]["table"]["embedding"])
-    _write_model(folder / "unet", unet, rules.export(state, table))
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(config["process"]))
+            state[path] = params[path]
+            unet["num_class_embeds"] = len(params[path]["table"]["embedding"])
+            metadata["null_class"] = "last"
+        elif path in params:
+            outside.append((field, kwargs, params[path]))
+    writers = [_conditioner_writer(field, kwargs) for field, kwargs, _ in outside]
+    _write_model(folder / "unet", unet, rules.export(state, table), metadata=metadata)
+    for write, (_, kwargs, tree) in zip(writers, outside, strict=True):
+        write(folder, kwargs, tree)
+    scheduler = scheduler_config(config["process"], config["sample"]["spacing"])
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
 
     parts = {
         "scheduler": ["diffusers", "DDIMScheduler"],
@@ -47,18 +56,12 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     }
     slot = None
     if first:
-        kl = first[0]["bottleneck"] == "kl"
-        tokens = config["model"]["cross_attention"]
-        slot = "vae" if tokens and kl else "vqvae"
+        kl = first[0].get("bottleneck") == "kl"
+        slot = "vae" if config["model"]["cross_attention"] and kl else "vqvae"
         side = config["data"]["size"]
         kind = write_first_stage(folder / slot, *first, scale=scale, size=side)
         parts[slot] = ["diffusers", kind]
-    for name, kwargs, tree in zip(
-        names, _sorted(config["conditioners"]), own.values(), strict=False
-    ):
-        if name == "text" and tree:
-            _write_bert(folder / "bert", kwargs, tree["transformer"])
-    pipeline = _pipeline(slot, unet, channels, names)
+    pipeline = _pipeline(slot, unet, channels, config["conditioners"])
     if pipeline:
         nothing = {name: [None, None] for name in _ABSENT.get(pipeline, ())}
         index = {"_class_name": pipeline, "_diffusers_version": VERSION, **nothing, **parts}
@@ -91,28 +94,18 @@ def autoencoder_config(model, scale=1.0, size=None) -> dict:
     )
     _same(model, "first stage", name="autoencoder", attention_kind="softmax", resample_conv=True)
     _same({"tanh_out": False} | model, "first stage", tanh_out=False)
-    kl, n = model["bottleneck"] == "kl", len(model["mult"])
+    kl = model["bottleneck"] == "kl"
     if kl and model["z_channels"] != model["latent_channels"]:
         raise errors.UsageError(
             f"diffusers' AutoencoderKL has latents of z_channels={model['z_channels']} channels; "
             f"this run's have latent_channels={model['latent_channels']}."
         )
-    widths = _widths(model)
-    kind = lambda level: "Attn" if 2**level in model["attention"] else ""
     channels = model.get("image_channels", 3)
-    config = {
+    blocks = ("Attn", "DownEncoderBlock2D", "UpDecoderBlock2D")
+    config = _levels(model, *blocks, channels=(channels, channels)) | {
         "_class_name": "AutoencoderKL" if kl else "VQModel",
-        "_diffusers_version": VERSION,
-        "act_fn": "silu",
-        "block_out_channels": widths,
-        "down_block_types": [f"{kind(level)}DownEncoderBlock2D" for level in range(n)],
-        "up_block_types": [f"{kind(level)}UpDecoderBlock2D" for level in reversed(range(n))],
-        "in_channels": channels,
-        "out_channels": channels,
         "latent_channels": model["z_channels"],
-        "layers_per_block": model["blocks"],
         "mid_block_add_attention": model["mid_attention"],
-        "norm_num_groups": model["groups"],
         "sample_size": size,
         "scaling_factor": scale,
     }
@@ -129,19 +122,10 @@ def unet_config(config, channels) -> dict:
     model = {"heads_up": None, "fill_heads": True, "resample_conv": True} | dict(config["model"])
     _same(model, "UNet", resblock_updown=False, heads_up=None, resample_conv=True)
     _same({"codebook_logits": 0} | model, "UNet", codebook_logits=0)
-    cross, n, widths = model["cross_attention"], len(model["mult"]), _widths(model)
-    kind = lambda level: ("CrossAttn" if cross else "Attn") * (2**level in model["attention"])
-    common = {
+    cross, widths = model["cross_attention"], _widths(model)
+    blocks = ("CrossAttn" if cross else "Attn", "DownBlock2D", "UpBlock2D")
+    common = _levels(model, *blocks, channels=channels) | {
         "_class_name": "UNet2DConditionModel" if cross else "UNet2DModel",
-        "_diffusers_version": VERSION,
-        "act_fn": "silu",
-        "block_out_channels": widths,
-        "down_block_types": [f"{kind(level)}DownBlock2D" for level in range(n)],
-        "up_block_types": [f"{kind(level)}UpBlock2D" for level in reversed(range(n))],
-        "in_channels": channels[0],
-        "out_channels": channels[1],
-        "layers_per_block": model["blocks"],
-        "norm_num_groups": model["groups"],
         "norm_eps": model.get("eps", 1e-5),
         "flip_sin_to_cos": not model.get("sin_first", False),
         "freq_shift": model.get("freq_shift", 0),
@@ -175,10 +159,12 @@ def unet_config(config, channels) -> dict:
     }
 
 
-def scheduler_config(process) -> dict:
-    """DDIM as the official code samples: timesteps from 1, the last step to alphas_cumprod[0]."""
+def scheduler_config(process, spacing="legacy") -> dict:
+    """A DDIM scheduler on the run's time grid; "legacy" is as the official code samples."""
     if process["schedule"] not in SCHEDULES:
         raise errors.UsageError(f"diffusers has no schedule like {process['schedule']!r}.")
+    # where its DDIM has no such grid, the one that differs least
+    grid = diffusers.SPACINGS.get(spacing, diffusers.SPACINGS["exact"])
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": VERSION,
@@ -189,9 +175,8 @@ def scheduler_config(process) -> dict:
         "prediction_type": PREDICTIONS[process["prediction"]],
         "rescale_betas_zero_snr": process["zero_terminal_snr"],
         "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    }
+        "steps_offset": 1,  # StableDiffusionPipeline insists; it counts for "leading" alone
+    } | grid
 
 
 def _pipeline(slot, unet, channels, conditioners):
@@ -204,6 +189,15 @@ def _pipeline(slot, unet, channels, conditioners):
     if not slot and not conditioners and unet["_class_name"] == "UNet2DModel":
         return "DDIMPipeline"
     return None
+
+
+def _write_class_tokens(folder, kwargs, params):
+    """The table of class tokens under its official name. diffusers has no class for it."""
+    state = {"embedding.weight": np.asarray(params["table"]["embedding"])}
+    rows, width = state["embedding.weight"].shape
+    use = "encoder_hidden_states = embedding.weight[ids][:, None]; the last row is no class at all"
+    config = {"_class_name": "ClassEmbedder", "n_classes": rows, "embed_dim": width, "use": use}
+    _write_model(folder / diffusers.CLASSES, config, state, metadata={"use": use})
 
 
 def _write_bert(folder, kwargs, params):
@@ -219,14 +213,42 @@ def _write_bert(folder, kwargs, params):
         "head_dim": kwargs.get("head_width", 64),
         "activation_function": "gelu",
     }
-    table = diffusers.bert_table(kwargs["depth"])
-    state = rules.export({"transformer": params}, table)
-    _write_model(folder, config, state, "model.safetensors")
+    state = rules.export(params, diffusers.bert_table(kwargs["depth"]))
+    _write_model(folder / "bert", config, state, "model.safetensors")
+
+
+_CONDITIONER_WRITERS = dict(**{"class": _write_class_tokens}, text=_write_bert)
+
+
+def _conditioner_writer(field, kwargs):
+    """What writes a conditioner that has weights of its own."""
+    if kwargs["name"] not in _CONDITIONER_WRITERS:
+        raise errors.UsageError(
+            f"diffusers has no counterpart of the conditioner {kwargs['name']!r} of {field!r}: "
+            "this run cannot be exported."
+        )
+    return _CONDITIONER_WRITERS[kwargs["name"]]
 
 
 def _channels(params):
     unet = params["unet"]
     return unet["conv_in"]["kernel"].shape[2], unet["conv_out"]["kernel"].shape[3]
+
+
+def _levels(model, attends, down, up, channels) -> dict:
+    """What the configs of both kinds of network say of their levels."""
+    kinds = [attends * (2**level in model["attention"]) for level in range(len(model["mult"]))]
+    return {
+        "_diffusers_version": VERSION,
+        "act_fn": "silu",
+        "block_out_channels": _widths(model),
+        "down_block_types": [kind + down for kind in kinds],
+        "up_block_types": [kind + up for kind in reversed(kinds)],
+        "in_channels": channels[0],
+        "out_channels": channels[1],
+        "layers_per_block": model["blocks"],
+        "norm_num_groups": model["groups"],
+    }
 
 
 def _widths(model):
@@ -251,11 +273,12 @@ def _sorted(conditioners):
     return [kwargs for _, kwargs in sorted(conditioners.items())]
 
 
-def _write_model(folder, config, state, name="diffusion_pytorch_model.safetensors"):
+def _write_model(folder, config, state, name=WEIGHTS, metadata=None):
     from safetensors.numpy import save_file
 
     _write_json(folder / "config.json", config)
-    save_file(state, folder / name, metadata={"format": "pt", "converted_by": "ldm_jax"})
+    about = {"format": "pt", "converted_by": "ldm_jax"} | (metadata or {})
+    save_file(state, folder / name, metadata=about)
 
 
 def _write_json(path: pathlib.Path, content):

@@ -103,3 +103,26 @@ def test_difference_names_each_key_that_differs():
         "came: (absent) -> {}",
         "gone: None -> (absent)",
     ]
+
+
+def test_a_key_learnt_since_is_no_difference_while_it_is_off():
+    old, new = {"a": 1}, {"a": 1, "init_from": "", "weight": 0.0, "learn": False}
+    assert config_lib.difference(old, new, unset=config_lib.OFF) == []
+    assert len(config_lib.difference(old, new)) == 3
+    used = new | {"init_from": "run", "a": 0}
+    assert config_lib.difference(old, used, unset=config_lib.OFF) == [
+        "a: 1 -> 0",
+        "init_from: (absent) -> run",
+    ]
+
+
+def test_the_config_of_a_run_is_a_recipe(tmp_path):
+    text = config_lib.to_json(config_lib.load(f"{DEBUG}:ldm"))
+    (tmp_path / "config.json").write_text(text.replace('  "init_from": "",\n', ""))
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "config.json").write_text("{}")
+    spec = f"{tmp_path}/config.json"
+    config = config_lib.load(spec, {"init_from": "x", "first_stage": "inside"})
+    assert config.init_from == "x" and config.model == config_lib.load(f"{DEBUG}:ldm").model
+    (tmp_path / "config.json").write_text(config_lib.to_json(config))
+    assert config_lib.of_run(tmp_path).first_stage == str(tmp_path / "inside")

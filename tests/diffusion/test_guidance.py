@@ -82,7 +82,7 @@ def test_guidance_within_an_interval_makes_no_other_calls():
 
         return denoise
 
-    limited = guidance.within(model(2.0), model(1.0), process.sigma, 0.3, 0.9)
+    limited = guidance.within(model(2.0), model(1.0), process.sigma, (0.3, 0.9))
     sigma = np.sqrt(1 - process.alpha_bar)
     for t in (0, 50, 100, 500, 900, 999):
         expected = 2.0 if 0.3 <= sigma[t] <= 0.9 else 1.0
@@ -97,7 +97,7 @@ def test_the_whole_interval_is_guidance_itself():
     def guided(x, t):
         return x
 
-    assert guidance.within(guided, None, None, 0.0, 1.0) is guided
+    assert guidance.within(guided, None, None) is guided
 
 
 @pytest.mark.parametrize(

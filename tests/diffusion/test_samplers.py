@@ -12,6 +12,7 @@ TEN = grids.exact(PROCESS, 10)
 MEAN, DEVIATION = 0.7, 0.5
 SHAPE = (4, 4, 3)
 DRAWING = ("ddpm", "euler_ancestral", "dpmpp_2m_sde")
+DISTINCT = [name for name in samplers.SAMPLERS.names() if not name.startswith("euler")]
 KEYS = jax.random.split(jax.random.key(1), 3)
 NOISE = np.random.default_rng(0).normal(size=(1000, 3, *SHAPE)).astype(np.float32)
 X_T = np.random.default_rng(1).normal(size=(3, *SHAPE)).astype(np.float32)
@@ -90,6 +91,12 @@ def test_ancestral_sampling_is_ddim_with_eta_one(spacing):
         np.testing.assert_allclose(ancestral, as_ddim, atol=1e-5)
 
 
+def test_euler_is_ddim_without_noise_and_with_it_ddpm():
+    for same, as_this in [("euler", "ddim"), ("euler_ancestral", "ddpm")]:
+        tables = [samplers.SAMPLERS.get(name)(TEN, 0.0).tables for name in (same, as_this)]
+        np.testing.assert_array_equal(*tables)
+
+
 def test_euler_ancestral_is_eulers_step_to_s_down_and_noise_up_to_s_next():
     """The form that others write, in y = x / alpha and s = sigma / alpha."""
     table = np.asarray(TEN.alpha_bar)
@@ -153,7 +160,7 @@ PROCESSES = {
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-@pytest.mark.parametrize("name", samplers.SAMPLERS.names())
+@pytest.mark.parametrize("name", DISTINCT)
 def test_any_step_count_stays_finite_and_many_steps_find_the_data(name, process):
     """The network is the Gaussian's exact prediction, through the process's own conversions."""
     best = gaussian_denoiser(process)
@@ -172,7 +179,7 @@ def test_any_step_count_stays_finite_and_many_steps_find_the_data(name, process)
 
 
 @pytest.mark.parametrize("spacing", grids.GRIDS.names())
-@pytest.mark.parametrize("name", samplers.SAMPLERS.names())
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_sampler_takes_every_grid(name, spacing):
     for process in (PROCESS, PROCESSES["zero_terminal_snr"]):
         grid = grids.GRIDS.get(spacing)(process, 25)

@@ -1,3 +1,7 @@
+import io
+import lzma
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +10,8 @@ import pytest
 
 from ldm_jax.base import errors
 from ldm_jax.engine import optim
+
+GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
 
 
 def test_warmup_climbs_linearly_and_reaches_the_peak_at_its_last_step():
@@ -27,6 +33,27 @@ def test_linear_and_constant():
     lr = optim.make_schedule(2.0, schedule="linear", warmup=0, total=10)
     np.testing.assert_allclose([lr(0), lr(5), lr(10)], [2.0, 1.0, 0.0])
     assert optim.make_schedule(2.0, schedule="constant", warmup=0, total=10)(7) == 2.0
+
+
+OFFICIAL = {  # LambdaWarmUpCosine and LambdaLinear, as the yamls set them
+    "cosine_inpaint": dict(
+        lr=0.1, schedule="cosine", warmup=1000, start=0.01, floor=0.001, length=50_000
+    ),
+    "linear_churches": dict(lr=1.0, schedule="constant", warmup=10_000, start=1e-6),
+    # the first of two cycles; we have no second
+    "cosine2": dict(lr=1.0, schedule="cosine", warmup=100, start=1e-6, floor=0.1, length=30_000),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_official_schedules_are_reproduced(name):
+    packed = lzma.decompress((GOLDEN / "compvis" / "lr_schedules.npz.xz").read_bytes())
+    golden = np.load(io.BytesIO(packed))
+    kwargs = OFFICIAL[name] | dict(total=100_000)
+    lr = optim.make_schedule(**kwargs)
+    steps = golden["n"][golden["n"] <= (kwargs["length"] if name == "cosine2" else 100_000)]
+    ours = [float(lr(step)) for step in steps]
+    np.testing.assert_allclose(ours, golden[name][: len(steps)], rtol=2e-5, atol=1e-7)
 
 
 def test_names_and_numbers_that_do_not_exist_are_refused():

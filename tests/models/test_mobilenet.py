@@ -1,4 +1,5 @@
 import jax
+import make_metrics_golden as golden
 import numpy as np
 import pytest
 
@@ -6,28 +7,10 @@ from ldm_jax.base.errors import UsageError
 from ldm_jax.metrics import features
 from ldm_jax.models import mobilenet
 
-# Widths of the 17 blocks and how far each is expanded, as published (Sandler et al., table 2).
-WIDTHS = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3 + [320]
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Random weights in the layout of the published file, whose indices have gaps."""
-    rng = np.random.default_rng(0)
-    shapes, width = [(32, 3, 3, 3)], 32
-    for i, out in enumerate(WIDTHS):
-        inner = width if i == 0 else 6 * width
-        shapes += [(inner, width, 1, 1)] * (i > 0) + [(inner, 1, 3, 3), (out, inner, 1, 1)]
-        width = out
-    shapes.append((1280, width, 1, 1))
-    arrays = {}
-    for i, shape in enumerate(shapes):
-        gain = np.sqrt(2.0 / np.prod(shape[1:]))
-        arrays[f"conv_{2 * i}_weight"] = (gain * rng.normal(size=shape)).astype(np.float32)
-        arrays[f"conv_{2 * i}_bias"] = rng.normal(size=shape[0]).astype(np.float32)
-    path = tmp_path_factory.mktemp("mobilenet") / "weights.npz"
-    np.savez(path, **arrays)
-    return path
+    return golden.save_mobilenet(tmp_path_factory.mktemp("mobilenet") / "weights.npz")
 
 
 def test_features_are_1280_bounded_numbers_per_image(weights):
@@ -53,8 +36,9 @@ def test_the_depthwise_convolution_is_xlas_grouped_one(stride):
 
 
 def test_the_registered_extractor_takes_any_image_size(weights):
-    extract = features.EXTRACTORS.get("mobilenet")(weights, size=32)
-    assert extract(np.zeros((2, 50, 20, 3), np.float32)).shape == (2, 1280)
+    extract = features.EXTRACTORS.get("mobilenet").bind(mobilenet.load(weights))
+    pooled, logits = extract(np.zeros((2, 50, 20, 3), np.uint8))
+    assert pooled.shape == (2, 1280) and logits is None
 
 
 def test_missing_or_foreign_weights_say_what_is_expected(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -77,6 +78,23 @@ def test_the_loss_is_the_error_of_the_target(stage, params, images, loss_without
     error = float(np.mean(np.square(np.asarray(pred - stage.process.target(z, eps, t)))))
     assert float(loss) == pytest.approx(error, rel=1e-4)
     assert float(metrics["latent_std"]) == pytest.approx(np.std(z), rel=1e-4)
+
+
+def test_the_bound_and_a_log_variance_join_the_loss(stage, params, images):
+    """loss = mean(error / exp(s) + s + elbo_weight vlb error), s of each row's timestep."""
+    t, eps = jnp.array([0, 1, 500, 999]), jnp.ones_like(images)
+    args = SCALE * images, t, eps, {"class": IDS}, jnp.zeros(4, bool)
+    ramp = jnp.linspace(-0.5, 0.7, stage.process.timesteps)
+    learned = {"denoiser": params["denoiser"] | {"logvar": ramp}}
+    terms = dataclasses.replace(stage.loss, elbo_weight=0.3, logvar=9.0)
+    other = dataclasses.replace(stage, loss=terms)
+    loss, error = jax.jit(other.loss_at)(learned, *args)
+    vlb = stage.process.weight(t, "vlb")
+    want = jnp.mean(error / jnp.exp(ramp[t]) + ramp[t] + 0.3 * vlb * error)
+    assert float(loss) == pytest.approx(float(want), rel=1e-5)
+    learn = dataclasses.replace(terms, learn_logvar=True)
+    made = jax.eval_shape(dataclasses.replace(stage, loss=learn).init, KEY)
+    assert made["logvar"].shape == ramp.shape
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +187,37 @@ def test_no_images_and_constant_images_have_no_scale():
 def test_sampling_settings_that_do_not_exist_are_refused(stage, changes, words):
     with pytest.raises(errors.UsageError, match=words):
         dataclasses.replace(stage.sampling, **changes).grid(stage.process)
+
+
+def test_a_weaker_checkpoint_guides_and_an_interval_says_where(stage, params):
+    own, weaker = params["denoiser"], jax.tree.map(lambda p: 0.9 * p, params["denoiser"])
+    keys = jax.random.split(KEY, 4)
+
+    @functools.partial(jax.jit, static_argnames=("guide", "interval"))
+    def draw(guide_params, *, guide=True, interval=()):
+        return stage.sample(
+            own,
+            FROZEN,
+            keys,
+            {"class": IDS},
+            sampling=diffuse.Sampling(
+                steps=3, guidance=2.0 if guide else 1.0, rescale=0.5, interval=interval
+            ),
+            height=8,
+            width=8,
+            guide_params=guide_params,
+        )
+
+    plain = draw(own, guide=False)
+    np.testing.assert_allclose(draw(own), plain, atol=1e-4)  # nothing is weaker than itself
+    assert np.abs(draw(weaker) - plain).max() > 1e-3
+    np.testing.assert_allclose(draw(weaker, interval=(0.0, 0.0)), plain, atol=1e-5)
+
+
+def test_sampling_counts_its_calls_and_refuses_what_means_nothing(stage):
+    calls = {"ddim": 10, "heun": 19, "plms": 11, "unipc": 10}
+    for name, count in calls.items():
+        assert diffuse.Sampling(name, steps=10).calls(stage.process) == count
+    for bad in ({"sampler": "dimm"}, {"spacing": "even"}, {"rescale": 2.0}, {"interval": (1, 0)}):
+        with pytest.raises(errors.UsageError):
+            diffuse.Sampling(**bad)

@@ -1,0 +1,181 @@
+"""Sets of images to be measured or measured against, from wherever they lie.
+
+A run stands for the training records of its data, as it crops them; a folder that `sample` wrote, a
+plain folder of images, and an .npz with uint8 `arr_0` [n, h, w, 3] for the images in them.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ldm_jax import build
+from ldm_jax.base import errors, tensorfile
+from ldm_jax.data import pipeline, sources, transforms
+from ldm_jax.jobs import job as job_lib
+from ldm_jax.jobs import outputs
+
+BATCH = 64
+HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """size: (height, width). origin: what the images are, for a protocol.
+
+    batches: () -> (uint8 [BATCH, height, width, 3], mask [BATCH]), the mask 0 for rows that only
+      fill up the last batch.
+    job: of a folder that `sample` wrote.
+    """
+
+    count: int
+    size: tuple[int, int]
+    origin: dict
+    batches: Callable[[], Iterator]
+    job: job_lib.Job | None = None
+
+
+def open_set(path, flag: str, size=None, records: int | None = None) -> ImageSet:
+    """The images at `path`. flag: what the user called it, for errors.
+
+    size: what a plain folder's images are cropped and resized to, as in training; without, they
+    must all be of one size. records: at most so many, of a run or folder.
+    """
+    path = pathlib.Path(path)
+    if (path / "manifest.json").is_file():
+        found = _of_job(path)
+    elif (path / "config.json").is_file():
+        found = _of_run(path, records)
+    elif path.is_dir():
+        found = _of_folder(path, size, records)
+    elif path.suffix == ".npz" and path.is_file():
+        found = _of_npz(path)
+    else:
+        raise errors.UsageError(
+            f"{flag}={path} is neither a run, nor a folder of images, nor an .npz."
+        )
+    if size and found.size != tuple(size):
+        (h, w), (height, width) = found.size, size
+        raise errors.UsageError(
+            f"{flag}={path} holds images of {h}x{w}, the samples are {height}x{width}: distances "
+            "between sizes mean nothing; give a reference of that size, or a folder of images."
+        )
+    return found
+
+
+def is_statistics(path) -> bool:
+    """Whether an .npz holds statistics of features, no images."""
+    path = pathlib.Path(path)
+    if path.suffix != ".npz" or not path.is_file():
+        return False
+    return bool({"mu.npy", "mean.npy"} & set(_archive(path).namelist()))
+
+
+def _of_job(path):
+    job = job_lib.open_job(path)
+    records = [f"shards/{shard.number:05d}.json" for shard in job.shards]
+    chunks = lambda: (images for images, _ in job.batches())
+    origin = {"samples": outputs.digest(job.out, records)[:16]}
+    return ImageSet(job.num, _first(chunks()).shape[1:3], origin, lambda: _filled(chunks()), job)
+
+
+def _of_run(path, records):
+    config = build.read_config(path)
+    data = config.data
+    source = build.open_source(data)
+    train = sources.holdout(source, data.holdout, train=True)
+    crop = transforms.Crop(data.size, "center", data.interpolation)
+    return _of_source(train, [crop], records, (data.size,) * 2, data.interpolation)
+
+
+def _of_folder(path, size, records):
+    source = sources.open_source("folder", path=str(path))
+    if size is None:
+        return _of_source(source, [], None, source[0]["image"].shape[:2], "none")
+    if size[0] != size[1]:
+        raise errors.UsageError(
+            f"A folder is cropped to squares, the samples are {size[0]}x{size[1]}: give the "
+            "reference as an .npz of images of that size."
+        )
+    return _of_source(source, [transforms.Crop(size[0])], records, tuple(size), "bicubic")
+
+
+def _of_source(source, changes, records, size, interpolation):
+    count = min(records or len(source), len(source))
+
+    def batches():
+        with pipeline.eval_batches(source, changes, batch_size=BATCH, count=count) as rows:
+            for row in rows:
+                if not changes and (row["bad"] >= 0).any():
+                    name = source.name(int(row["bad"].max()))
+                    raise errors.RunError(f"{name} does not decode: draw it again, or remove it.")
+                yield row["image"], row["mask"]
+
+    origin = {"fingerprint": source.fingerprint, "records": count, "size": list(size)}
+    crop = "center" if changes else "none"
+    return ImageSet(
+        count, tuple(size), origin | {"crop": crop, "interpolation": interpolation}, batches
+    )
+
+
+def _of_npz(path):
+    with _rows(path) as (shape, _):
+        count, *size, channels = shape if len(shape) == 4 else (0, 0, 0, 0)
+    if channels != 3 or count < 1:
+        raise errors.UsageError(f"{path}: arr_0 is {list(shape)}; wanted is [n, height, width, 3].")
+
+    def chunks():
+        with _rows(path) as (_, rows):
+            yield from rows
+
+    origin = {"npz": tensorfile.digest(path)[:16], "records": count, "size": list(size)}
+    return ImageSet(count, tuple(size), origin, lambda: _filled(chunks()))
+
+
+@contextlib.contextmanager
+def _rows(path):
+    """`with _rows(path) as (shape, chunks)`: arr_0 in pieces, never whole in memory."""
+    with _archive(path) as archive:
+        if "arr_0.npy" not in archive.namelist():
+            names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
+            raise errors.UsageError(f"{path} holds {names or 'nothing'}; images are arr_0.")
+        with archive.open("arr_0.npy") as member:
+            version = np.lib.format.read_magic(member)
+            shape, fortran, dtype = HEADERS[version](member)
+            if dtype != np.uint8 or fortran:
+                raise errors.UsageError(f"{path}: arr_0 is {dtype}; wanted is uint8, in C order.")
+            yield shape, _chunks(member, shape)
+
+
+def _chunks(member, shape):
+    row = int(np.prod(shape[1:]))
+    for begin in range(0, shape[0], BATCH):
+        n = min(BATCH, shape[0] - begin)
+        yield np.frombuffer(member.read(n * row), np.uint8).reshape(n, *shape[1:])
+
+
+def _archive(path):
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as e:
+        raise errors.UsageError(f"{path} is damaged, or no .npz.") from e
+
+
+def _filled(chunks):
+    """Chunks [n, ...] of any n as batches of BATCH rows and their masks."""
+    for chunk in chunks:
+        for begin in range(0, len(chunk), BATCH):
+            part = chunk[begin : begin + BATCH]
+            missing = BATCH - len(part)
+            mask = np.arange(BATCH) < len(part)
+            yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]), mask
+
+
+def _first(chunks):
+    return next(iter(chunks))

@@ -1,0 +1,106 @@
+"""What samples are measured against: statistics of features, computed once and kept on disk.
+
+A file is .npz with `mean` [d], `covariance` [d, d], `count`, `features` [m, d] float32 and
+`origin`, JSON that says what they are of. Others' `mu` and `sigma` are read as well.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from ldm_jax.base import errors
+
+KEEP = 10_000  # features kept beside the moments, for figures that need neighbours
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """count: images, or None where a foreign file does not say. origin: its part of a protocol."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None
+    features: np.ndarray | None
+    origin: dict
+
+    @classmethod
+    def of(cls, gathered, origin: dict):
+        """From a suite.Features."""
+        moments = gathered.moments
+        return cls(moments.mean, moments.covariance, moments.count, gathered.features, origin)
+
+
+def cached(origin: dict, compute, folder=None) -> Reference:
+    """The reference of that origin, from disk or else from `compute() -> suite.Features`.
+
+    origin: all that the statistics depend on; its digest is the file's name.
+    """
+    file = pathlib.Path(folder or _cache()) / f"{digest(origin)}.npz"
+    if file.is_file():
+        return load(file)
+    reference = Reference.of(compute(), origin)
+    save(file, reference)
+    return reference
+
+
+def digest(origin: dict) -> str:
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save(path, reference: Reference):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of several, any may win
+    with open(partial, "wb") as f:
+        np.savez(
+            f,
+            mean=reference.mean,
+            covariance=reference.covariance,
+            count=reference.count,
+            features=reference.features,
+            origin=json.dumps(reference.origin),
+        )
+    partial.replace(path)
+
+
+def load(path, extraction: dict | None = None) -> Reference:
+    """Reads ours or a foreign `mu`, `sigma`; a file that is neither is a UsageError.
+
+    extraction: keys of an origin that are wanted; a file that says otherwise is refused, one that
+    says nothing is taken at its word, which its origin tells.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        keys = set(arrays)
+        if {"mean", "covariance", "count", "features", "origin"} <= keys:
+            origin = json.loads(str(arrays["origin"]))
+            for key, value in (extraction or {}).items():
+                if origin.get(key) != value:
+                    raise errors.UsageError(
+                        f"{path} was computed with {key}={origin.get(key)}, wanted is {value}: "
+                        "give images instead, or the same --features and --weights."
+                    )
+            return Reference(
+                arrays["mean"],
+                arrays["covariance"],
+                int(arrays["count"]),
+                arrays["features"],
+                origin,
+            )
+        if not {"mu", "sigma"} <= keys:
+            raise errors.UsageError(
+                f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; statistics are mu and "
+                "sigma, images arr_0."
+            )
+        mean, covariance = arrays["mu"], arrays["sigma"]
+    content = hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()[:16]
+    origin = {"statistics": content, "extraction": "not said by the file"}
+    return Reference(mean, covariance, None, None, origin)
+
+
+def _cache():
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "ldm_jax" / "references"

@@ -1,0 +1,202 @@
+"""The figures of a set of images against a reference, all from one pass over features.
+
+    samples = gather(extract, batches)
+    figures = measure(("fd", "kid"), samples, reference, Settings())
+
+A figure that is an estimate comes with its uncertainty, `NAME/std`; docs/evaluation.md says of
+each what that is.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from ldm_jax.base import errors
+from ldm_jax.base.registry import Registry
+from ldm_jax.metrics import frechet, inception_score, kernel, manifold, resampling
+from ldm_jax.metrics.frechet import Moments
+
+METRICS = Registry("metric")
+NEIGHBOURS = 10_000  # features of a side that neighbourhoods are made of, as in ADM's evaluation
+NORMAL_95 = 1.96
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Part of the protocol: figures of other settings do not compare.
+
+    kid_subsets, kid_subset_size, splits: as in torch-fidelity. bootstrap: rounds for the error of
+    a Frechet distance, 0 for none.
+    """
+
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    precision_k: int = 3
+    density_k: int = 5
+    splits: int = 10
+    bootstrap: int = 20
+    seed: int = 2020
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """One pass over images. features: [n, d] float32; logits: [n, k] or None."""
+
+    moments: Moments
+    features: np.ndarray
+    logits: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """needs: "logits", "reference", "features" (of the reference); compute: see `register`."""
+
+    needs: tuple[str, ...]
+    compute: Callable
+
+
+def register(name, *needs):
+    """Files `(samples, reference, settings) -> {figure: number}`; needs: see Metric."""
+
+    def decorate(compute):
+        METRICS.register(name)(Metric(needs, compute))
+        return compute
+
+    return decorate
+
+
+def gather(extract, batches, keep: int | None = None) -> Features:
+    """`collect` of batches (uint8 [b, h, w, 3], mask [b])."""
+    return collect(((*extract(pixels), mask) for pixels, mask in batches), keep)
+
+
+def collect(outputs, keep: int | None = None) -> Features:
+    """Moments of all images, arrays of the first `keep`.
+
+    outputs: (features [b, d], logits [b, k] or None, mask [b]), the mask 0 for rows that only fill
+      up a batch.
+    """
+    moments, features, logits = None, [], []
+    for new, scores, mask in outputs:
+        rows = np.asarray(mask) > 0
+        new = np.asarray(new)[rows]
+        moments = moments or Moments.empty(new.shape[1])
+        room = len(new) if keep is None else max(0, keep - moments.count)
+        moments = moments.update(new)
+        features.append(new[:room])
+        if scores is not None:
+            logits.append(np.asarray(scores)[rows][:room])
+    if not moments or not moments.count:
+        raise errors.UsageError("There are no images to take features of.")
+    return Features(moments, np.concatenate(features), np.concatenate(logits) if logits else None)
+
+
+def measure(names, samples: Features, reference, settings: Settings) -> dict:
+    """{figure: number} of the named metrics. reference: a metrics.reference.Reference, or None."""
+    figures = {}
+    for name in names:
+        figures |= METRICS.get(name).compute(samples, reference, settings)
+    return figures
+
+
+def check(names, has_logits, has_reference, has_features, flag="--metrics"):
+    """Raises UsageError for metrics that are unknown, or lack what they need."""
+    have = {"logits": has_logits, "reference": has_reference, "features": has_features}
+    remedy = {
+        "logits": "samples and classes: --features=inception",
+        "reference": "a reference: --reference=RUN, folder or .npz",
+        "features": "the reference's features, which a .npz of mu and sigma lacks: give images",
+    }
+    for name in names:
+        for need in METRICS.get(name).needs:
+            if not have[need]:
+                raise errors.UsageError(f"{flag}={name} needs {remedy[need]}.")
+
+
+def warnings(names, n: int, reference_n: int | None, dimension: int, settings: Settings) -> list:
+    """A line for every figure that so few images say little about."""
+    lines = []
+    small = min(n, reference_n or n)
+    if {"fd", "fd_infinity"} & set(names) and small <= dimension:
+        lines.append(
+            f"warning: {small} images for {dimension} features: the covariance is singular and the "
+            "Frechet distance mostly bias; compare only figures of exactly these numbers of images."
+        )
+    if "fd_infinity" in names and n // 10 <= dimension:
+        lines.append(
+            f"warning: fd_infinity extrapolates from {n // 10} images for {dimension} features; "
+            f"it means something from some {20 * dimension} on."
+        )
+    if "kid" in names and small < settings.kid_subset_size:
+        lines.append(f"warning: kid in subsets of {small}, not {settings.kid_subset_size}.")
+    if "is" in names and n < 5_000:
+        lines.append(f"warning: Inception Score of {n} images is far below that of 50,000.")
+    return lines
+
+
+@register("fd", "reference")
+def fd(samples, reference, settings):
+    own = samples.moments
+    value = frechet.gaussian_distance(
+        own.mean, own.covariance, reference.mean, reference.covariance
+    )
+    if not settings.bootstrap:
+        return {"fd": value}
+    distance = resampling.Resampled(samples.features, reference.mean, reference.covariance)
+    error = resampling.bootstrap(distance, settings.bootstrap, settings.seed)
+    margin = NORMAL_95 * error
+    return {"fd": value, "fd/std": error, "fd/low": value - margin, "fd/high": value + margin}
+
+
+@register("fd_infinity", "reference")
+def fd_infinity(samples, reference, settings):
+    distance = resampling.Resampled(samples.features, reference.mean, reference.covariance)
+    value, error = resampling.infinity(distance, seed=settings.seed)
+    return {"fd/infinity": value, "fd/infinity_std": error}
+
+
+@register("kid", "reference", "features")
+def kid(samples, reference, settings):
+    value, std = kernel.kernel_distance(
+        samples.features,
+        reference.features,
+        settings.kid_subsets,
+        settings.kid_subset_size,
+        settings.seed,
+    )
+    return {"kid": value, "kid/std": std}
+
+
+@register("prc", "reference", "features")
+def prc(samples, reference, settings):
+    fake, real = samples.features[:NEIGHBOURS], reference.features[:NEIGHBOURS]
+    precision, recall = manifold.precision_recall(fake, real, settings.precision_k)
+    return {
+        "precision": precision,
+        "precision/std": _binomial(precision, len(fake)),
+        "recall": recall,
+        "recall/std": _binomial(recall, len(real)),
+    }
+
+
+@register("dc", "reference", "features")
+def dc(samples, reference, settings):
+    fake, real = samples.features[:NEIGHBOURS], reference.features[:NEIGHBOURS]
+    density, coverage = manifold.density_coverage(fake, real, settings.density_k)
+    return {
+        "density": density,
+        "coverage": coverage,
+        "coverage/std": _binomial(coverage, len(real)),
+    }
+
+
+@register("is", "logits")
+def inception(samples, reference, settings):
+    value, std = inception_score.inception_score(samples.logits, settings.splits, settings.seed)
+    return {"inception_score": value, "inception_score/std": std}
+
+
+def _binomial(share, n):
+    """Standard error of a share of n. Neighbours are shared, so it is a little too small."""
+    return float(np.sqrt(share * (1.0 - share) / n))

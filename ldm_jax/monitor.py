@@ -1,0 +1,98 @@
+"""Distances to the data during training, from `config.eval` (engine/distances.py measures them)."""
+
+import jax
+
+from ldm_jax import build, measures
+from ldm_jax.base import errors
+from ldm_jax.data import pipeline, sources, transforms
+from ldm_jax.engine import distances as distances_lib
+from ldm_jax.metrics import features, suite
+from ldm_jax.stages import codec
+
+
+def plan(config) -> measures.Plan | None:
+    """From config.eval; reads the weights. None where nothing is to be measured."""
+    wanted = config.eval.get("metrics", "")  # runs from before this key lack it
+    if not wanted:
+        return None
+    metrics = tuple(wanted.split(","))
+    name, weights = config.eval.features or "mobilenet", config.eval.weights
+    if not weights:
+        raise errors.UsageError(
+            f"config.eval.metrics={wanted} needs config.eval.weights, the weights of {name} "
+            "(docs/evaluation.md says where they are)."
+        )
+    if config.eval.every % config.steps.eval:
+        raise errors.UsageError(
+            f"config.eval.every={config.eval.every} must be a multiple of config.steps.eval="
+            f"{config.steps.eval}."
+        )
+    has_classes = config.stage == "diffuse" and features.EXTRACTORS.get(name).classes
+    suite.check(metrics, has_classes, True, True, "config.eval.metrics")
+    settings = suite.Settings(bootstrap=0)  # a curve shows its own noise
+    return measures.Plan(
+        metrics, settings, *measures.open_features(name, weights), reference_records=0
+    )
+
+
+def distances(plan: measures.Plan, config, source, mesh) -> distances_lib.Distances:
+    """The evaluator of a run in training, always on the same records.
+
+    Of a first stage held-out records against their reconstructions; of a second stage training
+    records against samples under their conditions.
+    """
+    first = config.stage == "autoencode"
+    data = sources.holdout(source, config.data.holdout, train=not first)
+    count = min(config.eval.samples or config.eval.records, len(data))
+    changes = transforms.standard(config.data.size, "center", False, config.data.interpolation)
+    draw, fields = (_reconstruction if first else _sampling)(config)
+
+    def batches():
+        return pipeline.eval_batches(
+            data,
+            changes,
+            batch_size=config.eval.batch_size,
+            count=count,
+            fields=("image", *fields),
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+        )
+
+    origin = {"fingerprint": data.fingerprint, "records": count, "size": [config.data.size] * 2}
+    origin |= {"crop": "center", "interpolation": config.data.interpolation}
+    every, total = config.eval.every, config.steps.total
+    return distances_lib.Distances(
+        draw,
+        batches,
+        plan.extraction | origin,
+        plan.metrics,
+        plan.settings,
+        *(plan.extractor, plan.weights),
+        prefix="r" if first else "",
+        due=lambda step: not every or step % every == 0 or step == total,
+        mesh=mesh,
+    )
+
+
+def _reconstruction(config):
+    """(params, frozen, batch, keys) -> images, and the fields that it reads besides the image."""
+    first_stage = codec.Codec(build.make_autoencoder(config))
+
+    def draw(params, frozen, batch, keys):
+        own = params["autoencoder"]["model"]
+        return first_stage.decode(own, first_stage.encode(own, batch["image"]))
+
+    return draw, ()
+
+
+def _sampling(config):
+    """The same of a second stage."""
+    model = build.make_diffuse(config)
+    how = dict(sampling=model.sampling, height=model.size, width=model.size)
+
+    def draw(params, frozen, batch, keys):
+        fields = {name: batch[name] for name in model.fields}
+        z = model.sample(params["denoiser"], frozen, keys, fields, **how)
+        return model.render(frozen, z, model.sampling)
+
+    return draw, model.fields

@@ -1,0 +1,215 @@
+"""diffusers' models and pipelines in: their configs in our words, their weights by the tables."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from ldm_jax.base import errors, tensorfile
+from ldm_jax.weights import compvis, diffusers
+from ldm_jax.weights import diffusers_config as translate
+from ldm_jax.weights.rules import Rule, within
+from ldm_jax.weights.source import Source, refuse_unless
+
+# What diffusers itself fills in for a config that does not say.
+SCALING_FACTOR = 0.18215
+# Names of attention layers before diffusers 0.15.
+OLD_NAMES = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
+
+
+def open_checkpoint(folder) -> Source:
+    """A model's folder, or a pipeline's."""
+    folder = pathlib.Path(folder)
+    if (folder / "model_index.json").is_file():
+        return _pipeline(folder)
+    config = _read_json(folder / "config.json")
+    readers = dict(
+        AutoencoderKL=_first_stage,
+        VQModel=_first_stage,
+        UNet2DModel=_second_stage,
+        UNet2DConditionModel=_second_stage,
+    )
+    name = config.get("_class_name")
+    if name not in readers:
+        known = ", ".join(readers)
+        raise errors.UsageError(f"{folder}: class {name!r} is not supported; {known} are.")
+    return readers[name](folder, config)
+
+
+def _pipeline(folder) -> Source:
+    parts = {k for k, v in _read_json(folder / "model_index.json").items() if v and k[0] != "_"}
+    own = [name for name in ("vae", "vqvae") if (folder / name).is_dir()]
+    if "unet" not in parts:
+        raise errors.UsageError(f"{folder} is a pipeline without a unet: not a latent diffusion.")
+    first = None
+    if own:
+        first = folder / own[0], _read_json(folder / own[0] / "config.json")
+        refuse_unless(
+            first[1], own[0], shift_factor=(None,), latents_mean=(None,), latents_std=(None,)
+        )
+    encoders = (diffusers.CLASSES, "bert", "text_encoder")
+    encoder = next((n for n in encoders if (folder / n).is_dir()), None)
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+    unet = folder / "unet"
+    config = _read_json(unet / "config.json")
+    return _second_stage(unet, config, first, scheduler, folder / encoder if encoder else None)
+
+
+def _first_stage(folder, config) -> Source:
+    name = config["_class_name"]
+    refuse_unless(config, name, act_fn=("silu",), norm_type=("group",))
+    refuse_unless(config, name, lookup_from_codebook=(False,))
+    widths = config["block_out_channels"]
+    attended = translate.attended(config, "DownEncoderBlock2D", "UpDecoderBlock2D")
+    model = dict(
+        bottleneck="kl" if name == "AutoencoderKL" else "vq",
+        width=widths[0],
+        mult=translate.multiples(widths),
+        blocks=config.get("layers_per_block", 1),
+        attention=attended,
+        mid_attention=config.get("mid_block_add_attention", True),
+        z_channels=config["latent_channels"],
+        latent_channels=config.get("vq_embed_dim") or config["latent_channels"],
+        codebook_size=config.get("num_vq_embeddings", 0),
+        groups=config.get("norm_num_groups", 32),
+    )
+    if (channels := config.get("in_channels", 3)) != 3:
+        model["image_channels"] = channels
+    state = _weights(folder)
+    for key, used in (("quant_conv", "use_quant_conv"), ("post_quant_conv", "use_post_quant_conv")):
+        if not config.get(used, True):  # ours always has it: the identity
+            n = model["latent_channels"] * (2 if key == "quant_conv" else 1)
+            state[f"{key}.weight"], state[f"{key}.bias"] = np.eye(n)[:, :, None, None], np.zeros(n)
+    size = _size(config.get("sample_size", 256), 2 ** (len(widths) - 1))
+    tables = {"autoencoder": (state, diffusers.autoencoder_table(model), ())}
+    return Source("autoencode", {"model": model, "data": {"size": size}}, tables)
+
+
+def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> Source:
+    notes = [] if scheduler else ["No scheduler beside the UNet: the process is a guess of ours."]
+    model = translate.unet_model(config)
+    state = {f"unet.{k}": v for k, v in _weights(folder).items()}
+    rules = within([(r"unet\.", "")], diffusers.unet_table(model))
+    found, tables = {}, []
+    if rows := config.get("num_class_embeds"):
+        found["class"] = dict(name="class", width=4 * model["width"], place="vector")
+        table = Rule("unet.class_embedding", "table", "table")
+        if _has_null_class(folder):
+            rows -= 1
+        else:
+            table = table._replace(reorder=compvis.with_null)
+            notes.append("The class embedding has no null class: a row of zeros was added.")
+        found["class"]["num_classes"] = rows
+        tables.append([table])
+    channels = config["out_channels"]
+    if extra := config["in_channels"] - channels:
+        found["low_res"] = dict(name="image", channels=extra)
+        tables.append([])
+    if model["cross_attention"]:
+        own, kwargs, table, given = _tokens(config, encoder, notes)
+        found[own] = kwargs
+        tables.append(within([(r"tokens\.", "")], table))
+        state |= {f"tokens.{k}": v for k, v in given.items()}
+        order = sorted(range(len(found)), key=lambda i: list(found)[i])
+        tables = [tables[i] for i in order]
+    for i, table in enumerate(tables):
+        rules += within([("", f"conditioners_{i}/")], table)
+    scale, factor, beneath = 1.0, 1, f"identity:{channels}"
+    if first:
+        scale, beneath = first[1].get("scaling_factor", SCALING_FACTOR), _first_stage(*first)
+        factor = 2 ** (len(first[1]["block_out_channels"]) - 1)
+    changes = {
+        "model": model,
+        "conditioners": found,
+        "process": translate.process(scheduler) if scheduler else {},
+        "data": {
+            "size": _size(config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1)) * factor
+        },
+        "latents": {"scale": scale},
+        "sample": translate.sampling(scheduler, notes) if scheduler else {},
+        "optim": {"denoiser": {"ema": 0.0}},
+    }
+    tables = {"denoiser": (state, rules, ())}
+    return Source("diffuse", changes, tables, first_stage=beneath, scale=scale, notes=notes)
+
+
+def _tokens(config, encoder, notes):
+    """The conditioner of a cross-attention UNet: (field, its config, its table, its weights)."""
+    own = _read_json(encoder / "config.json") if encoder else {}
+    if own.get("_class_name") == "ClassEmbedder":  # as to_diffusers.py writes it
+        kwargs = dict(name="class", num_classes=own["n_classes"] - 1, width=own["embed_dim"])
+        return "class", kwargs, compvis.CLASS_EMBEDDER, _weights(encoder)
+    if own.get("model_type") != "ldmbert":
+        if own:
+            what = own.get("model_type") or own.get("architectures")
+            notes.append(
+                f"The text encoder ({what}) is not converted: give embeddings as `tokens`."
+            )
+        length = own.get("max_position_embeddings", 77)
+        return (
+            "tokens",
+            dict(name="tokens", width=config["cross_attention_dim"], length=length),
+            [],
+            {},
+        )
+    refuse_unless(own, "LDMBertModel", activation_function=("gelu",), scale_embedding=(False,))
+    kwargs = dict(
+        name="text",
+        width=own["d_model"],
+        depth=own["encoder_layers"],
+        vocab_size=own["vocab_size"],
+        length=own["max_position_embeddings"],
+        heads=own["encoder_attention_heads"],
+        head_width=own.get("head_dim", 64),
+        mask_padding=False,
+        null=(101, 102) if own["vocab_size"] == 30522 else (),
+    )
+    return (
+        "text_ids",
+        kwargs,
+        diffusers.bert_table(kwargs["depth"]),
+        {k: v for k, v in _weights(encoder).items() if not k.startswith("to_logits")},
+    )
+
+
+def _size(size, factor):
+    """A training size that our model divides; theirs may be a list."""
+    size = size if isinstance(size, int) else min(size)
+    return max(size // factor, 1) * factor
+
+
+def _weights(folder) -> dict:
+    """The state dict of a model's folder, in today's names."""
+    state = {}
+    for path in _weight_files(folder):
+        state |= tensorfile.read(path)
+    old = re.compile(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.(weight|bias)$)")
+    return {old.sub(lambda match: OLD_NAMES[match[1]], key): v for key, v in state.items()}
+
+
+def _weight_files(folder) -> list:
+    """The one file of a model's weights, or those that its index names."""
+    index = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
+    if index:
+        names = {pathlib.Path(name).name for name in _read_json(index[0])["weight_map"].values()}
+        return sorted(folder / name for name in names)
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
+        for ending in (".safetensors", ".bin"):
+            if (path := folder / (stem + ending)).is_file():
+                return [path]
+    raise errors.UsageError(f"{folder} holds no diffusion_pytorch_model.safetensors or .bin.")
+
+
+def _has_null_class(folder) -> bool:
+    """Whether the last class is ours that stands for none: to_diffusers.py says so in the file."""
+    return tensorfile.metadata(_weight_files(folder)[0]).get("null_class") == "last"
+
+
+def _read_json(path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except OSError as e:
+        raise errors.UsageError(f"--checkpoint: {path} cannot be read ({e.strerror}).") from e
+    except ValueError as e:
+        raise errors.UsageError(f"--checkpoint: {path} is not JSON ({e}).") from e

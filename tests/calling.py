@@ -1,0 +1,8 @@
+"""Commands, called in the tests' own process."""
+
+from ldm_jax import cli
+
+
+def call(command, *argv) -> int:
+    """A command's exit code; command: its module."""
+    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])

@@ -1,0 +1,111 @@
+"""What a run takes from another one's weights, with players of a few numbers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.base import errors, tree
+from ldm_jax.engine import checkpoint, inherit
+from ldm_jax.engine import step as step_lib
+from ldm_jax.stages import api
+
+PLACE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def player(name, **shapes):
+    return api.Player(
+        name, lambda key: {leaf: jax.random.normal(key, s) for leaf, s in shapes.items()}, None
+    )
+
+
+NET, JUDGE = player("net", w=(3, 2), b=(2,)), player("judge", v=(4,))
+
+
+def begin(players, ema, seed=0):
+    state = step_lib.make_init(players, {}, ema)(jax.random.key(seed))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=PLACE), state)
+    return state, shapes
+
+
+def save(folder, state, step=7):
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    checkpoints.save(step, state, {})
+    checkpoints.wait()
+    checkpoints.close()
+    return folder
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(lambda x, y: bool(np.array_equal(x, y)), a, b))
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A run of the net alone, whose average differs from its weights."""
+    state, _ = begin([NET], {"net": 0.9}, seed=1)
+    state["ema"] = jax.tree.map(lambda x: x / 2, state["ema"])
+    return save(tmp_path / "source", state), state
+
+
+def test_weights_and_averages_come_along_and_the_rest_starts_anew(source):
+    run, theirs = source
+    ours, shapes = begin([NET, JUDGE], {"net": 0.99, "judge": 0.0})
+    state, origin = inherit.weights(ours, run, shapes)
+    assert same(state["params"]["net"], theirs["params"]["net"])
+    assert same(state["ema"]["net"], theirs["ema"]["net"])
+    assert same(state["params"]["judge"], ours["params"]["judge"])
+    assert int(state["step"]) == 0
+    assert origin["step"] == 7 and origin["players"] == origin["ema"] == ["net"]
+    assert origin["digest"] == tree.digest({"net": theirs["params"]["net"]})
+    assert json.dumps(origin)
+
+
+def test_an_average_that_one_side_lacks_is_made_or_left_out(source, tmp_path):
+    run, _ = source
+    ours, shapes = begin([NET], {"net": 0.0})
+    state, _ = inherit.weights(ours, run, shapes)
+    assert state["ema"] == {}
+    plain = save(tmp_path / "plain", begin([NET], {"net": 0.0}, seed=2)[0])
+    ours, shapes = begin([NET], {"net": 0.9})
+    state, origin = inherit.weights(ours, plain, shapes)
+    assert same(state["ema"], state["params"]) and origin["ema"] == []
+    assert not same(state["params"], ours["params"])
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers), "a buffer under two names cannot be donated"
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (player("net", w=(3, 4), b=(2,)), r"net/w has shape \(3, 2\) there and has shape \(3, 4\)"),
+        (player("net", w=(3, 2)), r"net/b has shape \(2,\) there and does not exist in"),
+        (player("net", w=(3, 2), b=(2,), c=(1,)), "net/c does not exist there"),
+        (JUDGE, "holds weights of net, this run trains judge"),
+    ],
+)
+def test_networks_that_differ_are_refused_by_name_and_shape(source, other, words):
+    with pytest.raises(errors.UsageError, match=words):
+        inherit.check(source[0], [other])
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(errors.UsageError, match="no readable checkpoint"):
+        inherit.check(tmp_path, [NET])
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(source):
+    run, theirs = source
+    other = jax.tree.map(jnp.zeros_like, theirs)
+    save(run, other, step=8)
+    data = next(p for p in (run / "checkpoints" / "8" / "state").rglob("d/*") if p.is_file())
+    data.write_bytes(b"x" * data.stat().st_size)
+    state, origin = inherit.weights(*_with_run(run))
+    assert origin["step"] == 7 and same(state["params"]["net"], theirs["params"]["net"])
+
+
+def _with_run(run):
+    ours, shapes = begin([NET], {"net": 0.9})
+    return ours, run, shapes

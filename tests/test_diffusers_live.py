@@ -1,0 +1,189 @@
+"""Against diffusers itself, both ways; skipped where torch and diffusers are not installed.
+
+pip install torch diffusers transformers    # beside this project's requirements
+pytest tests/test_diffusers_live.py
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from test_pipelines import FIELDS, TEXT, UNCONDITIONAL, convert_ok, tiny_run  # noqa: E402
+
+import ldm_jax  # noqa: E402
+
+NOISE = np.random.default_rng(1).normal(size=(2, 8, 8, 2)).astype(np.float32)
+GRIDS = [("legacy", 20), ("trailing", 4)]
+
+
+def theirs(array):
+    """Channels first, a torch tensor."""
+    return torch.from_numpy(np.asarray(array)).movedim(-1, 1).contiguous()
+
+
+def ours(tensor):
+    return tensor.detach().movedim(1, -1).numpy()
+
+
+def close(a, b, atol):
+    print(f"largest difference {np.max(np.abs(np.asarray(a) - np.asarray(b))):.1e}")
+    np.testing.assert_allclose(a, b, atol=atol)
+
+
+def sampled(pipe, steps, monkeypatch, noise):
+    """An LDMPipeline's images in [-1, 1] from a given x_T."""
+    module = sys.modules[type(pipe).__module__]
+    monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: theirs(noise))
+    images = pipe(batch_size=len(noise), num_inference_steps=steps, output_type="np").images
+    return 2 * images - 1
+
+
+def guided(pipe, steps, tokens, null, noise):
+    """A StableDiffusionPipeline's images in [-1, 1] from a given x_T and embeddings."""
+    images = pipe(
+        prompt_embeds=torch.from_numpy(np.asarray(tokens)),
+        negative_prompt_embeds=torch.from_numpy(np.asarray(null)),
+        latents=theirs(noise),
+        guidance_scale=3.0,
+        num_inference_steps=steps,
+        output_type="np",
+    ).images
+    return 2 * images - 1
+
+
+def without_text_encoder(folder):
+    return diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None
+    )
+
+
+def export(tmp_path, first, conditioners, **changes):
+    beneath = tiny_run(tmp_path / "first", first)
+    source = tiny_run(tmp_path / "ldm", "ldm", conditioners, first_stage=str(beneath), **changes)
+    convert_ok("export", f"--run={source}", f"--out={tmp_path / 'out'}")
+    return ldm_jax.load(source), tmp_path / "out"
+
+
+@pytest.mark.parametrize(("spacing", "steps"), GRIDS)
+def test_an_exported_unconditional_run_is_an_ldm_pipeline(tmp_path, monkeypatch, spacing, steps):
+    run, out = export(tmp_path, "vq", {}, **UNCONDITIONAL | {"sample.spacing": spacing})
+    images = sampled(diffusers.LDMPipeline.from_pretrained(out), steps, monkeypatch, NOISE)
+    want = run.sample(2, steps=steps, spacing=spacing, noise=NOISE)
+    close(images, want, 1e-4)
+
+
+@pytest.mark.parametrize("field", ["class", "text_ids"])
+@pytest.mark.parametrize(("spacing", "steps"), GRIDS)
+def test_an_exported_guided_run_is_a_stable_diffusion_pipeline(tmp_path, field, spacing, steps):
+    kwargs = dict(name="class", num_classes=5, width=8) if field == "class" else TEXT
+    run, out = export(tmp_path, "first_stage", {field: kwargs}, **{"sample.spacing": spacing})
+    fields = FIELDS[field] | ({"null_class": np.array([5, 5])} if field == "class" else {})
+    tokens, null = (
+        run._cond({field: fields[prefix + field]}, 2, (16, 16)).tokens for prefix in ("", "null_")
+    )
+    images = guided(without_text_encoder(out), steps, tokens, null, NOISE)
+    draw = dict(steps=steps, guidance=3.0, spacing=spacing, noise=NOISE, cond=fields)
+    close(images, run.sample(2, **draw), 1e-4)
+
+
+def test_an_exported_class_vector_is_a_class_embedding(tmp_path):
+    kwargs = {"class": dict(name="class", num_classes=5, width=64, place="vector")}
+    run, out = export(tmp_path, "vq", kwargs, **UNCONDITIONAL)
+    unet = diffusers.UNet2DModel.from_pretrained(out / "unet")
+    ids, t = np.array([2, 5]), np.array([3, 700])
+    eps = unet(theirs(NOISE), torch.from_numpy(t), class_labels=torch.from_numpy(ids)).sample
+    close(ours(eps), run.denoise(NOISE, t, {"class": ids}), 1e-5)
+
+
+def randomised(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            spread = 1 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.3
+            p.copy_(spread * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+SCHEDULER = dict(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
+SCHEDULER |= dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+
+def test_their_ldm_pipeline_becomes_a_run(tmp_path, monkeypatch):
+    vqvae = diffusers.VQModel(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=2,
+        num_vq_embeddings=16,
+        scaling_factor=0.3,
+    )
+    unet = diffusers.UNet2DModel(
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=32,
+        sample_size=8,
+    )
+    pipe = diffusers.LDMPipeline(
+        vqvae=randomised(vqvae),
+        unet=randomised(unet),
+        scheduler=diffusers.DDIMScheduler(**SCHEDULER),
+    )
+    pipe.save_pretrained(tmp_path / "pipe")
+    convert_ok("diffusers", f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'run'}")
+    run = ldm_jax.load(tmp_path / "run")
+    images = sampled(pipe, 20, monkeypatch, NOISE)
+    want = run.sample(2, steps=20, spacing=run.config.sample.spacing, noise=NOISE)
+    close(images, want, 1e-3)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_their_stable_diffusion_parts_become_a_run(tmp_path, prediction):
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=2,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=12,
+        attention_head_dim=(2, 4),
+        use_linear_projection=prediction == "v_prediction",
+        sample_size=8,
+    )
+    zero = prediction == "v_prediction"
+    grid = dict(timestep_spacing="trailing", set_alpha_to_one=True) if zero else {}
+    scheduler = SCHEDULER | dict(prediction_type=prediction, rescale_betas_zero_snr=zero) | grid
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=randomised(vae),
+        unet=randomised(unet),
+        scheduler=diffusers.DDIMScheduler(**scheduler),
+        text_encoder=None,
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(tmp_path / "pipe")
+    convert_ok("diffusers", f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'run'}")
+    run = ldm_jax.load(tmp_path / "run")
+    tokens, null = np.random.default_rng(3).normal(size=(2, 2, 5, 12)).astype(np.float32)
+    images = guided(pipe, 20, tokens, null, NOISE)
+    cond = {"tokens": tokens, "null_tokens": null}
+    draw = dict(steps=20, guidance=3.0, spacing=run.config.sample.spacing, noise=NOISE, cond=cond)
+    close(images, run.sample(2, **draw), 1e-3)
