@@ -31,19 +31,19 @@ class Judge:
         """{name: (mean, its standard error)} over the held-out records."""
         found = {}
         for i, batch in enumerate(self._held_out()):
-            mask = shard.put_batch({"mask": batch.pop("mask")}, self._mesh)["mask"]
+            real = shard.put_batch({"real": batch.pop("real")}, self._mesh)["real"]
             batch = shard.put_batch(batch, self._mesh)
             key = jax.random.fold_in(self._key, i)
-            values, mask = jax.device_get((self._evaluate(params, self._frozen, batch, key), mask))
+            values, real = jax.device_get((self._evaluate(params, self._frozen, batch, key), real))
             for name, value in values.items():
                 # float64 on the host: the mean must not depend on how records fell into batches.
-                found.setdefault(name, []).append(np.float64(value)[mask > 0])
+                found.setdefault(name, []).append(np.float64(value)[real > 0])
         return {name: _mean_and_error(np.concatenate(parts)) for name, parts in found.items()}
 
     def pictures(self, params) -> dict:
         """What the stage draws from the first held-out batch, as [n, h, w, 3] in [-1, 1]."""
         batch = next(iter(self._held_out()))
-        batch.pop("mask")
+        batch.pop("real")
         batch = shard.put_batch(batch, self._mesh)
         return jax.device_get(self._draw(params, self._frozen, batch, self._key))
 
