@@ -43,6 +43,12 @@ def define(values):
         flag_values=values,
     )
     flags.DEFINE_string(
+        "prompts", "", "a caption, or a file with one a line, in turn", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "held_out", False, "the conditions of the run's held-out records", flag_values=values
+    )
+    flags.DEFINE_string(
         "cond", "", ".npz of the other conditions: an array [n, ...] per field", flag_values=values
     )
     flags.DEFINE_string(
@@ -108,13 +114,14 @@ def main(args, overrides):
     model = build.make_diffuse(config)
     sampling.tiling(model, *size)
     classes = config.conditioners.get("class", {}).get("num_classes", 0)
+
+    def make_conditions():
+        source = build.open_source(config.data)
+        held_out = build.sources.holdout(source, config.data.holdout, train=False)
+        return build.make_conditions(config, source), held_out
+
     conditions = conditions_lib.read(
-        args.labels,
-        args.cond,
-        classes=classes,
-        known=model.fields,
-        num=args.num,
-        seed=args.seed,
+        args, classes=classes, known=model.fields, make=make_conditions
     )
     job = job_lib.Job(args.out, args.num, args.shard_size, args.format, classes)
     worker, workers = read_worker(args.worker)

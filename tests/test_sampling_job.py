@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 
 import numpy as np
@@ -179,12 +180,16 @@ def test_kill_9_and_sigterm_leave_a_job_that_goes_on(run, whole, tmp_path):
     assert digests[0] == digests[1] and summary(tmp_path / "cut")["drawn"] < 64
 
 
-def test_labels_are_read_and_checked_before_anything_else(tmp_path):
-    def read(labels, **changes):
-        settings = dict(classes=5, known=["class"], num=12, seed=3) | changes
-        return conditions.read(labels, "", **settings)
+def read_conditions(classes=5, known=("class",), make=None, **changes):
+    settings = dict(labels="balanced", prompts="", held_out=False, cond="", num=12, seed=3)
+    args = types.SimpleNamespace(**settings | changes)
+    return conditions.read(args, classes=classes, known=list(known), make=make)
 
-    ids = lambda *args, **kwargs: [read(*args, **kwargs).row(i)["class"] for i in range(7)]
+
+def test_labels_are_read_and_checked_before_anything_else(tmp_path):
+    ids = lambda labels, **kwargs: [
+        read_conditions(labels=labels, **kwargs).row(i)["class"] for i in range(7)
+    ]
     assert ids("balanced") == [0, 1, 2, 3, 4, 0, 1]
     assert ids("4,2") == [4, 2, 4, 2, 4, 2, 4]
     file = tmp_path / "labels.txt"
@@ -193,27 +198,42 @@ def test_labels_are_read_and_checked_before_anything_else(tmp_path):
     assert ids("random", num=7) == ids("random", num=1000) != ids("random", seed=4)
     for text, words in [("3,5", "5 is not a class id in 0..4"), ("cat", "must be balanced")]:
         with pytest.raises(errors.UsageError, match=words):
-            read(text)
+            read_conditions(labels=text)
     file.write_text("3\n9\n")
     with pytest.raises(errors.UsageError, match=r"9 \(entry 1\)"):
-        read(str(file))
+        read_conditions(labels=str(file))
     with pytest.raises(errors.UsageError, match="not conditioned on classes"):
-        read("3", classes=0)
+        read_conditions(labels="3", classes=0)
 
 
 def test_other_conditions_come_from_an_npz(tmp_path):
     path = tmp_path / "cond.npz"
     np.savez(path, tokens=np.arange(6).reshape(3, 2))
-    settings = dict(classes=0, known=["tokens", "mask"], num=4, seed=0)
+    given = dict(classes=0, cond=str(path))
     with pytest.raises(errors.UsageError, match="also conditioned on mask"):
-        conditions.read("balanced", str(path), **settings)
-    found = conditions.read("balanced", str(path), **settings | {"known": ["tokens"]})
+        read_conditions(known=("tokens", "mask"), **given)
+    found = read_conditions(known=("tokens",), **given)
     np.testing.assert_array_equal(found.fields(2, 2)["tokens"], [[4, 5], [0, 1]])
     with pytest.raises(errors.UsageError, match="has a field 'tokens'"):
-        conditions.read("balanced", str(path), **settings | {"known": ["mask"]})
+        read_conditions(known=("mask",), **given)
     path.write_bytes(b"rubbish")
     with pytest.raises(errors.UsageError, match="cannot be read"):
-        conditions.read("balanced", str(path), **settings)
+        read_conditions(known=("tokens",), **given)
+
+
+def test_class_names_serve_as_prompts_and_held_out_records_as_conditions(run, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("blue square\n\nred circle\n")
+    flags = [f"--run={run}", "--batch_size=8", "--num=4", "--steps=1"]
+    assert call(sample, *flags, f"--prompts={prompts}", f"--out={tmp_path / 'a'}") == 0
+    lines = (tmp_path / "a" / "images" / "metadata.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["caption"] for row in rows] == ["blue square", "red circle"] * 2
+    assert rows[0]["label"] == rows[2]["label"] != rows[1]["label"]
+    assert call(sample, *flags, "--held_out", f"--out={tmp_path / 'b'}") == 0
+    prompts.write_text("blue dog\n")
+    flags = [*flags, f"--prompts={prompts}", f"--out={tmp_path / 'c'}"]
+    assert call(sample, *flags) == cli.EXIT_USAGE and not (tmp_path / "c").exists()
 
 
 def test_the_images_are_those_of_the_python_api(run, whole):

@@ -15,12 +15,12 @@ class Judge:
     def __init__(self, stage, held_out, frozen, mesh):
         whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
         self._held_out, self._frozen, self._mesh = held_out, frozen, mesh
-        # Replicated results, the mask among them: every host can read them.
+        # Replicated results, which rows are real among them: every host can read them.
         how = dict(in_shardings=(None, whole, rows, whole), out_shardings=whole)
 
         def evaluate(params, frozen, batch, number):
-            mask, key = batch.pop("mask"), jax.random.fold_in(jax.random.key(SEED), number)
-            return stage.evaluate(params, frozen, batch, key), mask
+            real, key = batch.pop("real"), jax.random.fold_in(jax.random.key(SEED), number)
+            return stage.evaluate(params, frozen, batch, key), real
 
         self._programs = {"evaluate": jax.jit(evaluate, **how), "draw": jax.jit(stage.draw, **how)}
         self._key = shard.random_key(SEED, mesh)
@@ -35,16 +35,16 @@ class Judge:
         for i, batch in enumerate(self._held_out()):
             batch = shard.put_batch(batch, self._mesh)
             number = np.uint32(i)
-            values, mask = jax.device_get(self._run("evaluate", params, batch, number))
+            values, real = jax.device_get(self._run("evaluate", params, batch, number))
             for name, value in values.items():
                 # float64 on the host: the mean must not depend on how records fell into batches.
-                found.setdefault(name, []).append(np.float64(value)[mask > 0])
+                found.setdefault(name, []).append(np.float64(value)[real > 0])
         return {name: _mean_and_error(np.concatenate(parts)) for name, parts in found.items()}
 
     def pictures(self, params) -> dict:
         """What the stage draws from the first held-out batch, as [n, h, w, 3] in [-1, 1]."""
         batch = next(iter(self._held_out()))
-        batch.pop("mask")
+        batch.pop("real")
         batch = shard.put_batch(batch, self._mesh)
         return jax.device_get(self._run("draw", params, batch, self._key))
 

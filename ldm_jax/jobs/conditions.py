@@ -18,8 +18,8 @@ class Conditions:
       names: {flag: what identifies the conditions}, for the manifest.
     """
 
-    def __init__(self, fields: dict, names: dict):
-        self._fields, self.names = fields, names
+    def __init__(self, fields: dict, names: dict, captions=()):
+        self._fields, self.names, self._captions = fields, names, captions
 
     def fields(self, begin: int, count: int) -> dict | None:
         """{field: [count, ...]} of images begin .. begin + count - 1; None if unconditional."""
@@ -28,40 +28,63 @@ class Conditions:
 
     def row(self, i: int) -> dict:
         """What the outputs record of image i."""
-        if "class" not in self._fields:
-            return {}
-        labels = self._fields["class"]
-        return {"class": int(labels[i % len(labels)])}
+        row = {"caption": self._captions[i % len(self._captions)]} if self._captions else {}
+        if "class" in self._fields:
+            labels = self._fields["class"]
+            row["class"] = int(labels[i % len(labels)])
+        return row
 
 
-def read(labels: str, cond: str, *, classes: int, known: list[str], num: int, seed: int):
-    """Conditions from the flags.
+def read(args, *, classes: int, known: list[str], make) -> Conditions:
+    """Conditions from the flags that `define` in sample.py lists.
 
     Args:
-      labels: balanced, random, ids such as 3,5, or a file with an id a line.
-      cond: an .npz with an array [n, ...] for every other field, or "".
+      args: labels (balanced, random, ids such as 3,5, or a file with an id a line), prompts (one,
+        or a file with one a line), held_out (the held-out records' conditions), cond (an .npz with
+        an array [n, ...] per field), num and seed.
       classes: how many classes the run knows; 0 if it is not conditioned on any.
       known: the run's condition fields.
+      make: () -> (data.conditions.Conditions, held-out source), opened where it is needed.
     """
-    fields, names = {}, {}
-    if classes or labels != BALANCED:
-        fields["class"] = read_labels(labels, classes, num, seed)
-        file = pathlib.Path(labels)
-        names["labels"] = _sha256(file) if file.is_file() else labels
-    if cond:
-        arrays, names["cond"] = _read_arrays(cond)
+    fields, names, captions = {}, {}, ()
+    if args.prompts:
+        captions = _read_prompts(args.prompts)
+        maker, _ = make()
+        fields, names["prompts"] = maker.of_prompts(captions), _identity(args.prompts)
+    elif args.held_out:
+        maker, held_out = make()
+        fields, _ = maker.of_source(held_out, min(args.num, len(held_out)))
+        names["held_out"] = held_out.fingerprint
+    elif classes or args.labels != BALANCED:
+        fields["class"] = read_labels(args.labels, classes, args.num, args.seed)
+        names["labels"] = _identity(args.labels)
+    if args.cond:
+        arrays = _read_arrays(args.cond)
+        names["cond"] = _identity(args.cond)
         if unknown := sorted(arrays.keys() - set(known)):
             raise errors.UsageError(
-                f"--cond={cond} has a field {unknown[0]!r}{errors.nearest(unknown[0], known)}; "
-                f"this run is conditioned on {', '.join(known) or 'nothing'}."
+                f"--cond={args.cond} has a field {unknown[0]!r}{errors.nearest(unknown[0], known)};"
+                f" this run is conditioned on {', '.join(known) or 'nothing'}."
             )
         fields |= arrays
     if fields and (lacking := sorted(set(known) - fields.keys())):
         raise errors.UsageError(
-            f"This run is also conditioned on {', '.join(lacking)}: give --cond=FILE.npz with an "
-            f"array [n, ...] for each."
+            f"This run is also conditioned on {', '.join(lacking)}: give --held_out, or "
+            f"--cond=FILE.npz with an array [n, ...] for each."
         )
-    return Conditions(fields, names)
+    return Conditions(fields, names, captions)
+
+
+def _read_prompts(text: str) -> list[str]:
+    file = pathlib.Path(text)
+    try:
+        lines = file.read_text().splitlines() if file.is_file() else [text]
+    except (OSError, UnicodeDecodeError) as e:
+        raise errors.UsageError(f"--prompts={text} cannot be read as text ({e}).") from e
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise errors.UsageError(f"--prompts={text} holds no prompt; write one a line.")
+    return prompts
 
 
 def read_labels(text: str, classes: int, num: int, seed: int) -> np.ndarray:
@@ -101,8 +124,10 @@ def _read_arrays(path):
     for name, array in arrays.items():
         if not array.ndim or not len(array):
             raise errors.UsageError(f"--cond={path}: {name!r} {array.shape} needs a row an image.")
-    return arrays, _sha256(pathlib.Path(path))
+    return arrays
 
 
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _identity(text: str) -> str:
+    """Of a flag: its text, or the digest of the file that it names."""
+    file = pathlib.Path(text)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else text

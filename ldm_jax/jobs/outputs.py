@@ -45,7 +45,7 @@ def shards(num: int, size: int) -> list[Shard]:
 class Format:
     """How shards lie in a folder.
 
-    images: uint8 [n, h, w, 3]; rows: what is known of each image, a dict with `class` or nothing;
+    images: uint8 [n, h, w, 3]; rows: what is known of each image: `class`, `caption`;
     classes: how many there are.
     """
 
@@ -195,9 +195,13 @@ def digest(folder: pathlib.Path, names: list[str]) -> str | None:
 
 
 def _write_metadata(out, names, rows):
-    """Labels beside the images, so that they are a data source like any other."""
-    if any("class" in row for row in rows):
-        lines = [{"file": name, "label": int(row["class"])} for name, row in zip(names, rows)]
+    """Labels and captions beside the images, so that they are a data source like any other."""
+    if any(rows):
+        called = {"class": "label"}
+        lines = [
+            {"file": name} | {called.get(k, k): v for k, v in row.items()}
+            for name, row in zip(names, rows)
+        ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         log.write_text(out / "images" / "metadata.jsonl", text)
 

@@ -1,0 +1,188 @@
+"""How well pictures of scenes obey what they were asked for, by the checker's eyes alone.
+
+Pure functions of uint8 pictures [n, h, w, 3] and of the wanted conditions, a value per picture; a
+picture in which nothing is recognised scores 0.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ldm_jax.data import scene_checker, scenes
+
+_CLASS = "|".join(scenes.CLASSES)
+_RELATION = "|".join(scenes.RELATIONS)
+_CAPTION = re.compile(rf"a ({_CLASS})(?: (and|{_RELATION}) a ({_CLASS}))?")
+
+
+class Adherence(NamedTuple):
+    """Per picture, bool [n]: objects: just the wanted ones are there; whole: and they stand as the
+    caption says (the same where it says nothing of it)."""
+
+    objects: np.ndarray
+    whole: np.ndarray
+
+
+class Wanted(NamedTuple):
+    """What a caption asks for: class ids in its order, and the relation of the first, or ""."""
+
+    classes: tuple[int, ...]
+    relation: str
+
+
+def parse(caption: str) -> Wanted:
+    """A caption of one or two objects; anything else is a ValueError."""
+    match = _CAPTION.fullmatch(caption)
+    if not match:
+        raise ValueError(f"{caption!r} is no caption of one or two objects.")
+    first, word, second = match.groups()
+    classes = tuple(scenes.CLASSES.index(name) for name in (first, second) if name)
+    return Wanted(classes, word if word in scenes.RELATIONS else "")
+
+
+def caption_adherence(images: np.ndarray, captions: list[str]) -> Adherence:
+    """Objects and relations of captions such as scenes have."""
+    rows = [_obeys(found, parse(c)) for found, c in zip(scene_checker.find(images), captions)]
+    objects, whole = np.array(rows, bool).reshape(-1, 2).T
+    return Adherence(objects, whole)
+
+
+def box_overlap(images: np.ndarray, boxes: list, box_class: list) -> np.ndarray:
+    """Mean over the wanted boxes of the intersection over union with the best object of their
+    class, float32 [n]. boxes: [k, 4] each; box_class: [k] each."""
+    scores = []
+    for found, wanted, ids in zip(scene_checker.find(images), boxes, box_class):
+        best = [
+            max((iou(thing.box, box) for thing in found if thing.class_id == i), default=0.0)
+            for box, i in zip(wanted, ids)
+        ]
+        scores.append(np.mean(best) if best else 0.0)
+    return np.array(scores, np.float32)
+
+
+def map_agreement(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Of the pixels that show an object or should, the share that show the right one, float32 [n].
+
+    maps: [n, h, w], 0 or 1 + class id, as scenes have them. (The background agrees by chance.)
+    """
+    scores = []
+    for found, wanted in zip(scene_checker.find(images), np.asarray(maps)):
+        h, w = wanted.shape
+        seen = np.zeros_like(wanted)
+        for thing in found:
+            side = len(thing.cover)
+            pick = np.ix_(np.arange(h) * side // h, np.arange(w) * side // w)
+            seen[thing.cover[pick]] = 1 + thing.class_id
+        either = (seen > 0) | (wanted > 0)
+        scores.append(((seen == wanted) & either).sum() / max(either.sum(), 1))
+    return np.array(scores, np.float32)
+
+
+def caption_scores(images: np.ndarray, records: list[dict]) -> dict[str, np.ndarray]:
+    """Shares of the pictures that obey their records' captions."""
+    seen = caption_adherence(images, [record["caption"] for record in records])
+    return {"objects_accuracy": seen.objects, "caption_accuracy": seen.whole}
+
+
+def layout_scores(images, records) -> dict[str, np.ndarray]:
+    """Overlap with the boxes of the same class."""
+    boxes, ids = ([record[key] for record in records] for key in ("boxes", "box_class"))
+    return {"box_iou": box_overlap(images, boxes, ids)}
+
+
+def map_scores(images, records) -> dict[str, np.ndarray]:
+    """Agreement with the semantic maps."""
+    maps = np.stack([record["segmentation"] for record in records])
+    return {"map_agreement": map_agreement(images, maps)}
+
+
+def class_scores(images, records) -> dict[str, np.ndarray]:
+    """Shares of the pictures whose one object is of the class."""
+    ids = np.array([record["class"] for record in records])
+    return {"class_accuracy": scene_checker.check(images).class_id == ids}
+
+
+def superres_scores(images, records) -> dict[str, np.ndarray]:
+    """Against the picture itself, in dB; and what bicubic enlargement of its small one reaches."""
+    true = np.stack([record["image"] for record in records])
+    small = [np.rint((record["low_res"] + 1) * 127.5).astype(np.uint8) for record in records]
+    size = true.shape[2:0:-1]
+    large = [Image.fromarray(x).resize(size, Image.Resampling.BICUBIC) for x in small]
+    scores = {"psnr_db": psnr(images, true), "bicubic_psnr_db": psnr(np.stack(large), true)}
+    # What the small picture leaves open, a good sample fills in with an object and its edges.
+    return scores | _same_objects(images, true)
+
+
+def inpaint_scores(images, records) -> dict[str, np.ndarray]:
+    """Of pictures composited outside their holes: whether they show what the true ones show, and
+    the true picture inside the hole in dB, beside that of the mean colour around it."""
+    true = np.stack([record["image"] for record in records])
+    hole = np.stack([record["mask"] for record in records]) > 0
+    flat = np.stack([np.mean(x[~m[..., 0]], axis=0) for x, m in zip(true, hole)])
+    flat = np.where(hole, flat[:, None, None], true)
+    scores = {"hole_psnr_db": psnr(images, true, hole), "flat_psnr_db": psnr(flat, true, hole)}
+    return scores | _same_objects(np.where(hole, images, true), true)
+
+
+def plain_scores(images, records) -> dict[str, np.ndarray]:
+    """Shares of the pictures with as many objects as their records, all recognised; of no
+    condition."""
+    pairs = zip(scene_checker.find(images), records)
+    return {"objects_found": np.array([len(a) == len(b["boxes"]) for a, b in pairs])}
+
+
+# {condition field: (uint8 pictures, records with what the makers added) -> {name: [n]}}
+SCORES: dict[str, Callable] = {
+    "class": class_scores,
+    "text_ids": caption_scores,
+    "layout_ids": layout_scores,
+    "segmentation": map_scores,
+    "low_res": superres_scores,
+    "masked_image": inpaint_scores,
+}
+
+
+def psnr(a, b, where=None) -> np.ndarray:
+    """dB of uint8 pictures, [n]; where: bool [n, h, w, 1], the pixels that count."""
+    squared = (a.astype(np.float64) - b) ** 2
+    where = np.ones_like(squared, bool) if where is None else np.broadcast_to(where, squared.shape)
+    mean = (squared * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
+    return 10 * np.log10(255**2 / np.maximum(mean, 1e-9))
+
+
+def _same_objects(images, true) -> dict[str, np.ndarray]:
+    """Of the pictures whose true ones are recognised, whether the same objects are seen."""
+    name = lambda found: sorted(thing.class_id for thing in found)
+    pairs = zip(scene_checker.find(images.astype(np.uint8)), scene_checker.find(true))
+    return {"same_objects": np.array([name(a) == name(b) for a, b in pairs])}
+
+
+def iou(a, b) -> float:
+    """Intersection over union of two boxes x0, y0, x1, y1."""
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(w, 0.0) * max(h, 0.0)
+    area = lambda x: (x[2] - x[0]) * (x[3] - x[1])
+    return float(both / max(area(a) + area(b) - both, 1e-12))
+
+
+def _obeys(found, wanted: Wanted) -> tuple[bool, bool]:
+    if sorted(thing.class_id for thing in found) != sorted(wanted.classes):
+        return False, False
+    if not wanted.relation:
+        return True, True
+    if len(set(wanted.classes)) == 1:
+        return True, any(_stands(a, b, wanted.relation) for a, b in (found, found[::-1]))
+    first, second = sorted(found, key=lambda thing: wanted.classes.index(thing.class_id))
+    return True, _stands(first, second, wanted.relation)
+
+
+def _stands(first, second, name: str) -> bool:
+    """Whether the first object stands so to the second: by the sign along the relation's axis.
+
+    A scene's caption names the longer axis; where both are about as long, either is true.
+    """
+    centre = lambda box: (np.array(box[:2]) + box[2:]) / 2
+    return bool(np.dot(scenes.RELATIONS[name], centre(first.box) - centre(second.box)) > 0)
