@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import call
+from calling import call
 
 from ldm_jax import doctor
 from ldm_jax.engine import log

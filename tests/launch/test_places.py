@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import call
+from calling import call
 
 from launch import gke, job, local, sky, slurm, start, tpu
 from ldm_jax import cli
