@@ -25,7 +25,10 @@ def common() -> ConfigDict:
                 label_field="label",  # folder, tar: the metadata's class
                 count=100_000,  # scenes: how many
                 objects=1,  # scenes: shapes in one picture
+                relations=False,  # scenes: captions say which of two objects is where
+                combinations="",  # scenes: pairs of classes, seen | unseen | "" for all
                 seed=0,  # scenes: which ones
+                vocabulary="",  # captions: a WordPiece vocab.txt; "" is the source's own words
                 size=256,  # pixels of a side, after cropping
                 crop="center",  # center | random
                 interpolation="bicubic",

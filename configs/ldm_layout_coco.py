@@ -3,7 +3,7 @@
     python -m ldm_jax.train --config=configs/ldm_layout_coco.py --workdir=RUN \\
         --config.first_stage=VQ_F8_RUN --config.data.path=IMAGES
 
-Records need `layout_ids`, 92 tokens of boxes and classes. Paper: FID 42.06 with 100 DDIM steps.
+Records need boxes with names (docs/data.md). Paper: FID 42.06 with 100 DDIM steps.
 No config was published: Tab. 15 has the sizes, batch, rate, dropout and length; the noise
 schedule and the loss are layout_openimages', our choice. Tab. 15's 345M parameters could not be
 reproduced.

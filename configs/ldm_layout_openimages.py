@@ -3,9 +3,8 @@
     python -m ldm_jax.train --config=configs/ldm_layout_openimages.py --workdir=RUN \\
         --config.first_stage=VQ_F4_RUN --config.data.path=IMAGES
 
-Records need `layout_ids`, 92 tokens of boxes and classes. Paper: FID 32.02, IS 15.92 with 200
-DDIM steps. One attention head, as Tab. 15 has it; the yaml's head channels of 32 came to be
-obeyed later.
+Records need boxes with names (docs/data.md). Paper: FID 32.02, IS 15.92 with 200 DDIM steps. One
+attention head, as Tab. 15 has it; the yaml's head channels of 32 came to be obeyed later.
 """
 
 from configs import paper

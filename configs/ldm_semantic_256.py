@@ -3,8 +3,8 @@
     python -m ldm_jax.train --config=configs/ldm_semantic_256.py --workdir=RUN \\
         --config.first_stage=VQ_F4_RUN --config.data.path=IMAGES
 
-Records need `segmentation`, one of 182 labels a pixel (COCO-Stuff's). No figure was published.
-The architecture is the official 512 config's; batch, rate and length are Tab. 15's, which prints
+Records need maps of 182 labels (COCO-Stuff's; docs/data.md). No figure was published. The
+architecture is the official 512 config's; batch, rate and length are Tab. 15's, which prints
 f = 8 for it. Attention is in the middle only: the yaml's factors 32, 16, 8 are deeper than its
 three levels.
 """

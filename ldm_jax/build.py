@@ -3,6 +3,7 @@
 Nothing in the first half of this module touches a device.
 """
 
+import dataclasses
 import inspect
 import json
 import pathlib
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.data import pipeline, sources, transforms
+from ldm_jax.data import conditions, pipeline, sources, transforms
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import checkpoint, loop, optim
@@ -41,21 +42,23 @@ def open_source(data: ConfigDict):
 
 
 def resolve(config: ConfigDict, source) -> ConfigDict:
-    """Fills in what the data decides: the number of classes, where it is -1.
+    """Fills in what the data decides of conditioners: the keys that are -1, and what goes with them.
 
-    Data without classes makes a class-conditional recipe unconditional. A second stage that starts
-    from another's weights takes that one's first stage where it names no run.
+    Data that cannot say a condition (no classes) takes its conditioner out of the recipe. A second
+    stage that starts from another's weights takes that one's first stage where it names no run.
     """
     with config.unlocked():
         open_end = config.stage == "diffuse" and _is_recipe(config.first_stage or ".py")
         if config.init_from and open_end:
             config.first_stage = read_config(config.init_from).get("first_stage", "")
-        for field, kwargs in dict(config.get("conditioners", {})).items():
-            if kwargs.get("num_classes") == -1:
-                if source.classes:
-                    kwargs.num_classes = len(source.classes)
+        for name, kwargs in dict(config.get("conditioners", {})).items():
+            if conditions.OPEN in kwargs.values():
+                fields = conditioners.CONDITIONERS.get(kwargs["name"]).fields
+                decided = conditions.decide(fields, source, config.data)
+                if decided is None:
+                    del config.conditioners[name]
                 else:
-                    del config.conditioners[field]
+                    kwargs.update(decided)
     return config
 
 
@@ -113,7 +116,14 @@ def check(config: ConfigDict, source):
         _divides(
             size, codec.f * levels, f"f={codec.f} times {levels} (the levels of config.model.mult)"
         )
+        for name, conditioner in make_conditioners(config).items():
+            if not 0 <= (conditioner.dropout or 0.0) <= 1:
+                raise errors.UsageError(
+                    f"config.conditioners.{name}.dropout={conditioner.dropout}: give a share from "
+                    "0 to 1, or leave it out for config.loss.cond_dropout."
+                )
         make_denoiser(config, codec)
+        make_conditions(config, source)
     else:
         raise errors.UsageError(f"config.stage={config.stage!r}: use 'autoencode' or 'diffuse'.")
     if len(source) * (1 - config.data.holdout) < 1:
@@ -139,12 +149,13 @@ def make_data(config: ConfigDict, source, fields, share: dict | None = None) -> 
     """Training and held-out batches of this host, or of `share`, {"host": i, "hosts": n}."""
     data = config.data
     share = share or dict(host=jax.process_index(), hosts=jax.process_count())
+    makers = make_conditions(config, source, fields).makers
     train = sources.holdout(source, data.holdout, train=True)
     held_out = sources.holdout(source, data.holdout, train=False)
     return loop.Data(
         train=lambda step: pipeline.train_batches(
             train,
-            transforms.standard(data.size, data.crop, data.flip, data.interpolation),
+            transforms.standard(data.size, data.crop, data.flip, data.interpolation, makers),
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=step,
@@ -162,15 +173,42 @@ def make_data(config: ConfigDict, source, fields, share: dict | None = None) -> 
 
 def held_out_batches(config: ConfigDict, held_out, fields, **share):
     """The first `config.eval.records` held-out records, centre crops, in order."""
-    data = config.data
+    data, makers = config.data, make_conditions(config, held_out, fields).makers
     return pipeline.eval_batches(
         held_out,
-        transforms.standard(data.size, "center", False, data.interpolation),
+        transforms.standard(data.size, "center", False, data.interpolation, makers),
         batch_size=config.eval.batch_size,
         count=config.eval.records,
         fields=fields,
         **share,
     )
+
+
+def make_conditions(config: ConfigDict, source=None, fields=None) -> conditions.Conditions:
+    """How the condition fields of a config are made of records; see data/conditions.py.
+
+    source: for the names of its classes and the words of its captions; None knows neither.
+    fields: of the batch, if not all of them are wanted.
+    """
+    data, makers, wanted = config.data, [], []
+    diffuse = config.stage == "diffuse"
+    codec = open_codec(config.first_stage) if diffuse else Codec(None)
+    image = (1, data.size, data.size, 3)
+    latent = (1, data.size // codec.f, data.size // codec.f, codec.channels)
+    for name, conditioner in make_conditioners(config).items() if diffuse else ():
+        example = jax.eval_shape(lambda c=conditioner, i=image, z=latent: c.example(i, z))
+        shapes = {field: array.shape[1:] for field, array in example.items()}
+        for field, picture in conditioner.latent_of.items():
+            del shapes[field]
+            shapes[picture] = image[1:]
+        if fields is not None and not set(shapes) & set(fields):
+            continue
+        attributes = {f.name: getattr(conditioner, f.name) for f in dataclasses.fields(conditioner)}
+        settings = {**data, **attributes, **config.conditioners[name]}
+        makers += conditions.makers(shapes, settings, source)
+        wanted += shapes
+    framing = transforms.standard(data.size, "center", False, data.interpolation)[:-1]
+    return conditions.Conditions(tuple(makers), tuple(dict.fromkeys(wanted)), tuple(framing))
 
 
 def make_autoencoder(config: ConfigDict):
@@ -253,13 +291,26 @@ def make_denoiser(config: ConfigDict, codec: Codec) -> Denoiser:
     }
     return Denoiser(
         unet=UNet(out_channels=codec.channels, **model, dtype=dtype),
-        conditioners=tuple(
-            conditioners.CONDITIONERS.get(kwargs["name"])(
-                **{k: v for k, v in kwargs.items() if k != "name"}, dtype=dtype
-            )
-            for _, kwargs in sorted(config.conditioners.items())
-        ),
+        conditioners=tuple(make_conditioners(config).values()),
     )
+
+
+def make_conditioners(config: ConfigDict) -> dict:
+    """{name: conditioner}. The other keys of one's group are arguments of its fields' makers."""
+    made, dtype = {}, jnp.dtype(config.dtype)
+    for name, kwargs in sorted(config.conditioners.items()):
+        conditioner = conditioners.CONDITIONERS.get(kwargs["name"])
+        own = inspect.signature(conditioner).parameters.keys() - {"name", "parent", "dtype"}
+        fields = [conditioner.latent_of.get(f, f) for f in conditioner.fields]
+        known = {"name"} | own | (conditions.arguments(fields) - {"shapes", "source"})
+        if unknown := sorted(set(kwargs) - known):
+            raise errors.UsageError(
+                f"config.conditioners.{name} has no key {unknown[0]!r}"
+                f"{errors.nearest(unknown[0], known)} (known: {', '.join(sorted(known))})."
+            )
+        given = {k: v for k, v in kwargs.items() if k in own}
+        made[name] = conditioner(**given, dtype=dtype)
+    return made
 
 
 def make_diffuse(config: ConfigDict) -> diffuse.Diffuse:

@@ -4,4 +4,5 @@ No module here imports jax (grain does, without touching a device): worker proce
 package, and everything but `pipeline` and the record files stays at numpy and PIL.
 """
 
-from ldm_jax.data import files, records, scenes  # noqa: F401  (each registers its sources)
+# Each registers its sources or its makers of condition fields.
+from ldm_jax.data import captions, files, layouts, records, scenes  # noqa: F401

@@ -44,6 +44,11 @@ class Files(sources.Source):
         record = {"image": images.decode(self.encoded(i), self._names[i], self._max_pixels)}
         if self._ids is not None:
             record["class"] = self._ids[i]
+        if file := self._rows[i].get("segmentation"):
+            try:
+                record["segmentation"] = images.decode_map(self._read_map(file), file)
+            except (OSError, KeyError) as e:
+                raise images.BadRecord(f"{self._names[i]}: its map {file} is not there.") from e
         return record | metadata.fields(self._rows[i], self.box_classes)
 
     def encoded(self, i: int) -> bytes:
@@ -54,6 +59,10 @@ class Files(sources.Source):
             raise images.BadRecord(f"{self._names[i]}: cannot be read ({e}).") from e
 
     def _read(self, i: int) -> bytes:
+        raise NotImplementedError
+
+    def _read_map(self, name: str) -> bytes:
+        """The file of a semantic map, by its name in the metadata."""
         raise NotImplementedError
 
 
@@ -89,7 +98,10 @@ class Folder(Files):
         self._root = root
 
     def _read(self, i):
-        return (self._root / self._names[i]).read_bytes()
+        return self._read_map(self._names[i])
+
+    def _read_map(self, name):
+        return (self._root / name).read_bytes()
 
 
 @sources.SOURCES.register("tar")
@@ -125,6 +137,8 @@ class Tar(Files):
         super().__init__("tar", names, [members[name][2] for name in names], rows, **kwargs)
         self._archives = archives
         self._where = np.array([members[name] for name in self._names], np.int64)
+        maps = (row["segmentation"] for row in self._rows if "segmentation" in row)
+        self._maps = {name: members[name] for name in maps if name in members}
         self._open = {}
 
     def __getstate__(self):
@@ -135,7 +149,12 @@ class Tar(Files):
             os.close(handle)
 
     def _read(self, i):
-        number, offset, size = (int(v) for v in self._where[i])
+        return self._read_at(*map(int, self._where[i]))
+
+    def _read_map(self, name):
+        return self._read_at(*self._maps[name])
+
+    def _read_at(self, number: int, offset: int, size: int) -> bytes:
         if number not in self._open:
             opened = os.open(self._archives[number], os.O_RDONLY)
             # Two reader threads may get here at once: the first one's handle stays.

@@ -74,4 +74,6 @@ def decode_map(data: bytes, name: str) -> np.ndarray:
             values = np.array(image)
     except Exception as e:
         raise BadRecord(f"{name}: segmentation does not decode ({e}).") from e
+    if values.ndim != 2:
+        raise BadRecord(f"{name}: a map has one channel of labels, this one {values.shape[2]}.")
     return values if values.dtype == np.uint8 else values.astype(np.int32)

@@ -10,7 +10,7 @@ from ldm_jax.base import errors
 
 _SPLIT_FOLDER = re.compile(r"(train|training|val|valid|validation|test)[-_]?\d*")  # val2017 too
 # Fields of metadata.jsonl that records carry; the rest of a row is dropped when it is read.
-_KEPT = ("caption", "captions", "boxes", "box_labels", "objects", "split")
+_KEPT = ("caption", "captions", "boxes", "box_labels", "objects", "split", "segmentation")
 
 
 def read_rows(path: pathlib.Path, label_field: str) -> dict[str, dict]:

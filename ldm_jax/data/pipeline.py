@@ -79,9 +79,9 @@ def eval_batches(
 ) -> "Batches":
     """The first `count` records (all, if None) in order, each once.
 
-    Yields as `train_batches` does, with `mask` float32 [batch_size / hosts]: 1 for a real row, 0
-    for the rows that fill up the last batch and for records that did not decode. All hosts get the
-    same number of batches.
+    Yields as `train_batches` does, with `real` float32 [batch_size / hosts]: 1 for a real row, 0
+    for the rows that fill up the last batch and for records that did not decode; it is also called
+    `mask` where no field is. All hosts get the same number of batches.
     """
     rows = _rows(source, transforms, batch_size, host, hosts, fields, max_replacements)
     count = len(source) if count is None else min(count, len(source))
@@ -137,18 +137,15 @@ class Rows:
 
     def make(self, index: int, key: tuple[int, int]) -> tuple[dict, int]:
         """Record `index`, transformed, and -1; or a substitute and the bad record's index."""
-        record, used = self._read(index)
-        # Word 2 of the counter sets these streams apart from those of `data.scenes`.
-        rng = np.random.Generator(np.random.Philox(counter=np.array([0, 0, 1, 0]), key=key))
-        for transform in self.transforms:
-            record = transform(record, rng)
+        record, used = self.whole(index, key)
         return {f: record[f] for f in self.fields}, -1 if used == index else index
 
-    def _read(self, index: int) -> tuple[dict, int]:
+    def whole(self, index: int, key: tuple[int, int]) -> tuple[dict, int]:
+        """The transformed record with all that it has, and its index or its substitute's."""
         chosen = index
         for attempt in range(self.max_replacements + 1):
             try:
-                return self.source[chosen], chosen
+                return self._transform(self.source[chosen], chosen, key), chosen
             except images.BadRecord as e:
                 problem = e
             draw = np.random.Generator(np.random.Philox(key=(index, attempt)))
@@ -157,6 +154,16 @@ class Rows:
             f"{self.source.name(index)} is bad, and so are the {self.max_replacements} records "
             f"tried in its place (last: {problem}); check the data."
         )
+
+    def _transform(self, record, index, key):
+        # Word 2 of the counter sets these streams apart from those of `data.scenes`.
+        rng = np.random.Generator(np.random.Philox(counter=np.array([0, 0, 1, 0]), key=key))
+        for transform in self.transforms:
+            try:
+                record = transform(record, rng)
+            except images.BadRecord as e:
+                raise images.BadRecord(f"{self.source.name(index)} {e}") from e
+        return record
 
     def stack(self, rows: list[tuple[dict, int]]) -> dict[str, np.ndarray]:
         batch = {f: _stack(f, [row[f] for row, _ in rows]) for f in self.fields}
@@ -198,8 +205,9 @@ class EvalRows:
         batch = self.rows.stack(
             [self.rows.make(min(g, self.count - 1), (_EVALUATION, g)) for g in numbers]
         )
-        real = (np.array(numbers) < self.count) & (batch["bad"] < 0)
-        return batch | {"mask": real.astype(np.float32)}
+        real = ((np.array(numbers) < self.count) & (batch["bad"] < 0)).astype(np.float32)
+        # The field of inpainting is called `mask` too, so `real` is the name to read.
+        return {"mask": real} | batch | {"real": real}
 
 
 def _rows(source, transforms, batch_size, host, hosts, fields, max_replacements) -> Rows:
@@ -213,12 +221,9 @@ def _rows(source, transforms, batch_size, host, hosts, fields, max_replacements)
         raise errors.UsageError(f"host={host}: give a number from 0 to {hosts - 1}.")
     everything = Rows(source, tuple(transforms), batch_size, host, hosts, (), max_replacements)
     try:
-        record, _ = everything._read(0)
+        record, _ = everything.whole(0, (0, 0))
     except errors.RunError as e:
         raise errors.UsageError(str(e)) from e
-    rng = np.random.default_rng(0)
-    for transform in transforms:
-        record = transform(record, rng)
     for field in fields:
         if field not in record:
             raise errors.UsageError(

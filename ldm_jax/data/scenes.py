@@ -22,6 +22,14 @@ COLOURS = {  # RGB in [0, 1]; hues at least 60 degrees apart
     "yellow": (0.95, 0.83, 0.10),
 }
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+RELATIONS = {  # of the first of two objects to the second; x grows to the right, y downwards
+    "left of": (-1, 0),
+    "right of": (1, 0),
+    "above": (0, -1),
+    "below": (0, 1),
+}
+WORDS = ("a", "and", *sorted({w for r in RELATIONS for w in r.split()}), *COLOURS, *SHAPES)
+COMBINATIONS = ("", "seen", "unseen")
 MAX_TURN = math.radians(5)
 MAX_OBJECTS = 9
 _DIAMETER = (0.70, 0.86)  # of the circle around a shape, as a part of the image's side
@@ -58,24 +66,49 @@ class Scene:
 
 
 @sources.SOURCES.register("scenes")
-def scenes(size: int = 64, count: int = 100_000, seed: int = 0, objects: int = 1):
-    """`count` rendered pictures [size, size, 3] with `objects` shapes each; see `Scenes`."""
+def scenes(
+    size: int = 64,
+    count: int = 100_000,
+    seed: int = 0,
+    objects: int = 1,
+    relations: bool = False,
+    combinations: str = "",
+):
+    """`count` rendered pictures [size, size, 3] with `objects` shapes each; see `Scenes`.
+
+    relations: captions of two objects say where the first is: "a red circle left of a blue square".
+    combinations: of two objects; "seen" leaves out the pairs of classes for which `is_unseen`,
+      "unseen" has them alone, "" all. Train on the one, ask for the other.
+    """
+    if combinations not in COMBINATIONS:
+        raise errors.UsageError(
+            f"scenes: combinations={combinations!r}: choose seen, unseen or '' for all."
+        )
+    if (relations or combinations) and objects != 2:
+        raise errors.UsageError(
+            f"scenes: relations={relations}, combinations={combinations!r} are of two objects, not "
+            f"{objects}: set objects=2."
+        )
     if size < 8 or count < 1 or not 1 <= objects <= MAX_OBJECTS:
         raise errors.UsageError(
             f"scenes: size={size}, count={count}, objects={objects}: size must be at least 8, "
             f"count at least 1 and objects 1 to {MAX_OBJECTS}."
         )
-    return Scenes(size, count, seed, objects)
+    return Scenes(size, count, seed, objects, relations, combinations)
 
 
 class Scenes(sources.Source):
-    """Record i depends on (seed, i, size, objects) only; its class is that of its first object."""
+    """Record i depends on (seed, i) and the arguments; its class is that of its first object."""
 
     classes = box_classes = CLASSES
+    words = WORDS
 
-    def __init__(self, size: int, count: int, seed: int, objects: int):
+    def __init__(self, size, count, seed, objects, relations=False, combinations=""):
         self._size, self._count, self._seed, self._objects = size, count, seed, objects
-        self.fingerprint = sources.digest("scenes", _VERSION, f"{size} {count} {seed} {objects}")
+        self._relations, self._combinations = relations, combinations
+        kinds = f" {relations} {combinations}" if relations or combinations else ""
+        arguments = f"{size} {count} {seed} {objects}{kinds}"
+        self.fingerprint = sources.digest("scenes", _VERSION, arguments)
 
     def __len__(self):
         return self._count
@@ -86,20 +119,42 @@ class Scenes(sources.Source):
     def __getitem__(self, i):
         if not 0 <= i < self._count:
             raise IndexError(i)
-        scene = compose(self._seed, i, self._objects)
+        scene = compose(self._seed, i, self._objects, self._combinations)
         image, segmentation = render(scene, self._size)
         ids = np.array([thing.class_id for thing in scene.things], np.int32)
         return {
             "image": image,
             "class": ids[0],
-            "caption": " and ".join(f"a {CLASSES[j]}" for j in ids),
+            "caption": caption(scene.things, self._relations),
             "boxes": np.array([box(thing) for thing in scene.things], np.float32),
             "box_class": ids,
             "segmentation": segmentation,
         }
 
 
-def compose(seed: int, i: int, objects: int = 1) -> Scene:
+def caption(things, relations: bool = False) -> str:
+    """ "a red circle", "a red circle and a blue square", or with the relation between the two."""
+    names = [f"a {CLASSES[thing.class_id]}" for thing in things]
+    if not relations:
+        return " and ".join(names)
+    first, second = things
+    return f"{names[0]} {relation(second.x - first.x, second.y - first.y)} {names[1]}"
+
+
+def relation(dx: float, dy: float) -> str:
+    """What the first of two objects is to the second, which lies (dx, dy) from it."""
+    return max(RELATIONS, key=lambda name: -(RELATIONS[name][0] * dx + RELATIONS[name][1] * dy))
+
+
+def is_unseen(first: int, second: int) -> bool:
+    """Whether these two classes are never together in a picture of combinations="seen".
+
+    Each class has one or two such partners out of sixteen.
+    """
+    return first != second and (first + second) % 8 == 0
+
+
+def compose(seed: int, i: int, objects: int = 1, combinations: str = "") -> Scene:
     """Draws scene i. Each run of 16 consecutive scenes has every class once, in a random order."""
     draw = _rng(seed, 2 * i)
     block, place = divmod(i, len(CLASSES))
@@ -114,9 +169,14 @@ def compose(seed: int, i: int, objects: int = 1) -> Scene:
     # The first two are at right angles: one makes stripes, both together checks.
     waves[0, :2] = cycles * math.cos(angle), cycles * math.sin(angle)
     waves[1, :2] = -waves[0, 1], waves[0, 0]
+    partners = [
+        j
+        for j in range(len(CLASSES))
+        if not combinations or is_unseen(class_id, j) == (combinations == "unseen")
+    ]
     things = []
     for k, (x, y, radius) in enumerate(_arrange(draw, objects)):
-        thing_class = class_id if k == 0 else int(draw.random() * len(CLASSES))
+        thing_class = class_id if k == 0 else partners[int(draw.random() * len(partners))]
         rgb = _RGB[thing_class % len(COLOURS)] * _between(draw, 0.88, 1.05)
         rgb = np.clip(rgb + (0.06 * draw.random(3) - 0.03), 0, 1).astype(np.float32)
         turn = _between(draw, -MAX_TURN, MAX_TURN)

@@ -39,11 +39,13 @@ class Source:
         where it lies. Cheap: pixels are not read, so an edit that keeps a file's size goes unseen.
       classes: names by class id, empty where the records have no class.
       box_classes: names by box class id.
+      words: all words of its captions, where they are few and known: a vocabulary of its own.
     """
 
     fingerprint: str = ""
     classes: tuple[str, ...] = ()
     box_classes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -64,6 +66,7 @@ class View(Source):
         self._source = source
         self._indices = np.asarray(indices, np.int64)
         self.classes, self.box_classes = source.classes, source.box_classes
+        self.words = source.words
         self.fingerprint = digest(source.fingerprint, self._indices.tobytes())
 
     def __len__(self):

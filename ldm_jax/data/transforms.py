@@ -1,9 +1,14 @@
-"""Changes to one record: callables `(record, rng) -> record`. Boxes and segmentation follow."""
+"""Changes to one record: callables `(record, rng) -> record`. Boxes and segmentation follow.
+
+A record that a transform can do nothing with is an images.BadRecord, whose message goes on from
+the record's name.
+"""
 
 import numpy as np
 from PIL import Image
 
 from ldm_jax.base import errors
+from ldm_jax.data import images
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -15,10 +20,17 @@ INTERPOLATIONS = {
 
 
 def standard(
-    size: int, crop: str = "center", flip: bool = False, interpolation: str = "bicubic"
+    size: int,
+    crop: str = "center",
+    flip: bool = False,
+    interpolation: str = "bicubic",
+    makers: tuple = (),
 ) -> list:
-    """The usual chain for training. For evaluation: the defaults (centre crop, no flip)."""
-    return [Crop(size, crop, interpolation), *([Flip()] if flip else []), ToFloat()]
+    """The usual chain for training. For evaluation: the defaults (centre crop, no flip).
+
+    makers: transforms that make condition fields of the cropped and flipped record.
+    """
+    return [Crop(size, crop, interpolation), *([Flip()] if flip else []), *makers, ToFloat()]
 
 
 class Crop:
@@ -27,6 +39,9 @@ class Crop:
     center: cut the middle, then resize: the official LSUN, CelebA-HQ and FFHQ loaders.
     random: resize the short side to `size`, then cut at a random place along the long side: the
       official ImageNet training loader, with PIL's filters (which antialias) in place of cv2's.
+
+    Where a record has boxes, `whole_boxes` and `window` keep them and the square in coordinates of
+    the whole image, for layouts that say the crop.
     """
 
     def __init__(self, size: int, mode: str = "center", interpolation: str = "bicubic"):
@@ -49,6 +64,9 @@ class Crop:
             y, x = (int(rng.integers(n - side + 1)) for n in (h, w))
         out = record | {"image": self._resize(record["image"], x, y, side)}
         if "segmentation" in record:
+            if record["segmentation"].shape[:2] != (h, w):
+                found = record["segmentation"].shape
+                raise images.BadRecord(f"has a map of {found[1]}x{found[0]} on {w}x{h} pixels")
             pick = ((np.arange(self._size) + 0.5) * side / self._size).astype(int)
             out["segmentation"] = record["segmentation"][np.ix_(y + pick, x + pick)]
         if "boxes" in record:
@@ -79,9 +97,10 @@ class Flip:
         out = record | {"image": record["image"][:, ::-1]}
         if "segmentation" in record:
             out["segmentation"] = record["segmentation"][:, ::-1]
-        if "boxes" in record:
-            x0, y0, x1, y1 = record["boxes"].T
-            out["boxes"] = np.stack([1 - x1, y0, 1 - x0, y1], axis=1)
+        for key in ("boxes", "whole_boxes", "window"):
+            if key in record:
+                x0, y0, x1, y1 = np.moveaxis(record[key], -1, 0)
+                out[key] = np.stack([1 - x1, y0, 1 - x0, y1], axis=-1)
         return out
 
 
@@ -89,7 +108,12 @@ class ToFloat:
     """uint8 -> float32 in [-1, 1]."""
 
     def __call__(self, record, rng):
-        return record | {"image": record["image"].astype(np.float32) / np.float32(127.5) - 1}
+        return record | {"image": to_float(record["image"])}
+
+
+def to_float(pixels: np.ndarray) -> np.ndarray:
+    """uint8 -> float32 in [-1, 1]; black is -1 exactly."""
+    return pixels.astype(np.float32) / np.float32(127.5) - 1
 
 
 class AnyCaption:
@@ -126,5 +150,15 @@ def _crop_boxes(record, corner, whole, side) -> dict:
     boxes = record["boxes"] * np.tile(whole, 2) - np.tile(corner, 2)
     boxes = np.clip(boxes / side, 0, 1).astype(np.float32)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    ids = {"box_class": record["box_class"][kept]} if "box_class" in record else {}
-    return {"boxes": boxes[kept]} | ids
+    out = {
+        "boxes": boxes[kept],
+        "whole_boxes": record["boxes"][kept],
+        "window": np.concatenate([corner / whole, (corner + side) / whole]).astype(np.float32),
+    }
+    if "box_class" in record:
+        if len(record["box_class"]) != len(boxes):
+            raise images.BadRecord(
+                f"has {len(boxes)} boxes but {len(record['box_class'])} classes of boxes"
+            )
+        out["box_class"] = record["box_class"][kept]
+    return out

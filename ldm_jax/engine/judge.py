@@ -35,16 +35,16 @@ class Judge:
         for i, batch in enumerate(self._held_out()):
             batch = shard.put_batch(batch, self._mesh)
             number = np.uint32(i)
-            values, mask = jax.device_get(self._run("evaluate", params, batch, number))
+            values, real = jax.device_get(self._run("evaluate", params, batch, number))
             for name, value in values.items():
                 # float64 on the host: the mean must not depend on how records fell into batches.
-                found.setdefault(name, []).append(np.float64(value)[mask > 0])
+                found.setdefault(name, []).append(np.float64(value)[real > 0])
         return {name: _mean_and_error(np.concatenate(parts)) for name, parts in found.items()}
 
     def pictures(self, params) -> dict:
         """What the stage draws from the first held-out batch, as [n, h, w, 3] in [-1, 1]."""
         batch = next(iter(self._held_out()))
-        batch.pop("mask")
+        batch.pop("real")
         batch = shard.put_batch(batch, self._mesh)
         return jax.device_get(self._run("draw", params, batch, self._key))
 

@@ -49,7 +49,7 @@ class Data:
 
     train: start step -> endless iterator of {field: [b, ...]}; `bad` [b] is the index of a record
       that failed and was replaced, or -1.
-    held_out: () -> finite iterator of {field: [b, ...], "mask": [b]}.
+    held_out: () -> finite iterator of {field: [b, ...], "real": [b]}, 1 for rows that count.
     records, name: number of training records, and what to call one.
     max_bad_fraction: share of the records that may fail before the run stops.
     """

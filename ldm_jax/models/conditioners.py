@@ -9,9 +9,11 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
     latent_of: {field: image field}, those of its fields that the stage makes from an image of the
       batch with the first stage. Most have none.
 
-A new kind of condition is one class here and one line in a config.
+A new kind of condition is one class here, one maker of its field in `data/` where the records do
+not have it as it is (data/conditions.py), and one line in a config.
 """
 
+import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import einops
@@ -41,7 +43,13 @@ class Cond(NamedTuple):
 
 
 class Conditioner(nn.Module):
-    """What conditioners have in common where they do not say otherwise."""
+    """What conditioners have in common where they do not say otherwise.
+
+    dropout: share of rows trained with this conditioner's null, drawn for it alone; None joins the
+      draw of the loss's `cond_dropout`.
+    """
+
+    dropout: float | None = dataclasses.field(default=None, kw_only=True)
 
     fields: ClassVar[tuple] = ()
     latent_of: ClassVar[dict] = {}

@@ -1,5 +1,6 @@
 """The second stage's trained network: a UNet and the conditioners that speak to it."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -14,13 +15,30 @@ class Denoiser(nn.Module):
     conditioners: tuple = ()
 
     def __call__(self, x, t, batch=None, drop=None, train=False):
-        """x: [b, h, w, c], t: [b], batch: fields by name, drop: [b] bool -> like x."""
+        """x: [b, h, w, c], t: [b], batch: fields by name, drop: see `condition` -> like x."""
         drop = jnp.zeros(x.shape[:1], bool) if drop is None else drop
         return self.denoise(x, t, self.condition(batch or {}, drop), train)
 
     def condition(self, batch, drop):
-        """What the conditioners say, as one Cond. drop: [b] bool, True for the null condition."""
-        return conditioners.merge([conditioner(batch, drop) for conditioner in self.conditioners])
+        """What the conditioners say, as one Cond.
+
+        drop: [b] bool, True for the null condition; or [b, conditioners], for each its own.
+        """
+        drop = drop if drop.ndim == 2 else drop[:, None]
+        rows = jnp.broadcast_to(drop, (len(drop), len(self.conditioners))).T
+        return conditioners.merge([c(batch, row) for c, row in zip(self.conditioners, rows)])
+
+    @nn.nowrap
+    def draw_drop(self, key, b: int, dropout: float):
+        """[b, conditioners] bool, or [b] without any: which rows of a training batch get the null.
+
+        Conditioners without a dropout of their own are dropped together, at the rate given here.
+        """
+        together = jax.random.bernoulli(key, dropout, (b,))
+        draw = lambda i, p: jax.random.bernoulli(jax.random.fold_in(key, i), p, (b,))
+        rates = [c.dropout for c in self.conditioners]
+        columns = [together if p is None else draw(i, p) for i, p in enumerate(rates)]
+        return jnp.stack(columns, axis=1) if columns else together
 
     def denoise(self, x, t, cond, train=False):
         """The UNet's output for a ready Cond: a sampler conditions once and denoises many times."""

@@ -34,7 +34,8 @@ class Loss:
     """One field is one key of `config.loss`.
 
     distance: l2 or l1, per element; weight: a name of diffusion.loss_weights.
-    cond_dropout: share of rows trained with the null condition, for classifier-free guidance.
+    cond_dropout: share of rows trained with the null condition, for classifier-free guidance, by
+      the conditioners that have no `dropout` of their own.
     elbo_weight: on the variational bound, added to that (the official `original_elbo_weight`).
     learn_logvar: learn the log variance of every timestep's error, from `logvar`; otherwise it
       stays there.
@@ -119,7 +120,7 @@ class Diffuse:
         # Gradients stop here: the first stage is frozen.
         z = jax.lax.stop_gradient(self.encode(frozen, batch["image"], encode_key))
         t = jax.random.randint(t_key, (len(z),), 0, self.process.timesteps)
-        drop = jax.random.bernoulli(drop_key, self.loss.cond_dropout, (len(z),))
+        drop = self.denoiser.draw_drop(drop_key, len(z), self.loss.cond_dropout)
         eps = jax.random.normal(eps_key, z.shape)
         fields = self.encode_fields(frozen, batch)
         loss, error = self.loss_at(params, z, t, eps, fields, drop, dropout_key)

@@ -1,0 +1,106 @@
+"""Every task of the paper in minutes on two CPU cores: coloured shapes at 32x32, f = 4.
+
+    python -m ldm_jax.train --config=configs/quickstart.py:first_stage --workdir=runs/tasks/f4 \\
+        --config.data.objects=2
+    python -m ldm_jax.train --config=configs/tasks.py:text --workdir=runs/tasks/text \\
+        --config.first_stage=runs/tasks/f4
+
+and likewise text_one, layout, semantic, superres, inpaint, uncond. docs/tasks.md says how to sample
+and to measure each, and how to train them on data of one's own.
+"""
+
+from configs import quickstart
+from ldm_jax.base import config as config_lib
+
+
+def get_config(arg=None):
+    """One task each; all want --config.first_stage=RUN."""
+    return config_lib.variants(
+        arg,
+        text=text,
+        text_one=text_one,
+        layout=layout,
+        semantic=semantic,
+        superres=superres,
+        inpaint=inpaint,
+        uncond=uncond,
+    )
+
+
+def _task(steps: int, objects: int = 2):
+    """The quickstart's second stage without its conditions."""
+    config = quickstart.ldm()
+    config.steps.update(total=steps, eval=steps // 2)
+    config.data.objects = objects
+    config.conditioners = dict()
+    config.model.cross_attention = False
+    config.loss.cond_dropout = 0.0
+    config.sample.guidance = 1.0
+    return config
+
+
+def _attended(steps: int, objects: int, guidance: float):
+    """Conditions as tokens, which the network attends to, and is guided by."""
+    config = _task(steps, objects)
+    config.model.update(cross_attention=True, attention=(1, 2))
+    config.loss.cond_dropout = 0.1
+    config.sample.guidance = guidance
+    return config
+
+
+def text():
+    """Two objects and where they are: "a red circle left of a blue square"."""
+    config = _attended(steps=2_000, objects=2, guidance=4.0)
+    config.data.update(relations=True, combinations="seen")
+    config.conditioners = _captions()
+    return config
+
+
+def text_one():
+    """One object: "a red circle"."""
+    config = _attended(steps=1_200, objects=1, guidance=4.0)
+    config.conditioners = _captions()
+    return config
+
+
+def _captions():
+    # vocab_size -1 takes the vocabulary's size, its padding and its empty caption.
+    text = dict(name="text", width=64, depth=2, heads=4, head_width=16, length=24, vocab_size=-1)
+    return {"text": text}
+
+
+def layout():
+    """Boxes with classes, up to four."""
+    config = _attended(steps=2_000, objects=2, guidance=2.0)
+    # Coordinates lie on a grid of 22 x 22, for 22 = floor(sqrt(512)).
+    sizes = dict(vocab_size=512, pad=511, length=4 * 3 + 2)
+    layout = dict(name="layout", width=64, depth=2, heads=4, head_width=16, **sizes)
+    config.conditioners = {"layout": layout}
+    return config
+
+
+def semantic():
+    """Maps of shapes and colours; label 0 is the background."""
+    config = _task(steps=1_000)
+    config.conditioners = {"map": dict(name="rescaler", stages=2, classes=17, channels=8)}
+    return config
+
+
+def superres():
+    """From 8x8 to 32x32."""
+    config = _task(steps=1_000)
+    config.conditioners = {"low_res": dict(name="image", degradation="bicubic")}
+    return config
+
+
+def inpaint():
+    """Holes of three kinds; their shares are keys of the config."""
+    config = _task(steps=1_500)
+    holes = dict(box=1.0, stroke=1.0, half=1.0)
+    config.conditioners = {"hole": dict(name="inpaint", holes=holes)}
+    return config
+
+
+def uncond():
+    """The simplest of all."""
+    return _task(steps=1_000, objects=1)

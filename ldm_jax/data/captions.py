@@ -1,0 +1,101 @@
+"""Captions as WordPiece ids, as BERT's `uncased` models split text (Devlin et al. 2018)."""
+
+import pathlib
+
+import numpy as np
+
+from ldm_jax.base import errors
+from ldm_jax.data import conditions, images, transforms
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+_LONGEST = 100  # characters of a word; a longer one is [UNK]
+_WHERE = (
+    "the file vocab.txt of bert-base-uncased, 30,522 lines, is at "
+    "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
+)
+
+
+@conditions.MAKERS.register("text_ids")
+class TextIds(conditions.Maker):
+    """`text_ids` int32 [length]: [CLS] caption [SEP], then [PAD].
+
+    A caption that is too long is cut to `length` ids, [SEP] kept; an empty one is [CLS] [SEP], the
+    null condition. Of several captions a random one is taken. A record without any is bad.
+
+    Args:
+      vocabulary: path of a vocab.txt, a token a line; "" takes the source's own words.
+      vocab_size, pad, null: the conditioner's; they have to agree with the vocabulary.
+    """
+
+    def __init__(self, shapes: dict, vocab_size, pad, null, source=None, vocabulary: str = ""):
+        vocab = read_vocabulary(vocabulary, source)
+        [self._length] = shapes["text_ids"]
+        self._any, self._tokenizer = transforms.AnyCaption(), tokenizer(vocab, self._length)
+        empty = [vocab["[CLS]"], vocab["[SEP]"]]
+        if len(vocab) > vocab_size or list(null) != empty or pad != vocab["[PAD]"]:
+            raise errors.UsageError(
+                f"The text conditioner has vocab_size={vocab_size}, pad={pad}, null={tuple(null)}, "
+                f"but the vocabulary {vocabulary or 'of the source'} has {len(vocab)} tokens, pad "
+                f"{vocab['[PAD]']} and the empty caption {tuple(empty)}; give it these, or another "
+                "--config.data.vocabulary."
+            )
+
+    def __call__(self, record, rng):
+        record = self._any(record, rng)
+        if "caption" not in record:
+            raise images.BadRecord("has no caption")
+        # What a longer text would say beyond this is cut anyway, so it need not be split.
+        text = str(record["caption"])[: self._length * (_LONGEST + 1)]
+        return record | {"text_ids": np.array(self._tokenizer.encode(text).ids, np.int32)}
+
+    def findings(self, record):
+        captions = record.get("captions") or [record.get("caption", "")]
+        if not all(str(caption).strip() for caption in captions):
+            yield "empty caption"
+        if any(self._tokenizer.encode(str(caption)).overflowing for caption in captions):
+            yield f"caption longer than {self._length} tokens, cut"
+
+    @classmethod
+    def decide(cls, source, data):
+        vocab = read_vocabulary(data.get("vocabulary", ""), source)
+        null = (vocab["[CLS]"], vocab["[SEP]"])
+        return {"vocab_size": len(vocab), "pad": vocab["[PAD]"], "null": null}
+
+
+def tokenizer(vocab: dict[str, int], length: int):
+    """A `tokenizers.Tokenizer` that says exactly `length` ids: BERT's, in lower case."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_LONGEST))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = (("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
+    made.post_processor = processors.BertProcessing(*ends)
+    made.enable_truncation(length)
+    made.enable_padding(length=length, pad_id=vocab["[PAD]"], pad_token="[PAD]")
+    return made
+
+
+def read_vocabulary(path: str, source=None) -> dict[str, int]:
+    """{token: id} of a vocab.txt, or of the words that the source knows its captions to be of."""
+    if not path:
+        words = getattr(source, "words", ())
+        if not words:
+            raise errors.UsageError(
+                "config.data.vocabulary is empty, and this data source has no vocabulary of its "
+                f"own: give --config.data.vocabulary=FILE; {_WHERE}"
+            )
+        return {token: i for i, token in enumerate((*SPECIAL, *words))}
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise errors.UsageError(
+            f"config.data.vocabulary={path} cannot be read ({e}); {_WHERE}"
+        ) from e
+    vocab = {token.rstrip("\r"): i for i, token in enumerate(lines)}
+    if missing := [token for token in SPECIAL if token not in vocab]:
+        raise errors.UsageError(
+            f"config.data.vocabulary={path} is no WordPiece vocabulary: it lacks {missing[0]}; "
+            f"{_WHERE}"
+        )
+    return vocab

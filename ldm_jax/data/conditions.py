@@ -1,0 +1,250 @@
+"""What conditioners read of a batch, made from records: captions to ids, boxes to tokens, and so on.
+
+A maker is a transform, `(record, rng) -> record`, that adds the field under which it is registered;
+it sees the cropped and flipped record, its image still uint8. A record that it can do nothing with
+is an images.BadRecord, which the pipeline replaces and reports. Its arguments are taken by name:
+
+    source: the data source;
+    shapes: {field: shape without the batch} of the conditioner's fields;
+    any attribute of the conditioner, any other key of its config, any key of config.data.
+
+A new kind of condition is a conditioner (models/conditioners.py), a maker here, a line in a config.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+
+import numpy as np
+
+from ldm_jax.base import errors, registry
+from ldm_jax.data import degradations, images, sources, transforms
+from ldm_jax.data import holes as holes_lib
+
+MAKERS = registry.Registry("condition field")
+OPEN = -1  # a key of a conditioner that the data decides
+
+
+class Maker:
+    """What makers have in common where they do not say otherwise."""
+
+    def __call__(self, record: dict, rng: np.random.Generator) -> dict:
+        raise NotImplementedError
+
+    def findings(self, record: dict) -> Iterable[str]:
+        """What is odd about a record, a few words each, for the checker of data sets."""
+        return ()
+
+    @classmethod
+    def decide(cls, source, data: dict) -> dict | None:
+        """The conditioner's keys that depend on the data; None: these data cannot condition it."""
+        return {}
+
+
+def decide(fields, source, data: dict) -> dict | None:
+    """What the data decides for a conditioner of these fields."""
+    decided = {}
+    for maker in _factories(fields):
+        found = maker.decide(source, data)
+        if found is None:
+            return None
+        decided |= found
+    return decided
+
+
+def makers(shapes: dict, settings: dict, source) -> tuple:
+    """The makers of one conditioner's fields. shapes: {field: shape}; settings: arguments by name.
+
+    A field that nobody makes has to be in the records.
+    """
+    known = settings | {"shapes": shapes, "source": source}
+    return tuple(
+        factory(**{k: known[k] for k in inspect.signature(factory).parameters if k in known})
+        for factory in _factories(shapes)
+    )
+
+
+def arguments(fields) -> set[str]:
+    """Names that the makers of these fields take."""
+    return {name for f in _factories(fields) for name in inspect.signature(f).parameters}
+
+
+def _factories(fields) -> list:
+    """Each once: one maker may make several fields."""
+    return list(dict.fromkeys(MAKERS.get(field) for field in fields if field in MAKERS.names()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """Condition fields for drawing: of records, of prompts, of pictures.
+
+    makers: as in training; fields: those that the run reads; framing: the transforms before makers,
+    for whole records of a data set.
+    """
+
+    makers: tuple
+    fields: tuple[str, ...]
+    framing: tuple = ()
+
+    def of(self, records: Iterable[dict], seed: int = 0) -> dict[str, np.ndarray]:
+        """{field: [n, ...]} of records that have what the makers read, at the size of the run.
+
+        `{"caption": str}`, `{"class": id or name}`, `{"boxes": [n, 4], "box_class": ids or names}`,
+        `{"segmentation": [h, w]}`, `{"image": uint8 [h, w, 3]}` with `"mask": bool [h, w]` (else
+        one is drawn), `{"low_res": uint8 [h/f, w/f, 3]}` (else the image is degraded). Row i
+        depends on (record, seed, i) alone. A record that does not do is a UsageError.
+        """
+        rows = []
+        for i, record in enumerate(records):
+            try:
+                record = self._make(record, seed, i)
+                rows.append({field: record[field] for field in self.fields})
+            except images.BadRecord as e:
+                raise errors.UsageError(f"Condition {i} {e}.") from e
+            except KeyError as e:
+                raise errors.UsageError(
+                    f"Condition {i} says nothing of {e}; this run is conditioned on "
+                    f"{', '.join(self.fields)}."
+                ) from e
+        if not rows:
+            raise errors.UsageError("No conditions were given; give at least one.")
+        return {field: np.stack([row[field] for row in rows]) for field in self.fields}
+
+    def of_source(self, source: sources.Source, count: int, first: int = 0, seed: int = 0):
+        """Of records first .. first + count - 1, around again where a source has fewer.
+
+        Returns ({field: [n, ...]}, records): what a sample can be measured against, framed as its
+        condition was, images uint8.
+        """
+        records = []
+        for i in range(first, first + count):
+            try:
+                record = source[i % len(source)]
+            except images.BadRecord as e:
+                raise errors.UsageError(str(e)) from e
+            for transform in self.framing:
+                record = transform(record, _rng(seed, i))
+            records.append(record)
+        return self.of(records, seed), records
+
+    def of_prompts(self, prompts: Iterable[str]) -> dict[str, np.ndarray]:
+        """Of captions, or of the names of classes."""
+        return self.of({"caption": prompt, "class": prompt} for prompt in prompts)
+
+    def _make(self, record, seed, i):
+        rng = _rng(seed, i)
+        for maker in self.makers:
+            record = maker(record, rng)
+        return record
+
+
+def _rng(seed: int, i: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(counter=np.array([0, 0, 2, 0]), key=(seed, i)))
+
+
+@MAKERS.register("class")
+class Class(Maker):
+    """An id below `num_classes`, or a name of the source's classes."""
+
+    def __init__(self, num_classes: int, source=None):
+        self._count = num_classes
+        self._ids = {name: i for i, name in enumerate(source.classes if source else ())}
+
+    def __call__(self, record, rng):
+        if "class" not in record:
+            raise images.BadRecord("has no class")
+        value = record["class"]
+        if isinstance(value, str):
+            if value not in self._ids:
+                raise images.BadRecord(
+                    f"is of class {value!r}, which is unknown{errors.nearest(value, self._ids)}"
+                )
+            value = self._ids[value]
+        if not 0 <= value < self._count:
+            raise images.BadRecord(f"is of class {value}, not one of 0..{self._count - 1}")
+        return record | {"class": np.int32(value)}
+
+    @classmethod
+    def decide(cls, source, data):
+        return {"num_classes": len(source.classes)} if source.classes else None
+
+
+@MAKERS.register("segmentation")
+class Segmentation(Maker):
+    """A map of labels, checked. A label outside the conditioner's classes is none of them (zeros),
+    as 255 is in many data sets; here it stays what it is."""
+
+    def __init__(self, shapes: dict, classes: int):
+        self._size, self._classes = tuple(shapes["segmentation"][:2]), classes
+
+    def __call__(self, record, rng):
+        if "segmentation" not in record:
+            raise images.BadRecord("has no semantic map")
+        found = np.asarray(record["segmentation"])
+        if found.shape[:2] != self._size:
+            height, width = self._size
+            raise images.BadRecord(
+                f"has a semantic map of {found.shape[1]}x{found.shape[0]}, not {width}x{height}"
+            )
+        return record | {"segmentation": found}
+
+    def findings(self, record):
+        labels = np.asarray(record.get("segmentation", ()))
+        if labels.ndim == 2 and ((labels < 0) | (labels >= self._classes)).any():
+            yield "labels of the map out of range"
+
+
+@MAKERS.register("low_res")
+class LowResolution(Maker):
+    """The image at the size of the latents, degraded; float32 [h/f, w/f, 3] in [-1, 1]."""
+
+    def __init__(self, shapes: dict, degradation: str = "bicubic"):
+        self._size = tuple(shapes["low_res"][:2])
+        self._degrade = degradations.DEGRADATIONS.get(degradation)
+
+    def __call__(self, record, rng):
+        if "low_res" not in record:
+            small = self._degrade(record["image"], self._size, rng)
+        else:
+            small = np.asarray(record["low_res"])
+            if small.shape != (*self._size, 3) or small.dtype != np.uint8:
+                height, width = self._size
+                raise images.BadRecord(
+                    f"has a small image {small.dtype} {small.shape}, not uint8 "
+                    f"{(height, width, 3)}: resize it"
+                )
+        return record | {"low_res": transforms.to_float(small)}
+
+
+@MAKERS.register("mask")
+@MAKERS.register("masked_image")
+class Hole(Maker):
+    """`mask` float32 [h, w, 1], 1 in the hole, and `masked_image` float32 [h, w, 3], -1 there.
+
+    The hole is the record's own `mask`, bool [h, w], or one drawn; holes: {kind: share of the
+    records} over the kinds of `data.holes`.
+    """
+
+    def __init__(self, shapes: dict, holes: dict | None = None):
+        self._size = tuple(shapes["mask"][:2])
+        self._draw = holes_lib.Mix(dict(holes) if holes else holes_lib.EVEN)
+
+    def __call__(self, record, rng):
+        image = record["image"]
+        if image.shape[:2] != self._size:
+            raise images.BadRecord(f"has an image {image.shape}, not {self._size} pixels")
+        if "mask" in record:
+            mask = np.asarray(record["mask"]) > 0
+            mask = mask[..., 0] if mask.ndim == 3 else mask
+            if mask.shape != image.shape[:2]:
+                raise images.BadRecord(
+                    f"has a mask of {mask.shape[1]}x{mask.shape[0]} on an image of "
+                    f"{image.shape[1]}x{image.shape[0]}: make them the same size"
+                )
+        else:
+            mask = self._draw(*self._size, rng)
+        black = np.where(mask[..., None], np.uint8(0), image)
+        return record | {
+            "mask": mask[..., None].astype(np.float32),
+            "masked_image": transforms.to_float(black),
+        }

@@ -1,0 +1,135 @@
+"""Boxes and their classes as a sequence of discrete tokens: the official scene tokeniser.
+
+(taming-transformers' conditional builders, which latent-diffusion's layout models are trained on.)
+With a vocabulary of 8192, coordinates lie on a grid of 90 x 90, for 90 = floor(sqrt(8192)): the
+point (x, y) in [0, 1]^2 is token round(89 y) * 90 + round(89 x). An object is (class, top left,
+bottom right), or (class, centre); a missing one is the token 8191 in all its places. Behind the
+objects come the corners of the crop, and boxes stay in coordinates of the whole image.
+"""
+
+import math
+
+import numpy as np
+
+from ldm_jax.base import errors
+from ldm_jax.data import conditions, images
+
+MIN_AREA = 1e-5  # of the whole image; smaller boxes are dropped, as the official COCO loader does
+_PLACES = {"box": 2, "centre": 1}  # tokens that say where an object is
+
+
+@conditions.MAKERS.register("layout_ids")
+class LayoutIds(conditions.Maker):
+    """`layout_ids` int32 [length], the objects in a random order each time.
+
+    Boxes are clipped to the image; inverted, empty and not finite ones are dropped. Of more than
+    fit, the largest stay. A record without boxes, or whose boxes lack classes, is bad; one whose
+    boxes all lie outside the crop has a layout of no objects.
+
+    Args:
+      vocab_size, pad: the conditioner's; pad stands for a missing object.
+      places: box, two corners; or centre, one point.
+      encode_crop: add the crop's corners; otherwise boxes are relative to the crop.
+    """
+
+    def __init__(
+        self, shapes: dict, vocab_size, pad, source=None, places="box", encode_crop: bool = True
+    ):
+        if places not in _PLACES:
+            raise errors.UsageError(f"places={places!r}: choose {' or '.join(_PLACES)}.")
+        [length] = shapes["layout_ids"]
+        each = 1 + _PLACES[places]
+        self._count, rest = divmod(length - 2 * encode_crop, each)
+        if rest or self._count < 1:
+            nearest = max(1, self._count) * each + 2 * encode_crop
+            raise errors.UsageError(
+                f"The layout conditioner's length={length} is no number of objects of {each} tokens"
+                f"{' and a crop of 2' if encode_crop else ''}; nearest: {nearest}."
+            )
+        self._box_classes = {name: i for i, name in enumerate(source.box_classes if source else ())}
+        if len(self._box_classes) > pad:
+            raise errors.UsageError(
+                f"The data has {len(self._box_classes)} classes of boxes, the layout conditioner "
+                f"ids for {pad}: raise its vocab_size and pad."
+            )
+        self._sections, self._none = math.isqrt(vocab_size), pad
+        self._places, self._encode_crop = places, encode_crop
+
+    def __call__(self, record, rng):
+        boxes, ids = self._objects(record)
+        order = rng.permutation(len(boxes))
+        places = _corners(boxes) if self._places == "box" else _centres(boxes)
+        objects = np.full((self._count, 1 + places.shape[1]), self._none, np.int32)
+        objects[: len(boxes), 0] = ids[order]
+        objects[: len(boxes), 1:] = coordinate_tokens(places[order], self._sections)
+        tokens = objects.reshape(-1)
+        if self._encode_crop:
+            window = np.asarray(record.get("window", (0, 0, 1, 1)), np.float64)
+            crop = coordinate_tokens(_corners(window[None]), self._sections)
+            tokens = np.concatenate([tokens, crop[0]])
+        return record | {"layout_ids": tokens.astype(np.int32)}
+
+    def findings(self, record):
+        boxes = np.asarray(record.get("boxes", ()), np.float64).reshape(-1, 4)
+        if not len(boxes):
+            yield "no boxes"
+        elif not _sound(boxes).all():
+            yield "empty, inverted or outside boxes, dropped"
+        if len(boxes) > self._count:
+            yield f"more than {self._count} boxes, the smallest dropped"
+
+    def _objects(self, record):
+        """Sound boxes [n, 4], at most as many as fit, and their class ids [n]."""
+        if "boxes" not in record:
+            raise images.BadRecord("has no boxes")
+        key = "whole_boxes" if self._encode_crop and "whole_boxes" in record else "boxes"
+        boxes = np.asarray(record[key], np.float64).reshape(-1, 4)
+        ids = np.array([self._id(c) for c in record.get("box_class", ())], np.int32)
+        if len(ids) != len(boxes):
+            raise images.BadRecord(f"has {len(boxes)} boxes but {len(ids)} classes of boxes")
+        boxes, ids = boxes[_sound(boxes)].clip(0, 1), ids[_sound(boxes)]
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        keep = np.sort(np.argsort(-area, kind="stable")[: self._count])
+        return boxes[keep], ids[keep]
+
+    def _id(self, value) -> int:
+        if isinstance(value, str):
+            if value not in self._box_classes:
+                hint = errors.nearest(value, self._box_classes)
+                raise images.BadRecord(f"has a box of {value!r}, an unknown class{hint}")
+            value = self._box_classes[value]
+        # A class beyond the source's, where it names them, would borrow another one's token.
+        if not 0 <= value < (len(self._box_classes) or self._none):
+            raise images.BadRecord(f"has a box of class {value}, which is unknown")
+        return int(value)
+
+
+def coordinate_tokens(points: np.ndarray, sections: int) -> np.ndarray:
+    """Points [..., 2] (x, y) in [0, 1] -> tokens [...] on a grid of sections x sections.
+
+    Halves round to the even neighbour, as Python's round, which the official code uses.
+    """
+    x, y = np.moveaxis(np.rint(np.clip(points, 0, 1) * (sections - 1)).astype(np.int32), -1, 0)
+    return y * sections + x
+
+
+def coordinates(tokens: np.ndarray, sections: int) -> np.ndarray:
+    """The other way: tokens [...] -> points [..., 2] (x, y)."""
+    y, x = np.divmod(tokens, sections)
+    return np.stack([x, y], axis=-1) / (sections - 1)
+
+
+def _sound(boxes) -> np.ndarray:
+    """bool [n]: finite, and with an area inside the image."""
+    finite = np.isfinite(boxes).all(1)
+    sides = np.clip(np.where(finite[:, None], boxes, 0), 0, 1)
+    sides = sides[:, 2:] - sides[:, :2]
+    return finite & (sides > 0).all(1) & (sides.prod(1) >= MIN_AREA)
+
+
+def _corners(boxes) -> np.ndarray:
+    return boxes.reshape(-1, 2, 2)
+
+
+def _centres(boxes) -> np.ndarray:
+    return (boxes[:, :2] + boxes[:, 2:])[:, None] / 2
