@@ -42,7 +42,7 @@ def open_source(data: ConfigDict):
 
 
 def resolve(config: ConfigDict, source) -> ConfigDict:
-    """Fills in what the data decides of conditioners: the keys that are -1, and what goes with them.
+    """Fills in what the data decides of conditioners: keys that are -1, and what goes with them.
 
     Data that cannot say a condition (no classes) takes its conditioner out of the recipe. A second
     stage that starts from another's weights takes that one's first stage where it names no run.

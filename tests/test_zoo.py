@@ -19,7 +19,7 @@ from ldm_jax.stages import diffuse
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIBRARIES = ("__init__", "base", "paper")  # what recipes are made of
 FILES = {f.stem: f for f in sorted((ROOT / "configs").glob("*.py")) if f.stem not in LIBRARIES}
-SMALL = ("quickstart", "photos", "debug", "taef2")  # not the paper's
+SMALL = ("quickstart", "photos", "debug", "taef2", "tasks")  # not the paper's
 
 # Millions of parameters, counted from the official code and its yaml files (denoiser; conditioner).
 OFFICIAL = {
@@ -175,7 +175,12 @@ def test_a_recipe_says_what_it_is_and_how_to_run_it(name):
     assert re.search(command, doc)
 
 
-@pytest.mark.parametrize("name", [*FILES, *(name for name in (*OFFICIAL, *OURS) if ":" in name)])
+TASK_RECIPES = ("text", "text_one", "layout", "semantic", "superres", "inpaint", "uncond")
+VARIANTS = [name for name in (*OFFICIAL, *OURS) if ":" in name]
+VARIANTS += [f"tasks:{name}" for name in TASK_RECIPES]
+
+
+@pytest.mark.parametrize("name", [*FILES, *VARIANTS])
 def test_a_recipe_only_changes_what_base_has(name):
     config = load(name)
     assert config.is_locked

@@ -1,4 +1,4 @@
-"""What conditioners read of a batch, made from records: captions to ids, boxes to tokens, and so on.
+"""What conditioners read of a batch, made from records: captions to ids, boxes to tokens, ...
 
 A maker is a transform, `(record, rng) -> record`, that adds the field under which it is registered;
 it sees the cropped and flipped record, its image still uint8. A record that it can do nothing with

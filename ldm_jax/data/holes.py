@@ -39,12 +39,16 @@ class Mix:
 
 @KINDS.register("box")
 def box(h: int, w: int, rng) -> np.ndarray:
-    """One to three rectangles, their sides a fifth to three fifths of the image's."""
+    """One to three rectangles about points of the image, which may reach beyond it.
+
+    Their sides are a fifth to seven tenths of the image's.
+    """
     hole = np.zeros((h, w), bool)
     for _ in range(rng.integers(1, 4)):
-        height, width = (max(1, round(n * rng.uniform(0.2, 0.6))) for n in (h, w))
-        top, left = rng.integers(h - height + 1), rng.integers(w - width + 1)
-        hole[top : top + height, left : left + width] = True
+        centre, reach = rng.random(2), rng.uniform(0.1, 0.35, 2)
+        top, left = np.rint((centre - reach).clip(0) * (h, w)).astype(int)
+        bottom, right = np.rint((centre + reach) * (h, w)).astype(int)
+        hole[top:bottom, left:right] = True
     return hole
 
 

@@ -21,6 +21,8 @@ _MIN_CHROMA = 0.22  # backgrounds stay below 0.1, objects are above 0.45
 _MIN_LEVEL = 0.33  # of an object as a whole: a faded or half-transparent one is none
 _MAX_HUE_ERROR = math.radians(32)
 _MIN_MATCH = 0.83
+_MIN_MATCH_OF_MANY = 0.75  # smaller objects are fewer pixels
+_MIN_PART = 0.01  # of the picture, of one of several objects
 
 
 class Seen(NamedTuple):
@@ -35,11 +37,81 @@ class Seen(NamedTuple):
     match: np.ndarray
 
 
-def check(images: np.ndarray, chunk: int = 256) -> Seen:
-    """images: uint8 [n, h, w, 3], one object each -> what is seen in them."""
+class Object(NamedTuple):
+    """One of several objects in a picture.
+
+    box: x0, y0, x1, y1 in [0, 1]; cover: bool [s, s], the checker's own grid; match: see `Seen`.
+    """
+
+    class_id: int
+    box: tuple[float, float, float, float]
+    cover: np.ndarray
+    match: float
+
+
+def find(images: np.ndarray) -> list[list[Object]]:
+    """images: uint8 [n, h, w, 3], any number of objects -> those recognised in each, large first.
+
+    Every connected region of one colour is compared with the shapes by itself, so objects of the
+    same colour that touch are one region, and most likely none.
+    """
+    return [_find(image) for image in _checked(images)]
+
+
+def _find(image) -> list[Object]:
+    from scipy import ndimage
+
+    [x] = _smooth(_shrink(image[None]))
+    by_colour = _by_colour(x)
+    side, regions = len(x), []
+    for colour in range(len(scenes.COLOURS)):
+        own = by_colour[..., colour]
+        labels, count = ndimage.label(own > _MIN_CHROMA)
+        for k in range(1, count + 1):
+            solid = labels == k
+            if solid.mean() >= _MIN_PART:
+                level = own[solid].mean()
+                # The half-covered rim belongs to the region it touches.
+                near = ndimage.binary_dilation(solid, iterations=1)
+                cover = np.clip(own * near / level, 0, 1)
+                regions.append((colour, level, np.where(cover > 0.3, cover, 0)))
+    if not regions:
+        return []
+    matches = _compare(_normalise(np.stack([cover for _, _, cover in regions])))
+    found = []
+    for (colour, level, cover), match in zip(regions, matches):
+        second, best = np.sort(match)[-2:]
+        if level > _MIN_LEVEL and best > _MIN_MATCH_OF_MANY and best > second + 0.01:
+            class_id = int(match.argmax()) * len(scenes.COLOURS) + colour
+            found.append(Object(class_id, _box(cover, side), cover > 0.5, float(best)))
+    return sorted(found, key=lambda thing: -thing.cover.sum())
+
+
+def _box(cover, side) -> tuple[float, float, float, float]:
+    """Where coverage crosses one half, between pixels, from the profiles along both axes."""
+    low, high = [], []
+    for axis in (0, 1):
+        profile = np.pad(cover.max(axis), 1)
+        inside = np.flatnonzero(profile > 0.5)
+        first, last = inside[0], inside[-1]
+        # A rim pixel of coverage c reaches c of its width into the picture's grid.
+        low.append((first - 1 + 0.5 - min(profile[first - 1], 0.5)) / side)
+        high.append((last - 0.5 + min(profile[last + 1], 0.5)) / side)
+    return (low[0], low[1], high[0], high[1])
+
+
+def _checked(images) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"check() takes uint8 [n, h, w, 3], got {images.dtype} {images.shape}.")
+        raise ValueError(
+            f"The checker takes uint8 [n, h, w, 3], got {images.dtype} {images.shape}."
+        )
+    return images
+
+
+def check(images: np.ndarray, chunk: int = 256) -> Seen:
+    """images: uint8 [n, h, w, 3], one object each -> what is seen in them."""
+    images = _checked(images)
     parts = [_check(images[i : i + chunk]) for i in range(0, len(images), chunk)]
     empty = np.zeros(0, np.int32)
     return Seen(*map(np.concatenate, zip(*parts))) if parts else Seen(empty, empty, empty, empty)
@@ -78,10 +150,7 @@ def _segment(x):
     Half-covered edge pixels have half the chroma and about the same hue, so chroma relative to the
     object's own is its coverage.
     """
-    u, v = _chroma(x)
-    chroma, hue = np.hypot(u, v), np.arctan2(v, u)
-    error = np.abs((hue[..., None] - _hues() + math.pi) % (2 * math.pi) - math.pi)
-    by_colour = chroma[..., None] * (error < _MAX_HUE_ERROR) * (chroma > _MIN_CHROMA / 2)[..., None]
+    by_colour, chroma = _by_colour(x), np.hypot(*_chroma(x))
     mass = by_colour.sum((1, 2))  # [n, colours]
     colour = mass.argmax(1)
     own = np.take_along_axis(by_colour, colour[:, None, None, None], axis=3)[..., 0]
@@ -96,6 +165,14 @@ def _segment(x):
     plausible &= level > _MIN_LEVEL
     plausible &= stray < 0.15 * np.maximum((own * solid).sum((1, 2)), 1e-3)
     return cover, colour, plausible
+
+
+def _by_colour(x) -> np.ndarray:
+    """[..., 3] -> [..., colours]: the chroma of pixels in the hue of each colour, 0 elsewhere."""
+    u, v = _chroma(x)
+    chroma, hue = np.hypot(u, v), np.arctan2(v, u)
+    error = np.abs((hue[..., None] - _hues() + math.pi) % (2 * math.pi) - math.pi)
+    return chroma[..., None] * (error < _MAX_HUE_ERROR) * (chroma > _MIN_CHROMA / 2)[..., None]
 
 
 def _chroma(rgb):

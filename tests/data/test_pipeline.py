@@ -116,8 +116,8 @@ def test_evaluation_sees_each_record_once_in_order(count):
             hosts=2, fields=("image", "index"),
         ) as batches:  # fmt: skip
             for step, batch in enumerate(batches):
-                assert batch["image"].shape == (4, 8, 8, 3) and batch["mask"].dtype == np.float32
-                seen[step, host] = batch["index"][batch["mask"] == 1]
+                assert batch["image"].shape == (4, 8, 8, 3) and batch["real"].dtype == np.float32
+                seen[step, host] = batch["index"][batch["real"] == 1]
     assert len(seen) == 2 * (-(-(count or COUNT) // 8))
     joined = np.concatenate([seen[key] for key in sorted(seen)])
     np.testing.assert_array_equal(joined, [i for i in range(count or COUNT) if i != 4])

@@ -1,0 +1,103 @@
+"""Laws of the scores: rendered scenes reach nearly 1, other scenes' pictures about chance."""
+
+import numpy as np
+import pytest
+
+from ldm_jax.data import scene_scores, scenes
+
+COUNT = 96
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def draw(size, objects, **kwargs):
+    """Records, pictures, and the pictures of other records in their place."""
+    kwargs = {"relations": objects == 2} | kwargs
+    source = scenes.scenes(size=size, count=COUNT, seed=3, objects=objects, **kwargs)
+    records = [source[i] for i in range(COUNT)]
+    images = np.stack([record["image"] for record in records])
+    return records, images, np.roll(images, 7, axis=0)
+
+
+def column(records, key):
+    return [record[key] for record in records]
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("objects", [1, 2])
+def test_captions_are_obeyed_by_their_own_pictures(size, objects):
+    records, images, others = draw(size, objects)
+    captions = column(records, "caption")
+    assert scene_scores.caption_adherence(images, captions).whole.mean() >= 0.98
+    assert scene_scores.caption_adherence(others, captions).objects.mean() <= 0.1
+
+
+def test_the_opposite_relation_is_not_obeyed():
+    records, images, _ = draw(32, 2)
+    turned = [
+        c.replace(r, OPPOSITE[r]) for c in column(records, "caption") for r in OPPOSITE if r in c
+    ]
+    seen = scene_scores.caption_adherence(images, turned)
+    # Of two objects of the same class either may be the first.
+    same = [len(set(scene_scores.parse(c).classes)) == 1 for c in turned]
+    assert seen.objects.mean() >= 0.98
+    assert not seen.whole[~np.array(same)].any()
+
+
+@pytest.mark.parametrize("size, least", [(32, 0.8), (64, 0.88)])
+@pytest.mark.parametrize("objects", [1, 2, 4])
+def test_boxes_and_maps_agree_with_their_own_pictures(size, least, objects):
+    records, images, others = draw(size, objects)
+    where = column(records, "boxes"), column(records, "box_class")
+    maps = np.stack(column(records, "segmentation"))
+    assert scene_scores.box_overlap(images, *where).mean() >= least
+    assert scene_scores.map_agreement(images, maps).mean() >= least
+    assert scene_scores.box_overlap(others, *where).mean() <= 0.1
+    assert scene_scores.map_agreement(others, maps).mean() <= 0.1
+
+
+def test_a_moved_box_overlaps_as_much_as_geometry_says():
+    assert scene_scores.iou((0, 0, 0.5, 0.5), (0.25, 0, 0.75, 0.5)) == pytest.approx(1 / 3)
+    assert scene_scores.iou((0, 0, 0.5, 0.5), (0.5, 0, 1, 0.5)) == 0
+
+
+def test_pictures_of_nothing_score_nothing():
+    records, images, _ = draw(32, 2)
+    grey = np.full_like(images, 128)
+    assert not scene_scores.caption_adherence(grey, column(records, "caption")).objects.any()
+    where = column(records, "boxes"), column(records, "box_class")
+    assert not scene_scores.box_overlap(grey, *where).any()
+    assert not scene_scores.map_agreement(grey, np.stack(column(records, "segmentation"))).any()
+
+
+def test_captions_are_read_as_they_are_written():
+    wanted = scene_scores.parse("a red circle left of a blue square")
+    assert [scenes.CLASSES[i] for i in wanted.classes] == ["red circle", "blue square"]
+    assert wanted.relation == "left of"
+    assert scene_scores.parse("a red circle and a blue square").relation == ""
+    with pytest.raises(ValueError, match="no caption"):
+        scene_scores.parse("a red dog")
+
+
+def test_unseen_combinations_are_never_seen_and_all_words_are():
+    pairs = {}
+    for part in ("seen", "unseen", ""):
+        source = scenes.scenes(size=8, count=4_000, objects=2, relations=True, combinations=part)
+        scenes_ = (scenes.compose(0, i, 2, part) for i in range(len(source)))
+        pairs[part] = {tuple(thing.class_id for thing in scene.things) for scene in scenes_}
+        words = {w for i in range(0, 4_000, 9) for w in source[i]["caption"].split()}
+        assert words <= set(scenes.WORDS) and words >= set(scenes.COLOURS) | set(scenes.SHAPES)
+    assert not pairs["seen"] & pairs["unseen"]
+    assert all(scenes.is_unseen(*pair) for pair in pairs["unseen"])
+    assert pairs["seen"] | pairs["unseen"] >= pairs[""]
+    unseen = np.array(sorted(pairs["unseen"]))
+    assert set(unseen[:, 0]) == set(range(16)) and 16 <= len(unseen) <= 32
+
+
+def test_old_scenes_are_what_they_were():
+    """Relations and combinations are new arguments; a run on scenes without them goes on."""
+    plain, named = scenes.scenes(size=8, count=9, objects=2), scenes.Scenes(8, 9, 0, 2)
+    assert plain.fingerprint == named.fingerprint
+    assert plain[0]["caption"].count(" and ") == 1
+    related = scenes.scenes(size=8, count=9, objects=2, relations=True)
+    np.testing.assert_array_equal(plain[5]["image"], related[5]["image"])
+    assert plain.fingerprint != related.fingerprint

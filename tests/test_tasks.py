@@ -1,0 +1,190 @@
+"""Every task trains from its recipe; a conditioner's own dropout; what a config may say of it."""
+
+import copy
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import build, train
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+from conftest import ROOT, call
+
+TASKS = {
+    "text": {"text_ids"},
+    "text_one": {"text_ids"},
+    "layout": {"layout_ids"},
+    "semantic": {"segmentation"},
+    "superres": {"low_res"},
+    "inpaint": {"masked_image", "mask"},
+    "uncond": set(),
+}
+SMALL = {
+    "first_stage": "identity",
+    "batch_size": 8,
+    "data.size": 16,
+    "data.count": 64,
+    "data.holdout": 0.25,
+    "model.width": 16,
+    "model.mult": (1,),
+    "model.attention": (),
+    "model.head_channels": 8,
+    "latents.batches": 1,
+    "eval.records": 8,
+    "eval.batch_size": 8,
+    "sample.steps": 2,
+    "optim.denoiser.warmup": 0,
+    "steps.total": 2,
+    "steps.log": 1,
+    "steps.eval": 2,
+    "steps.checkpoint": 2,
+}
+
+
+def load(task, **overrides):
+    overrides = {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    small = {key: str(value) for key, value in SMALL.items()}
+    return config_lib.load(f"{ROOT}/configs/tasks.py:{task}", small | overrides)
+
+
+def resolved(task, **overrides):
+    config = load(task, **overrides)
+    source = build.open_source(config.data)
+    return build.resolve(config, source), source
+
+
+def run(task, workdir, *more):
+    flags = [f"--config.{key}={value}" for key, value in SMALL.items()]
+    argv = [f"--config={ROOT}/configs/tasks.py:{task}", f"--workdir={workdir}"]
+    assert call(train, *argv, *flags, *more) == 0
+    return json.loads((workdir / "summary.json").read_text())
+
+
+# The map's stages belong to f = 4; the transformer is as small as they come.
+MORE = {
+    "semantic": ["--config.conditioners.map.stages=0"],
+    "text": ["--config.conditioners.text.depth=1", "--config.conditioners.text.width=16"],
+}
+QUICK = ("text", "inpaint")
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=() if t in QUICK else pytest.mark.slow) for t in TASKS]
+)
+def test_a_task_trains_from_its_recipe(task, tmp_path):
+    summary = run(task, tmp_path / "run", *MORE.get(task, ()))
+    assert summary["steps"] == 2 and np.isfinite(summary["error"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_batches_have_the_fields_that_the_task_reads(task):
+    config, source = resolved(task, first_stage=f"{ROOT}/configs/quickstart.py:first_stage")
+    stage = build.make_diffuse(config)
+    assert set(stage.fields) == TASKS[task]
+    assert set(build.make_conditions(config, source).fields) == TASKS[task]
+    fields = ("image", *stage.fields)
+    batch, again = (next(build.held_out_batches(config, source, fields)) for _ in range(2))
+    example = jax.eval_shape(lambda: stage.example(8, 16, 16))
+    for field in TASKS[task]:
+        np.testing.assert_array_equal(batch[field], again[field])
+        if field in example:
+            assert batch[field].shape == example[field].shape
+
+
+def test_the_first_stage_says_how_small_the_small_image_is():
+    config, source = resolved("superres", first_stage=f"{ROOT}/configs/quickstart.py:first_stage")
+    fields, _ = build.make_conditions(config, source).of_source(source, 2)
+    assert fields["low_res"].shape == (2, 4, 4, 3)
+
+
+def test_the_vocabulary_decides_the_size_of_the_text_conditioner():
+    config, source = resolved("text")
+    text = config.conditioners.text
+    assert (text.vocab_size, text.null, text.pad) == (19, (2, 3), 0)
+    build.check(config, source)
+    with pytest.raises(errors.UsageError, match="cannot be read"):
+        resolved("text", data__vocabulary="nowhere.txt")
+
+
+def with_dropout(task, **changes):
+    config, source = resolved(task)
+    with config.unlocked():
+        [group] = config.conditioners.values()
+        group.update(changes)
+    return config, source
+
+
+def test_conditioners_keep_to_their_own_dropout():
+    config, source = with_dropout("text", dropout=0.5)
+    with config.unlocked():
+        config.conditioners.other = copy.deepcopy(config.conditioners.text)
+        config.conditioners.third = copy.deepcopy(config.conditioners.text)
+        for name in ("other", "third"):
+            del config.conditioners[name]["dropout"]
+    build.check(config, source)
+    denoiser = build.make_diffuse(config).denoiser  # in the order of names
+    other, own, third = np.asarray(denoiser.draw_drop(jax.random.key(0), 4_000, 0.1)).T
+    np.testing.assert_array_equal(other, third)
+    assert other.mean() == pytest.approx(0.1, abs=0.02)
+    assert own.mean() == pytest.approx(0.5, abs=0.03)
+    assert np.corrcoef(own, other)[0, 1] == pytest.approx(0, abs=0.05)
+
+
+def test_without_rates_of_their_own_all_rows_are_drawn_as_ever():
+    """Runs that began before conditioners had a dropout go on with the same numbers."""
+    config, _ = resolved("text")
+    key = jax.random.key(3)
+    drop = build.make_diffuse(config).denoiser.draw_drop(key, 64, 0.3)
+    np.testing.assert_array_equal(drop[:, 0], jax.random.bernoulli(key, 0.3, (64,)))
+    plain = build.make_diffuse(resolved("uncond")[0]).denoiser.draw_drop(key, 64, 0.3)
+    np.testing.assert_array_equal(plain, jax.random.bernoulli(key, 0.3, (64,)))
+
+
+def test_each_conditioner_gets_its_own_null():
+    config, source = resolved("text")
+    with config.unlocked():
+        config.conditioners.map = dict(name="rescaler", stages=0, classes=17, channels=0)
+    model = build.make_diffuse(config)
+    fields, _ = build.make_conditions(config, source).of_source(source, 2)
+    params = model.init(jax.random.key(0))
+    condition = jax.jit(model.condition)
+    whole = condition(params, fields, jnp.zeros(2, bool))
+    null = condition(params, fields, jnp.ones(2, bool))
+    # In the order of names: the map, then the text.
+    mixed = condition(params, fields, jnp.array([[True, False], [False, True]]))
+    np.testing.assert_array_equal(mixed.concat[0], null.concat[0])
+    np.testing.assert_array_equal(mixed.concat[1], whole.concat[1])
+    np.testing.assert_array_equal(mixed.tokens[0], whole.tokens[0])
+    np.testing.assert_array_equal(mixed.tokens[1], null.tokens[1])
+
+
+@pytest.mark.parametrize(
+    "task, changes, message",
+    [
+        ("text", dict(dropout=1.5), "text.dropout=1.5: give a share"),
+        ("text", dict(lenght=3), "no key 'lenght'; did you mean 'length'"),
+        ("text", dict(vocab_size=7), "has 19 tokens"),
+        ("superres", dict(degradation="bicubik"), "did you mean 'bicubic'"),
+        ("inpaint", dict(holes=dict(box=0.0, stroke=0.0, half=0.0)), "weight of 0 or more"),
+        ("layout", dict(places="middle"), "choose box or centre"),
+    ],
+)
+def test_a_wrong_key_is_one_line_before_any_device_is_touched(task, changes, message):
+    with pytest.raises(errors.UsageError, match=message) as caught:
+        build.check(*with_dropout(task, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_saved_before_these_keys_still_loads():
+    config, source = resolved("inpaint")
+    saved = json.loads(config_lib.to_json(config))
+    for key in ("vocabulary", "relations", "combinations"):
+        del saved["data"][key]
+    del saved["conditioners"]["hole"]["holes"]
+    old = config_lib.from_json(json.dumps(saved))
+    build.check(old, build.open_source(old.data))
+    fields, _ = build.make_conditions(old, source).of_source(source, 1)
+    assert fields["mask"].shape == (1, 16, 16, 1)
