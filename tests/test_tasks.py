@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT, call
 
 from ldm_jax import build, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from conftest import ROOT, call
 
 TASKS = {
     "text": {"text_ids"},

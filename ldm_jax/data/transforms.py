@@ -57,6 +57,8 @@ class Crop:
         self._size, self._mode, self._interpolation = size, mode, interpolation
 
     def __call__(self, record, rng):
+        if record["image"].ndim != 3 or record["image"].shape[2] != 3:
+            raise images.BadRecord(f"is of shape {record['image'].shape}, not [h, w, 3]")
         h, w = record["image"].shape[:2]
         side = min(h, w)
         y, x = (h - side) // 2, (w - side) // 2
