@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, call
 
-from ldm_jax import build, train
+from ldm_jax import adherence, build, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
@@ -69,6 +69,14 @@ MORE = {
     "text": ["--config.conditioners.text.depth=1", "--config.conditioners.text.width=16"],
 }
 QUICK = ("text", "inpaint")
+SCORES = {
+    "text": ["caption_accuracy", "objects_accuracy"],
+    "text_one": ["caption_accuracy"],
+    "layout": ["box_iou"],
+    "semantic": ["map_agreement"],
+    "superres": ["psnr_db", "bicubic_psnr_db"],
+    "inpaint": ["hole_psnr_db", "same_objects"],
+}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,12 @@ QUICK = ("text", "inpaint")
 def test_a_task_trains_from_its_recipe(task, tmp_path):
     summary = run(task, tmp_path / "run", *MORE.get(task, ()))
     assert summary["steps"] == 2 and np.isfinite(summary["error"])
+    argv = [f"--run={tmp_path}/run", f"--out={tmp_path}/out", "--num=8", "--batch_size=8"]
+    assert call(adherence, *argv) == 0
+    scores = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert scores.keys() >= {"objects_found", *SCORES.get(task, ())}
+    # Pixels have no first stage to lose anything in.
+    assert scores["real_objects_found"] >= 0.75
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -94,48 +94,50 @@ class Conditions:
         one is drawn), `{"low_res": uint8 [h/f, w/f, 3]}` (else the image is degraded). Row i
         depends on (record, seed, i) alone. A record that does not do is a UsageError.
         """
-        rows = []
+        made = []
         for i, record in enumerate(records):
             try:
-                record = self._make(record, seed, i)
-                rows.append({field: record[field] for field in self.fields})
+                made.append(self._complete(record, _rng(seed, i)))
             except images.BadRecord as e:
                 raise errors.UsageError(f"Condition {i} {e}.") from e
-            except KeyError as e:
-                raise errors.UsageError(
-                    f"Condition {i} says nothing of {e}; this run is conditioned on "
-                    f"{', '.join(self.fields)}."
-                ) from e
-        if not rows:
+        if not made:
             raise errors.UsageError("No conditions were given; give at least one.")
-        return {field: np.stack([row[field] for row in rows]) for field in self.fields}
-
-    def of_source(self, source: sources.Source, count: int, first: int = 0, seed: int = 0):
-        """Of records first .. first + count - 1, around again where a source has fewer.
-
-        Returns ({field: [n, ...]}, records): what a sample can be measured against, framed as its
-        condition was, images uint8.
-        """
-        records = []
-        for i in range(first, first + count):
-            try:
-                record = source[i % len(source)]
-            except images.BadRecord as e:
-                raise errors.UsageError(str(e)) from e
-            for transform in self.framing:
-                record = transform(record, _rng(seed, i))
-            records.append(record)
-        return self.of(records, seed), records
+        return self._stack(made)
 
     def of_prompts(self, prompts: Iterable[str]) -> dict[str, np.ndarray]:
         """Of captions, or of the names of classes."""
         return self.of({"caption": prompt, "class": prompt} for prompt in prompts)
 
-    def _make(self, record, seed, i):
-        rng = _rng(seed, i)
+    def of_source(self, source: sources.Source, count: int, seed: int = 0):
+        """Of the first `count` records that do, in order.
+
+        Returns ({field: [n, ...]}, records): what a sample can be measured against, framed as its
+        condition was and with its fields, images uint8.
+        """
+        made = []
+        for i in range(len(source)):
+            try:
+                record, rng = source[i], _rng(seed, i)
+                for transform in self.framing:
+                    record = transform(record, rng)
+                made.append(self._complete(record, rng))
+            except images.BadRecord:
+                continue  # as evaluation passes it over
+            if len(made) == count:
+                return self._stack(made), made
+        raise errors.UsageError(
+            f"The data has {len(made)} records that do, not {count}: ask for fewer conditions."
+        )
+
+    def _complete(self, record, rng) -> dict:
         for maker in self.makers:
             record = maker(record, rng)
+        if missing := [field for field in self.fields if field not in record]:
+            raise images.BadRecord(f"has no {missing[0]}")
         return record
+
+    def _stack(self, records) -> dict[str, np.ndarray]:
+        return {field: np.stack([record[field] for record in records]) for field in self.fields}
 
 
 def _rng(seed: int, i: int) -> np.random.Generator:

@@ -5,9 +5,11 @@ picture in which nothing is recognised scores 0.
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ldm_jax.data import scene_checker, scenes
 
@@ -77,6 +79,85 @@ def map_agreement(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
         either = (seen > 0) | (wanted > 0)
         scores.append(((seen == wanted) & either).sum() / max(either.sum(), 1))
     return np.array(scores, np.float32)
+
+
+def caption_scores(images: np.ndarray, records: list[dict]) -> dict[str, np.ndarray]:
+    """Shares of the pictures that obey their records' captions."""
+    seen = caption_adherence(images, [record["caption"] for record in records])
+    return {"objects_accuracy": seen.objects, "caption_accuracy": seen.whole}
+
+
+def layout_scores(images, records) -> dict[str, np.ndarray]:
+    """Overlap with the boxes of the same class."""
+    boxes, ids = ([record[key] for record in records] for key in ("boxes", "box_class"))
+    return {"box_iou": box_overlap(images, boxes, ids)}
+
+
+def map_scores(images, records) -> dict[str, np.ndarray]:
+    """Agreement with the semantic maps."""
+    maps = np.stack([record["segmentation"] for record in records])
+    return {"map_agreement": map_agreement(images, maps)}
+
+
+def class_scores(images, records) -> dict[str, np.ndarray]:
+    """Shares of the pictures whose one object is of the class."""
+    ids = np.array([record["class"] for record in records])
+    return {"class_accuracy": scene_checker.check(images).class_id == ids}
+
+
+def superres_scores(images, records) -> dict[str, np.ndarray]:
+    """Against the picture itself, in dB; and what bicubic enlargement of its small one reaches."""
+    true = np.stack([record["image"] for record in records])
+    small = [np.rint((record["low_res"] + 1) * 127.5).astype(np.uint8) for record in records]
+    size = true.shape[2:0:-1]
+    large = [Image.fromarray(x).resize(size, Image.Resampling.BICUBIC) for x in small]
+    scores = {"psnr_db": psnr(images, true), "bicubic_psnr_db": psnr(np.stack(large), true)}
+    # What the small picture leaves open, a good sample fills in with an object and its edges.
+    return scores | _same_objects(images, true)
+
+
+def inpaint_scores(images, records) -> dict[str, np.ndarray]:
+    """Of pictures composited outside their holes: whether they show what the true ones show, and
+    the true picture inside the hole in dB, beside that of the mean colour around it."""
+    true = np.stack([record["image"] for record in records])
+    hole = np.stack([record["mask"] for record in records]) > 0
+    flat = np.stack([np.mean(x[~m[..., 0]], axis=0) for x, m in zip(true, hole)])
+    flat = np.where(hole, flat[:, None, None], true)
+    scores = {"hole_psnr_db": psnr(images, true, hole), "flat_psnr_db": psnr(flat, true, hole)}
+    return scores | _same_objects(np.where(hole, images, true), true)
+
+
+def plain_scores(images, records) -> dict[str, np.ndarray]:
+    """Shares of the pictures with as many objects as their records, all recognised; of no
+    condition."""
+    pairs = zip(scene_checker.find(images), records)
+    return {"objects_found": np.array([len(a) == len(b["boxes"]) for a, b in pairs])}
+
+
+# {condition field: (uint8 pictures, records with what the makers added) -> {name: [n]}}
+SCORES: dict[str, Callable] = {
+    "class": class_scores,
+    "text_ids": caption_scores,
+    "layout_ids": layout_scores,
+    "segmentation": map_scores,
+    "low_res": superres_scores,
+    "masked_image": inpaint_scores,
+}
+
+
+def psnr(a, b, where=None) -> np.ndarray:
+    """dB of uint8 pictures, [n]; where: bool [n, h, w, 1], the pixels that count."""
+    squared = (a.astype(np.float64) - b) ** 2
+    where = np.ones_like(squared, bool) if where is None else np.broadcast_to(where, squared.shape)
+    mean = (squared * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
+    return 10 * np.log10(255**2 / np.maximum(mean, 1e-9))
+
+
+def _same_objects(images, true) -> dict[str, np.ndarray]:
+    """Of the pictures whose true ones are recognised, whether the same objects are seen."""
+    name = lambda found: sorted(thing.class_id for thing in found)
+    pairs = zip(scene_checker.find(images.astype(np.uint8)), scene_checker.find(true))
+    return {"same_objects": np.array([name(a) == name(b) for a, b in pairs])}
 
 
 def iou(a, b) -> float:

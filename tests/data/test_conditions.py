@@ -447,9 +447,13 @@ def test_conditions_of_prompts_pictures_and_records():
     with pytest.raises(errors.UsageError, match="Condition 0 has a mask of 4x4"):
         hole.of([{"image": image, "mask": np.ones((4, 4))}])
     framing = tuple(transforms.standard(32)[:-1])
-    fields, records = of(FIELDS[1:], everything(SCENES), framing=framing).of_source(SCENES, 5, 38)
-    assert len(records) == 5 and records[2]["caption"] == SCENES[0]["caption"]
+    fields, records = of(FIELDS[1:], everything(SCENES), framing=framing).of_source(SCENES, 5)
+    assert len(records) == 5 and records[2]["caption"] == SCENES[2]["caption"]
     assert {len(fields[field]) for field in FIELDS[1:]} == {5}
+    with pytest.raises(errors.UsageError, match="has 40 records that do, not 41"):
+        text.of_source(SCENES, 41)
+    _, records = text.of_source(Odd(), 5)
+    assert records[3]["caption"] == SCENES[4]["caption"], "record 3 has none"
     with pytest.raises(errors.UsageError, match="at least one"):
         text.of([])
     with pytest.raises(errors.UsageError, match="Condition 0 has no caption"):

@@ -1,9 +1,11 @@
 """Laws of the scores: rendered scenes reach nearly 1, other scenes' pictures about chance."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from ldm_jax.data import scene_scores, scenes
+from ldm_jax.data import conditions, scene_scores, scenes
 
 COUNT = 96
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -101,3 +103,31 @@ def test_old_scenes_are_what_they_were():
     related = scenes.scenes(size=8, count=9, objects=2, relations=True)
     np.testing.assert_array_equal(plain[5]["image"], related[5]["image"])
     assert plain.fingerprint != related.fingerprint
+
+
+@pytest.mark.parametrize("field", scene_scores.SCORES)
+def test_every_task_scores_the_right_pictures_above_others(field):
+    shapes = {
+        "low_res": {"low_res": (8, 8, 3)},
+        "masked_image": {"masked_image": (32, 32, 3), "mask": (32, 32, 1)},
+    }
+    makers = conditions.makers(shapes.get(field, {}), {}, None)
+    records, images, others = draw(32, 1 if field == "class" else 2)
+    for i, maker in itertools.product(range(COUNT), makers):
+        records[i] = maker(records[i], np.random.default_rng(i))
+    right, wrong = (scene_scores.SCORES[field](x, records) for x in (images, others))
+    for name, values in right.items():
+        assert values.shape == (COUNT,)
+        known = name in ("flat_psnr_db", "bicubic_psnr_db")  # of the record, not of the picture
+        assert known or values.mean() > wrong[name].mean() + 0.5
+
+
+def test_outside_its_hole_a_picture_is_not_looked_at():
+    makers = conditions.makers({"masked_image": (32, 32, 3), "mask": (32, 32, 1)}, {}, None)
+    records, images, others = draw(32, 2)
+    records = [makers[0](record, np.random.default_rng(i)) for i, record in enumerate(records)]
+    hole = np.stack([record["mask"] for record in records]) > 0
+    score = scene_scores.SCORES["masked_image"]
+    whole, mixed = score(images, records), score(np.where(hole, images, others), records)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], mixed[name])
