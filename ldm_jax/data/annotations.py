@@ -1,0 +1,91 @@
+"""Public data sets' annotation files -> rows of metadata.jsonl (docs/data.md), one an image."""
+
+import csv
+import json
+import pathlib
+import tarfile
+from collections.abc import Iterator
+
+from ldm_jax.base import errors, registry
+from ldm_jax.data import images
+
+FORMATS = registry.Registry("annotation format")
+
+
+@FORMATS.register("coco")
+def coco(path: str, captions: str = "", instances: str = "", maps: str = "") -> Iterator[dict]:
+    """MS-COCO: captions_*.json, instances_*.json, and maps (PNG) in the folder path/maps.
+
+    Boxes of crowds are left out. Images that are not in `path` are too.
+    """
+    rows = {}
+    for file in filter(None, (captions, instances)):
+        given = _json(file)
+        names = {c["id"]: c["name"] for c in given.get("categories", ())}
+        sizes = {i["id"]: (i["file_name"], i["width"], i["height"]) for i in given["images"]}
+        for name, _, _ in sizes.values():
+            rows.setdefault(name, {"file": name})
+        for note in given["annotations"]:
+            name, width, height = sizes[note["image_id"]]
+            row = rows[name]
+            if "caption" in note:
+                row.setdefault("captions", []).append(note["caption"].strip())
+            elif not note.get("iscrowd"):
+                x, y, w, h = note["bbox"]
+                box = [x / width, y / height, (x + w) / width, (y + h) / height]
+                row.setdefault("boxes", []).append([round(v, 5) for v in box])
+                row.setdefault("box_labels", []).append(names[note["category_id"]])
+    for name, row in sorted(rows.items()):
+        if maps:
+            row["segmentation"] = f"{maps}/{pathlib.Path(name).stem}.png"
+        if (pathlib.Path(path) / name).is_file():
+            yield row
+
+
+@FORMATS.register("openimages")
+def openimages(path: str, boxes: str, classes: str) -> Iterator[dict]:
+    """OpenImages: *-annotations-bbox.csv and class-descriptions-boxable.csv; images ID.jpg."""
+    here = {file.stem: file.name for file in pathlib.Path(path).iterdir() if _is_image(file)}
+    with open(classes, newline="", encoding="utf-8") as file:
+        names = {row[0]: row[1] for row in csv.reader(file)}
+    rows = {}
+    with open(boxes, newline="", encoding="utf-8") as file:
+        for note in csv.DictReader(file):
+            if name := here.get(note["ImageID"]):
+                row = rows.setdefault(name, {"file": name, "boxes": [], "box_labels": []})
+                sides = (note[key] for key in ("XMin", "YMin", "XMax", "YMax"))
+                row["boxes"].append([float(side) for side in sides])
+                row["box_labels"].append(names[note["LabelName"]])
+    yield from (rows[name] for name in sorted(rows))
+
+
+@FORMATS.register("shards")
+def shards(path: str) -> Iterator[dict]:
+    """Tars of KEY.jpg beside KEY.txt (or KEY.json with a `caption`), as img2dataset writes them."""
+    archives = sorted(pathlib.Path(path).glob("*.tar"))
+    if not archives:
+        raise errors.UsageError(f"--path={path}: no .tar file there.")
+    for archive in archives:
+        pictures, captions = {}, {}
+        with tarfile.open(archive, "r:") as file:
+            for member in file:
+                key, _, ending = member.name.removeprefix("./").rpartition(".")
+                if images.is_image_name(member.name):
+                    pictures[key] = member.name.removeprefix("./")
+                elif ending == "txt":
+                    captions[key] = file.extractfile(member).read().decode("utf-8", "replace")
+                elif ending == "json" and key not in captions:
+                    captions[key] = json.load(file.extractfile(member)).get("caption") or ""
+        for key, name in pictures.items():
+            yield {"file": name, "caption": captions.get(key, "").strip()}
+
+
+def _is_image(file: pathlib.Path) -> bool:
+    return images.is_image_name(file.name)
+
+
+def _json(path: str) -> dict:
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise errors.UsageError(f"{path} cannot be read as JSON ({e}).") from e

@@ -1,0 +1,93 @@
+"""Annotations in the public data sets' own forms become records."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax import cli, prepare_data
+from ldm_jax.data import images, sources
+
+
+def prepare(*argv) -> int:
+    return cli.run_command("", prepare_data.define, prepare_data.main, [str(a) for a in argv])
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two pictures of 40 x 20 pixels, a and b, and a map of a."""
+    (tmp_path / "set" / "maps").mkdir(parents=True)
+    for i, name in enumerate("ab"):
+        pixels = np.full((20, 40, 3), i, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / f"{name}.jpg")
+        Image.fromarray(np.full((20, 40), i, np.uint8)).save(tmp_path / f"set/maps/{name}.png")
+    return tmp_path
+
+
+def test_coco(root):
+    pictures = [dict(id=i, file_name=f"{n}.jpg", width=40, height=20) for i, n in enumerate("abc")]
+    says = [dict(image_id=0, caption="one "), dict(image_id=0, caption="two")]
+    says += [dict(image_id=1, caption="three"), dict(image_id=2, caption="not here")]
+    box = dict(image_id=0, bbox=[10, 5, 20, 10], category_id=7)
+    instances = [box, box | {"iscrowd": 1}, box | {"image_id": 1, "category_id": 9}]
+    (root / "captions.json").write_text(json.dumps({"images": pictures, "annotations": says}))
+    kinds = [dict(id=7, name="cat"), dict(id=9, name="dog")]
+    about = {"images": pictures, "annotations": instances, "categories": kinds}
+    (root / "instances.json").write_text(json.dumps(about))
+    argv = [f"--captions={root}/captions.json", f"--instances={root}/instances.json"]
+    assert prepare("coco", f"--path={root}/set", "--maps=maps", *argv) == 0
+    source = sources.open_source("folder", path=f"{root}/set")
+    assert len(source) == 2 and source.box_classes == ("cat", "dog")
+    record = source[0]
+    assert record["captions"] == ["one", "two"] and record["box_class"].tolist() == [0]
+    np.testing.assert_allclose(record["boxes"], [[0.25, 0.25, 0.75, 0.75]])
+    assert (source[1]["segmentation"] == 1).all()
+
+
+def test_openimages(root):
+    (root / "classes.csv").write_text("/m/1,Cat\n/m/2,Dog\n")
+    head = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded\n"
+    (root / "boxes.csv").write_text(head + "a,x,/m/2,1,0.1,0.5,0.2,0.6,0\nz,x,/m/1,1,0,1,0,1,0\n")
+    argv = [f"--boxes={root}/boxes.csv", f"--classes={root}/classes.csv"]
+    assert prepare("openimages", f"--path={root}/set", *argv) == 0
+    source = sources.open_source("folder", path=f"{root}/set")
+    assert len(source) == 1 and source.box_classes == ("Dog",)
+    np.testing.assert_allclose(source[0]["boxes"], [[0.1, 0.2, 0.5, 0.6]])
+
+
+def test_shards(root):
+    with tarfile.open(root / "set" / "00000.tar", "w") as archive:
+        for key, files in {
+            "000000": {"jpg": None, "txt": "A red dog.\n", "json": '{"caption": "other"}'},
+            "000001": {"jpg": None, "json": '{"caption": "Of json"}'},
+            "000002": {"jpg": None},
+        }.items():
+            for ending, text in files.items():
+                data = images.encode(np.zeros((8, 8, 3), np.uint8), "jpeg")
+                data = data if text is None else text.encode()
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    assert prepare("shards", f"--path={root}/set") == 0
+    source = sources.open_source("tar", path=f"{root}/set")
+    assert [source[i]["caption"] for i in range(3)] == ["A red dog.", "Of json", ""]
+
+
+def test_what_does_not_fit_is_one_line(root, capsys):
+    (root / "broken.json").write_text("{")
+    (root / "other.json").write_text("{}")
+    for argv, message in [
+        (["coca"], "did you mean 'coco'"),
+        (["coco", f"--path={root}/set", "--boxes=x"], "--boxes is not for coco"),
+        (["coco", f"--path={root}/set", f"--captions={root}/broken.json"], "as JSON"),
+        (["coco", f"--path={root}/set", f"--captions={root}/other.json"], "not the files of coco"),
+        (["openimages", f"--path={root}/set"], "--boxes is missing"),
+        (["shards", f"--path={root}/set"], "no .tar file"),
+        (["coco", f"--path={root}/set"], "no image of these"),
+    ]:
+        assert prepare(*argv) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
