@@ -12,6 +12,9 @@ and to measure each, and how to train them on data of one's own.
 from configs import quickstart
 from ldm_jax.base import config as config_lib
 
+WIDTH = 64  # of the UNet
+TRANSFORMER = dict(width=64, depth=2, heads=4, head_width=16, vector=4 * WIDTH)
+
 
 def get_config(arg=None):
     """One task each; all want --config.first_stage=RUN."""
@@ -33,7 +36,7 @@ def _task(steps: int, objects: int = 2):
     config.steps.update(total=steps, eval=steps // 2)
     config.data.objects = objects
     config.conditioners = dict()
-    config.model.cross_attention = False
+    config.model.update(width=WIDTH, cross_attention=False)
     config.loss.cond_dropout = 0.0
     config.sample.guidance = 1.0
     return config
@@ -65,8 +68,7 @@ def text_one():
 
 def _captions():
     # vocab_size -1 takes the vocabulary's size, its padding and its empty caption.
-    text = dict(name="text", width=64, depth=2, heads=4, head_width=16, length=24, vocab_size=-1)
-    return {"text": text}
+    return {"text": dict(name="text", length=24, vocab_size=-1, **TRANSFORMER)}
 
 
 def layout():
@@ -74,8 +76,7 @@ def layout():
     config = _attended(steps=2_000, objects=2, guidance=2.0)
     # Coordinates lie on a grid of 22 x 22, for 22 = floor(sqrt(512)).
     sizes = dict(vocab_size=512, pad=511, length=4 * 3 + 2)
-    layout = dict(name="layout", width=64, depth=2, heads=4, head_width=16, **sizes)
-    config.conditioners = {"layout": layout}
+    config.conditioners = {"layout": dict(name="layout", **sizes, **TRANSFORMER)}
     return config
 
 

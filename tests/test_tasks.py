@@ -66,7 +66,9 @@ def run(task, workdir, *more):
 # The map's stages belong to f = 4; the transformer is as small as they come.
 MORE = {
     "semantic": ["--config.conditioners.map.stages=0"],
-    "text": ["--config.conditioners.text.depth=1", "--config.conditioners.text.width=16"],
+    "text": ["--config.conditioners.text.depth=1", "--config.conditioners.text.vector=64"],
+    "text_one": ["--config.conditioners.text.vector=64"],
+    "layout": ["--config.conditioners.layout.vector=64"],
 }
 QUICK = ("text", "inpaint")
 SCORES = {
@@ -123,7 +125,7 @@ def test_the_vocabulary_decides_the_size_of_the_text_conditioner():
         resolved("text", data__vocabulary="nowhere.txt")
 
 
-def with_dropout(task, **changes):
+def with_keys(task, **changes):
     config, source = resolved(task)
     with config.unlocked():
         [group] = config.conditioners.values()
@@ -132,7 +134,7 @@ def with_dropout(task, **changes):
 
 
 def test_conditioners_keep_to_their_own_dropout():
-    config, source = with_dropout("text", dropout=0.5)
+    config, source = with_keys("text", dropout=0.5)
     with config.unlocked():
         config.conditioners.other = copy.deepcopy(config.conditioners.text)
         config.conditioners.third = copy.deepcopy(config.conditioners.text)
@@ -158,7 +160,7 @@ def test_without_rates_of_their_own_all_rows_are_drawn_as_ever():
 
 
 def test_each_conditioner_gets_its_own_null():
-    config, source = resolved("text")
+    config, source = with_keys("text", vector=64)
     with config.unlocked():
         config.conditioners.map = dict(name="rescaler", stages=0, classes=17, channels=0)
     model = build.make_diffuse(config)
@@ -188,7 +190,7 @@ def test_each_conditioner_gets_its_own_null():
 )
 def test_a_wrong_key_is_one_line_before_any_device_is_touched(task, changes, message):
     with pytest.raises(errors.UsageError, match=message) as caught:
-        build.check(*with_dropout(task, **changes))
+        build.check(*with_keys(task, **changes))
     assert "\n" not in str(caught.value)
 
 

@@ -92,6 +92,9 @@ class TokenEmbedder(Conditioner):
     attended to, neither here nor by the denoiser; `mask_padding=False` attends to it, as the
     official models were trained. The null condition is the ids `null`, then padding. A row's first
     token always counts, so that an empty row says something too.
+
+    vector: width of the mean of the tokens as a vector beside the timestep, 4 * the UNet's; 0, as
+      in the paper: none. A small network learns sooner when every block hears the condition.
     """
 
     width: int
@@ -103,6 +106,7 @@ class TokenEmbedder(Conditioner):
     heads: int = 8
     head_width: int = 64
     mask_padding: bool = True
+    vector: int = 0
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -129,7 +133,16 @@ class TokenEmbedder(Conditioner):
             self.dtype,
             name="transformer",
         )
-        return Cond(tokens=transformer(ids, mask), mask=mask)
+        tokens = transformer(ids, mask)
+        if not self.vector:
+            return Cond(tokens=tokens, mask=mask)
+        counted = jnp.ones(ids.shape) if mask is None else mask
+        mean = jnp.average(
+            tokens, axis=1, weights=jnp.broadcast_to(counted[..., None], tokens.shape)
+        )
+        return Cond(
+            tokens, blocks.dense(self.vector, "to_vector", dtype=self.dtype)(mean), mask=mask
+        )
 
     @nn.nowrap
     def _check(self):

@@ -187,6 +187,18 @@ def test_an_empty_row_has_one_token_and_stays_finite(text):
     assert np.isfinite(empty.tokens).all()
 
 
+def test_a_vector_of_the_tokens_is_the_mean_of_those_that_count(filled):
+    ids = {"text_ids": jnp.array([[9, 8, 7, 0, 0, 0, 0]])}
+    short = {"text_ids": jnp.array([[9, 8, 7]])}
+    model, keep = _make("text").clone(vector=12), jnp.array([False])
+    params = {"params": filled(model, ids, keep)}
+    long = model.apply(params, ids, keep)
+    assert long.vector.shape == (1, 12)
+    np.testing.assert_allclose(long.vector, model.apply(params, short, keep).vector, atol=1e-5)
+    null = model.apply(params, ids, jnp.array([True]))
+    assert not np.allclose(long.vector, null.vector, atol=1e-3)
+
+
 @pytest.mark.parametrize("changes", [dict(pad=20), dict(null=(1, 20)), dict(null=(1,) * 8)])
 def test_null_ids_that_the_table_lacks_are_refused(text, changes):
     with pytest.raises(ValueError, match="vocab_size=20"):
