@@ -115,7 +115,7 @@ def _of_source(source, changes, records, size, interpolation):
                 if not changes and (row["bad"] >= 0).any():
                     name = source.name(int(row["bad"].max()))
                     raise errors.RunError(f"{name} does not decode: draw it again, or remove it.")
-                yield row["image"], row["mask"]
+                yield row["image"], row["real"]
 
     origin = {"fingerprint": source.fingerprint, "records": count, "size": list(size)}
     crop = "center" if changes else "none"

@@ -116,7 +116,7 @@ def protocol_of_run(plan: Plan | None, data: dict, subject: dict, lpips=()) -> d
 def of_first_stage(codec, params, batches, data: dict, plan: Plan | None) -> tuple[dict, dict]:
     """Statistics of the latents of some images and, with a plan, figures of reconstructions.
 
-    batches: () -> {"image": [b, h, w, 3], "mask": [b]}. data: origin of the images.
+    batches: () -> {"image": [b, h, w, 3], "real": [b]}. data: origin of the images.
     """
     held_out = HeldOut(codec, params, batches)
     if plan is None:
@@ -139,18 +139,18 @@ class HeldOut:
     def originals(self):
         """(uint8 [b, h, w, 3], mask)."""
         for batch in self._batches():
-            yield np.asarray(log.to_uint8(batch["image"])), batch["mask"]
+            yield np.asarray(log.to_uint8(batch["image"])), batch["real"]
 
     def reconstructions(self):
         """The same of the posterior's mode, decoded."""
         measure = jax.jit(self._measure)
         for batch in self._batches():
-            rows = batch["mask"] > 0
+            rows = batch["real"] > 0
             z, counts, pixels = jax.device_get(measure(self._params, batch["image"]))
             new = latents_lib.Latents.of(z[rows])
             self._latents = self._latents.merge(new) if self._latents else new
             self._counts = self._counts + counts[rows].sum(0)
-            yield pixels, batch["mask"]
+            yield pixels, batch["real"]
 
     def summary(self) -> dict:
         """Of the latents seen so far."""

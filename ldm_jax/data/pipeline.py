@@ -80,8 +80,8 @@ def eval_batches(
     """The first `count` records (all, if None) in order, each once.
 
     Yields as `train_batches` does, with `real` float32 [batch_size / hosts]: 1 for a real row, 0
-    for the rows that fill up the last batch and for records that did not decode; it is also called
-    `mask` where no field is. All hosts get the same number of batches.
+    for the rows that fill up the last batch and for records that did not decode. All hosts get the
+    same number of batches.
     """
     rows = _rows(source, transforms, batch_size, host, hosts, fields, max_replacements)
     count = len(source) if count is None else min(count, len(source))
@@ -206,8 +206,7 @@ class EvalRows:
             [self.rows.make(min(g, self.count - 1), (_EVALUATION, g)) for g in numbers]
         )
         real = ((np.array(numbers) < self.count) & (batch["bad"] < 0)).astype(np.float32)
-        # The field of inpainting is called `mask` too, so `real` is the name to read.
-        return {"mask": real} | batch | {"real": real}
+        return batch | {"real": real}
 
 
 def _rows(source, transforms, batch_size, host, hosts, fields, max_replacements) -> Rows:

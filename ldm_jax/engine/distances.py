@@ -15,7 +15,7 @@ class Distances:
 
     Args:
       draw: (params, frozen, batch, keys [b]) -> images [b, h, w, 3], the keys' images.
-      batches: () -> this host's rows of the data, {"image": [b, h, w, 3], "mask": [b], ...}; they
+      batches: () -> this host's rows of the data, {"image": [b, h, w, 3], "real": [b], ...}; they
         are the reference, and what is drawn is drawn for their other fields.
       origin: what they are; their statistics are cached under it where there is one host.
       metrics, settings: see metrics.suite. extractor, weights: see metrics.features.
@@ -34,10 +34,10 @@ class Distances:
         self._reference = None
 
         def extract(weights, batch, images):
-            return *extractor.apply(weights, log.to_uint8(images)), batch["mask"]
+            return *extractor.apply(weights, log.to_uint8(images)), batch["real"]
 
         def generate(weights, batch, params, frozen, first):
-            index = first + jnp.arange(len(batch["mask"]))
+            index = first + jnp.arange(len(batch["real"]))
             keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(judge.SEED), i))(index)
             return extract(weights, batch, draw(params, frozen, batch, keys))
 
@@ -66,7 +66,7 @@ class Distances:
         for batch in self._batches():
             batch = self._put(batch)
             yield self._generate(self._weights, batch, params, frozen, np.int32(first))
-            first += len(batch["mask"])
+            first += len(batch["real"])
 
     def _measure_data(self):
         outputs = (self._extract(self._weights, self._put(batch)) for batch in self._batches())
