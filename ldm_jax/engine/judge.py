@@ -15,12 +15,12 @@ class Judge:
     def __init__(self, stage, held_out, frozen, mesh):
         whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
         self._held_out, self._frozen, self._mesh = held_out, frozen, mesh
-        # Replicated results, the mask among them: every host can read them.
+        # Replicated results, `real` among them: every host can read them.
         how = dict(in_shardings=(None, whole, rows, whole), out_shardings=whole)
 
         def evaluate(params, frozen, batch, number):
-            mask, key = batch.pop("mask"), jax.random.fold_in(jax.random.key(SEED), number)
-            return stage.evaluate(params, frozen, batch, key), mask
+            real, key = batch.pop("real"), jax.random.fold_in(jax.random.key(SEED), number)
+            return stage.evaluate(params, frozen, batch, key), real
 
         self._programs = {"evaluate": jax.jit(evaluate, **how), "draw": jax.jit(stage.draw, **how)}
         self._key = shard.random_key(SEED, mesh)
