@@ -1,16 +1,18 @@
 """The checker of data sets finds what was planted, and training replaces just that."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
-from conftest import ROOT, call
+from calling import call
 from PIL import Image
 
 from ldm_jax import build, check_data
 from ldm_jax.base import config as config_lib
 from ldm_jax.data import files
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXT, LAYOUT, SEMANTIC = (f"{ROOT}/configs/tasks.py:{t}" for t in ("text", "layout", "semantic"))
 BOX = dict(boxes=[[0.1, 0.1, 0.9, 0.9]], box_labels=["cat"])
 ROWS = {  # what is wrong with each of twelve pictures

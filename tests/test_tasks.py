@@ -2,17 +2,19 @@
 
 import copy
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, call
+from calling import call
 
 from ldm_jax import adherence, build, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 TASKS = {
     "text": {"text_ids"},
     "text_one": {"text_ids"},
