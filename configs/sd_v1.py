@@ -3,15 +3,24 @@
     python -m ldm_jax.train --config=configs/sd_v1.py --workdir=RUN \\
         --config.first_stage=SD_V1_VAE_RUN --config.data.path=TARS
 
-Records need `tokens`, the text encoder's last hidden states [77, 768]. v1-1 was trained for 237k
-steps at 256 pixels (--config.data.size=256), then 194k at 512; v1-2 to v1-4 go on for 515k, 195k
-and 225k. Captions were dropped from v1-3 on; here always.
+Records need `tokens`, the text encoder's last hidden states [77, 768]. The variant :captions makes
+them of captions as it trains: --config.conditioners.text.weights=model.safetensors, and
+--config.conditioners.text.tokenizer=FOLDER of vocab.json and merges.txt, all of
+openai/clip-vit-large-patch14.
+
+v1-1 was trained for 237k steps at 256 pixels (--config.data.size=256), then 194k at 512; v1-2 to
+v1-4 go on for 515k, 195k and 225k. Captions were dropped from v1-3 on; here always.
 """
 
 from configs import paper
+from ldm_jax.base import config as config_lib
 
 
 def get_config(arg=None):
+    return config_lib.variants(arg, tokens=tokens, captions=captions)
+
+
+def tokens():
     config = paper.ldm("configs/sd_v1_vae.py", batch_size=2048, lr=1e-4, steps=194_000)
     config.latents.scale = 0.18215
     config.data.update(source="tar", size=512)
@@ -22,4 +31,11 @@ def get_config(arg=None):
     config.loss.update(cond_dropout=0.1)
     config.optim.denoiser.update(warmup=10_000, start=1e-6)
     config.sample.update(steps=50, guidance=7.5)
+    return config
+
+
+def captions():
+    config = tokens()
+    clip = dict(name="clip", weights="", tokenizer="", mask_padding=False)
+    config.conditioners = {"text": clip}
     return config

@@ -19,7 +19,7 @@ from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import checkpoint, loop, optim
 from ldm_jax.metrics import scores
-from ldm_jax.models import conditioners, lpips, tiny  # noqa: F401  (tiny registers itself)
+from ldm_jax.models import clip, conditioners, lpips, tiny  # noqa: F401  (some register themselves)
 from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.models.discriminator import PatchDiscriminator
@@ -122,7 +122,7 @@ def check(config: ConfigDict, source):
                     f"config.conditioners.{name}.dropout={conditioner.dropout}: give a share from "
                     "0 to 1, or leave it out for config.loss.cond_dropout."
                 )
-        make_denoiser(config, codec)
+        make_denoiser(config, codec).read_frozen()
         make_conditions(config, source)
     else:
         raise errors.UsageError(f"config.stage={config.stage!r}: use 'autoencode' or 'diffuse'.")

@@ -116,6 +116,7 @@ def second_stage(config, source, workdir):
     model = build.make_diffuse(config)
     params, step = build.codec_params(config.first_stage)
     digest = tree.digest(params) if params else build.IDENTITY
+    frozen = model.denoiser.read_frozen()
     file = workdir / "latents.json"
 
     def measured() -> dict:
@@ -132,6 +133,8 @@ def second_stage(config, source, workdir):
             )
             batches.close()
         origin = {"first_stage": config.first_stage, "step": step, "digest": digest}
+        if frozen:
+            origin["conditioners"] = tree.digest(frozen)
         log.write_text(file, json.dumps(statistics | {"origin": origin}, indent=2) + "\n")
         return statistics | {"origin": origin}
 
@@ -141,7 +144,21 @@ def second_stage(config, source, workdir):
             f"{config.first_stage} has changed since this run began (weights {digest}, then "
             f"{record['origin']['digest']}); train on a copy that stays, or take a fresh --workdir."
         )
-    return model.stage({"first_stage": params, "scale": jnp.float32(record["scale"])})
+    check_frozen(frozen, record, workdir)
+    own = {"conditioners": frozen} if frozen else {}
+    return model.stage({"first_stage": params, "scale": jnp.float32(record["scale"])} | own)
+
+
+def check_frozen(frozen, record, workdir):
+    """Raises UsageError where conditioners' frozen weights are not those that a run began with."""
+    from ldm_jax.base import tree
+
+    began = record["origin"].get("conditioners")
+    if frozen and began and tree.digest(frozen) != began:
+        raise errors.UsageError(
+            f"{workdir} was trained with other weights of its conditioners ({began}, now "
+            f"{tree.digest(frozen)}): restore the files that config.conditioners names."
+        )
 
 
 def inherited_latents(init_from, digest: str) -> dict:

@@ -8,6 +8,8 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
       ([b, h, w, 3] and [b, h/f, w/f, c]).
     latent_of: {field: image field}, those of its fields that the stage makes from an image of the
       batch with the first stage. Most have none.
+    read_frozen(): its Linen collection "frozen", weights that it has from elsewhere and that are
+      never trained, averaged or saved with a run. Most have none.
 
 A new kind of condition is one class here, one maker of its field in `data/` where the records do
 not have it as it is (data/conditions.py), and one line in a config.
@@ -53,6 +55,10 @@ class Conditioner(nn.Module):
 
     fields: ClassVar[tuple] = ()
     latent_of: ClassVar[dict] = {}
+
+    @nn.nowrap
+    def read_frozen(self) -> dict:
+        return {}
 
 
 @CONDITIONERS.register("class")

@@ -4,7 +4,8 @@
     x_t = alpha_t z + sigma_t eps
     loss = |network(x_t, t, cond) - target|^2
 
-`frozen` holds the first stage's weights and the scale: {"first_stage": tree, "scale": scalar}.
+`frozen` holds the first stage's weights and the scale: {"first_stage": tree, "scale": scalar},
+and, where conditioners have weights from elsewhere, those: "conditioners".
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ class Diffuse:
     sampling: Sampling | None = None
 
     def stage(self, frozen) -> api.Stage:
-        """frozen: {"first_stage": tree, "scale": scalar}."""
+        """frozen: {"first_stage": tree, "scale": scalar[, "conditioners": tree]}."""
         return api.Stage(
             fields=("image", *self.fields),
             players=(api.Player("denoiser", self.init, self.denoiser_loss),),
@@ -123,15 +124,15 @@ class Diffuse:
         drop = self.denoiser.draw_drop(drop_key, len(z), self.loss.cond_dropout)
         eps = jax.random.normal(eps_key, z.shape)
         fields = self.encode_fields(frozen, batch)
-        loss, error = self.loss_at(params, z, t, eps, fields, drop, dropout_key)
+        loss, error = self.loss_at(params, z, t, eps, fields, drop, dropout_key, frozen)
         return loss, ({"error": jnp.mean(error), "latent_std": jnp.std(z)}, shared)
 
-    def loss_at(self, params, z, t, eps, fields, drop, dropout_key=None):
+    def loss_at(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
         """The loss at given timesteps and noise, a scalar, and the error of every row, [b].
 
         With its log variance s_t: weight_t error / exp(s_t) + s_t + elbo_weight vlb_t error.
         """
-        error = self._error(params, z, t, eps, fields, drop, dropout_key)
+        error = self._error(params, z, t, eps, fields, drop, dropout_key, frozen)
         fixed = jnp.full((self.process.timesteps,), self.loss.logvar)
         logvar = params["denoiser"].get("logvar", fixed)[t]
         loss = self.process.weight(t, self.loss.weight) * error / jnp.exp(logvar) + logvar
@@ -148,7 +149,8 @@ class Diffuse:
             low, high = (self.process.timesteps * i // TIME_BANDS for i in (band, band + 1))
             t = jax.random.randint(t_key, (len(z),), low, high)
             eps = jax.random.normal(eps_key, z.shape)
-            bands[f"error_t{low}"] = self._error(params, z, t, eps, fields, jnp.zeros(len(z), bool))
+            given = dict(drop=jnp.zeros(len(z), bool), frozen=frozen)
+            bands[f"error_t{low}"] = self._error(params, z, t, eps, fields, **given)
         return {"error": sum(bands.values()) / TIME_BANDS} | bands
 
     def draw(self, params, frozen, batch, key):
@@ -205,15 +207,15 @@ class Diffuse:
             """(x, t, cond) -> x_0 by these weights."""
             return functools.partial(self.predict_x0, params, tiling=tiling)
 
-        cond = self.condition(params, fields, drop) if cond is None else cond
+        cond = self.condition(params, fields, drop, frozen) if cond is None else cond
         denoise = functools.partial(predictor(params), cond=cond)
         if sampling.guidance != 1.0:
             scale = sampling.guidance, sampling.rescale
             if guide_params is None:
-                null = self.condition(params, fields, ~drop) if null is None else null
+                null = self.condition(params, fields, ~drop, frozen) if null is None else null
                 guided = guidance.guide(predictor(params), cond, null, *scale)
             else:
-                null = self.condition(guide_params, fields, drop) if null is None else null
+                null = self.condition(guide_params, fields, drop, frozen) if null is None else null
                 weaker = functools.partial(predictor(guide_params), cond=null)
                 guided = guidance.autoguide(denoise, weaker, *scale)
             denoise = guidance.within(guided, denoise, self.process.sigma, sampling.interval)
@@ -233,9 +235,10 @@ class Diffuse:
         decode = functools.partial(self.decode, frozen)
         return tiling.apply(decode, z, self.codec.f) if tiling else decode(z)
 
-    def condition(self, params, fields, drop) -> Cond:
+    def condition(self, params, fields, drop, frozen=None) -> Cond:
         """drop: [b] bool, True for the null condition."""
-        return self.denoiser.apply({"params": params}, fields or {}, drop, method="condition")
+        variables = {"params": params, **_collection(frozen)}
+        return self.denoiser.apply(variables, fields or {}, drop, method="condition")
 
     def predict(self, params, x_t, t, cond: Cond):
         """The raw network output at timesteps t [b]; [b, h, w, c]."""
@@ -251,10 +254,10 @@ class Diffuse:
         whole = {"x": x_t, "concat": cond.concat}
         return tiling.apply(predict, whole) if tiling else predict(whole)
 
-    def _error(self, params, z, t, eps, fields, drop, dropout_key=None):
+    def _error(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
         """Mean distance between prediction and target over h, w, c; [b]."""
         pred = self.denoiser.apply(
-            {"params": params["denoiser"]},
+            {"params": params["denoiser"], **_collection(frozen)},
             self.process.corrupt(z, t, eps),
             t,
             fields,
@@ -264,6 +267,12 @@ class Diffuse:
         )
         distance = DISTANCES.get(self.loss.distance)(pred - self.process.target(z, eps, t))
         return jnp.mean(distance, axis=(1, 2, 3))
+
+
+def _collection(frozen) -> dict:
+    """The Linen collection of the conditioners' weights from elsewhere, where there are any."""
+    own = (frozen or {}).get("conditioners")
+    return {"frozen": own} if own else {}
 
 
 def latent_statistics(codec: Codec, params, batches, key) -> dict:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.models import conditioners
+from ldm_jax.models import clip, conditioners  # noqa: F401  (clip registers itself)
 from ldm_jax.models.conditioners import ClassEmbedder, Cond
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.models.unet import UNet
@@ -79,6 +79,7 @@ KINDS = {
     "text": dict(vocab_size=20, length=7, null=(5, 6), **TINY),
     "layout": dict(vocab_size=20, length=7, pad=19, **TINY),
     "tokens": dict(length=7, width=6),
+    "clip": dict(vocab_size=20, length=7, width=6, depth=1, heads=2, start=18, end=19, pad=19),
     "rescaler": dict(stages=1, classes=5, channels=2),
     "image": dict(),
     "inpaint": dict(),
@@ -110,8 +111,12 @@ def test_a_dropped_row_forgets_its_condition_and_a_kept_one_does_not(name, fille
     conditioner = _make(name)
     example = conditioner.example(IMAGE, LATENT)
     assert set(example) == set(conditioner.fields)
-    learns = "params" in jax.eval_shape(lambda: conditioner.init(KEY, example, KEEP))
-    params = {"params": filled(conditioner, example, KEEP)} if learns else {}
+    shapes = jax.eval_shape(lambda: conditioner.init(KEY, example, KEEP))
+    params = {"params": filled(conditioner, example, KEEP)} if "params" in shapes else {}
+    if "frozen" in shapes:
+        rng = np.random.default_rng(0)
+        fill = lambda x: rng.normal(size=x.shape).astype(x.dtype)
+        params["frozen"] = jax.tree.map(fill, shapes["frozen"])
     apply = jax.jit(lambda batch, drop: conditioner.apply(params, batch, drop))
     null, dropped = apply(example, DROP), apply(_random(example), DROP)
     jax.tree.map(np.testing.assert_array_equal, null, dropped)

@@ -1,0 +1,97 @@
+"""Captions as CLIP's byte-pair ids (Radford et al. 2021)."""
+
+import pathlib
+
+import numpy as np
+
+from ldm_jax.base import errors
+from ldm_jax.data import conditions, images, transforms
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+_LONGEST = 100  # characters a token stands for, at most
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_WHERE = (
+    "vocab.json and merges.txt are at "
+    "https://huggingface.co/openai/clip-vit-large-patch14/tree/main"
+)
+
+
+@conditions.MAKERS.register("clip_ids")
+class ClipIds(conditions.Maker):
+    """`clip_ids` int32 [length]: start, caption, end, then padding.
+
+    A caption that is too long is cut, its end kept; an empty one is the null condition. Of several
+    captions a random one is taken. A record without any is bad.
+
+    Args:
+      tokenizer: folder of vocab.json and merges.txt.
+      vocab_size, start, end, pad: the conditioner's; they have to agree with the vocabulary.
+    """
+
+    def __init__(self, shapes: dict, vocab_size, start, end, pad, tokenizer: str = ""):
+        vocab, merges = read_tokenizer(tokenizer)
+        [self._length] = shapes["clip_ids"]
+        found = len(vocab), vocab[START], vocab[END]
+        if found != (vocab_size, start, end) or not 0 <= pad < vocab_size:
+            raise errors.UsageError(
+                f"The clip conditioner has vocab_size={vocab_size}, start={start}, end={end}, pad="
+                f"{pad}, but the tokenizer {tokenizer} {found[0]} tokens, start {found[1]} and end "
+                f"{found[2]}: give it these, or another tokenizer."
+            )
+        self._any = transforms.AnyCaption()
+        self._tokenizer = make_tokenizer(vocab, merges, self._length, pad)
+
+    def __call__(self, record, rng):
+        record = self._any(record, rng)
+        if "caption" not in record:
+            raise images.BadRecord("has no caption")
+        # What a longer text would say beyond this is cut anyway, so it need not be split.
+        text = str(record["caption"])[: self._length * _LONGEST]
+        return record | {"clip_ids": np.array(self._tokenizer.encode(text).ids, np.int32)}
+
+    def findings(self, record):
+        captions = record.get("captions") or [record.get("caption", "")]
+        if not all(str(caption).strip() for caption in captions):
+            yield "empty caption"
+        if any(self._tokenizer.encode(str(caption)).overflowing for caption in captions):
+            yield f"caption longer than {self._length} tokens, cut"
+
+
+def make_tokenizer(vocab: dict[str, int], merges: list, length: int, pad: int):
+    """A `tokenizers.Tokenizer` that says exactly `length` ids.
+
+    What looks like a special token in a caption is only text.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    made = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token=END))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    split = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    ends = ((END, vocab[END]), (START, vocab[START]))
+    made.post_processor = processors.BertProcessing(*ends)
+    made.enable_truncation(length)
+    made.enable_padding(length=length, pad_id=pad)
+    return made
+
+
+def read_tokenizer(folder: str) -> tuple[dict[str, int], list]:
+    """{token: id} and the merges, in their order."""
+    from tokenizers import models
+
+    if not folder:
+        raise errors.UsageError(
+            f"The clip conditioner has no tokenizer: give the folder of one; {_WHERE}"
+        )
+    files = [str(pathlib.Path(folder) / name) for name in ("vocab.json", "merges.txt")]
+    try:
+        vocab, merges = models.BPE.read_file(*files)
+    except Exception as e:  # the library raises a bare Exception
+        raise errors.UsageError(f"tokenizer={folder} cannot be read ({e}); {_WHERE}") from e
+    if missing := [token for token in (START, END) if token not in vocab]:
+        raise errors.UsageError(
+            f"tokenizer={folder} is not CLIP's: it lacks {missing[0]}; {_WHERE}"
+        )
+    return vocab, merges

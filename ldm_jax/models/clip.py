@@ -1,0 +1,220 @@
+"""CLIP's text transformer as a conditioner whose weights stay as they are (Radford et al. 2021).
+
+As Stable Diffusion conditions (Rombach et al. 2022, model card of v1): the last hidden states of
+ViT-L/14's text side. The weights are the Linen collection "frozen", which no optimizer sees and no
+checkpoint keeps; `ClipText.read_frozen` reads them from Hugging Face's or OpenAI's file.
+"""
+
+import pathlib
+import re
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ldm_jax.base import errors, tensorfile, tree
+from ldm_jax.models.conditioners import CONDITIONERS, Cond, Conditioner
+from ldm_jax.nn.blocks import dense
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's models
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # OpenCLIP's, in Stable Diffusion 2
+}
+
+
+class ClipTransformer(nn.Module):
+    """ids: int [b, n], n <= length -> [b, n, width] after the last norm; nobody sees ahead."""
+
+    vocab_size: int
+    length: int
+    width: int
+    depth: int
+    heads: int
+    activation: str = "quick_gelu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="table")(ids)
+        shape = (self.length, self.width)
+        positions = self.param("positions", nn.initializers.normal(0.01), shape)
+        x = x + positions[: ids.shape[1]].astype(self.dtype)
+        for i in range(self.depth):
+            x = Block(self.heads, self.activation, self.dtype, name=f"block_{i}")(x)
+        return nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
+
+
+class Block(nn.Module):
+    """Causal self-attention, then an MLP, each after its norm. x: [b, n, d]."""
+
+    heads: int
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        b, n, d = x.shape
+        norm_1, norm_2 = (nn.LayerNorm(1e-5, dtype=self.dtype, name=f"norm_{i}") for i in (1, 2))
+        h = norm_1(x)
+        q, k, v = (
+            dense(d, name, dtype=self.dtype)(h).reshape(b, n, self.heads, -1) for name in "qkv"
+        )
+        h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        x = x + dense(d, "out", dtype=self.dtype)(h.reshape(b, n, d))
+        h = dense(4 * d, "mlp_in", dtype=self.dtype)(norm_2(x))
+        return x + dense(d, "mlp_out", dtype=self.dtype)(ACTIVATIONS[self.activation](h))
+
+
+@CONDITIONERS.register("clip")
+class ClipText(Conditioner):
+    """Captions as CLIP's byte-pair ids, 77 of them: batch["clip_ids"] -> tokens [b, 77, width].
+
+    The null condition is the empty caption, as Stable Diffusion was trained: `start`, `end`, then
+    padding. Padding, all behind the first `end`, is not attended to by the denoiser;
+    `mask_padding=False` attends to it, as the official models do.
+
+    weights: a .safetensors or torch file, or the folder of one. The defaults are ViT-L/14's.
+    """
+
+    weights: str = ""
+    vocab_size: int = 49_408
+    length: int = 77
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    activation: str = "quick_gelu"
+    start: int = 49_406
+    end: int = 49_407
+    pad: int = 49_407
+    mask_padding: bool = True
+    dtype: Any = jnp.float32
+
+    fields: ClassVar[tuple] = ("clip_ids",)
+
+    @nn.nowrap
+    def example(self, image, latent):
+        return {"clip_ids": jnp.zeros((image[0], self.length), jnp.int32)}
+
+    @nn.compact
+    def __call__(self, batch, drop):
+        null = np.full(self.length, self.pad, np.int32)
+        null[:2] = self.start, self.end
+        ids = jnp.where(drop[:, None], null, batch["clip_ids"])
+        encoder = self.encoder()
+        # No params of its own: whoever applies it gives the collection, see `read_frozen`.
+        start = lambda: encoder.init(jax.random.key(0), ids)["params"]
+        params = self.variable("frozen", "encoder", start).value
+        tokens = jax.lax.stop_gradient(encoder.apply({"params": params}, ids))
+        ended = ids == self.end
+        mask = jnp.cumsum(ended, axis=1) - ended == 0  # the first `end` itself is seen
+        return Cond(tokens=tokens, mask=mask if self.mask_padding else None)
+
+    @nn.nowrap
+    def encoder(self) -> ClipTransformer:
+        if self.activation not in ACTIVATIONS:
+            raise errors.UsageError(
+                f"activation={self.activation!r}: choose {' or '.join(ACTIVATIONS)}"
+                f"{errors.nearest(self.activation, ACTIVATIONS)}"
+            )
+        return ClipTransformer(
+            self.vocab_size,
+            self.length,
+            self.width,
+            self.depth,
+            self.heads,
+            self.activation,
+            self.dtype,
+            parent=None,
+        )
+
+    @nn.nowrap
+    def read_frozen(self) -> dict:
+        """{"encoder": params}. What does not fit the conditioner's sizes is one UsageError."""
+        file = weights_file(self.weights)
+        read = lambda: self.encoder().init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        shapes = jax.eval_shape(read)["params"]
+        params = from_state(tensorfile.read(file), self.depth, file)
+        for name, leaf in tree.named_leaves(shapes):
+            found = dict(tree.named_leaves(params))[name].shape
+            if found != leaf.shape:
+                raise errors.UsageError(
+                    f"{file} is another text encoder than the clip conditioner's: {name} is "
+                    f"{found}, not {leaf.shape}; set its vocab_size, length and width."
+                )
+        return {"encoder": params}
+
+
+def weights_file(path: str) -> pathlib.Path:
+    """The file of weights that `path` is, or that lies in it under Hugging Face's names."""
+    if not path:
+        raise errors.UsageError(
+            "The clip conditioner's weights are empty: give the file of a text encoder, e.g. "
+            "model.safetensors of https://huggingface.co/openai/clip-vit-large-patch14, as "
+            "--config.conditioners.NAME.weights=FILE."
+        )
+    path = pathlib.Path(path)
+    names = ("model.safetensors", "pytorch_model.bin")
+    return next((path / name for name in names if (path / name).is_file()), path)
+
+
+def from_state(state: dict, depth: int, file="The state") -> dict:
+    """Params of a `ClipTransformer` from a state dict in either layout, whatever lies around it."""
+    ends = [key for key in state if key.endswith(_TABLE)]
+    prefix = ends[0].removesuffix(_TABLE).removesuffix("embeddings.") if ends else ""
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    own = own if f"embeddings.{_TABLE}" in own else _as_hugging_face(own)
+
+    def leaf(key):
+        if key not in own:
+            raise errors.UsageError(
+                f"{file} lacks {prefix}{key}, which a CLIP text encoder of depth={depth} has."
+            )
+        return np.asarray(own[key], np.float32)
+
+    if f"encoder.layers.{depth}.layer_norm1.weight" in own:
+        raise errors.UsageError(
+            f"{file} has more layers than the clip conditioner's depth={depth}."
+        )
+    norm = lambda name: {"scale": leaf(f"{name}.weight"), "bias": leaf(f"{name}.bias")}
+    linear = lambda name: {"kernel": leaf(f"{name}.weight").T, "bias": leaf(f"{name}.bias")}
+    params = {
+        "table": {"embedding": leaf(f"embeddings.{_TABLE}")},
+        "positions": leaf("embeddings.position_embedding.weight"),
+        "norm": norm("final_layer_norm"),
+    }
+    for i in range(depth):
+        layer = f"encoder.layers.{i}"
+        params[f"block_{i}"] = {n: norm(f"{layer}.{theirs}") for n, theirs in _NORMS.items()}
+        params[f"block_{i}"] |= {n: linear(f"{layer}.{theirs}") for n, theirs in _LINEAR.items()}
+    return params
+
+
+_TABLE = "token_embedding.weight"
+_NORMS = {"norm_1": "layer_norm1", "norm_2": "layer_norm2"}
+_LINEAR = {name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")}
+_LINEAR |= {"mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2"}
+_OPENAI = (  # OpenAI's and OpenCLIP's names, to Hugging Face's
+    (r"^token_embedding", "embeddings.token_embedding"),
+    (r"^positional_embedding$", "embeddings.position_embedding.weight"),
+    (r"^ln_final", "final_layer_norm"),
+    (r"^transformer\.resblocks", "encoder.layers"),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.c_fc\.", ".fc1."),
+    (r"\.c_proj\.", ".fc2."),
+)
+
+
+def _as_hugging_face(state: dict) -> dict:
+    renamed = {}
+    for key, value in state.items():
+        for pattern, name in _OPENAI:
+            key = re.sub(pattern, name, key)
+        if match := re.fullmatch(r"(.*self_attn\.)in_proj_(weight|bias)", key):
+            parts = zip("qkv", np.split(np.asarray(value), 3))
+            renamed |= {f"{match[1]}{n}_proj.{match[2]}": part for n, part in parts}
+        else:
+            renamed[key] = value
+    return renamed

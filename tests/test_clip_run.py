@@ -1,0 +1,122 @@
+"""A run that is conditioned by a frozen text encoder: what it trains, keeps and draws."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from calling import call
+from tokenizers.pre_tokenizers import ByteLevel
+
+from ldm_jax import build, train
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+from ldm_jax.data import bytepairs
+from ldm_jax.engine import checkpoint
+from ldm_jax.models import clip
+from ldm_jax.stages.sampling import Sampling
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LETTERS = sorted(ByteLevel.alphabet())
+TOKENS = [*LETTERS, *(f"{c}</w>" for c in LETTERS), bytepairs.START, bytepairs.END]
+RECIPE = """
+from configs import tasks
+
+def get_config(arg=None):
+    config = tasks.text_one()
+    config.conditioners = {"text": dict(name="clip", vocab_size=514, length=20, width=8, depth=1,
+        heads=2, start=512, end=513, pad=513, weights="WEIGHTS", tokenizer="TOKENIZER")}
+    config.first_stage = "identity"
+    config.batch_size = 8
+    config.data.update(size=16, count=64, holdout=0.25)
+    config.model.update(width=16, mult=(1,), attention=(1,), head_channels=8)
+    config.latents.batches = 1
+    config.eval.update(records=8, batch_size=8)
+    config.optim.denoiser.warmup = 0
+    config.sample.update(steps=2)
+    config.steps.update(total=2, log=1, eval=2, checkpoint=2)
+    return config
+"""
+
+
+def write_weights(file, seed):
+    encoder = clip.ClipText(vocab_size=514, length=20, width=8, depth=1, heads=2).encoder()
+    ids = np.zeros((1, 1), np.int32)
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids))["params"]
+    rng = np.random.default_rng(seed)
+    state = {
+        "embeddings.token_embedding.weight": shapes["table"]["embedding"].shape,
+        "embeddings.position_embedding.weight": shapes["positions"].shape,
+        "final_layer_norm.weight": (8,),
+        "final_layer_norm.bias": (8,),
+    }
+    for name, (rows, columns) in dict(
+        [(f"self_attn.{n}_proj", (8, 8)) for n in ("q", "k", "v", "out")]
+        + [("mlp.fc1", (32, 8)), ("mlp.fc2", (8, 32))]
+    ).items():
+        state[f"encoder.layers.0.{name}.weight"] = (rows, columns)
+        state[f"encoder.layers.0.{name}.bias"] = (rows,)
+    for i in (1, 2):
+        state |= {f"encoder.layers.0.layer_norm{i}.{kind}": (8,) for kind in ("weight", "bias")}
+    np.savez(file, **{k: rng.normal(size=shape).astype(np.float32) for k, shape in state.items()})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(TOKENS)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    write_weights(folder / "weights.npz", seed=0)
+    recipe = RECIPE.replace("WEIGHTS", str(folder / "weights.npz"))
+    (folder / "recipe.py").write_text(recipe.replace("TOKENIZER", str(folder)))
+    argv = (f"--config={folder / 'recipe.py'}", f"--workdir={folder / 'run'}")
+    assert call(train, *argv) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_the_encoder_is_neither_trained_nor_kept_with_the_run(run):
+    params, _ = checkpoint.read_params(run / "run", ("denoiser",))
+    assert set(params["denoiser"]) == {"unet"}
+    summary = json.loads((run / "run" / "summary.json").read_text())
+    assert np.isfinite(summary["error"])
+
+
+@pytest.mark.slow
+def test_samples_follow_prompts(run):
+    config = build.read_config(run / "run")
+    model, conditions = build.make_diffuse(config), build.make_conditions(config)
+    params, _ = checkpoint.read_params(run / "run", ("denoiser",))
+    frozen = {"first_stage": {}, "scale": 1.0, "conditioners": model.denoiser.read_frozen()}
+    how = dict(sampling=Sampling(**config.sample), height=16, width=16)
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def draw(fields):
+        return model.sample(params["denoiser"], frozen, keys, fields, **how)
+
+    prompts = ["a red circle", "a red circle", "a blue cross"]
+    first, again = draw(conditions.of_prompts(prompts)), draw(conditions.of_prompts(prompts[::-1]))
+    np.testing.assert_array_equal(first[1], again[1])
+    assert not np.allclose(first[0], again[0])
+
+
+@pytest.mark.slow
+def test_other_weights_of_the_encoder_are_refused(run):
+    config = config_lib.load(str(run / "recipe.py"), {"steps.total": "3"})
+    config = build.resolve(config, source := build.open_source(config.data))
+    kept = (run / "weights.npz").read_bytes()
+    try:
+        write_weights(run / "weights.npz", seed=1)
+        with pytest.raises(errors.UsageError, match="other weights of its conditioners"):
+            train.second_stage(config, source, run / "run")
+    finally:
+        (run / "weights.npz").write_bytes(kept)
+
+
+def test_a_recipe_without_weights_is_refused_in_one_line():
+    config = config_lib.load(f"{ROOT}/configs/sd_v1.py:captions", {"first_stage": "identity:4"})
+    assert set(build.make_diffuse(config).fields) == {"clip_ids"}
+    with pytest.raises(errors.UsageError, match=r"weights are empty.*huggingface"):
+        build.check(config, range(100))
