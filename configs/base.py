@@ -125,7 +125,11 @@ def ldm() -> ConfigDict:
     config = common()
     config.stage = "diffuse"
     config.first_stage = ""  # a run, or "identity" for pixel diffusion (f = 1)
-    config.latents = dict(scale=0.0, batches=64)  # 0 measures 1 / std over so many batches
+    config.latents = dict(
+        scale=0.0,  # 0 measures 1 / std over so many batches
+        batches=64,
+        cache="",  # folder that `encode` wrote: training reads its moments instead of images
+    )
     config.model = dict(
         width=224,
         mult=(1, 2, 3, 4),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.data import conditions, pipeline, sources, transforms
+from ldm_jax.data import conditions, latents, pipeline, sources, transforms
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import checkpoint, loop, optim
@@ -84,7 +84,7 @@ def check(config: ConfigDict, source):
         optim.make_tx(total=config.steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
     _one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
     if config.stage == "autoencode":
-        _divides(
+        check_divides(
             size,
             make_autoencoder(config).f,
             "the downsampling factor f of config.model",
@@ -113,7 +113,7 @@ def check(config: ConfigDict, source):
                 f"{len(source.classes)} classes: take other data, or a model of so many."
             )
         levels = 2 ** (len(config.model.mult) - 1)
-        _divides(
+        check_divides(
             size, codec.f * levels, f"f={codec.f} times {levels} (the levels of config.model.mult)"
         )
         for name, conditioner in make_conditioners(config).items():
@@ -124,6 +124,7 @@ def check(config: ConfigDict, source):
                 )
         make_denoiser(config, codec).read_frozen()
         make_conditions(config, source)
+        open_cache(config, source)
     else:
         raise errors.UsageError(f"config.stage={config.stage!r}: use 'autoencode' or 'diffuse'.")
     if len(source) * (1 - config.data.holdout) < 1:
@@ -137,7 +138,7 @@ def _one_of(key: str, value, known):
         raise errors.UsageError(f"{key}={value!r}: use {' or '.join(map(repr, known))}.")
 
 
-def _divides(size: int, factor: int, what: str):
+def check_divides(size: int, factor: int, what: str):
     if size % factor:
         nearest = max(1, round(size / factor)) * factor
         raise errors.UsageError(
@@ -150,18 +151,23 @@ def make_data(config: ConfigDict, source, fields, share: dict | None = None) -> 
     data = config.data
     share = share or dict(host=jax.process_index(), hosts=jax.process_count())
     makers = make_conditions(config, source, fields).makers
-    train = sources.holdout(source, data.holdout, train=True)
     held_out = sources.holdout(source, data.holdout, train=False)
+    if train := open_cache(config, source):
+        chain = [latents.Choose(data.flip), *makers]
+        train_fields = tuple("moments" if field == "image" else field for field in fields)
+    else:
+        train, train_fields = sources.holdout(source, data.holdout, train=True), fields
+        chain = transforms.standard(data.size, data.crop, data.flip, data.interpolation, makers)
     return loop.Data(
         train=lambda step: pipeline.train_batches(
             train,
-            transforms.standard(data.size, data.crop, data.flip, data.interpolation, makers),
+            chain,
             batch_size=config.batch_size,
             seed=config.seed,
             start_step=step,
             workers=data.workers,
             threads=data.threads,
-            fields=fields,
+            fields=train_fields,
             **share,
         ),
         held_out=lambda: held_out_batches(config, held_out, fields, **share),
@@ -169,6 +175,23 @@ def make_data(config: ConfigDict, source, fields, share: dict | None = None) -> 
         name=train.name,
         max_bad_fraction=data.max_bad_fraction,
     )
+
+
+def open_cache(config: ConfigDict, source) -> latents.Cache | None:
+    """The latent cache that a second stage trains from, found to be of its data; None: images."""
+    path = config.get("latents", {}).get("cache", "")
+    if not path:
+        return None
+    if _is_identity(config.first_stage):
+        raise errors.UsageError(
+            f"config.latents.cache={path}: config.first_stage={config.first_stage} has no latents "
+            "to keep; leave the cache empty."
+        )
+    data = config.data
+    latents.variants(data.size, data.crop, data.flip, data.interpolation)
+    cache = latents.open_cache(path)
+    cache.check(latents.about(sources.holdout(source, data.holdout, train=True), data))
+    return cache
 
 
 def held_out_batches(config: ConfigDict, held_out, fields, **share):
@@ -313,8 +336,9 @@ def make_conditioners(config: ConfigDict) -> dict:
     return made
 
 
-def make_diffuse(config: ConfigDict) -> diffuse.Diffuse:
-    codec = open_codec(config.first_stage)
+def make_diffuse(config: ConfigDict, codec: Codec | None = None) -> diffuse.Diffuse:
+    """codec: in the place of the first stage that the config names, which may be untrained yet."""
+    codec = codec or open_codec(config.first_stage)
     return diffuse.Diffuse(
         denoiser=make_denoiser(config, codec),
         process=make_process(**config.process),

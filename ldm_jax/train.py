@@ -80,6 +80,9 @@ def train(config, workdir, allow=(), devices="") -> dict:
 
     cli.cache_compilations(workdir / "compilation_cache")
     stage = first_stage or second_stage(config, source, workdir)
+    if cache := build.open_cache(config, source):
+        origin = build.read_json(workdir / "latents.json")["origin"]
+        cache.check_weights(config.first_stage, origin["digest"])
     report = workdir / f"hang_{hosts.index():04d}.txt"
     with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
         loop.train(
@@ -103,6 +106,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
 
 def second_stage(config, source, workdir):
     """The diffusion stage with its frozen first stage; measures the latents once and keeps that."""
+    import itertools
     import json
 
     import jax
@@ -127,10 +131,9 @@ def second_stage(config, source, workdir):
         if not statistics:
             # One host reads whole batches, so that the scale is the same on any number of hosts.
             batches = build.make_data(config, source, ("image",), dict(host=0, hosts=1)).train(0)
-            images = (next(batches)["image"] for _ in range(config.latents.batches))
-            statistics = diffuse.latent_statistics(
-                model.codec, params, images, jax.random.key(config.seed)
-            )
+            some = itertools.islice(batches, config.latents.batches)
+            key = jax.random.key(config.seed)
+            statistics = diffuse.latent_statistics(model.codec, params, some, key)
             batches.close()
         origin = {"first_stage": config.first_stage, "step": step, "digest": digest}
         if frozen:

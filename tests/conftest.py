@@ -38,3 +38,17 @@ def pixel_run(tmp_path_factory):
     argv = [f"--config={ROOT}/configs/debug.py:ldm", f"--workdir={workdir}"]
     assert call(train, *argv, *(f"--config.{flag}" for flag in flags)) == 0
     return workdir
+
+
+@pytest.fixture
+def refused(capfd):
+    """refused(code, return value) -> the one line that stderr holds."""
+
+    def check(code, expected=2):
+        err = capfd.readouterr().err
+        assert code == expected, err
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert len(lines) == 1 and lines[0].startswith("ldm_jax: "), err
+        return lines[0]
+
+    return check

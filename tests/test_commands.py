@@ -63,20 +63,6 @@ SAMPLING = ["--num=20", "--batch_size=8", "--steps=2", "--shard_size=8"]
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
 
 
-@pytest.fixture
-def refused(capfd):
-    """refused(code, return value) -> the one line that stderr holds."""
-
-    def check(code, expected=cli.EXIT_USAGE):
-        err = capfd.readouterr().err
-        assert code == expected, err
-        lines = [line for line in err.splitlines() if line.strip()]
-        assert len(lines) == 1 and lines[0].startswith("ldm_jax: "), err
-        return lines[0]
-
-    return check
-
-
 def test_a_run_holds_what_the_contract_says(first_stage, ldm):
     for workdir in (first_stage, ldm):
         for name in ("config.json", "metrics.jsonl", "summary.json", "checkpoints/4", "images"):

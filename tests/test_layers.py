@@ -18,7 +18,8 @@ MAY_IMPORT["models"] = {"base", "nn", "diffusion", "data"}
 MAY_IMPORT |= {name: MAY_IMPORT["models"] | {"models"} for name in ("stages", "metrics", "weights")}
 MAY_IMPORT["engine"] = MAY_IMPORT["stages"] | {"stages", "metrics", "weights"}
 MAY_IMPORT["jobs"] = MAY_IMPORT["engine"] | {"engine"}
-MAY_IMPORT[ENTRY] = MAY_IMPORT["jobs"] | {"jobs", ENTRY}
+MAY_IMPORT["report"] = {"base", "engine"}
+MAY_IMPORT[ENTRY] = MAY_IMPORT["jobs"] | {"jobs", "report", ENTRY}
 
 OPTIONAL = {"tensorflow", "torch", "torchvision", "tensorflow_cpu", "diffusers", "wandb", "gradio"}
 

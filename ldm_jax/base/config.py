@@ -65,7 +65,8 @@ def of_run(run) -> config_dict.ConfigDict:
 
 def _execute(spec: str, file: pathlib.Path, variant: str) -> config_dict.ConfigDict:
     # Config files say `from configs import base`, wherever the command is called from.
-    root = str(file.resolve().parent.parent)
+    folders = file.resolve().parents
+    root = str(next((p.parent for p in folders if p.name == "configs"), folders[1]))
     if root not in sys.path:
         sys.path.insert(0, root)
     module_spec = importlib.util.spec_from_file_location(f"ldm_jax_config_{file.stem}", file)

@@ -223,6 +223,11 @@ def _rows(source, transforms, batch_size, host, hosts, fields, max_replacements)
         record, _ = everything.whole(0, (0, 0))
     except errors.RunError as e:
         raise errors.UsageError(str(e)) from e
+    except KeyError as e:
+        raise errors.UsageError(
+            f"A condition is made of data field {e}, which the records lack; a latent cache keeps "
+            "no pixels: train such conditions from images (--config.latents.cache=)."
+        ) from e
     for field in fields:
         if field not in record:
             raise errors.UsageError(

@@ -91,10 +91,13 @@ class Crop:
 
 
 class Flip:
-    """Left to right, with probability 1/2. The official recipes do not flip faces or ImageNet."""
+    """Left to right, of a share of the records. The official recipes flip no faces, no ImageNet."""
+
+    def __init__(self, share: float = 0.5):
+        self._share = share
 
     def __call__(self, record, rng):
-        if rng.random() < 0.5:
+        if rng.random() < 1 - self._share:
             return record
         out = record | {"image": record["image"][:, ::-1]}
         if "segmentation" in record:

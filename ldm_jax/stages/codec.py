@@ -29,12 +29,25 @@ class Codec:
 
     def encode(self, params, x, key=None):
         """[b, h, w, 3] -> [b, h/f, w/f, c]: the posterior's mode, or with a key a sample of it."""
+        return self.latents(self.moments(params, x), key)
+
+    def encode_batch(self, params, batch, key=None):
+        """`encode` of a batch's `image`, or of its `moments` where a latent cache has them."""
+        if "moments" in batch:
+            return self.latents(batch["moments"], key)
+        return self.encode(params, batch["image"], key)
+
+    def moments(self, params, x):
+        """[b, h, w, 3] -> KL: the posterior's moments [b, h/f, w/f, 2c]; otherwise latents."""
         if self.model is None:
             return x
-        z = self.model.apply({"params": params}, x, method="encode")
-        if self.model.bottleneck != "kl":
-            return z
-        return bottleneck.mode(z) if key is None else bottleneck.sample(key, z)
+        return self.model.apply({"params": params}, x, method="encode")
+
+    def latents(self, moments, key=None):
+        """What `moments` gave -> [b, h/f, w/f, c], float32; the mode, or with a key a sample."""
+        if self.model is None or self.model.bottleneck != "kl":
+            return jnp.asarray(moments, jnp.float32)
+        return bottleneck.mode(moments) if key is None else bottleneck.sample(key, moments)
 
     def decode(self, params, z):
         """[b, h/f, w/f, c] -> [b, h, w, 3], not clipped."""

@@ -119,7 +119,8 @@ class Diffuse:
         """The weighted error of the prediction at one random timestep a row."""
         encode_key, t_key, eps_key, drop_key, dropout_key = jax.random.split(key, 5)
         # Gradients stop here: the first stage is frozen.
-        z = jax.lax.stop_gradient(self.encode(frozen, batch["image"], encode_key))
+        z = self.codec.encode_batch(frozen["first_stage"], batch, encode_key)
+        z = jax.lax.stop_gradient(z * frozen["scale"])
         t = jax.random.randint(t_key, (len(z),), 0, self.process.timesteps)
         drop = self.denoiser.draw_drop(drop_key, len(z), self.loss.cond_dropout)
         eps = jax.random.normal(eps_key, z.shape)
@@ -278,13 +279,14 @@ def _collection(frozen) -> dict:
 def latent_statistics(codec: Codec, params, batches, key) -> dict:
     """Scale and moments of a data set's latents, sampled as in training, over all given batches.
 
-    batches: iterable of images [b, h, w, 3]. The scale is 1 / std about the pooled mean of
-    everything (the official code takes one batch on one process); `mean` and `std` are per channel.
+    batches: iterable of {"image": [b, h, w, 3]}, or of cached `moments` alike. The scale is 1 / std
+    about the pooled mean of everything (the official code takes one batch on one process); `mean`
+    and `std` are per channel.
     """
-    encode = jax.jit(codec.encode)
+    encode = jax.jit(codec.encode_batch)
     count, total, squares = 0, 0.0, 0.0
-    for i, images in enumerate(batches):
-        z = jax.device_get(encode(params, images, jax.random.fold_in(key, i))).astype("float64")
+    for i, batch in enumerate(batches):
+        z = jax.device_get(encode(params, batch, jax.random.fold_in(key, i))).astype("float64")
         count += z.size // z.shape[-1]
         total += z.sum((0, 1, 2))
         squares += (z**2).sum((0, 1, 2))

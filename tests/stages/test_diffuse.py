@@ -153,15 +153,15 @@ def test_pixel_diffusion_trains(stage, params, images):
 class Shifted:
     """A stand-in codec with channels of known, different statistics; a sample adds key's noise."""
 
-    def encode(self, params, x, key):
-        return x * jnp.array([1.0, 2.0, 3.0]) + jnp.array([0.0, 5.0, -1.0])
+    def encode_batch(self, params, batch, key):
+        return batch["image"] * jnp.array([1.0, 2.0, 3.0]) + jnp.array([0.0, 5.0, -1.0])
 
 
 @pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 1, 1)])
 def test_latent_statistics_pool_over_everything(images, sizes):
-    batches = np.split(images, np.cumsum(sizes)[:-1])
+    batches = [{"image": part} for part in np.split(images, np.cumsum(sizes)[:-1])]
     found = diffuse.latent_statistics(Shifted(), {}, batches, KEY)
-    z = np.asarray(Shifted().encode({}, images, None), np.float64)
+    z = np.asarray(Shifted().encode_batch({}, {"image": images}, None), np.float64)
     assert found["scale"] == pytest.approx(1 / z.std(), rel=1e-6)
     np.testing.assert_allclose(found["mean"], z.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["std"], z.std((0, 1, 2)), rtol=1e-5)
@@ -171,8 +171,9 @@ def test_latent_statistics_pool_over_everything(images, sizes):
 def test_no_images_and_constant_images_have_no_scale():
     with pytest.raises(errors.UsageError, match="No images"):
         diffuse.latent_statistics(Codec(None), {}, [], KEY)
+    constant = {"image": np.zeros((2, 8, 8, 3), np.float32)}
     with pytest.raises(errors.UsageError, match="constant"):
-        diffuse.latent_statistics(Codec(None), {}, [np.zeros((2, 8, 8, 3), np.float32)], KEY)
+        diffuse.latent_statistics(Codec(None), {}, [constant], KEY)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,203 @@
+"""What a sweep consists of: its cells, the runs they share, and how wide and how long they are.
+
+A sweep's config (configs/sweeps/) holds whole configs of both stages for every f; a cell is one of
+their combinations with channels, bottleneck and seed. First stages and latent caches are named
+after a digest of all that they depend on, so that cells which agree share them.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import math
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ldm_jax import build
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors, tree
+from ldm_jax.stages.codec import Codec
+
+BUDGETS = ("flops", "steps", "seconds")
+MAX_WIDTH = 4096  # channels
+WARMUP = 0.1  # share of the steps that a warm-up may take at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of the sweep.
+
+    first_stage: config of the first stage; None for pixels (f = 1).
+    ldm: config of the second stage, its width solved; its steps and its first stage are filled in
+      by `dated` and `placed`.
+    codec: the first stage without weights; parameters: of the denoiser with its conditioners.
+    """
+
+    f: int
+    bottleneck: str
+    seed: int
+    first_stage: ConfigDict | None
+    ldm: ConfigDict
+    codec: Codec
+    parameters: int
+
+    @property
+    def name(self) -> str:
+        """Unique in a sweep: f4_kl_c4_s0."""
+        return f"f{self.f}_{self.bottleneck}_c{self.codec.channels}_s{self.seed}"
+
+    @property
+    def first_stage_name(self) -> str:
+        return f"{self.name.rpartition('_')[0]}-{digest(self.first_stage)}"
+
+    @property
+    def cache_name(self) -> str:
+        data = self.ldm.data
+        return f"{self.name.rpartition('_')[0]}-{digest(self.first_stage, data)}"
+
+    def run_name(self, sweep) -> str:
+        length = {"budget": sweep.budget.to_dict(), "points": sweep.points}
+        return f"{self.name}-{digest(self.first_stage, self.ldm, length)}"
+
+
+def digest(*configs) -> str:
+    """8 hex digits over configs, None among them."""
+    text = "\n".join("" if c is None else config_lib.to_json(c) for c in configs)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def cells(sweep: ConfigDict) -> list[Cell]:
+    """All cells, by f, bottleneck, channels, seed. Bad configs are a UsageError.
+
+    Seeds are the second stage's: cells that differ in nothing else share a first stage.
+    """
+    check(sweep)
+    found = {}
+    axes = itertools.product(sweep.f, sweep.bottlenecks, sweep.channels or (0,), sweep.seeds)
+    for f, bottleneck, channels, seed in axes:
+        # Pixels have neither bottleneck nor channels to choose.
+        if f == 1:
+            cell = _cell(sweep, 1, "pixels", 0, seed)
+        else:
+            cell = _cell(sweep, f, bottleneck, channels, seed)
+        found.setdefault(cell.name, cell)
+    return list(found.values())
+
+
+def check(sweep: ConfigDict):
+    """Raises UsageError for what can be known to be wrong of the sweep's own keys."""
+    if sweep.budget.kind not in BUDGETS:
+        hint = errors.nearest(sweep.budget.kind, BUDGETS)
+        raise errors.UsageError(
+            f"config.budget.kind={sweep.budget.kind!r}: use one of {', '.join(BUDGETS)}{hint}"
+        )
+    for key in ("amount", "max_steps"):
+        if not sweep.budget[key] > 0:
+            raise errors.UsageError(f"config.budget.{key}={sweep.budget[key]} must be above 0.")
+    if sweep.points < 1 or sweep.sampling.num < 1:
+        raise errors.UsageError(
+            f"config.points={sweep.points} and config.sampling.num={sweep.sampling.num} must be at "
+            "least 1."
+        )
+    if sweep.sampling.curve not in sweep.sampling.steps:
+        raise errors.UsageError(
+            f"config.sampling.curve={sweep.sampling.curve} must be one of config.sampling.steps="
+            f"{tuple(sweep.sampling.steps)}."
+        )
+    for f in sweep.f:
+        for group in ("ldms", *(("first_stages",) if f > 1 else ())):
+            if f"f{f}" not in sweep[group]:
+                known = ", ".join(sweep[group])
+                raise errors.UsageError(
+                    f"config.f: {f} has no config in config.{group} (there are {known})."
+                )
+
+
+def _cell(sweep, f, bottleneck, channels, seed) -> Cell:
+    first, codec = None, Codec(None)
+    if f > 1:
+        first = _unlocked(sweep.first_stages[f"f{f}"])
+        first.model.bottleneck = bottleneck
+        if channels:
+            first.model.update(z_channels=channels, latent_channels=channels)
+        codec = Codec(build.make_autoencoder(first))
+        if codec.f != f:
+            raise errors.UsageError(
+                f"config.first_stages.f{f}.model.mult={tuple(first.model.mult)} has f={codec.f}."
+            )
+    ldm = _unlocked(sweep.ldms[f"f{f}"])
+    ldm.seed = seed
+    ldm.first_stage = build.IDENTITY
+    ldm = build.resolve(ldm, build.open_source(ldm.data))
+    build.check_divides(ldm.data.size, f * 2 ** (len(ldm.model.mult) - 1), f"f={f} times levels")
+    if sweep.parameters:
+        ldm = solve_width(ldm, codec, sweep.parameters, sweep.tolerance)
+    return Cell(f, bottleneck, seed, first, ldm, codec, parameters(ldm, codec))
+
+
+def parameters(ldm: ConfigDict, codec: Codec) -> int:
+    """Scalars of the denoiser and its conditioners."""
+    model = build.make_diffuse(ldm, codec)
+    return tree.count(jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) -> ConfigDict:
+    """The config with the width whose parameters come nearest to `target`.
+
+    Raises:
+      UsageError: no width, in steps that its groups and heads allow, comes within `tolerance`.
+    """
+    unit = math.lcm(ldm.model.groups, ldm.model.head_channels or ldm.model.heads)
+    count = lambda k: parameters(with_width(ldm, k * unit), codec)
+    # All channels are multiples of the width, so parameters are a quadratic of it: three tell all.
+    quadratic = np.polynomial.Polynomial.fit((1, 2, 3), [count(k) for k in (1, 2, 3)], 2)
+    widths = np.arange(1, MAX_WIDTH // unit + 1)
+    best = int(widths[np.argmin(np.abs(quadratic(widths) - target))])
+    off = count(best) / target - 1
+    if abs(off) > tolerance:
+        raise errors.UsageError(
+            f"config.parameters={target}: the nearest width of a denoiser with mult="
+            f"{tuple(ldm.model.mult)} is {best * unit}, {off:+.0%} off, in steps of {unit}: change "
+            "mult or groups, or raise config.tolerance."
+        )
+    return with_width(ldm, best * unit)
+
+
+def with_width(ldm: ConfigDict, width: int) -> ConfigDict:
+    """A copy of another width; what is added to the timestep's embedding has four times that."""
+    ldm = _unlocked(ldm)
+    ldm.model.width = width
+    for conditioner in ldm.conditioners.values():
+        if conditioner.get("place") == "vector":
+            conditioner.width = 4 * width
+    return ldm
+
+
+def dated(ldm: ConfigDict, steps: int, points: int) -> ConfigDict:
+    """A copy that trains about `steps` steps, and keeps a checkpoint at each of `points` parts."""
+    ldm = _unlocked(ldm)
+    part = max(1, steps // points)
+    pieces = -(-part // ldm.steps.checkpoint)
+    checkpoint = max(1, round(part / pieces))
+    part = checkpoint * pieces
+    log = min(ldm.steps.log, part)
+    ldm.steps.update(total=part * points, eval=part, checkpoint=checkpoint, log=log)
+    ldm.checkpoints.keep_every = part
+    for player in ldm.optim.values():
+        player.warmup = min(player.warmup, int(WARMUP * ldm.steps.total))
+    return ldm
+
+
+def placed(ldm: ConfigDict, first_stage, cache) -> ConfigDict:
+    """A copy that trains on that first stage's latents; paths, or None for pixels."""
+    ldm = _unlocked(ldm)
+    if first_stage is not None:
+        ldm.first_stage = str(pathlib.Path(first_stage))
+        ldm.latents.cache = str(pathlib.Path(cache))
+    return ldm
+
+
+def _unlocked(config: ConfigDict) -> ConfigDict:
+    return ConfigDict(config.to_dict())

@@ -1,0 +1,145 @@
+"""What the numbers say, in sentences: which f wins under the budget, by how much, how sure."""
+
+import dataclasses
+import itertools
+import math
+import statistics
+
+from ldm_jax.report import results
+
+BUDGETS = {
+    "flops": "training FLOPs ({amount:.3g} for each denoiser)",
+    "steps": "training steps ({amount:,.0f} for each denoiser)",
+    "seconds": "training time (about {amount:,.0f} s for each denoiser)",
+}
+SURE = ((0.99, "which is clear"), (0.9, "which is likely"), (0.0, "which settles nothing"))
+OFF = 0.1  # share of the budget by which a cell may miss it unnamed
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One f with its best channels and bottleneck, over its seeds."""
+
+    f: int
+    name: str
+    value: results.Value
+    seeds: int
+
+
+def entries(cells, key: str) -> list[Entry]:
+    """The best variant of each f, by f."""
+    _, larger = results.MEASURES[key]
+    found = {}
+    variant = lambda c: (c["f"], c["cell"].rpartition("_")[0])
+    for (f, name), group in itertools.groupby(sorted(cells, key=variant), variant):
+        rows = [results.final(cell) for cell in group]
+        values = [results.measure(row["measures"], key, row["num"]) for row in rows]
+        entry = Entry(f, name, mean(values), len(values))
+        best = found.setdefault(f, entry)
+        if (entry.value.value > best.value.value) == larger:
+            found[f] = entry
+    return [found[f] for f in sorted(found)]
+
+
+def mean(values: list[results.Value]) -> results.Value:
+    """Over seeds: the error is that of the samples or of the spread of seeds, the larger one."""
+    if len(values) == 1:
+        return values[0]
+    middle = statistics.fmean(v.value for v in values)
+    spread = statistics.stdev(v.value for v in values) / math.sqrt(len(values))
+    errors = [v.error for v in values if v.error is not None]
+    own = math.sqrt(sum(e**2 for e in errors)) / len(values) if errors else 0.0
+    margin = results.Z * max(spread, own)
+    return results.Value(middle, middle - margin, middle + margin)
+
+
+def sentences(found: list[Entry], key: str, budget: dict) -> list[str]:
+    """The conclusion. found: by f, at least one."""
+    label, larger = results.MEASURES[key]
+    ranked = sorted(found, key=lambda e: e.value.value, reverse=larger)
+    best, rest = ranked[0], ranked[1:]
+    under = BUDGETS[budget["kind"]].format(**budget)
+    tied = [str(e.f) for e in ranked if e.value.value == best.value.value]
+    if len(tied) > 1:
+        return [
+            f"Under equal {under}, f = {', '.join(tied)} tie for the best {label}, {best.value}."
+        ]
+    said = [f"Under equal {under}, f = {best.f} does best: {label} {best.value}."]
+    if not rest:
+        return [*said, "Nothing else was finished to compare it with."]
+    said.append(f"The next is f = {rest[0].f} with {rest[0].value}: {_versus(best, rest[0])}.")
+    pixels = next((e for e in found if e.f == 1), None)
+    if pixels in rest[1:]:
+        said.append(f"Pixels (f = 1) reach {pixels.value}: {_versus(best, pixels)}.")
+    said.append(_shape(found, best))
+    if min(e.seeds for e in found) == 1:
+        said.append(
+            "One seed was trained: the intervals hold the error of finitely many samples, not the "
+            "spread between trainings."
+        )
+    return said
+
+
+def off_budget(cells) -> list[str]:
+    """A sentence for each cell that spent less than its budget, or more."""
+    said = []
+    for cell in cells:
+        if cell["budget"]["kind"] == "flops":
+            share = results.flops(cell, cell["steps"]) / cell["budget"]["amount"]
+            if abs(share - 1) > OFF:
+                said.append(
+                    f"{cell['cell']} spent {share:.0%} of the budget: max_steps, or so few steps "
+                    "that rounding them counts."
+                )
+    return said
+
+
+def predictors(cells, key: str) -> dict[str, tuple[float, int]]:
+    """{measure of first stages: (Spearman's rank correlation with the samples' quality, stages)}.
+
+    Both are turned so that more is better: 1 means that the first stages' order is the samples'.
+    The quality of a first stage is the mean over the seeds that share it.
+    """
+    from scipy import stats
+
+    found = {}
+    _, larger = results.MEASURES[key]
+    sign = lambda up: 1 if up else -1
+    for name, (_, up) in results.FIRST_STAGE.items():
+        stages = {}
+        for cell in cells:
+            if cell["first_stage"] and name in cell["first_stage"]["measures"]:
+                quality = sign(larger) * results.final(cell)["measures"][key]
+                stages.setdefault(cell["first_stage"]["name"], (cell, []))[1].append(quality)
+        pairs = [
+            (sign(up) * cell["first_stage"]["measures"][name], statistics.fmean(qualities))
+            for cell, qualities in stages.values()
+        ]
+        if len(pairs) >= 3 and all(len(set(side)) > 1 for side in zip(*pairs)):
+            found[name] = (float(stats.spearmanr(*zip(*pairs)).statistic), len(pairs))
+    return found
+
+
+def _shape(found, best) -> str:
+    ends = found[0], found[-1]
+    if len(found) < 3:
+        return "Two values of f cannot tell whether the optimum lies between them."
+    if best not in ends:
+        gaps = "; ".join(f"against f = {end.f} {_versus(best, end)}" for end in ends)
+        return f"The optimum is interior, both ends of the range do worse: {gaps}."
+    side = "smallest" if best == ends[0] else "largest"
+    return (
+        f"The optimum is not interior: the best f is the {side} that was tried, so this sweep does "
+        "not show the paper's trade-off."
+    )
+
+
+def _versus(best: Entry, other: Entry) -> str:
+    gap = abs(best.value.value - other.value.value)
+    errors = best.value.error, other.value.error
+    if None in errors:
+        return f"a difference of {gap:.3g}, of unknown error"
+    total = math.hypot(*errors)
+    chance = 0.5 * (1 + math.erf(gap / total / math.sqrt(2))) if total else 1.0
+    words = next(words for least, words in SURE if chance >= least)
+    return f"a difference of {gap:.3g}, {words} (probability {chance:.0%} that its sign is right)"

@@ -1,0 +1,91 @@
+"""The figures of a report, each a matplotlib Figure of the cells' summaries."""
+
+from matplotlib.figure import Figure
+
+from ldm_jax.report import results
+
+SIZE = (6.4, 4.2)  # inches
+
+
+def _axes(title: str, x: str, y: str, log: bool = True):
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+    if log:
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _line(axes, cells, cell, x, rows, key):
+    """One cell's rows over x, with intervals; a colour for each f."""
+    values = [results.measure(row["measures"], key, row["num"]) for row in rows]
+    middle = [v.value for v in values]
+    errors = None
+    if all(v.low is not None for v in values):
+        # A share's interval lies askew about it, and need not contain it by rounding.
+        errors = [
+            [max(v.value - v.low, 0) for v in values],
+            [max(v.high - v.value, 0) for v in values],
+        ]
+    of_f = sorted({c["f"] for c in cells})
+    colour = f"C{of_f.index(cell['f'])}"
+    axes.errorbar(x, middle, errors, marker="o", capsize=2, color=colour, label=cell["cell"])
+
+
+def training(cells, key: str, x: str) -> Figure:
+    """Fig. 6: quality during training. x: "steps" or "flops"."""
+    label, _ = results.MEASURES[key]
+    words = {"steps": "training steps", "flops": "training FLOPs of the denoiser"}[x]
+    figure, axes = _axes(f"Quality against {words}", words, label)
+    for cell in cells:
+        rows = [row for row in cell["rows"] if row["sampling_steps"] == cell["curve"]]
+        at = {"steps": lambda r: r["step"], "flops": lambda r, c=cell: results.flops(c, r["step"])}
+        _line(axes, cells, cell, [at[x](row) for row in rows], rows, key)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def throughput(cells, key: str) -> Figure:
+    """Fig. 7: quality against the speed of sampling, a mark for each step count."""
+    label, _ = results.MEASURES[key]
+    title = "Quality against sampling throughput, at the end of training"
+    figure, axes = _axes(title, "images per second", label)
+    for cell in cells:
+        last = [r for r in cell["rows"] if r["step"] == cell["steps"] and r["images_per_second"]]
+        last.sort(key=lambda row: row["sampling_steps"])
+        if not last:
+            continue
+        _line(axes, cells, cell, [row["images_per_second"] for row in last], last, key)
+        for row in last:
+            at = row["images_per_second"], row["measures"][key]
+            axes.annotate(f" {row['sampling_steps']}", at, fontsize="x-small")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def distortion(cells, key: str) -> Figure | None:
+    """A measure of the first stages against the numbers in a latent; None where none has it."""
+    having = [c for c in cells if c["first_stage"] and key in c["first_stage"]["measures"]]
+    if not having:
+        return None
+    label, _ = results.FIRST_STAGE[key]
+    x = "numbers in the latents of an image"
+    figure, axes = _axes(f"First stages: {label}", x, label)
+    for cell in having:
+        at = results.latent_size(cell), cell["first_stage"]["measures"][key]
+        axes.scatter(*at, color="C0")
+        axes.annotate(f" {cell['cell'].rpartition('_')[0]}", at, fontsize="small")
+    return figure
+
+
+def costs(cells) -> Figure:
+    """Training FLOPs of both stages, a bar for each cell."""
+    figure, axes = _axes("What each cell cost", "training FLOPs", "", log=False)
+    names = [cell["cell"] for cell in cells]
+    first = [cell["first_stage"]["flops"] if cell["first_stage"] else 0.0 for cell in cells]
+    second = [results.flops(cell, cell["steps"]) for cell in cells]
+    axes.barh(names, first, label="first stage (once, whoever shares it)")
+    axes.barh(names, second, left=first, label="denoiser")
+    axes.invert_yaxis()
+    axes.legend(fontsize="small")
+    return figure

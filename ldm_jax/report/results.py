@@ -1,0 +1,120 @@
+"""What a sweep's cells measured, as rows; how large a measure's error is.
+
+A measure that `evaluate` learns plugs in as a line of one of the two tables.
+"""
+
+import csv
+import dataclasses
+import io
+import math
+
+# {key of summary.json: (what to call it, larger is better)}; the first that all cells have decides.
+MEASURES = {
+    "fid": ("FID", False),
+    "fid_clean": ("FID (clean)", False),
+    "fd_mobilenet": ("Fréchet distance on MobileNetV2", False),
+    "class_accuracy": ("samples of the right class", True),
+    "kid": ("KID", False),
+    "kid_mobilenet": ("KID on MobileNetV2", False),
+    "inception_score": ("Inception Score", True),
+    "precision": ("precision", True),
+    "recall": ("recall", True),
+    "coverage": ("coverage", True),
+}
+FIRST_STAGE = {
+    "psnr_db": ("PSNR, dB", True),
+    "ssim": ("SSIM", True),
+    "lpips": ("LPIPS", False),
+    "rfid": ("rFID", False),
+    "rfd_mobilenet": ("reconstructions' Fréchet distance on MobileNetV2", False),
+    "latent_high_frequency": ("latents' power at high frequencies, share", False),
+}
+SHARES = ("class_accuracy",)  # of independent samples: their error follows from their number
+Z = 1.96  # of a 95 % interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A measured value; low, high: its 95 % interval, None where none is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error."""
+        return None if self.low is None else (self.high - self.low) / (2 * Z)
+
+    def __str__(self):
+        return f"{self.value:.4g}" + (
+            "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        )
+
+
+def measure(measures: dict, key: str, num: int) -> Value | None:
+    """A measure with its interval: evaluate's own, or a share's (Wilson 1927) of `num` samples."""
+    if key not in measures:
+        return None
+    value = measures[key]
+    if f"{key}_low" in measures:
+        return Value(value, measures[f"{key}_low"], measures[f"{key}_high"])
+    if f"{key}_std" in measures:
+        margin = Z * measures[f"{key}_std"]
+        return Value(value, value - margin, value + margin)
+    if key in SHARES:
+        scale = 1 + Z**2 / num
+        middle = (value + Z**2 / (2 * num)) / scale
+        margin = Z / scale * math.sqrt(value * (1 - value) / num + (Z / (2 * num)) ** 2)
+        return Value(value, middle - margin, middle + margin)
+    return Value(value)
+
+
+def keys(cells) -> list[str]:
+    """The measures of samples that all rows of all cells have, in the table's order."""
+    rows = [row["measures"] for cell in cells for row in cell["rows"]]
+    return [key for key in MEASURES if all(key in row for row in rows)]
+
+
+def final(cell: dict) -> dict:
+    """The row at the end of training, with the step count that all points share."""
+    return next(
+        row
+        for row in cell["rows"]
+        if row["step"] == cell["steps"] and row["sampling_steps"] == cell["curve"]
+    )
+
+
+def flops(cell: dict, step: int) -> float:
+    return cell["flops_per_step"] * step
+
+
+def latent_size(cell: dict) -> int:
+    """Numbers in the latents of an image."""
+    return (cell["size"] // cell["f"]) ** 2 * cell["channels"]
+
+
+def table(cells) -> str:
+    """All rows of all cells as CSV."""
+    own = ("cell", "f", "bottleneck", "channels", "seed", "parameters", "flops_per_step")
+    first = [k for k in FIRST_STAGE if any(k in _first(c) for c in cells)]
+    header = [*own, "step", "flops", "sampling_steps", "num", "images_per_second"]
+    header += [name for key in keys(cells) for name in (key, f"{key}_low", f"{key}_high")]
+    header += [f"first_stage_{key}" for key in first]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, header, lineterminator="\n")
+    writer.writeheader()
+    for cell in cells:
+        for row in cell["rows"]:
+            line = {key: cell[key] for key in own} | {"flops": flops(cell, row["step"])}
+            line |= {key: row[key] for key in row.keys() & set(header)}
+            for key in keys(cells):
+                found = measure(row["measures"], key, row["num"])
+                line |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
+            line |= {f"first_stage_{k}": _first(cell).get(k) for k in first}
+            writer.writerow(line)
+    return out.getvalue()
+
+
+def _first(cell) -> dict:
+    return (cell["first_stage"] or {"measures": {}})["measures"]
