@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from calling import call
 from PIL import Image
-from test_commands import SHORT, SMALL, call_train, refused, summary  # noqa: F401
+from test_commands import SHORT, SMALL, call_train, summary
 
 from ldm_jax import evaluate, imagesets, measures, sample
 from ldm_jax.engine import log
@@ -95,7 +95,7 @@ def measure(weights, tmp_path):
 
 
 @pytest.fixture
-def refuses(weights, refused):  # noqa: F811
+def refuses(weights, refused):
     """refuses(flags) -> the line."""
 
     def run(*flags):
@@ -136,7 +136,7 @@ def test_a_run_without_weights_has_a_protocol_too(
     ldm,
     tmp_path,
     capfd,
-    refused,  # noqa: F811
+    refused,
 ):
     for run, name in ((first_stage, "psnr_db"), (ldm, "error")):
         out = f"--out={tmp_path / run.name}"
@@ -229,7 +229,7 @@ def test_another_protocol_is_refused_with_the_difference(
     weights,
     tmp_path,
     capfd,
-    refused,  # noqa: F811
+    refused,
 ):
     measure(f"--samples={samples}", "--metrics=fd")
     np.savez(tmp_path / "fewer.npz", arr_0=pixels(samples)[:12])
@@ -333,7 +333,7 @@ def test_training_refuses_distances_it_cannot_measure(
     weights,
     tmp_path,
     capfd,
-    refused,  # noqa: F811
+    refused,
 ):
     given = [EVAL + text.format(weights=weights) for text in overrides]
     code = call_train("first_stage", tmp_path / "run", *SHORT, *SMALL["first_stage"], *given)
