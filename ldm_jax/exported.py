@@ -16,7 +16,7 @@ import zipfile
 import jax
 import numpy as np
 
-MEMBERS = ("meta.json", "program", "weights.safetensors")
+MEMBERS = ("meta.json", "program", "weights.safetensors")  # as jobs/export.py writes them
 
 
 class Sampler:
@@ -62,14 +62,3 @@ def load(path) -> Sampler:
             f"{path} was exported for {', '.join(meta['platforms'])}; this machine has {here}."
         )
     return Sampler(meta, program, read_tensors(weights))
-
-
-def save(path, meta: dict, program: bytes, weights: dict):
-    """Writes such a file. weights: {name: array}, the program's first argument."""
-    from safetensors.numpy import save as pack
-
-    weights = {name: np.asarray(array, order="C") for name, array in weights.items()}
-    parts = (json.dumps(meta, indent=2).encode(), program, pack(weights))
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in zip(MEMBERS, parts):
-            archive.writestr(name, data)

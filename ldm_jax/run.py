@@ -8,7 +8,6 @@ Images are [n, h, w, 3] floats in [-1, 1]. Runs of both stages have encode and d
 stage's latents are scaled (`z * scale`), a first stage's are not.
 """
 
-import dataclasses
 import functools
 import pathlib
 import time
@@ -171,7 +170,7 @@ class SecondStage:
 
     def noise(self, seed: int, indices, size: tuple[int, int]):
         """x_T that images with these indices begin with, [n, h/f, w/f, c]."""
-        keys = _keys(seed, jnp.asarray(indices))
+        keys = samplers.image_keys(seed, jnp.asarray(indices))
         return samplers.initial_noise(keys, self.model.latent_shape(*size))
 
     def time_decode(self, n: int, how: Sampling, size: tuple[int, int]) -> float:
@@ -184,40 +183,10 @@ class SecondStage:
             seconds = time.monotonic() - begin
         return seconds
 
-    def export(self, path, n: int, sampling, size=None, platforms=("cpu",)):
-        """Writes the sampler of n images as one file that runs without this code (exported.py)."""
-        from ldm_jax import exported
-
-        size = size or (self.config.data.size,) * 2
-        weights = {"params": self._params, "frozen": self._frozen}
-        names, leaves = zip(*tree.named_leaves(weights))
-        structure = jax.tree.structure(weights)
-
-        def draw(flat, seed, first, cond):
-            weights = jax.tree.unflatten(structure, [flat[name] for name in names])
-            keys = _keys(seed, first + jnp.arange(n))
-            cond = cond or self.model.example(n, *size)
-            how = dict(sampling=sampling, height=size[0], width=size[1])
-            z = self.model.sample(weights["params"], weights["frozen"], keys, cond, **how)
-            return log.to_uint8(self.model.render(weights["frozen"], z, sampling))
-
-        abstract = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)
-        flat = {name: abstract(leaf) for name, leaf in zip(names, leaves)}
-        cond = jax.tree.map(abstract, self.model.example(n, *size))
-        number = jax.ShapeDtypeStruct((), np.uint32)
-        program = jax.export.export(jax.jit(draw), platforms=platforms)(flat, number, number, cond)
-        meta = {
-            "n": n,
-            "size": list(size),
-            "cond": {k: {"shape": list(v.shape), "dtype": str(v.dtype)} for k, v in cond.items()},
-            "settings": dataclasses.asdict(sampling),
-            "weights": self.digest,
-            "step": self.step,
-            "platforms": list(platforms),
-            "jax": jax.__version__,
-        }
-        weights = {name: np.asarray(leaf) for name, leaf in zip(names, leaves)}
-        log.write_atomic(path, lambda f: exported.save(f, meta, program.serialize(), weights))
+    @property
+    def weights(self) -> dict:
+        """The denoiser's, and the frozen first stage with its scale."""
+        return {"params": self._params, "frozen": self._frozen}
 
     def _draw(self, n, sampling, output, seed, cond, size, indices, given):
         sampling.grid(self.model.process)
@@ -232,7 +201,7 @@ class SecondStage:
             null = self._cond(cond, n, size, self._guide)
         program = self._sampler(sampling, *size, output)
         arrays = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
-        keys = _keys(seed, jnp.asarray(indices))
+        keys = samplers.image_keys(seed, jnp.asarray(indices))
         inputs = self._rows((keys, self._cond(cond, n, size), null, arrays))
         return program(self._params, self._guide, self._frozen, *inputs)
 
@@ -302,11 +271,6 @@ def read_guide(path, params, ema):
             f"{ours.get(name)} here."
         )
     return guide["denoiser"]
-
-
-def _keys(seed, indices):
-    """A PRNG key for every image of a job."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
 
 
 def _place(params, mesh):

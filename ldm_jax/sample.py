@@ -170,6 +170,7 @@ def export(args):
     """The sampler of one batch as a file that runs without this code (ldm_jax.exported)."""
     from ldm_jax import build
     from ldm_jax import run as run_lib
+    from ldm_jax.jobs import export as export_lib
 
     seconds = cli.stopwatch()
     if unknown := sorted(set(args.platforms) - set(PLATFORMS)):
@@ -180,7 +181,7 @@ def export(args):
     sampling, size = read_sampling(args, config), read_size(args.size, config)
     file = pathlib.Path(args.export)
     run = run_lib.load(args.run, ema=args.ema)
-    run.export(file, args.batch_size, sampling, size, args.platforms)
+    export_lib.write(file, run, args.batch_size, sampling, size, args.platforms)
     summary = {"export": str(file), "bytes": file.stat().st_size, "platforms": args.platforms}
     summary |= dataclasses.asdict(sampling) | {"seconds": seconds()}
     cli.finish(file.with_name(file.name + ".summary.json"), summary)

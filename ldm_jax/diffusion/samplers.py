@@ -11,7 +11,7 @@ import numpy as np
 from ldm_jax.base.errors import UsageError
 from ldm_jax.diffusion.methods import SAMPLERS, Method
 
-__all__ = ["SAMPLERS", "Method", "initial_noise", "solve", "step_noise"]
+__all__ = ["SAMPLERS", "Method", "image_keys", "initial_noise", "solve", "step_noise"]
 
 _INITIAL = 2**32 - 1  # a fold that no call's index reaches
 
@@ -60,6 +60,11 @@ def solve(method: Method, denoise, x_T, *, keys=None, temperature=1.0, noise=Non
     start = jnp.zeros((tables.shape[1], *x_T.shape), jnp.float32).at[0].set(x_T)
     state, path = jax.lax.scan(visit, start, visits)
     return (state[0], path) if trace else state[0]
+
+
+def image_keys(seed, indices):
+    """A PRNG key for each image of a job by its index [b]."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
 
 
 def initial_noise(keys, shape):

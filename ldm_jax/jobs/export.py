@@ -1,0 +1,58 @@
+"""Writes a sampler as one file that runs without this code (ldm_jax/exported.py)."""
+
+import dataclasses
+import json
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.base import tree
+from ldm_jax.diffusion import samplers
+from ldm_jax.engine import log
+
+
+def write(path, run, n: int, sampling, size: tuple[int, int], platforms):
+    """The sampler of n images of `size` = (height, width), for these platforms.
+
+    run: a second stage (ldm_jax.run); sampling: a stages.sampling.Sampling.
+    """
+    from safetensors.numpy import save as pack
+
+    model, weights = run.model, run.weights
+    names, leaves = zip(*tree.named_leaves(weights))
+    structure = jax.tree.structure(weights)
+
+    def draw(flat, seed, first, cond):
+        own = jax.tree.unflatten(structure, [flat[name] for name in names])
+        keys = samplers.image_keys(seed, first + jnp.arange(n))
+        how = dict(sampling=sampling, height=size[0], width=size[1])
+        z = model.sample(own["params"], own["frozen"], keys, cond, **how)
+        return log.to_uint8(model.render(own["frozen"], z, sampling))
+
+    abstract = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)
+    flat = {name: abstract(leaf) for name, leaf in zip(names, leaves)}
+    cond = jax.tree.map(abstract, model.example(n, *size))
+    number = jax.ShapeDtypeStruct((), np.uint32)
+    program = jax.export.export(jax.jit(draw), platforms=platforms)(flat, number, number, cond)
+    meta = {
+        "n": n,
+        "size": list(size),
+        "cond": {k: {"shape": list(v.shape), "dtype": str(v.dtype)} for k, v in cond.items()},
+        "settings": dataclasses.asdict(sampling),
+        "weights": run.digest,
+        "step": run.step,
+        "platforms": list(platforms),
+        "jax": jax.__version__,
+    }
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in zip(names, leaves)}
+    parts = {"meta.json": json.dumps(meta, indent=2).encode(), "program": program.serialize()}
+    parts["weights.safetensors"] = pack(arrays)
+
+    def fill(file):
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, data in parts.items():
+                archive.writestr(name, bytes(data))
+
+    log.write_atomic(path, fill)
