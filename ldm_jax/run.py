@@ -88,7 +88,14 @@ class SecondStage:
         if weaker:
             guide = read_guide(weaker, params["denoiser"], ema)
             self._guide, self.guide_digest = _place(guide, mesh), tree.digest(guide)
-        self._frozen = _place({"first_stage": first, "scale": np.float32(record["scale"])}, mesh)
+        own = self.model.denoiser.read_frozen()
+        if own and tree.digest(own) != record["origin"].get("conditioners"):
+            raise errors.UsageError(
+                f"{path} was trained with other weights of its conditioners: restore the files "
+                "that its config.conditioners names."
+            )
+        frozen = {"first_stage": first, "scale": np.float32(record["scale"])}
+        self._frozen = _place(frozen | ({"conditioners": own} if own else {}), mesh)
         self._encode, self._decode = jax.jit(self.model.encode), jax.jit(self.model.decode)
         self._predict = jax.jit(self.model.predict)
         self._condition = jax.jit(self.model.condition)
@@ -233,11 +240,12 @@ class SecondStage:
                 f"conditioned on {', '.join(known) or 'nothing'}."
             )
         if not cond:
-            return self._condition(params, self.model.example(n, *size), jnp.ones(n, bool))
+            example = self.model.example(n, *size)
+            return self._condition(params, example, jnp.ones(n, bool), self._frozen)
         self._check_classes(cond.get("class"), n)
         fields = {k: jnp.asarray(v) for k, v in cond.items()}
         fields = self._encode_fields(self._frozen, fields)
-        return self._condition(params, fields, jnp.zeros(n, bool))
+        return self._condition(params, fields, jnp.zeros(n, bool), self._frozen)
 
     def _rows(self, inputs):
         """Rows over the devices of the mesh, where the run has one."""
