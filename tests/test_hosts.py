@@ -93,7 +93,7 @@ def test_two_hosts_train_as_one_and_leave_together(tmp_path):
 
 @pytest.mark.slow
 def test_parameters_shared_among_hosts_do_not_make_them_wait_for_ever(tmp_path):
-    # Met where two steps were in flight: each host's collectives waited for the other's.
+    # Met at the first checkpoint, where a program per leaf summed over the hosts, all in flight.
     settings = ["mesh.data=1", "mesh.fsdp=8", "model.width=32"]
     with session(tmp_path, 2, [command(tmp_path / "run", *settings)] * 2) as processes:
         codes, last = end(processes)

@@ -59,9 +59,6 @@ def connect(environ=os.environ):
             return
     elif not _announced(environ):
         return
-    # CPUs alone are concerned: of two programs in flight each host may begin another first, and
-    # their collectives then wait for one another for ever (met with fsdp over two hosts).
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             **given,
