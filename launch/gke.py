@@ -69,14 +69,21 @@ def jobset(args, job, image: str) -> dict:
         "args": list(job.train),
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
         "resources": {"limits": {"google.com/tpu": args.chips}},
-        "volumeMounts": [{"name": "runs", "mountPath": args.mount}],
+        "volumeMounts": [
+            {"name": "runs", "mountPath": args.mount},
+            {"name": "memory", "mountPath": "/dev/shm"},
+        ],
     }
     pod = {
         "restartPolicy": "Never",  # one lost host means that all begin again, together
         "terminationGracePeriodSeconds": 300,
         "nodeSelector": selector,
         "containers": [container],
-        "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": args.claim}}],
+        "volumes": [
+            {"name": "runs", "persistentVolumeClaim": {"claimName": args.claim}},
+            # The usual 64 MB are too little for batches from reading processes (data.workers).
+            {"name": "memory", "emptyDir": {"medium": "Memory"}},
+        ],
     }
     final = {"containerName": "train", "operator": "In", "values": FINAL}
     slice_ = {
@@ -85,9 +92,10 @@ def jobset(args, job, image: str) -> dict:
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": final}]},
-        "template": {"spec": pod},
+        # Without the annotation a claim on a bucket is never mounted; others do not look at it.
+        "template": {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}, "spec": pod},
     }
-    stop = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    stop = {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",

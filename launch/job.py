@@ -99,13 +99,14 @@ class Hands:
             raise errors.RunError(f"{argv[0]} ended with {code}; what it said is above.")
         return code
 
-    def ask(self, argv: list[str], dry: str) -> str:
-        """What the command prints, "" where it fails; `dry` on a dry run."""
+    def ask(self, argv: list[str], dry: str) -> tuple[str, str]:
+        """What the command prints and, where it fails, why; (`dry`, "") on a dry run."""
         if self.dry_run:
             print(f"$ {shlex.join(argv)}  # {dry or 'nothing'}", flush=True)
-            return dry
+            return dry, ""
         done = self._start(subprocess.run, argv, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        why = (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
+        return done.stdout.strip(), why
 
     @staticmethod
     def _start(call, argv, **kwargs):

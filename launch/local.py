@@ -22,7 +22,7 @@ from launch import job as job_lib
 from ldm_jax import cli
 from ldm_jax.base import errors
 
-GRACE = 90.0  # seconds for the others to end once one has failed
+GRACE = 20.0  # seconds for the others to end once one has failed
 POLL = 0.1
 
 

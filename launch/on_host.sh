@@ -7,9 +7,6 @@ kind="$1"
 shift
 
 source launch/environment.sh
-if [ "$kind" != cpu ]; then
-    "$python" -m pip install --quiet --disable-pip-version-check --constraint requirements.txt ".[$kind]"
-fi
 if [ "${SKYPILOT_NUM_NODES:-1}" -gt 1 ]; then
     export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
     export JAX_COORDINATOR_ADDRESS="${SKYPILOT_NODE_IPS%%$'\n'*}:${LDM_PORT:-8476}"

@@ -7,6 +7,7 @@ The bucket is mounted at --mount, under which the workdir lies.
 """
 
 import shlex
+import signal
 
 import yaml
 from absl import flags
@@ -14,6 +15,9 @@ from absl import flags
 from launch import job as job_lib
 from ldm_jax import cli
 from ldm_jax.base import errors
+
+# By which processes end that lost a host, their machine or their memory.
+SIGNALS = (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
 
 
 def define(values):
@@ -45,10 +49,8 @@ def main(args, overrides):
 def task(args, job, code, kind: str) -> dict:
     """SkyPilot's task; `run` is read by a shell on every node."""
     on_host = ["bash", "launch/on_host.sh", kind, *job.train]
-    recovery = {
-        "strategy": "FAILOVER",
-        "recover_on_exit_codes": [cli.EXIT_RESTART],
-    }
+    again = [cli.EXIT_RESTART, *(128 + number for number in SIGNALS)]
+    recovery = {"strategy": "FAILOVER", "recover_on_exit_codes": again}
     return {
         "name": job.name,
         "workdir": str(code),

@@ -44,7 +44,8 @@ def submission(args, job, folder, code) -> list[str]:
     argv += [f"--gres=gpu:{args.gpus}"] if args.gpus else []
     for option in ("partition", "account", "time"):
         argv += [f"--{option}={args[option].value}"] if args[option].value else []
-    return [*argv, str(code / "launch" / "slurm_job.sh"), *job.train]
+    kind = "cuda" if args.gpus else "cpu"
+    return [*argv, str(code / "launch" / "slurm_job.sh"), kind, *job.train]
 
 
 if __name__ == "__main__":

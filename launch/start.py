@@ -3,39 +3,43 @@
     python -m launch.start LAUNCH.json --config=... --workdir=...
 
 The record goes to WORKDIR/launch/ID.json, and each start of the launch with the newest checkpoint
-of that moment to ID.starts.jsonl. Two restarts that brought no new checkpoint end the job.
+of that moment to ID.starts.HOST.jsonl. Two restarts that brought no new checkpoint end the job.
+Every host keeps its own count: before they have found each other, none knows that it is the first.
 """
 
 import json
 import os
 import pathlib
+import socket
 import sys
 import time
 
 from ldm_jax import cli
 
 USELESS = 2  # restarts without progress
-# Where the launchers and schedulers say which host this is; host 0 keeps the record.
-INDEX = ("JAX_PROCESS_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
+# What numbers processes over all hosts of a job; elsewhere (TPU VMs, pods) a host is one process.
+INDEX = ("JAX_PROCESS_ID", "SLURM_PROCID")
 
 
 def main(argv):
     record, train = json.loads(pathlib.Path(argv[0]).read_text()), argv[1:]
     workdir = next(a.partition("=")[2] for a in train if a.startswith("--workdir="))
-    host = next((os.environ[name] for name in INDEX if name in os.environ), "0")
-    if host == "0" and (problem := keep(record, pathlib.Path(workdir))):
+    host = next((os.environ[name] for name in INDEX if name in os.environ), socket.gethostname())
+    if problem := keep(record, pathlib.Path(workdir), host):
         print(f"launch: {problem}", file=sys.stderr, flush=True)
         sys.exit(cli.EXIT_FAILED)
     # The same process from here on: signals reach the training, and its exit code is the job's.
     os.execv(sys.executable, [sys.executable, "-m", "ldm_jax.train", *train])
 
 
-def keep(record: dict, workdir: pathlib.Path) -> str:
+def keep(record: dict, workdir: pathlib.Path, host: str) -> str:
     """Writes record and start; returns why the job should end, or ""."""
     folder = workdir / "launch"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{record['id']}.json").write_text(json.dumps(record, indent=2) + "\n")
-    starts = folder / f"{record['id']}.starts.jsonl"
+    whole = folder / f".{record['id']}.{host}.tmp"  # all hosts write the same: never half of it
+    whole.write_text(json.dumps(record, indent=2) + "\n")
+    whole.replace(folder / f"{record['id']}.json")
+    starts = folder / f"{record['id']}.starts.{host}.jsonl"
     before = starts.read_text().splitlines() if starts.exists() else []
     step = newest_step(workdir)
     lately = [json.loads(line)["step"] for line in before][-1 - USELESS :]

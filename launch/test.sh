@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-requirements=requirements-dev.txt
+requirements="requirements-dev.txt"
 source launch/environment.sh
 
 "$python" -m ruff check .

@@ -17,7 +17,9 @@ from launch import job as job_lib
 from ldm_jax import cli
 from ldm_jax.base import errors
 
-POLL = 30.0  # seconds between two looks at a slice that is not there yet
+POLL = 30.0  # seconds between two looks at a slice, or two tries of what the cloud refused
+TRIES = 10  # of one thing in a row
+SHORT = 300.0  # seconds under which a training that ended counts as a try
 LOST = {"FAILED", "SUSPENDING", "SUSPENDED"}  # a queued resource does not come back from these
 ABSENT = ""
 
@@ -38,19 +40,23 @@ def main(args, overrides):
     hands = job_lib.Hands(args.dry_run)
     slice_ = Slice(args, job, hands)
     archive = job.pack(hands, job_lib.ROOT / job_lib.STAGING / job.name)
+    slice_.obtain(tries=1)  # what the cloud refuses at first it refuses for good
+    failures = 0
     while True:
-        slice_.obtain()
-        code = slice_.ship(archive) or slice_.train()
-        if code == 0:
+        begin = time.monotonic()
+        shipped = slice_.ship(archive) == 0
+        if shipped and (code := slice_.train()) == 0:
             break
+        failures = failures + 1 if time.monotonic() - begin < SHORT else 1
         if slice_.state() != "ACTIVE":
             print("launch: the slice was taken away", flush=True)
             slice_.delete()
-        elif not job_lib.restartable(code):
-            raise errors.RunError(
-                f"The job failed with exit code {code}; its output is above. {job.name} still "
-                f"runs and costs: {shlex.join(slice_.deletion())}"
-            )
+            slice_.obtain(tries=TRIES)
+        elif failures == TRIES or (shipped and not job_lib.restartable(code)):
+            what = f"The job failed with exit code {code}" if shipped else "No host takes the code"
+            raise errors.RunError(f"{what}; the output is above. {slice_.remainder()}")
+        else:
+            time.sleep(POLL)  # a host that is new, or about to go, refuses for a while
     if not args.keep:
         slice_.delete()
 
@@ -63,22 +69,39 @@ class Slice:
         self._where = [f"--zone={args.zone}"]
         self._where += [f"--project={args.project}"] if args.project else []
 
-    def obtain(self):
-        """Returns once the slice is there."""
+    def obtain(self, tries: int):
+        """Returns once the slice is there; RunError if the cloud refuses it `tries` times."""
         state = self.state(dry=ABSENT)
         while state != "ACTIVE":
             if state in LOST:
                 self.delete()
                 state = ABSENT
-            if state == ABSENT:
-                self._hands.run(self.creation())
-            else:
+            if state == ABSENT and (code := self._hands.run(self.creation(), check=False)):
+                tries -= 1
+                if not tries:
+                    raise errors.RunError(f"gcloud ended with {code}; what it said is above.")
+            if state != ABSENT or code:
                 time.sleep(POLL)
             state = self.state()
 
     def state(self, dry: str = "ACTIVE") -> str:
+        """Of the queued resource, ABSENT where the cloud knows none of that name.
+
+        An answer that fails says nothing of the slice: it is asked for again, TRIES times at most.
+        """
         argv = [*self._resource("describe"), "--format=value(state.state)"]
-        return self._hands.ask(argv, dry)
+        for _ in range(TRIES):
+            state, why = self._hands.ask(argv, dry)
+            if not why:
+                return state
+            if "NOT_FOUND" in why:
+                return ABSENT
+            print(f"launch: {why.splitlines()[-1]}", flush=True)
+            time.sleep(POLL)
+        raise errors.RunError(f"gcloud does not answer: {why} {self.remainder()}")
+
+    def remainder(self) -> str:
+        return f"{self._job.name} still runs and costs: {shlex.join(self.deletion())}"
 
     def delete(self):
         self._hands.run(self.deletion())
@@ -94,13 +117,13 @@ class Slice:
         return [*self._resource("delete"), "--force", "--quiet"]
 
     def ship(self, archive) -> int:
-        argv = ["gcloud", "compute", "tpus", "tpu-vm", "scp", str(archive)]
+        argv = ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--quiet", str(archive)]
         argv += [f"{self._job.name}:{archive.name}", "--worker=all", *self._where]
         return self._hands.run(argv, check=False)
 
     def train(self) -> int:
         argv = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", self._job.name, "--worker=all"]
-        argv += [*self._where, f"--command={self.command()}"]
+        argv += ["--quiet", *self._where, f"--command={self.command()}"]
         return self._hands.run(argv, check=False)
 
     def command(self) -> str:

@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 
 from absl import flags
 
@@ -29,7 +30,14 @@ def start(doc: str, define, main, argv=None):
       main: (parsed FlagValues, {"a.b": "text"} config overrides) -> None.
       argv: without the program's name; sys.argv's by default.
     """
-    sys.exit(run(doc, define, main, sys.argv[1:] if argv is None else argv))
+    try:
+        code = run(doc, define, main, sys.argv[1:] if argv is None else argv)
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_FAILED
+    if code and (hosts := sys.modules.get("ldm_jax.engine.hosts")):
+        hosts.leave(code)
+    sys.exit(code)
 
 
 def run(doc, define, main, argv) -> int:

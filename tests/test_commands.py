@@ -247,8 +247,8 @@ def test_help_is_readable(command, capfd):
 
 def test_values_that_are_not_finite_stop_the_run_and_name_step_and_loss(tmp_path, capfd):
     tiny = ["--config.model.mult=(1,)", "--config.loss.disc_weight=0.0"]
-    lr = "--config.optim.autoencoder.lr=1e30"
-    assert call_train("first_stage", tmp_path / "run", *SHORT, *tiny, lr) == cli.EXIT_FAILED
+    bad = ["--config.optim.autoencoder.lr=1e30", "--config.max_bad_steps=0"]
+    assert call_train("first_stage", tmp_path / "run", *SHORT, *tiny, *bad) == cli.EXIT_FAILED
     last = capfd.readouterr().err.splitlines()[-1]
     assert re.search(r"autoencoder/(loss|grad_norm) is (nan|inf) at step \d", last), last
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))

@@ -8,10 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from test_resume import PATIENCE, assert_the_same, lines, wait_until
+
+from launch.job import restartable
+from ldm_jax.engine import hosts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEVICES = 8
@@ -27,14 +31,14 @@ def command(workdir, *settings) -> list[str]:
 
 
 @contextlib.contextmanager
-def session(workdir, hosts: int, commands=None):
+def session(workdir, count: int, commands=None):
     """The processes of one job, killed at the end where they still live."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={DEVICES // hosts}"
+    flags = f"--xla_force_host_platform_device_count={DEVICES // count}"
     env = os.environ | {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
-    env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(hosts)}
+    env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
     processes = [
         subprocess.Popen(
             commands[host] if commands else command(workdir),
@@ -43,7 +47,7 @@ def session(workdir, hosts: int, commands=None):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for host in range(hosts)
+        for host in range(count)
     ]
     try:
         yield processes
@@ -59,10 +63,10 @@ def end(processes) -> tuple[list[int], list[str]]:
     return [p.returncode for p in processes], [(err.splitlines() or [""])[-1] for err in errs]
 
 
-def to_the_end(workdir, hosts: int):
-    with session(workdir, hosts) as processes:
+def to_the_end(workdir, count: int):
+    with session(workdir, count) as processes:
         codes, last = end(processes)
-        assert codes == [0] * hosts, last
+        assert codes == [0] * count, last
 
 
 @pytest.mark.slow
@@ -85,6 +89,31 @@ def test_two_hosts_train_as_one_and_leave_together(tmp_path):
     assert last[0] == last[1] and last[0].startswith("ldm_jax: SIGTERM at step"), last
     to_the_end(cut, 2)
     assert_the_same(cut, two)
+
+
+@pytest.mark.slow
+def test_parameters_shared_among_hosts_do_not_make_them_wait_for_ever(tmp_path):
+    # Met at the first checkpoint, where a program per leaf summed over the hosts, all in flight.
+    settings = ["mesh.data=1", "mesh.fsdp=8", "model.width=32"]
+    with session(tmp_path, 2, [command(tmp_path / "run", *settings)] * 2) as processes:
+        codes, last = end(processes)
+    assert codes == [0, 0], last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_host_that_dies_or_freezes_brings_the_others_down_in_a_minute(blow, tmp_path):
+    run = tmp_path / "run"
+    with session(run, 2, [command(run, "steps.total=1000")] * 2) as processes:
+        wait_until(lambda: lines(run) >= 1, processes[0])
+        processes[1].send_signal(blow)
+        begin = time.monotonic()
+        _, err = processes[0].communicate(timeout=PATIENCE)
+        seconds = time.monotonic() - begin
+    code = processes[0].returncode
+    assert restartable(code), err
+    assert seconds < hosts.HEARTBEAT + 30, err
+    print(f"{blow.name}: down with {code} after {seconds:.0f} s")
 
 
 @pytest.mark.slow

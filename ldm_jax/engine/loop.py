@@ -161,6 +161,13 @@ def train(
         pending = metrics_meter.fetch()
         checkpoints.save(step, state, {"pending": pending, "seconds": stopwatch.total()})
 
+    def saved(step) -> str:
+        """Waits for that checkpoint; why it is not there, or ""."""
+        with phase("save"):
+            if checkpoints.wait():  # once more: what a full disk could spare is gone by now
+                save(step)
+            return checkpoints.wait()
+
     # Loop
     batches, program = data.train(first), None
     in_flight = collections.deque()
@@ -211,13 +218,10 @@ def train(
                     with stopwatch.paused(), phase("save"):
                         save(step)
                 if leave:
-                    with phase("save"):
-                        problem = checkpoints.wait()
+                    problem = saved(step)
                     word = f"NOT saved ({problem})" if problem else "saved"
                     raise Preempted(f"SIGTERM at step {step}: {word}.")
-        with phase("save"):
-            problem = checkpoints.wait()
-        if problem:
+        if problem := saved(steps.total):
             raise errors.RunError(
                 f"Step {steps.total} is done but not saved ({problem}): mend the storage of "
                 f"{checkpoints.directory} and start again."

@@ -94,7 +94,7 @@ def on_one_device(first_stage, second_stage):
     ("name", "mesh", "accumulate"),
     [
         ("first_stage", "data8", 2),
-        ("first_stage", "data2_fsdp4", 2),
+        pytest.param("first_stage", "data2_fsdp4", 2, marks=pytest.mark.slow),
         ("second_stage", "data2_fsdp4", 1),
         pytest.param("first_stage", "data8", 1, marks=pytest.mark.slow),
         pytest.param("first_stage", "data2_fsdp4", 1, marks=pytest.mark.slow),

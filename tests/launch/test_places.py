@@ -40,7 +40,7 @@ for i, (word, text, code) in enumerate(replies):
     if word in sys.argv:
         del replies[i]
         file.write_text(json.dumps(replies))
-        print(text)
+        print(text, file=sys.stderr if code else sys.stdout)
         sys.exit(code)
 """
 
@@ -67,7 +67,7 @@ def tools(tmp_path, monkeypatch):
 
     def install(*replies):
         folder = tmp_path / "bin"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for name in ("gcloud", "kubectl", "docker", "sbatch", "sky"):
             file = folder / name
             file.write_text(f"#!{sys.executable}\n{REPLIES}")
@@ -95,7 +95,7 @@ def test_dry_runs_are_as_they_were_read(place, still, capfd):
 
 
 def test_values_of_any_kind_reach_the_hosts_of_a_slice_whole(tools):
-    calls = tools(("describe", "", 1), ("describe", "ACTIVE", 0))
+    calls = tools(("describe", "NOT_FOUND", 1), ("describe", "ACTIVE", 0))
     flags = [*PLACES["tpu"][1], f"--config.first_stage={NASTY}"]
     assert call(tpu, CONFIG, *flags) == 0
     *_, ship, train, delete = calls()
@@ -107,12 +107,12 @@ def test_values_of_any_kind_reach_the_hosts_of_a_slice_whole(tools):
 
 def test_a_slice_that_is_taken_away_is_made_anew(tools):
     calls = tools(
-        ("describe", "", 1),  # not there
+        ("describe", "NOT_FOUND: no such resource", 1),
         ("describe", "WAITING_FOR_RESOURCES", 0),
         ("describe", "ACTIVE", 0),
         ("ssh", "", 255),
         ("describe", "SUSPENDED", 0),
-        ("describe", "", 1),
+        ("describe", "NOT_FOUND", 1),
         ("describe", "ACTIVE", 0),
         ("ssh", "", 42),
         ("describe", "ACTIVE", 0),  # only the process ended
@@ -122,6 +122,36 @@ def test_a_slice_that_is_taken_away_is_made_anew(tools):
     done = [c[4] for c in calls() if c[4] != "describe"]
     made, again = ["create", "scp", "ssh", "delete"], ["scp", "ssh", "delete"]
     assert done == made + made[:3] + again
+
+
+def test_a_cloud_that_does_not_answer_costs_no_slice(tools):
+    calls = tools(
+        ("describe", "ACTIVE", 0),
+        ("ssh", "", 255),
+        ("describe", "UNAVAILABLE: try later", 1),
+        ("describe", "ACTIVE", 0),
+    )
+    assert call(tpu, CONFIG, *PLACES["tpu"][1]) == 0
+    done = [c[4] for c in calls() if c[4] != "describe"]
+    assert done == ["scp", "ssh", "scp", "ssh", "delete"]
+
+
+def test_a_slice_that_takes_no_code_is_given_up_after_some_tries(tools, capfd):
+    answers = [("describe", "ACTIVE", 0), ("scp", "connection refused", 1)] * tpu.TRIES
+    calls = tools(*answers, ("describe", "ACTIVE", 0))
+    assert call(tpu, CONFIG, *PLACES["tpu"][1]) == 1
+    assert "delete" not in [c[4] for c in calls()]
+    assert "No host takes the code" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_slice_that_the_cloud_refuses_is_asked_for_once_at_first_and_often_later(tools):
+    refused = ("create", "no capacity", 1)
+    none, there = ("describe", "NOT_FOUND", 1), ("describe", "ACTIVE", 0)
+    calls = tools(none, refused)
+    assert call(tpu, CONFIG, *PLACES["tpu"][1]) == 1
+    calls = tools(there, ("ssh", "", 255), none, none, refused, none, refused, none, there)
+    assert call(tpu, CONFIG, *PLACES["tpu"][1]) == 0
+    assert [c[4] for c in calls()].count("create") == 4
 
 
 @pytest.mark.parametrize(("code", "expected"), [(1, 1), (2, 1)])
@@ -174,7 +204,8 @@ def test_sky_gets_a_managed_job_that_recovers_from_42(tools):
     task = yaml.safe_load(pathlib.Path(launched[-1]).read_text())
     assert shlex.split(task["run"])[-1] == f"--config.first_stage={NASTY}"
     assert task["num_nodes"] == 2 and task["file_mounts"]["/runs"]["source"] == "gs://b"
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [42]
+    again = task["resources"]["job_recovery"]["recover_on_exit_codes"]
+    assert {42, 134, 137} < set(again) and all(map(job.restartable, again))
     assert pathlib.Path(task["workdir"], "launch", "on_host.sh").is_file()
 
 
@@ -206,9 +237,10 @@ def test_two_restarts_without_progress_end_the_job(tmp_path):
     record = {"id": "now"}
     for step, problem in [(0, ""), (0, ""), (5, ""), (5, ""), (5, ""), (5, "beyond step 5")]:
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
-        found = start.keep(record, tmp_path)
-        assert bool(found) == bool(problem) and problem in found
-    assert start.keep({"id": "later"}, tmp_path) == "", "a new launch counts anew"
+        found = {start.keep(record, tmp_path, host) for host in "abcd"}
+        assert len(found) == 1, "hosts that share a workdir come to the same conclusion"
+        assert bool(found := found.pop()) == bool(problem) and problem in found
+    assert start.keep({"id": "later"}, tmp_path, "a") == "", "a new launch counts anew"
     assert json.loads((tmp_path / "launch" / "now.json").read_text()) == record
 
 
