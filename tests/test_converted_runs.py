@@ -105,6 +105,7 @@ def test_samples_and_measures_of_a_converted_ldm(ldm, tmp_path):
     assert measured["records"] == 8 and np.isfinite(measured["error"])
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_converted_ldm(ldm, tmp_path):
     out = tmp_path / "on"
     still = [text.format(player="denoiser") for text in STILL]
