@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.data import conditions, latents, pipeline, sources, transforms
-from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
-from ldm_jax.engine import checkpoint, loop, optim
+from ldm_jax.engine import checkpoint, loop
 from ldm_jax.metrics import scores
 from ldm_jax.models import clip, conditioners, lpips, tiny  # noqa: F401  (some register themselves)
 from ldm_jax.models.autoencoder import AUTOENCODERS
@@ -48,7 +47,7 @@ def resolve(config: ConfigDict, source) -> ConfigDict:
     stage that starts from another's weights takes that one's first stage where it names no run.
     """
     with config.unlocked():
-        open_end = config.stage == "diffuse" and _is_recipe(config.first_stage or ".py")
+        open_end = config.stage == "diffuse" and is_recipe(config.first_stage or ".py")
         if config.init_from and open_end:
             config.first_stage = read_config(config.init_from).get("first_stage", "")
         for name, kwargs in dict(config.get("conditioners", {})).items():
@@ -60,90 +59,6 @@ def resolve(config: ConfigDict, source) -> ConfigDict:
                 else:
                     kwargs.update(decided)
     return config
-
-
-def check(config: ConfigDict, source):
-    """Raises UsageError for what can be known to be wrong before any device is touched."""
-    size = config.data.size
-    positive = {f"eval.{key}": config.eval[key] for key in ("records", "batch_size")}
-    positive |= {key: config[key] for key in ("batch_size", "accumulate")}
-    for key, value in positive.items():
-        if value < 1:
-            raise errors.UsageError(f"config.{key}={value} must be at least 1.")
-    if config.batch_size % config.accumulate:
-        raise errors.UsageError(
-            f"config.batch_size={config.batch_size} must be a positive multiple of "
-            f"config.accumulate={config.accumulate}."
-        )
-    if not 0 <= config.seed < 2**32:
-        raise errors.UsageError(f"config.seed={config.seed}: give a number from 0 to {2**32 - 1}.")
-    data = config.data
-    transforms.standard(data.size, data.crop, data.flip, data.interpolation)
-    loop.Intervals(**config.steps)
-    for kwargs in config.optim.values():
-        optim.make_tx(total=config.steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
-    _one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
-    if config.stage == "autoencode":
-        check_divides(
-            size,
-            make_autoencoder(config).f,
-            "the downsampling factor f of config.model",
-        )
-        _one_of("config.model.bottleneck", config.model.bottleneck, ("kl", "vq"))
-        _one_of(
-            "config.discriminator.norm", config.discriminator.norm, ("batch", "group", "actnorm")
-        )
-        autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
-    elif config.stage == "diffuse":
-        _trained(config.first_stage)
-        codec = open_codec(config.first_stage)
-        process = make_process(**config.process)
-        Sampling(**config.sample).grid(process)
-        diffuse.DISTANCES.get(config.loss.distance)
-        WEIGHTS.get(config.loss.weight)
-        if bool(config.model.heads) == bool(config.model.head_channels):
-            raise errors.UsageError(
-                f"config.model.heads={config.model.heads} and config.model.head_channels="
-                f"{config.model.head_channels}: set one of them, the other 0."
-            )
-        classes = config.conditioners.get("class", {}).get("num_classes", 0)
-        if 0 < classes < len(source.classes or ()):
-            raise errors.UsageError(
-                f"config.conditioners.class.num_classes={classes}, but the data has "
-                f"{len(source.classes)} classes: take other data, or a model of so many."
-            )
-        levels = 2 ** (len(config.model.mult) - 1)
-        check_divides(
-            size, codec.f * levels, f"f={codec.f} times {levels} (the levels of config.model.mult)"
-        )
-        for name, conditioner in make_conditioners(config).items():
-            if not 0 <= (conditioner.dropout or 0.0) <= 1:
-                raise errors.UsageError(
-                    f"config.conditioners.{name}.dropout={conditioner.dropout}: give a share from "
-                    "0 to 1, or leave it out for config.loss.cond_dropout."
-                )
-        make_denoiser(config, codec).read_frozen()
-        make_conditions(config, source)
-        open_cache(config, source)
-    else:
-        raise errors.UsageError(f"config.stage={config.stage!r}: use 'autoencode' or 'diffuse'.")
-    if len(source) * (1 - config.data.holdout) < 1:
-        raise errors.UsageError(
-            f"config.data.holdout={config.data.holdout} leaves no training records."
-        )
-
-
-def _one_of(key: str, value, known):
-    if value not in known:
-        raise errors.UsageError(f"{key}={value!r}: use {' or '.join(map(repr, known))}.")
-
-
-def check_divides(size: int, factor: int, what: str):
-    if size % factor:
-        nearest = max(1, round(size / factor)) * factor
-        raise errors.UsageError(
-            f"config.data.size={size} must divide by {factor}, {what}; nearest: {nearest}."
-        )
 
 
 def make_data(config: ConfigDict, source, fields, share: dict | None = None) -> loop.Data:
@@ -182,7 +97,7 @@ def open_cache(config: ConfigDict, source) -> latents.Cache | None:
     path = config.get("latents", {}).get("cache", "")
     if not path:
         return None
-    if _is_identity(config.first_stage):
+    if is_identity(config.first_stage):
         raise errors.UsageError(
             f"config.latents.cache={path}: config.first_stage={config.first_stage} has no latents "
             "to keep; leave the cache empty."
@@ -266,14 +181,14 @@ def open_codec(first_stage: str) -> Codec:
     has everything but weights, which is enough to build a second stage abstractly. The identity may
     say its channels, `identity:4`; otherwise it has an image's three.
     """
-    if _is_identity(first_stage):
+    if is_identity(first_stage):
         return Codec(None, int(str(first_stage).partition(":")[2] or 3))
     if not first_stage:
         raise errors.UsageError(
             "config.first_stage is empty: give the workdir of a trained first stage "
             f"(--config.first_stage=RUN), or {IDENTITY!r} for pixel diffusion."
         )
-    recipe = _is_recipe(first_stage)
+    recipe = is_recipe(first_stage)
     config = config_lib.load(first_stage) if recipe else read_config(first_stage)
     if config.stage != "autoencode":
         raise errors.UsageError(
@@ -282,26 +197,18 @@ def open_codec(first_stage: str) -> Codec:
     return Codec(make_autoencoder(config))
 
 
-def _is_identity(first_stage: str) -> bool:
+def is_identity(first_stage: str) -> bool:
     name, _, channels = str(first_stage).partition(":")
     return name == IDENTITY and (channels or "3").isdecimal()
 
 
-def _is_recipe(first_stage: str) -> bool:
+def is_recipe(first_stage: str) -> bool:
     return str(first_stage).partition(":")[0].endswith(".py")
-
-
-def _trained(first_stage: str):
-    if _is_recipe(first_stage):
-        raise errors.UsageError(
-            f"config.first_stage={first_stage} is a recipe: train it (python -m ldm_jax.train "
-            f"--config={first_stage} --workdir=RUN), then give --config.first_stage=RUN."
-        )
 
 
 def codec_params(first_stage: str, ema: bool = True):
     """The weights that go with `open_codec`, and the training step they come from."""
-    if _is_identity(first_stage):
+    if is_identity(first_stage):
         return {}, 0
     params, step = checkpoint.read_params(first_stage, ("autoencoder",), ema=ema)
     return params["autoencoder"]["model"], step

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import build
+from ldm_jax import build, checks
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, tree
 from ldm_jax.stages.codec import Codec
@@ -131,7 +131,7 @@ def _cell(sweep, f, bottleneck, channels, seed) -> Cell:
     ldm.seed = seed
     ldm.first_stage = build.IDENTITY
     ldm = build.resolve(ldm, build.open_source(ldm.data))
-    build.check_divides(ldm.data.size, f * 2 ** (len(ldm.model.mult) - 1), f"f={f} times levels")
+    checks.divides(ldm.data.size, f * 2 ** (len(ldm.model.mult) - 1), f"f={f} times levels")
     if sweep.parameters:
         ldm = solve_width(ldm, codec, sweep.parameters, sweep.tolerance)
     return Cell(f, bottleneck, seed, first, ldm, codec, parameters(ldm, codec))

@@ -70,6 +70,16 @@ def run_command(doc, define, main, argv) -> int:
     return run(doc, define, functools.partial(main, command), argv)
 
 
+def command(program: str, name: str | None, known: dict):
+    """`known[name]`; a name that it lacks, or none, is a UsageError."""
+    if name not in known:
+        hint = errors.nearest(name or "", known)
+        raise errors.UsageError(
+            f"python -m ldm_jax.{program} {' | '.join(known)}: say which, first{hint}"
+        )
+    return known[name]
+
+
 def describe(values: flags.FlagValues) -> str:
     """A line for each flag: its name, its default where it has one, what it means."""
     lines = []

@@ -12,7 +12,6 @@ other: train on it, sample from it, evaluate it. Nothing in a checkpoint is ever
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -48,13 +47,9 @@ def define(values):
 
 
 def main(command, args, overrides):
-    if command not in COMMANDS:
-        hint = errors.nearest(command or "", COMMANDS)
-        raise errors.UsageError(
-            f"python -m ldm_jax.convert {' | '.join(COMMANDS)}: say which, first{hint}"
-        )
+    function = cli.command("convert", command, COMMANDS)
     cli.require(args, "out", *(("run",) if command == "export" else ("checkpoint",)))
-    COMMANDS[command](args, overrides)
+    function(args, overrides)
 
 
 def from_compvis(args, overrides):
@@ -277,9 +272,7 @@ COMMANDS = dict(compvis=from_compvis, diffusers=from_diffusers, taef2=from_taef2
 
 def run(argv) -> int:
     """The command with these arguments; returns the exit code."""
-    argv = list(argv)
-    command = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    return cli.run(__doc__, define, functools.partial(main, command), argv)
+    return cli.run_command(__doc__, define, main, argv)
 
 
 if __name__ == "__main__":

@@ -88,11 +88,11 @@ def writable(workdir: pathlib.Path) -> str:
 
 def record(config) -> str:
     """Reads one batch as the training would."""
-    from ldm_jax import build
+    from ldm_jax import build, checks
 
     source = build.open_source(config.data)
     build.resolve(config, source)
-    build.check(config, source)
+    checks.check(config, source)
     with build.make_data(config, source, ("image",)).train(0) as batches:
         image = next(batches)["image"]
     return f"{len(source)} records; a batch of images {image.shape}"

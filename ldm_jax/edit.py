@@ -60,16 +60,12 @@ def define(values):
 
 
 def main(command, args, overrides):
-    if command not in COMMANDS:
-        hint = errors.nearest(command or "", COMMANDS)
-        raise errors.UsageError(
-            f"python -m ldm_jax.edit {' | '.join(COMMANDS)}: say which, first{hint}"
-        )
+    function = cli.command("edit", command, COMMANDS)
     if overrides:
         raise errors.UsageError("edit reads the run's own config; --config.* is for training.")
     cli.require(args, "run", "out")
     seconds = cli.stopwatch()
-    summary = COMMANDS[command](args)
+    summary = function(args)
     summary = {"edit": command, "run": args.run} | summary | {"seconds": seconds()}
     cli.finish(pathlib.Path(args.out) / "summary.json", summary)
 

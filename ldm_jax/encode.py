@@ -55,7 +55,7 @@ def encode(args, data):
     import jax
     import numpy as np
 
-    from ldm_jax import build, sample
+    from ldm_jax import build, checks, sample
     from ldm_jax.base import shard, tree
     from ldm_jax.data import latents, pipeline, sources
     from ldm_jax.engine import log, preempt
@@ -66,7 +66,7 @@ def encode(args, data):
     worker, workers = sample.read_worker(args.worker)
     chains = latents.variants(data.size, data.crop, data.flip, data.interpolation)
     codec = build.open_codec(args.run)
-    build.check_divides(data.size, codec.f, "the downsampling factor f of --run")
+    checks.divides(data.size, codec.f, "the downsampling factor f of --run")
     records = sources.holdout(build.open_source(data), data.holdout, train=True)
     readers = [pipeline.Rows(records, tuple(chain), 1, 0, 1, (), TRIES) for chain in chains]
     reader = moments_lib.Reader(readers, data.threads)

@@ -153,7 +153,7 @@ def main(args, overrides):
             progress=progress,
         )
     progress.close()
-    if left := job.missing():
+    if left := job.unrecorded():
         print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
         return
     digest = job.finish()

@@ -49,7 +49,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
     """Trains what `config` says in `workdir`; returns the summary that it writes there."""
     import jax
 
-    from ldm_jax import build, monitor
+    from ldm_jax import build, checks, monitor
     from ldm_jax.base import shard
     from ldm_jax.engine import hosts, inherit, loop, phases
 
@@ -58,7 +58,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
     workdir = pathlib.Path(workdir)
     source = build.open_source(config.data)
     config = build.resolve(config, source)
-    build.check(config, source)
+    checks.check(config, source)
     plan = monitor.plan(config)
     hosts.agree(
         code_version=hosts.code_version(),

@@ -10,7 +10,7 @@ from calling import call
 from tokenizers.pre_tokenizers import ByteLevel
 
 import ldm_jax
-from ldm_jax import build, train
+from ldm_jax import build, checks, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.data import bytepairs
@@ -114,4 +114,4 @@ def test_a_recipe_without_weights_is_refused_in_one_line():
     config = config_lib.load(f"{ROOT}/configs/sd_v1.py:captions", {"first_stage": "identity:4"})
     assert set(build.make_diffuse(config).fields) == {"clip_ids"}
     with pytest.raises(errors.UsageError, match=r"weights are empty.*huggingface"):
-        build.check(config, range(100))
+        checks.check(config, range(100))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from calling import call
 
-from ldm_jax import adherence, build, train
+from ldm_jax import adherence, build, checks, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
@@ -122,7 +122,7 @@ def test_the_vocabulary_decides_the_size_of_the_text_conditioner():
     config, source = resolved("text")
     text = config.conditioners.text
     assert (text.vocab_size, text.null, text.pad) == (19, (2, 3), 0)
-    build.check(config, source)
+    checks.check(config, source)
     with pytest.raises(errors.UsageError, match="cannot be read"):
         resolved("text", data__vocabulary="nowhere.txt")
 
@@ -142,7 +142,7 @@ def test_conditioners_keep_to_their_own_dropout():
         config.conditioners.third = copy.deepcopy(config.conditioners.text)
         for name in ("other", "third"):
             del config.conditioners[name]["dropout"]
-    build.check(config, source)
+    checks.check(config, source)
     denoiser = build.make_diffuse(config).denoiser  # in the order of names
     other, own, third = np.asarray(denoiser.draw_drop(jax.random.key(0), 4_000, 0.1)).T
     np.testing.assert_array_equal(other, third)
@@ -192,7 +192,7 @@ def test_each_conditioner_gets_its_own_null():
 )
 def test_a_wrong_key_is_one_line_before_any_device_is_touched(task, changes, message):
     with pytest.raises(errors.UsageError, match=message) as caught:
-        build.check(*with_keys(task, **changes))
+        checks.check(*with_keys(task, **changes))
     assert "\n" not in str(caught.value)
 
 
@@ -203,6 +203,6 @@ def test_a_config_saved_before_these_keys_still_loads():
         del saved["data"][key]
     del saved["conditioners"]["hole"]["holes"]
     old = config_lib.from_json(json.dumps(saved))
-    build.check(old, build.open_source(old.data))
+    checks.check(old, build.open_source(old.data))
     fields, _ = build.make_conditions(old, source).of_source(source, 1)
     assert fields["mask"].shape == (1, 16, 16, 1)

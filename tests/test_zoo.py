@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from ldm_jax import build
+from ldm_jax import build, checks
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, tree
 from ldm_jax.engine import optim
@@ -201,7 +201,7 @@ def test_a_recipe_only_changes_what_base_has(name):
 
 def test_a_recipe_in_the_place_of_a_first_stage_is_refused_with_the_way_to_train_it():
     with pytest.raises(errors.UsageError, match=r"--config=configs/vq_f4.py --workdir=RUN"):
-        build.check(load("ldm_celebahq"), range(10))
+        checks.check(load("ldm_celebahq"), range(10))
 
 
 TASKS = {

@@ -2,10 +2,8 @@
 
 import pathlib
 
-import numpy as np
-
 from ldm_jax.base import errors
-from ldm_jax.data import conditions, images, transforms
+from ldm_jax.data import captions, conditions
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _LONGEST = 100  # characters a token stands for, at most
@@ -17,20 +15,18 @@ _WHERE = (
 
 
 @conditions.MAKERS.register("clip_ids")
-class ClipIds(conditions.Maker):
+class ClipIds(captions.Ids):
     """`clip_ids` int32 [length]: start, caption, end, then padding.
-
-    A caption that is too long is cut, its end kept; an empty one is the null condition. Of several
-    captions a random one is taken. A record without any is bad.
 
     Args:
       tokenizer: folder of vocab.json and merges.txt.
       vocab_size, start, end, pad: the conditioner's; they have to agree with the vocabulary.
     """
 
+    field = "clip_ids"
+
     def __init__(self, shapes: dict, vocab_size, start, end, pad, tokenizer: str = ""):
         vocab, merges = read_tokenizer(tokenizer)
-        [self._length] = shapes["clip_ids"]
         found = len(vocab), vocab[START], vocab[END]
         if found != (vocab_size, start, end) or not 0 <= pad < vocab_size:
             raise errors.UsageError(
@@ -38,23 +34,8 @@ class ClipIds(conditions.Maker):
                 f"{pad}, but the tokenizer {tokenizer} {found[0]} tokens, start {found[1]} and end "
                 f"{found[2]}: give it these, or another tokenizer."
             )
-        self._any = transforms.AnyCaption()
-        self._tokenizer = make_tokenizer(vocab, merges, self._length, pad)
-
-    def __call__(self, record, rng):
-        record = self._any(record, rng)
-        if "caption" not in record:
-            raise images.BadRecord("has no caption")
-        # What a longer text would say beyond this is cut anyway, so it need not be split.
-        text = str(record["caption"])[: self._length * _LONGEST]
-        return record | {"clip_ids": np.array(self._tokenizer.encode(text).ids, np.int32)}
-
-    def findings(self, record):
-        captions = record.get("captions") or [record.get("caption", "")]
-        if not all(str(caption).strip() for caption in captions):
-            yield "empty caption"
-        if any(self._tokenizer.encode(str(caption)).overflowing for caption in captions):
-            yield f"caption longer than {self._length} tokens, cut"
+        [length] = shapes[self.field]
+        super().__init__(make_tokenizer(vocab, merges, length, pad), length, _LONGEST)
 
 
 def make_tokenizer(vocab: dict[str, int], merges: list, length: int, pad: int):

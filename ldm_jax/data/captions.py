@@ -15,22 +15,54 @@ _WHERE = (
 )
 
 
-@conditions.MAKERS.register("text_ids")
-class TextIds(conditions.Maker):
-    """`text_ids` int32 [length]: [CLS] caption [SEP], then [PAD].
+class Ids(conditions.Maker):
+    """Ids of a caption, [length] int32, as field `field`.
 
-    A caption that is too long is cut to `length` ids, [SEP] kept; an empty one is [CLS] [SEP], the
-    null condition. Of several captions a random one is taken. A record without any is bad.
+    A caption that is too long is cut, its end kept; an empty one is the null condition. Of several
+    captions a random one is taken. A record without any is bad.
+
+    Args:
+      tokenizer: a `tokenizers.Tokenizer` that says exactly `length` ids.
+      longest: characters that a token stands for, at most.
+    """
+
+    field: str
+
+    def __init__(self, tokenizer, length: int, longest: int):
+        self._any, self._tokenizer, self._length = transforms.AnyCaption(), tokenizer, length
+        self._characters = length * longest
+
+    def __call__(self, record, rng):
+        record = self._any(record, rng)
+        if "caption" not in record:
+            raise images.BadRecord("has no caption")
+        # What a longer text would say beyond this is cut anyway, so it need not be split.
+        text = str(record["caption"])[: self._characters]
+        return record | {self.field: np.array(self._tokenizer.encode(text).ids, np.int32)}
+
+    def findings(self, record):
+        captions = record.get("captions") or [record.get("caption", "")]
+        if not all(str(caption).strip() for caption in captions):
+            yield "empty caption"
+        if any(self._tokenizer.encode(str(caption)).overflowing for caption in captions):
+            yield f"caption longer than {self._length} tokens, cut"
+
+
+@conditions.MAKERS.register("text_ids")
+class TextIds(Ids):
+    """`text_ids` int32 [length]: [CLS] caption [SEP], then [PAD].
 
     Args:
       vocabulary: path of a vocab.txt, a token a line; "" takes the source's own words.
       vocab_size, pad, null: the conditioner's; they have to agree with the vocabulary.
     """
 
+    field = "text_ids"
+
     def __init__(self, shapes: dict, vocab_size, pad, null, source=None, vocabulary: str = ""):
         vocab = read_vocabulary(vocabulary, source)
-        [self._length] = shapes["text_ids"]
-        self._any, self._tokenizer = transforms.AnyCaption(), tokenizer(vocab, self._length)
+        [length] = shapes[self.field]
+        super().__init__(tokenizer(vocab, length), length, longest=_LONGEST + 1)
         empty = [vocab["[CLS]"], vocab["[SEP]"]]
         if len(vocab) > vocab_size or list(null) != empty or pad != vocab["[PAD]"]:
             raise errors.UsageError(
@@ -39,21 +71,6 @@ class TextIds(conditions.Maker):
                 f"{vocab['[PAD]']} and the empty caption {tuple(empty)}; give it these, or another "
                 "--config.data.vocabulary."
             )
-
-    def __call__(self, record, rng):
-        record = self._any(record, rng)
-        if "caption" not in record:
-            raise images.BadRecord("has no caption")
-        # What a longer text would say beyond this is cut anyway, so it need not be split.
-        text = str(record["caption"])[: self._length * (_LONGEST + 1)]
-        return record | {"text_ids": np.array(self._tokenizer.encode(text).ids, np.int32)}
-
-    def findings(self, record):
-        captions = record.get("captions") or [record.get("caption", "")]
-        if not all(str(caption).strip() for caption in captions):
-            yield "empty caption"
-        if any(self._tokenizer.encode(str(caption)).overflowing for caption in captions):
-            yield f"caption longer than {self._length} tokens, cut"
 
     @classmethod
     def decide(cls, source, data):

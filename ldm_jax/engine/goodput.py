@@ -17,7 +17,7 @@ class Ledger:
 
     Args:
       workdir: the run's folder.
-      first: the step this session goes on from.
+      first: the step that the run goes on from.
       seconds: {phase: seconds}, counted on by the phases.
       active: whether this host writes.
     """

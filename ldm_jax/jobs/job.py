@@ -50,6 +50,10 @@ class Job:
         """The unfinished shards that are this worker's: every `workers`-th."""
         return [s for s in self.shards[worker::workers] if not self._finished(s)]
 
+    def unrecorded(self) -> list[outputs.Shard]:
+        """The shards, anybody's, of which no record says that they are finished."""
+        return [s for s in self.shards if not self._recorded(s)]
+
     def write(self, shard: outputs.Shard, images, rows):
         """The files, then the record. images: uint8 [n, h, w, 3]; rows: one dict each."""
         folder = self.out / "images"
@@ -81,10 +85,12 @@ class Job:
             found |= {i: images[i - shard.begin] for i in indices if i // size == number}
         return [found[i] for i in indices]
 
-    def _finished(self, shard):
+    def _recorded(self, shard):
         record = self._record(shard)
-        whole = record.get("begin") == shard.begin and record.get("end") == shard.end
-        return whole and record["sha256"] == self._digest(shard)
+        return record.get("begin") == shard.begin and record.get("end") == shard.end
+
+    def _finished(self, shard):
+        return self._recorded(shard) and self._record(shard)["sha256"] == self._digest(shard)
 
     def _record(self, shard) -> dict:
         try:

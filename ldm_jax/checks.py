@@ -1,0 +1,104 @@
+"""What can be known to be wrong with a config before any device is touched."""
+
+from ml_collections import ConfigDict
+
+from ldm_jax import build
+from ldm_jax.base import errors
+from ldm_jax.data import transforms
+from ldm_jax.diffusion.loss_weights import WEIGHTS
+from ldm_jax.diffusion.process import make_process
+from ldm_jax.engine import loop, optim
+from ldm_jax.stages import autoencode, diffuse
+from ldm_jax.stages.sampling import Sampling
+
+
+def check(config: ConfigDict, source):
+    """Raises UsageError for what can be known to be wrong before any device is touched."""
+    size = config.data.size
+    positive = {f"eval.{key}": config.eval[key] for key in ("records", "batch_size")}
+    positive |= {key: config[key] for key in ("batch_size", "accumulate")}
+    for key, value in positive.items():
+        if value < 1:
+            raise errors.UsageError(f"config.{key}={value} must be at least 1.")
+    if config.batch_size % config.accumulate:
+        raise errors.UsageError(
+            f"config.batch_size={config.batch_size} must be a positive multiple of "
+            f"config.accumulate={config.accumulate}."
+        )
+    if not 0 <= config.seed < 2**32:
+        raise errors.UsageError(f"config.seed={config.seed}: give a number from 0 to {2**32 - 1}.")
+    data = config.data
+    transforms.standard(data.size, data.crop, data.flip, data.interpolation)
+    loop.Intervals(**config.steps)
+    for kwargs in config.optim.values():
+        optim.make_tx(total=config.steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
+    _one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
+    if config.stage == "autoencode":
+        divides(
+            size,
+            build.make_autoencoder(config).f,
+            "the downsampling factor f of config.model",
+        )
+        _one_of("config.model.bottleneck", config.model.bottleneck, ("kl", "vq"))
+        _one_of(
+            "config.discriminator.norm", config.discriminator.norm, ("batch", "group", "actnorm")
+        )
+        autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
+    elif config.stage == "diffuse":
+        _trained(config.first_stage)
+        codec = build.open_codec(config.first_stage)
+        process = make_process(**config.process)
+        Sampling(**config.sample).grid(process)
+        diffuse.DISTANCES.get(config.loss.distance)
+        WEIGHTS.get(config.loss.weight)
+        if bool(config.model.heads) == bool(config.model.head_channels):
+            raise errors.UsageError(
+                f"config.model.heads={config.model.heads} and config.model.head_channels="
+                f"{config.model.head_channels}: set one of them, the other 0."
+            )
+        classes = config.conditioners.get("class", {}).get("num_classes", 0)
+        if 0 < classes < len(source.classes or ()):
+            raise errors.UsageError(
+                f"config.conditioners.class.num_classes={classes}, but the data has "
+                f"{len(source.classes)} classes: take other data, or a model of so many."
+            )
+        levels = 2 ** (len(config.model.mult) - 1)
+        divides(
+            size, codec.f * levels, f"f={codec.f} times {levels} (the levels of config.model.mult)"
+        )
+        for name, conditioner in build.make_conditioners(config).items():
+            if not 0 <= (conditioner.dropout or 0.0) <= 1:
+                raise errors.UsageError(
+                    f"config.conditioners.{name}.dropout={conditioner.dropout}: give a share from "
+                    "0 to 1, or leave it out for config.loss.cond_dropout."
+                )
+        build.make_denoiser(config, codec).read_frozen()
+        build.make_conditions(config, source)
+        build.open_cache(config, source)
+    else:
+        raise errors.UsageError(f"config.stage={config.stage!r}: use 'autoencode' or 'diffuse'.")
+    if len(source) * (1 - config.data.holdout) < 1:
+        raise errors.UsageError(
+            f"config.data.holdout={config.data.holdout} leaves no training records."
+        )
+
+
+def _one_of(key: str, value, known):
+    if value not in known:
+        raise errors.UsageError(f"{key}={value!r}: use {' or '.join(map(repr, known))}.")
+
+
+def divides(size: int, factor: int, what: str):
+    if size % factor:
+        nearest = max(1, round(size / factor)) * factor
+        raise errors.UsageError(
+            f"config.data.size={size} must divide by {factor}, {what}; nearest: {nearest}."
+        )
+
+
+def _trained(first_stage: str):
+    if build.is_recipe(first_stage):
+        raise errors.UsageError(
+            f"config.first_stage={first_stage} is a recipe: train it (python -m ldm_jax.train "
+            f"--config={first_stage} --workdir=RUN), then give --config.first_stage=RUN."
+        )
