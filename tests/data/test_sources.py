@@ -195,6 +195,7 @@ def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
         ("folder", {"pth": "x"}, "did you mean 'path'"),
         ("folder", {}, "path"),
         ("folder", {"path": str(tmp_path / "nothing")}, "is not a folder"),
+        ("folder", {"path": ""}, "give --config.data.path=PATH"),
         ("folder", {"path": str(tmp_path / "empty")}, "holds no images"),
         ("folder", {"path": str(root), "label_field": "kind"}, "no row of metadata.jsonl"),
         ("tar", {"path": str(tmp_path / "empty")}, "no .tar file there"),
