@@ -48,7 +48,7 @@ def training(config, mesh, codec: Codec | None = None, cached: bool = False) -> 
     arguments = {
         "state": programs.state,
         "frozen": shard.abstract(stage.frozen, whole),
-        "batch": shard.abstract(batch, shard.batch_sharding(mesh)),
+        "batch": shard.abstract_batch(batch, mesh),
         "key": shard.abstract(_keys(), whole),
     }
     return Program(programs.step, arguments)

@@ -39,25 +39,30 @@ def programs(
     mesh,
     total: int,
     accumulate: int = 1,
-    rules: tuple = (),
     ema_warmup: bool = True,
 ) -> Programs:
-    """The programs of `stage`. optimizers, rules: see loop.train; the rest as in make_step."""
+    """The programs of `stage`. optimizers: see loop.train; the rest as in make_step."""
     settings = {player.name: dict(optimizers[player.name]) for player in stage.players}
     ema = {name: kwargs.pop("ema") for name, kwargs in settings.items()}
     made = {name: optim.make_tx(total=total, **kwargs) for name, kwargs in settings.items()}
     txs = {name: tx for name, (tx, _) in made.items()}
     init = make_init(stage.players, txs, ema)
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
-    placement, whole = shard.infer(shapes, mesh, rules), shard.replicated(mesh)
+    placement, whole = shard.infer(shapes, mesh, stage.rules), shard.replicated(mesh)
     step = make_step(
-        stage.players, txs, ema, mesh=mesh, accumulate=accumulate, ema_warmup=ema_warmup
+        stage.players,
+        txs,
+        ema,
+        mesh=mesh,
+        rules=stage.rules,
+        accumulate=accumulate,
+        ema_warmup=ema_warmup,
     )
     return Programs(
         init=jax.jit(init, out_shardings=placement, compiler_options=_init_options(mesh)),
         step=jax.jit(
             step,
-            in_shardings=(placement, whole, shard.batch_sharding(mesh), whole),
+            in_shardings=(placement, whole, None, whole),
             out_shardings=(placement, whole),
             donate_argnums=0,
         ),
@@ -90,13 +95,23 @@ def make_init(players, txs: dict, ema: dict):
     return init
 
 
-def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1, ema_warmup: bool = True):
+def make_step(
+    players,
+    txs: dict,
+    ema: dict,
+    *,
+    mesh,
+    rules: tuple = (),
+    accumulate: int = 1,
+    ema_warmup: bool = True,
+):
     """The training step.
 
     Args:
       players: api.Player, in order.
       txs: {player: optax transformation}.
       ema: {player: decay}; 0 keeps no average for that player.
+      rules: sharding rules, see base/shard.py.
       accumulate: micro-batches per step; losses and gradients are their means. Statistics over a
         batch (the discriminator's BatchNorm) are those of a micro-batch.
       ema_warmup: see optim.update_ema.
@@ -108,7 +123,7 @@ def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1, ema_w
         for player in players:
 
             def loss_fn(own, player=player, shared=shared):
-                everyone = shard.gather(params | {player.name: own}, mesh)
+                everyone = shard.gather(params | {player.name: own}, mesh, rules)
                 return player.loss(everyone, frozen, batch, key, step, shared)
 
             grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
