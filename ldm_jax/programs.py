@@ -43,6 +43,7 @@ def training(config, mesh, codec: Codec | None = None, cached: bool = False) -> 
         mesh=mesh,
         total=config.steps.total,
         accumulate=config.accumulate,
+        offload=config.get("offload", False),
     )
     whole = shard.replicated(mesh)
     arguments = {

@@ -36,6 +36,12 @@ def mesh_shape(devices: int, **sizes: int) -> tuple[int, ...]:
         raise errors.UsageError(
             f"config.mesh ({asked}): sizes are positive, and at most one is -1 (the rest)."
         )
+    if sizes["spatial"] != 1 and sizes["tensor"] != 1:
+        # Kernel gradients come out a multiple of what they are (jax 0.10.2, both partitioners).
+        raise errors.UsageError(
+            f"config.mesh ({asked}): spatial and tensor exclude one another, as XLA gets the "
+            "gradients of such convolutions wrong; set one to 1 (fsdp goes with either)."
+        )
     rest = max(1, devices // math.prod(known))
     sizes = {name: rest if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != devices:

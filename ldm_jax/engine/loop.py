@@ -72,6 +72,7 @@ def train(
     batch_size: int,
     seed: int = 0,
     accumulate: int = 1,
+    offload: bool = False,
     keep: int = 2,
     keep_every: int = 0,
     max_bad_steps: int = 0,
@@ -85,6 +86,7 @@ def train(
       stage: stages.api.Stage.
       optimizers: {player: {"ema": decay, **arguments of optim.make_tx}}.
       batch_size: global rows per step.
+      offload: keep the optimizers' moments in the host's memory.
       keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
       max_bad_steps: skipped steps in a row that are borne, see meter.Meter.
       phase: watches and counts what the run does; by default nobody watches.
@@ -103,6 +105,7 @@ def train(
         mesh=mesh,
         total=steps.total,
         accumulate=accumulate,
+        offload=offload,
         # An average of weights that start as noise forgets them; inherited ones are worth it.
         ema_warmup=not init_from,
     )
