@@ -54,7 +54,10 @@ def common() -> ConfigDict:
             # Seconds after which a phase counts as stuck and the process ends with 42; 0: never.
             limits=dict(start=3_600, compile=7_200, data=1_800, step=1_800, eval=7_200, save=3_600),
             max_bad_steps=5,  # in a row, skipped because a value was not finite; more end the run
-            mesh=dict(data=-1, fsdp=1, tensor=1),
+            # Devices along each axis, -1: the rest. data: batch rows; fsdp: rows and weights;
+            # spatial: the images' height; tensor: channels of attention, MLPs and residual blocks
+            mesh=dict(data=-1, fsdp=1, spatial=1, tensor=1),
+            offload=False,  # keep optimizer moments in the host's memory
             dtype="float32",  # of the computation; weights, optimizer and losses stay float32
         )
     )
@@ -72,6 +75,7 @@ def optimizer(**changes) -> dict:
         length=0,  # step where it ends; 0: the last one
         b1=0.9,
         b2=0.999,
+        mu_dtype="",  # of the first moment: bfloat16 takes half; "" is float32
         weight_decay=0.0,
         clip=0.0,
         ema=0.0,
@@ -96,7 +100,8 @@ def first_stage() -> ConfigDict:
         codebook_size=8192,  # vq
         groups=32,  # of GroupNorm
         dropout=0.0,
-        remat=False,
+        remat=False,  # compute what is inside of blocks again in the backward pass,
+        remat_saves="",  # but for: "" nothing | products of matrices and convolutions
     )
     config.discriminator = dict(width=64, layers=3, norm="batch")
     config.lpips = dict(backbone="", heads="")  # paths of the weights
@@ -143,7 +148,8 @@ def ldm() -> ConfigDict:
         scale_shift=False,
         resblock_updown=False,
         groups=32,  # of GroupNorm; with one channel a group the network is deaf to the timestep
-        remat=False,
+        remat=False,  # compute what is inside of blocks again in the backward pass,
+        remat_saves="",  # but for: "" nothing | products of matrices and convolutions
     )
     config.conditioners = dict()  # {batch field: dict(name=conditioner, ...)}
     config.process = dict(

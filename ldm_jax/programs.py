@@ -44,12 +44,13 @@ def training(config, mesh, first_stage: Codec | None = None, cached: bool = Fals
         mesh=mesh,
         total=config.steps.total,
         accumulate=config.accumulate,
+        offload=config.get("offload", False),
     )
     whole = shard.replicated(mesh)
     arguments = {
         "state": programs.state,
         "frozen": shard.abstract(stage.frozen, whole),
-        "batch": shard.abstract(batch, shard.batch_sharding(mesh)),
+        "batch": shard.abstract_batch(batch, mesh),
         "key": shard.abstract(_keys(), whole),
     }
     return Program(programs.step, arguments)

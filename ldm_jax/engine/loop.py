@@ -72,9 +72,9 @@ def train(
     batch_size: int,
     seed: int = 0,
     accumulate: int = 1,
+    offload: bool = False,
     keep: int = 2,
     keep_every: int = 0,
-    rules: tuple = (),
     max_bad_steps: int = 0,
     phase: phases.Phases | None = None,
     init_from: str = "",
@@ -86,8 +86,8 @@ def train(
       stage: stages.api.Stage.
       optimizers: {player: {"ema": decay, **arguments of optim.make_tx}}.
       batch_size: global rows per step.
+      offload: keep the optimizers' moments in the host's memory.
       keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
-      rules: sharding rules, see shard.infer.
       max_bad_steps: skipped steps in a row that are borne, see meter.Meter.
       phase: watches and counts what the run does; by default nobody watches.
       init_from: a run whose weights a new run starts from, see inherit.
@@ -105,7 +105,7 @@ def train(
         mesh=mesh,
         total=steps.total,
         accumulate=accumulate,
-        rules=rules,
+        offload=offload,
         # An average of weights that start as noise forgets them; inherited ones are worth it.
         ema_warmup=not init_from,
     )
