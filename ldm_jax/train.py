@@ -8,6 +8,7 @@ on the same workdir continues from the newest checkpoint. SIGTERM saves and exit
 config along.
 """
 
+import functools
 import pathlib
 
 from absl import flags
@@ -17,7 +18,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
 # Keys of a run's config that say nothing of what it computes.
-MAY_CHANGE = ("limits.", "max_bad_steps")
+MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks")
 
 
 def define(values):
@@ -51,7 +52,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
 
     from ldm_jax import build, checks, monitor
     from ldm_jax.base import shard
-    from ldm_jax.engine import hosts, inherit, loop, phases
+    from ldm_jax.engine import hosts, inherit, loop, phases, rollback
 
     seconds = cli.stopwatch()
     hosts.connect()
@@ -85,7 +86,8 @@ def train(config, workdir, allow=(), devices="") -> dict:
         cache.check_weights(config.first_stage, origin["digest"])
     report = workdir / f"hang_{hosts.index():04d}.txt"
     with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
-        loop.train(
+        session = functools.partial(
+            loop.train,
             stage,
             build.make_data(config, source, stage.fields),
             workdir=workdir,
@@ -97,10 +99,13 @@ def train(config, workdir, allow=(), devices="") -> dict:
             accumulate=config.accumulate,
             phase=phase,
             max_bad_steps=config.max_bad_steps,
+            max_loss_spike=config.get("max_loss_spike", 0.0),  # runs from before this key lack it
             evaluators=(monitor.distances(plan, config, source, mesh),) if plan else (),
             init_from=config.init_from,
             **config.checkpoints,
         )
+        most = config.get("max_rollbacks", 0)
+        rollback.persevere(lambda history: session(history=history), workdir, most)
     return hosts.on_first(lambda: summarise(workdir, seconds()))
 
 
@@ -205,6 +210,8 @@ def claim(workdir, config, source, allow):
     taken = begun(workdir)
     if not taken:
         (workdir / "latents.json").unlink(missing_ok=True)
+        if not file.exists() or file.read_text() != text:
+            (workdir / "rollbacks.jsonl").unlink(missing_ok=True)
     if taken and file.exists():
         saved = config_lib.from_json(file.read_text())
         lines = config_lib.difference(saved, config, unset=config_lib.OFF)

@@ -247,7 +247,8 @@ def test_help_is_readable(command, capfd):
 
 def test_values_that_are_not_finite_stop_the_run_and_name_step_and_loss(tmp_path, capfd):
     tiny = ["--config.model.mult=(1,)", "--config.loss.disc_weight=0.0"]
-    bad = ["--config.optim.autoencoder.lr=1e30", "--config.max_bad_steps=0"]
+    bad = ["optim.autoencoder.lr=1e30", "max_bad_steps=0", "max_rollbacks=0"]
+    bad = [f"--config.{setting}" for setting in bad]
     assert call_train("first_stage", tmp_path / "run", *SHORT, *tiny, *bad) == cli.EXIT_FAILED
     last = capfd.readouterr().err.splitlines()[-1]
     assert re.search(r"autoencoder/(loss|grad_norm) is (nan|inf) at step \d", last), last

@@ -16,6 +16,7 @@ from clu import parameter_overview
 from ldm_jax.base import errors, shard, tree
 from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, optim, phases, preempt
 from ldm_jax.engine import judge as judge_lib
+from ldm_jax.engine import rollback as rollback_lib
 from ldm_jax.engine import step as step_lib
 
 RUN_AHEAD = 2  # steps dispatched before the host waits for the oldest
@@ -76,6 +77,8 @@ def train(
     keep_every: int = 0,
     rules: tuple = (),
     max_bad_steps: int = 0,
+    max_loss_spike: float = 0.0,
+    history: rollback_lib.History | None = None,
     phase: phases.Phases | None = None,
     init_from: str = "",
     evaluators: tuple = (),
@@ -89,16 +92,20 @@ def train(
       keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
       rules: sharding rules, see shard.infer.
       max_bad_steps: skipped steps in a row that are borne, see meter.Meter.
+      max_loss_spike: robust deviations that are borne, see rollback.Spikes; 0 bears all.
+      history: the run's rollbacks; by default it has none.
       phase: watches and counts what the run does; by default nobody watches.
       init_from: a run whose weights a new run starts from, see inherit.
       evaluators: (step, averaged params, frozen) -> {name: number} each, besides the stage's own.
 
     Raises:
       Preempted: SIGTERM came; everything is saved.
-      errors.RunError: too many steps with a value that is not finite, too many records that do not
-        decode, or a last checkpoint that the storage did not take.
+      rollback.BadSteps: too many steps with a value that is not finite, or a loss spike.
+      errors.RunError: too many records that do not decode, or a last checkpoint that the storage
+        did not take.
     """
     workdir, phase = pathlib.Path(workdir), phase or phases.Phases()
+    history = history or rollback_lib.History(workdir)
     whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
 
     # Optimizers
@@ -119,13 +126,16 @@ def train(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, placement
     )
     fresh = jax.jit(init, out_shardings=placement, compiler_options=_init_options())
-    state, meta = checkpoints.restore(placed) or (fresh(key), None)
+    state, meta = checkpoints.restore(placed, history.until) or (fresh(key), None)
     if meta is None and init_from:
         state, origin = inherit.weights(state, init_from, placed)
         if jax.process_index() == 0:
             log.write_text(workdir / "init_from.json", json.dumps(origin, indent=2) + "\n")
     meta = meta or {}
     first = int(state["step"])
+    story = history.begin(first)
+    if history.offset:  # other noise, too, than the rows that were passed over met
+        key = jax.jit(jax.random.fold_in, out_shardings=whole)(key, history.offset)
     frozen = shard.put_replicated(stage.frozen, mesh)
 
     # Step
@@ -147,19 +157,21 @@ def train(
 
     # Records
     logs = log.Log(workdir, start=first, total=steps.total)
-    metrics_meter = meter.Meter(meta.get("pending", ()), max_bad_steps)
+    metrics_meter = meter.Meter(meta.get("pending", ()), max_bad_steps, meta.get("bad_before", 0))
+    spikes = rollback_lib.Spikes(stage.watched, max_loss_spike, first, meta.get("spikes"))
     stopwatch = meter.Stopwatch(meta.get("seconds", 0.0))
     bad_records = meter.BadRecords(
         workdir, records=data.records, name=data.name, max_fraction=data.max_bad_fraction
     )
     ledger = goodput.Ledger(workdir, first, phase.seconds, logs.active)
     ledger.write(first)
-    _introduce(logs, state, mesh, first, steps.total)
+    _introduce(logs, state, mesh, first, steps.total, story)
 
     def save(step):
         # fetch() refuses a run that only skips: its newest sound checkpoint stays the newest.
-        pending = metrics_meter.fetch()
-        checkpoints.save(step, state, {"pending": pending, "seconds": stopwatch.total()})
+        meta = {"pending": metrics_meter.fetch(), "bad_before": metrics_meter.bad_before}
+        meta |= {"spikes": spikes.state, "seconds": stopwatch.total()}
+        checkpoints.save(step, state, meta)
 
     def saved(step) -> str:
         """Waits for that checkpoint; why it is not there, or ""."""
@@ -169,7 +181,7 @@ def train(
             return checkpoints.wait()
 
     # Loop
-    batches, program = data.train(first), None
+    batches, program = data.train(first + history.offset), None
     in_flight = collections.deque()
     try:
         with preempt.Preemption() as preemption:
@@ -196,6 +208,7 @@ def train(
 
                 if steps.due(step, steps.log):
                     means = metrics_meter.flush()
+                    spikes.check(step, means)
                     timing = stopwatch.measure(batch_size)
                     rates = {f"{name}/lr": float(lr(step - 1)) for name, (_, lr) in chains.items()}
                     logs.metrics(step, means | rates)
@@ -226,9 +239,15 @@ def train(
                 f"Step {steps.total} is done but not saved ({problem}): mend the storage of "
                 f"{checkpoints.directory} and start again."
             )
+    except rollback_lib.BadSteps as e:
+        if preemption.requested(step):
+            raise Preempted(
+                f"SIGTERM at step {step}, whose weights are not worth keeping: {e}"
+            ) from e
+        raise
     finally:
         phase.begin("start")
-        ledger.write(step if steps.total > first else first)
+        ledger.end(step if steps.total > first else first)
         batches.close()
         logs.close()
         checkpoints.close()
@@ -239,13 +258,15 @@ def _init_options() -> dict | None:
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
-def _introduce(logs, state, mesh, first, total):
+def _introduce(logs, state, mesh, first, total, story):
     """The first lines of a run: devices, parameters, where it stands."""
     sizes = ", ".join(f"{name} {tree.count(p) / 1e6:.2f}M" for name, p in state["params"].items())
     device = jax.devices()[0]
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     logs.progress.say(f"{jax.device_count()} {device.device_kind} device(s), mesh {axes}")
     logs.progress.say(f"parameters: {sizes}; from step {first} to {total}; {logs.workdir}")
+    if story:
+        logs.progress.say(story)
     if logs.active:
         overview = parameter_overview.get_parameter_overview(state["params"], include_stats=False)
         log.write_text(logs.workdir / "parameters.txt", overview + "\n")

@@ -40,6 +40,7 @@ class Stage:
     evaluate: (params, frozen, batch, key) -> {name: [b]}, one value per example.
     draw: (params, frozen, batch, key) -> {name: images [n, h, w, 3] in [-1, 1]}.
     columns: {name of a drawing: images per row of its grid}.
+    watched: the metric, positive and falling, whose jumps are loss spikes; "": none.
     """
 
     fields: tuple[str, ...]
@@ -48,3 +49,4 @@ class Stage:
     evaluate: Callable[..., dict]
     draw: Callable[..., dict]
     columns: dict[str, int] = dataclasses.field(default_factory=dict)
+    watched: str = ""

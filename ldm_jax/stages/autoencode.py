@@ -94,6 +94,7 @@ class Autoencode:
             evaluate=self.evaluate,
             draw=self.draw,
             columns={"reconstructions": 8},
+            watched="l1",  # the losses jump where the discriminator begins
         )
 
     def init_autoencoder(self, key):

@@ -70,6 +70,7 @@ class Diffuse:
             evaluate=self.evaluate,
             draw=self.draw,
             columns={"samples": 8},
+            watched="error",
         )
 
     def init(self, key):
