@@ -156,11 +156,12 @@ def make_autoencoder(config: ConfigDict):
     return model(**kwargs, dtype=jnp.dtype(config.dtype))
 
 
-def make_autoencode(config: ConfigDict) -> autoencode.Autoencode:
-    """The first stage of a config, its LPIPS weights loaded."""
+def make_autoencode(config: ConfigDict, weights=None) -> autoencode.Autoencode:
+    """The first stage of a config. weights: LPIPS's; by default those of the files it names."""
     dtype = jnp.dtype(config.dtype)
     loss = autoencode.Loss(**config.loss)
-    weights = lpips.load(**config.lpips) if loss.perceptual_weight else None
+    if loss.perceptual_weight and weights is None:
+        weights = lpips.load(**config.lpips)
     net = lpips.network(weights) if weights else "vgg"
     perceive = lambda params, x, y: lpips.LPIPS(net, dtype).apply({"params": params}, x, y)
     return autoencode.Autoencode(

@@ -16,7 +16,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, tree
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 STEPS_KEPT = 4  # checkpoints at a time: those kept, the one being written, and one to spare
@@ -100,41 +100,16 @@ def record(config) -> str:
 
 def step(config, workdir) -> str:
     """Compiles the training step for these devices and weighs it."""
-    import jax
-
-    from ldm_jax import build
+    from ldm_jax import build, programs
     from ldm_jax.base import shard
-    from ldm_jax.engine import optim
-    from ldm_jax.engine import step as step_lib
 
     seconds = cli.stopwatch()
-    source = build.open_source(config.data)
-    build.resolve(config, source)
+    build.resolve(config, build.open_source(config.data))
     mesh = shard.make_mesh(**config.mesh)
     shard.check_batch(config.batch_size, mesh, config.accumulate)
-    if config.stage == "autoencode":
-        stage = build.make_autoencode(config).stage()
-    else:
-        params, _ = build.codec_params(config.first_stage)
-        stage = build.make_diffuse(config).stage({"first_stage": params, "scale": 1.0})
-    settings = {player.name: dict(config.optim[player.name]) for player in stage.players}
-    ema = {name: kwargs.pop("ema") for name, kwargs in settings.items()}
-    txs = {name: optim.make_tx(total=config.steps.total, **kw)[0] for name, kw in settings.items()}
-    state = jax.eval_shape(step_lib.make_init(stage.players, txs, ema), jax.random.key(0))
-    placement, whole = shard.infer(state, mesh), shard.replicated(mesh)
-    with build.make_data(config, source, stage.fields).train(0) as batches:
-        batch = next(batches)
-    batch.pop("bad")
-    program = jax.jit(
-        step_lib.make_step(stage.players, txs, ema, mesh=mesh, accumulate=config.accumulate),
-        in_shardings=(placement, whole, shard.batch_sharding(mesh), whole),
-        donate_argnums=0,
-    )
-    frozen, key = shard.put_replicated(stage.frozen, mesh), shard.random_key(config.seed, mesh)
-    memory = program.lower(state, frozen, shard.put_batch(batch, mesh), key).compile()
-    memory = memory.memory_analysis()
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    disk = disk_for(size, workdir)
+    program = programs.training(config, mesh)
+    memory = program.lower().compile().memory_analysis()
+    disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
     return f"compiled in {seconds():.0f} s, {gib(used)} of a device's memory; {disk}"
 

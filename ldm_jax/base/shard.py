@@ -93,6 +93,14 @@ def _largest_axis(shape, parts: int) -> PartitionSpec:
     return PartitionSpec()
 
 
+def abstract(shapes, sharding):
+    """Shapes that say where they live. sharding: one, or a tree of them like `shapes`."""
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, shapes)
+    place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
+    return jax.tree.map(place, shapes, sharding)
+
+
 def gather(params, mesh: Mesh):
     """Whole copies of sharded weights, to be called inside the loss.
 

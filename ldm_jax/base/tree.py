@@ -22,6 +22,11 @@ def count(tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
+def nbytes(tree) -> int:
+    """Bytes of all leaves of `tree`, wherever they live (works on abstract trees)."""
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 @jax.jit
 def _checksum(x):
     """Position-weighted sum of the bits of x modulo 2^32.

@@ -29,7 +29,9 @@ def open_source(source: str, **kwargs) -> "Source":
     except TypeError as e:
         raise errors.UsageError(f"Data source {source!r}: {e}; it takes {', '.join(known)}.") from e
     if kwargs.get("path") == "":  # which would mean the folder that one happens to be in
-        raise errors.UsageError(f"Data source {source!r} has no path: give --config.data.path=PATH.")
+        raise errors.UsageError(
+            f"Data source {source!r} has no path: give --config.data.path=PATH."
+        )
     return factory(**kwargs)
 
 

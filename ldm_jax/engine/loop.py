@@ -14,7 +14,7 @@ import jax
 from clu import parameter_overview
 
 from ldm_jax.base import errors, shard, tree
-from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, optim, phases, preempt
+from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, phases, preempt
 from ldm_jax.engine import judge as judge_lib
 from ldm_jax.engine import rollback as rollback_lib
 from ldm_jax.engine import step as step_lib
@@ -106,53 +106,33 @@ def train(
     """
     workdir, phase = pathlib.Path(workdir), phase or phases.Phases()
     history = history or rollback_lib.History(workdir)
-    whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
-
-    # Optimizers
-    ema = {name: kwargs["ema"] for name, kwargs in optimizers.items()}
-    chains = {
-        name: optim.make_tx(total=steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
-        for name, kwargs in optimizers.items()
-    }
-    txs = {name: tx for name, (tx, _) in chains.items()}
-
-    # State: shapes first, then shardings, then born sharded or restored
-    init = step_lib.make_init(stage.players, txs, ema)
-    key = shard.random_key(seed, mesh)
-    shapes = jax.eval_shape(init, key)
-    placement = shard.infer(shapes, mesh, rules)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep, every=keep_every)
-    placed = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, placement
+    programs = step_lib.programs(
+        stage,
+        optimizers,
+        mesh=mesh,
+        total=steps.total,
+        accumulate=accumulate,
+        rules=rules,
+        # An average of weights that start as noise forgets them; inherited ones are worth it.
+        ema_warmup=not init_from,
     )
-    fresh = jax.jit(init, out_shardings=placement, compiler_options=_init_options())
-    state, meta = checkpoints.restore(placed, history.until) or (fresh(key), None)
+
+    # State: restored, or born sharded
+    key = shard.random_key(seed, mesh)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep, every=keep_every)
+    found = checkpoints.restore(programs.state, history.until)
+    state, meta = found or (programs.init(key), None)
     if meta is None and init_from:
-        state, origin = inherit.weights(state, init_from, placed)
+        state, origin = inherit.weights(state, init_from, programs.state)
         if jax.process_index() == 0:
             log.write_text(workdir / "init_from.json", json.dumps(origin, indent=2) + "\n")
     meta = meta or {}
     first = int(state["step"])
     story = history.begin(first)
     if history.offset:  # other noise, too, than the rows that were passed over met
-        key = jax.jit(jax.random.fold_in, out_shardings=whole)(key, history.offset)
+        fold_in = jax.jit(jax.random.fold_in, out_shardings=shard.replicated(mesh))
+        key = fold_in(key, history.offset)
     frozen = shard.put_replicated(stage.frozen, mesh)
-
-    # Step
-    train_step = jax.jit(
-        step_lib.make_step(
-            stage.players,
-            txs,
-            ema,
-            mesh=mesh,
-            accumulate=accumulate,
-            # An average of weights that start as noise forgets them; inherited ones are worth it.
-            ema_warmup=not init_from,
-        ),
-        in_shardings=(placement, whole, rows, whole),
-        out_shardings=(placement, whole),
-        donate_argnums=0,
-    )
     judge = judge_lib.Judge(stage, data.held_out, frozen, mesh)
 
     # Records
@@ -193,7 +173,7 @@ def train(
                 batch = shard.put_batch(batch, mesh)
                 if program is None:
                     with phase("compile"):
-                        program = hosts.compiled(train_step, state, frozen, batch, key)
+                        program = hosts.compiled(programs.step, state, frozen, batch, key)
                 with jax.transfer_guard("disallow"):
                     state, metrics = program(state, frozen, batch, key)
                 metrics_meter.add(step, metrics)
@@ -210,7 +190,7 @@ def train(
                     means = metrics_meter.flush()
                     spikes.check(step, means)
                     timing = stopwatch.measure(batch_size)
-                    rates = {f"{name}/lr": float(lr(step - 1)) for name, (_, lr) in chains.items()}
+                    rates = {f"{n}/lr": float(r(step - 1)) for n, r in programs.rates.items()}
                     logs.metrics(step, means | rates)
                     logs.timing(step, timing)
                     logs.progress.update(step, _headline(means, timing))
@@ -251,11 +231,6 @@ def train(
         batches.close()
         logs.close()
         checkpoints.close()
-
-
-def _init_options() -> dict | None:
-    # A random draw per weight takes XLA's CPU backend ten times longer to optimise than to run.
-    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def _introduce(logs, state, mesh, first, total, story):

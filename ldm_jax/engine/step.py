@@ -6,12 +6,70 @@
 `step` is pure. All randomness is `fold_in(key, step)`, so nothing random is ever saved.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from ldm_jax.base import shard, tree
 from ldm_jax.engine import optim
+
+
+class Programs(NamedTuple):
+    """What training a stage runs, for the devices of a mesh, which need not be there.
+
+    init: key -> state, jitted; the state is born sharded.
+    step: (state, frozen, batch, key) -> (state, metrics), jitted; the state is donated.
+    state: its shapes, with shardings.
+    rates: {player: step -> learning rate}.
+    """
+
+    init: Callable
+    step: Callable
+    state: Any
+    rates: dict
+
+
+def programs(
+    stage,
+    optimizers: dict[str, dict],
+    *,
+    mesh,
+    total: int,
+    accumulate: int = 1,
+    rules: tuple = (),
+    ema_warmup: bool = True,
+) -> Programs:
+    """The programs of `stage`. optimizers, rules: see loop.train; the rest as in make_step."""
+    settings = {player.name: dict(optimizers[player.name]) for player in stage.players}
+    ema = {name: kwargs.pop("ema") for name, kwargs in settings.items()}
+    made = {name: optim.make_tx(total=total, **kwargs) for name, kwargs in settings.items()}
+    txs = {name: tx for name, (tx, _) in made.items()}
+    init = make_init(stage.players, txs, ema)
+    shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    placement, whole = shard.infer(shapes, mesh, rules), shard.replicated(mesh)
+    step = make_step(
+        stage.players, txs, ema, mesh=mesh, accumulate=accumulate, ema_warmup=ema_warmup
+    )
+    return Programs(
+        init=jax.jit(init, out_shardings=placement, compiler_options=_init_options(mesh)),
+        step=jax.jit(
+            step,
+            in_shardings=(placement, whole, shard.batch_sharding(mesh), whole),
+            out_shardings=(placement, whole),
+            donate_argnums=0,
+        ),
+        state=shard.abstract(shapes, placement),
+        rates={name: rate for name, (_, rate) in made.items()},
+    )
+
+
+def _init_options(mesh) -> dict | None:
+    # A random draw per weight takes XLA's CPU backend ten times longer to optimise than to run.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 0} if on_cpu else None
 
 
 def make_init(players, txs: dict, ema: dict):

@@ -1,0 +1,145 @@
+"""The programs of a config, with shapes for arguments: nothing is read and nothing is computed.
+
+They are what a run compiles, for devices that may be elsewhere: `plan` weighs them, `doctor` tries
+them, `bench` times them, budgets count them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ldm_jax import build
+from ldm_jax.base import shard
+from ldm_jax.data import conditions
+from ldm_jax.diffusion import samplers
+from ldm_jax.engine import log
+from ldm_jax.engine import step as step_lib
+from ldm_jax.models import lpips
+from ldm_jax.stages.codec import Codec
+from ldm_jax.stages.sampling import Sampling
+
+
+class Program(NamedTuple):
+    """function: jitted; arguments: {name: tree of shapes that say where they live}, in order."""
+
+    function: Any
+    arguments: dict
+
+    def lower(self):
+        return self.function.lower(*self.arguments.values())
+
+
+def training(config, mesh, codec: Codec | None = None, cached: bool = False) -> Program:
+    """One training step: (state, frozen, batch, key) -> (state, metrics).
+
+    codec: in the place of a second stage's first stage, which need not be trained.
+    cached: the batch is of a latent cache.
+    """
+    stage, batch = _autoencode(config) if _first(config) else _diffuse(config, codec, cached)
+    programs = step_lib.programs(
+        stage,
+        config.optim.to_dict(),
+        mesh=mesh,
+        total=config.steps.total,
+        accumulate=config.accumulate,
+    )
+    whole = shard.replicated(mesh)
+    arguments = {
+        "state": programs.state,
+        "frozen": shard.abstract(stage.frozen, whole),
+        "batch": shard.abstract(batch, shard.batch_sharding(mesh)),
+        "key": shard.abstract(_keys(), whole),
+    }
+    return Program(programs.step, arguments)
+
+
+def sampling(config, mesh, batch_size: int, codec: Codec | None = None) -> Program:
+    """A batch of samples by the config's sampling: (params, frozen, keys, fields) -> uint8."""
+    model, frozen = _model(config, codec)
+    how, size = Sampling(**config.sample), config.data.size
+
+    def draw(params, frozen, keys, fields):
+        z = model.sample(params, frozen, keys, fields, sampling=how, height=size, width=size)
+        return log.to_uint8(model.render(frozen, z, how))
+
+    whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
+    arguments = {
+        "params": shard.abstract(jax.eval_shape(model.init, _keys()), whole),
+        "frozen": shard.abstract(frozen, whole),
+        "keys": shard.abstract(_keys(batch_size), rows),
+        "fields": shard.abstract(_fields(model, batch_size), rows),
+    }
+    return Program(jax.jit(draw, out_shardings=rows), arguments)
+
+
+def with_data(config):
+    """`config` with what its data decides filled in; data that decide nothing are not opened."""
+    conditioners = config.get("conditioners", {}).values()
+    if any(conditions.OPEN in kwargs.values() for kwargs in conditioners):
+        return build.resolve(config, build.open_source(config.data))
+    return config
+
+
+def _first(config) -> bool:
+    return config.stage == "autoencode"
+
+
+def _autoencode(config):
+    """The stage, with LPIPS of shapes alone, and a batch."""
+    size, weights = config.data.size, None
+    if config.loss.perceptual_weight and not config.lpips.backbone:
+        image = jnp.zeros((1, size, size, 3))
+        weights = jax.eval_shape(lambda: lpips.LPIPS().init(_key(), image, image))["params"]
+    stage = build.make_autoencode(config, weights).stage()
+    return stage, {"image": _float32(config.batch_size, size, size, 3)}
+
+
+def _diffuse(config, codec, cached):
+    """The stage, its first stage of shapes alone, and a batch of images or of cached moments."""
+    model, frozen = _model(config, codec)
+    b, size = config.batch_size, config.data.size
+    fields = _fields(model, b)
+    if cached:
+        height, width, channels = model.latent_shape(size, size)
+        first = model.codec.model
+        moments = channels * (2 if first and first.bottleneck == "kl" else 1)
+        return model.stage(frozen), {"moments": _float32(b, height, width, moments)} | fields
+    return model.stage(frozen), {"image": _float32(b, size, size, 3)} | fields
+
+
+def _model(config, codec):
+    """The second stage, and its frozen weights as shapes."""
+    model = build.make_diffuse(config, codec)
+    image = jnp.zeros((1, config.data.size, config.data.size, 3))
+    first = {}
+    if model.codec.model:
+        first = jax.eval_shape(model.codec.model.init, _keys(), image)["params"]
+    frozen = {"first_stage": first, "scale": _float32()}
+    if own := model.denoiser.read_frozen():
+        frozen["conditioners"] = jax.eval_shape(lambda: own)
+    return model, frozen
+
+
+def _fields(model, b: int) -> dict:
+    """What the conditioners read of a batch; images in the place of their latents."""
+    fields = dict(jax.eval_shape(lambda: model.example(b, model.size, model.size)))
+    for field, image in model.denoiser.latent_of.items():
+        del fields[field]
+        fields[image] = _float32(b, model.size, model.size, 3)
+    return fields
+
+
+def _key():
+    return jax.random.key(0)
+
+
+def _keys(*count):
+    """The shape of a key, or of `count` of them."""
+    if count:
+        return jax.eval_shape(lambda: samplers.image_keys(0, jnp.arange(*count)))
+    return jax.eval_shape(_key)
+
+
+def _float32(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
