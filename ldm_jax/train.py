@@ -57,6 +57,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
     seconds = cli.stopwatch()
     hosts.connect()
     workdir = pathlib.Path(workdir)
+    hosts.everywhere(lambda: cli.check_writable("--workdir", workdir))
     source = build.open_source(config.data)
     config = build.resolve(config, source)
     checks.check(config, source)

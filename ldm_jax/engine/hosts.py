@@ -136,6 +136,18 @@ def on_first(action, seconds: float = PATIENCE):
     return outcome["result"]
 
 
+def everywhere(action):
+    """`action()` on every host, for its UsageError: one host's is everybody's."""
+    problem = ""
+    try:
+        action()
+    except errors.UsageError as e:
+        problem = str(e)
+    for host, theirs in enumerate(exchange(problem)):
+        if theirs:
+            raise errors.UsageError(theirs + (f" (host {host})" if host else ""))
+
+
 @contextlib.contextmanager
 def losses():
     """Turns what the device layer raises when another host is gone into Restart."""

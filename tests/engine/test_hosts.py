@@ -64,6 +64,13 @@ def test_what_host_0_refuses_all_refuse(beside):
     assert hosts.on_first(lambda: 3) == 3
 
 
+def test_what_one_host_refuses_all_refuse_and_it_is_named(beside):
+    beside('"no room"', '""')
+    with pytest.raises(errors.UsageError, match=r"no room \(host 1\)"):
+        hosts.everywhere(lambda: None)
+    hosts.everywhere(lambda: None)
+
+
 @pytest.mark.parametrize(
     ("environ", "joins"),
     [
