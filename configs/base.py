@@ -56,6 +56,7 @@ def common() -> ConfigDict:
             max_bad_steps=5,  # in a row, skipped because a value was not finite
             max_loss_spike=20.0,  # robust deviations of a log line above those before; 0: any
             max_rollbacks=3,  # to before more of them or a spike; once more ends the run
+            check_replicas=0,  # steps between comparisons of what devices hold twice; 0: never
             mesh=dict(data=-1, fsdp=1, tensor=1),
             dtype="float32",  # of the computation; weights, optimizer and losses stay float32
         )

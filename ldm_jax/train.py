@@ -18,7 +18,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
 # Keys of a run's config that say nothing of what it computes.
-MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks")
+MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
 
 
 def define(values):
@@ -101,6 +101,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
             phase=phase,
             max_bad_steps=config.max_bad_steps,
             max_loss_spike=config.get("max_loss_spike", 0.0),  # runs from before this key lack it
+            check_replicas=config.get("check_replicas", 0),
             evaluators=(monitor.distances(plan, config, source, mesh),) if plan else (),
             init_from=config.init_from,
             **config.checkpoints,

@@ -14,7 +14,17 @@ import jax
 from clu import parameter_overview
 
 from ldm_jax.base import errors, shard, tree
-from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, phases, preempt
+from ldm_jax.engine import (
+    checkpoint,
+    goodput,
+    hosts,
+    inherit,
+    log,
+    meter,
+    phases,
+    preempt,
+    replicas,
+)
 from ldm_jax.engine import judge as judge_lib
 from ldm_jax.engine import rollback as rollback_lib
 from ldm_jax.engine import step as step_lib
@@ -78,6 +88,7 @@ def train(
     rules: tuple = (),
     max_bad_steps: int = 0,
     max_loss_spike: float = 0.0,
+    check_replicas: int = 0,
     history: rollback_lib.History | None = None,
     phase: phases.Phases | None = None,
     init_from: str = "",
@@ -93,6 +104,8 @@ def train(
       rules: sharding rules, see shard.infer.
       max_bad_steps: skipped steps in a row that are borne, see meter.Meter.
       max_loss_spike: robust deviations that are borne, see rollback.Spikes; 0 bears all.
+      check_replicas: steps between comparisons of what devices hold twice, and before every
+        checkpoint, see replicas.Replicas; 0 never compares.
       history: the run's rollbacks; by default it has none.
       phase: watches and counts what the run does; by default nobody watches.
       init_from: a run whose weights a new run starts from, see inherit.
@@ -101,6 +114,7 @@ def train(
     Raises:
       Preempted: SIGTERM came; everything is saved.
       rollback.BadSteps: too many steps with a value that is not finite, or a loss spike.
+      errors.Restart: replicas that differ; the newest checkpoint is sound.
       errors.RunError: too many records that do not decode, or a last checkpoint that the storage
         did not take.
     """
@@ -134,6 +148,7 @@ def train(
         key = fold_in(key, history.offset)
     frozen = shard.put_replicated(stage.frozen, mesh)
     judge = judge_lib.Judge(stage, data.held_out, frozen, mesh)
+    compare = replicas.Replicas(mesh) if check_replicas else lambda step, arrays: None
 
     # Records
     logs = log.Log(workdir, start=first, total=steps.total)
@@ -151,6 +166,7 @@ def train(
         # fetch() refuses a run that only skips: its newest sound checkpoint stays the newest.
         meta = {"pending": metrics_meter.fetch(), "bad_before": metrics_meter.bad_before}
         meta |= {"spikes": spikes.state, "seconds": stopwatch.total()}
+        compare(step, state | {"frozen": frozen})
         checkpoints.save(step, state, meta)
 
     def saved(step) -> str:
@@ -185,6 +201,8 @@ def train(
                     stopwatch.restart()
                     logs.progress.begin(step)
                 logs.progress.update(step)
+                if check_replicas and step % check_replicas == 0:
+                    compare(step, state | {"frozen": frozen})
 
                 if steps.due(step, steps.log):
                     means = metrics_meter.flush()

@@ -12,7 +12,7 @@ from ldm_jax.base import errors, shard
 from ldm_jax.engine import log, loop, rollback
 from ldm_jax.stages import api
 
-STEPS = loop.Intervals(total=60, log=2, eval=60, checkpoint=5)
+STEPS = {"total": 60, "log": 2, "eval": 60, "checkpoint": 5}
 ADAM = {"name": "adam", "lr": 0.02, "schedule": "constant", "warmup": 0, "start": 0.0}
 ADAM |= {"floor": 0.0, "length": 0, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0, "clip": 0.0}
 
@@ -51,12 +51,16 @@ def held_out():
     yield {"x": np.ones(8, np.float32), "real": np.ones(8, np.float32)}
 
 
-def train(workdir, rows, most=2, **kwargs):
+def train(workdir, rows, most=2, steps=STEPS, **kwargs):
     workdir.mkdir(exist_ok=True)
     data = loop.Data(rows, held_out, records=100, name=str, max_bad_fraction=0.0)
     mesh = shard.make_mesh(data=1, devices=jax.devices()[:1])
-    how = {"steps": STEPS, "optimizers": {"line": ADAM | {"ema": 0.0}}, "batch_size": 8}
-    how |= {"workdir": workdir, "mesh": mesh, "max_bad_steps": 3, "max_loss_spike": 20.0} | kwargs
+    how = {
+        "steps": loop.Intervals(**steps),
+        "optimizers": {"line": ADAM | {"ema": 0.0}},
+        "batch_size": 8,
+    }
+    how |= {"workdir": workdir, "mesh": mesh, "max_loss_spike": 20.0} | kwargs
     session = lambda history: loop.train(make_stage(), data, history=history, **how)
     rollback.persevere(session, workdir, most)
 
