@@ -35,6 +35,7 @@ def define(values):
     )
     flags.DEFINE_string("name", "", "of the job; by default the workdir's", flag_values=values)
     flags.DEFINE_string("devices", None, "what must be there, e.g. tpu:16", flag_values=values)
+    flags.DEFINE_bool("deterministic", False, "as in ldm_jax.train", flag_values=values)
     flags.DEFINE_list("allow_config_change", [], "as in ldm_jax.train", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "print commands and files only", flag_values=values)
 
@@ -139,6 +140,7 @@ def read(args, overrides: dict, place: str, devices: str = "") -> Job:
     devices = devices if args.devices is None else args.devices
     train = [f"--config={args.config}", f"--workdir={args.workdir}"]
     train += [f"--devices={devices}"] if devices else []
+    train += ["--deterministic"] if args.deterministic else []
     if args.allow_config_change:
         train.append(f"--allow_config_change={','.join(args.allow_config_change)}")
     train += [f"--config.{key}={text}" for key, text in overrides.items()]

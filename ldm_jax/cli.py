@@ -177,6 +177,12 @@ def cache_compilations(directory):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def set_xla_flags(flags: str):
+    """Adds to XLA_FLAGS; to be called before anything touches a device."""
+    given = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*given, *(f for f in flags.split() if f not in given)])
+
+
 @contextlib.contextmanager
 def compile_clock():
     """`with compile_clock() as seconds:`; seconds() is what tracing and compiling took since."""

@@ -17,6 +17,8 @@ from ldm_jax import cli
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
+# Read by XLA when it first compiles; other backends leave it alone.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Keys of a run's config that say nothing of what it computes.
 MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
 
@@ -32,6 +34,12 @@ def define(values):
         "what must be there over all hosts, e.g. tpu:16 or gpu; stops where it is not",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "the same bits in every run on GPUs too, more slowly; CPUs and TPUs always do",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "allow_config_change",
         [],
@@ -42,6 +50,8 @@ def define(values):
 
 def main(args, overrides):
     cli.require(args, "config", "workdir")
+    if args.deterministic:
+        cli.set_xla_flags(DETERMINISTIC)
     config = config_lib.load(args.config, overrides)
     train(config, args.workdir, allow=args.allow_config_change, devices=args.devices)
 
