@@ -6,18 +6,18 @@ from ldm_jax import programs
 from ldm_jax.base import shard
 
 
-def training_flops(config, codec=None) -> float:
+def training_flops(config, codec=None, cached: bool = True) -> float:
     """Floating-point operations of one training step of a config, all players and optimizers.
 
     Counted on the program as it is before optimisation, so that they do not depend on the machine:
-    a multiplication and an addition are two, and a convolution's padding costs nothing. A second
-    stage is counted on cached latents. codec: its first stage, which need not be trained.
+    a multiplication and an addition are two, and a convolution's padding costs nothing. codec:
+    a second stage's first stage, which need not be trained; cached: it trains on cached latents.
     """
     config = config.copy_and_resolve_references()
     config.accumulate = 1  # micro-batches run in a loop, whose body XLA counts once
     cpu = jax.devices("cpu")[:1]
     with jax.default_device(cpu[0]):
-        program = programs.training(config, shard.make_mesh(devices=cpu), codec, cached=True)
+        program = programs.training(config, shard.make_mesh(devices=cpu), codec, cached)
         return float(program.lower().cost_analysis()["flops"])
 
 

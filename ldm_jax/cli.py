@@ -161,6 +161,12 @@ def finish(path, summary: dict, lines=()):
         print(line, flush=True)
 
 
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    gib = count / 2**30
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{count / 2**20:.3g} MiB"
+
+
 def quiet_libraries():
     """Warnings of our libraries that a user can do nothing about stay out of the log."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -83,7 +83,7 @@ def writable(workdir: pathlib.Path) -> str:
                 raise errors.RunError(f"{workdir} does not give back what was written.")
     except OSError as e:
         raise errors.RunError(f"{workdir} cannot be written: {e.strerror}.") from e
-    return f"{workdir} can be written, {gib(shutil.disk_usage(workdir).free)} free"
+    return f"{workdir} can be written, {cli.size(shutil.disk_usage(workdir).free)} free"
 
 
 def record(config) -> str:
@@ -111,7 +111,7 @@ def step(config, workdir) -> str:
     memory = program.lower().compile().memory_analysis()
     disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
-    return f"compiled in {seconds():.0f} s, {gib(used)} of a device's memory; {disk}"
+    return f"compiled in {seconds():.0f} s, {cli.size(used)} of a device's memory; {disk}"
 
 
 def disk_for(size: int, workdir) -> str:
@@ -119,13 +119,10 @@ def disk_for(size: int, workdir) -> str:
     wanted = STEPS_KEPT * size
     if workdir and (free := shutil.disk_usage(workdir).free) < wanted:
         raise errors.RunError(
-            f"{workdir} has {gib(free)} free; {STEPS_KEPT} checkpoints take {gib(wanted)}."
+            f"{workdir} has {cli.size(free)} free; {STEPS_KEPT} checkpoints take "
+            f"{cli.size(wanted)}."
         )
-    return f"a checkpoint takes {gib(size)}"
-
-
-def gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
+    return f"a checkpoint takes {cli.size(size)}"
 
 
 if __name__ == "__main__":

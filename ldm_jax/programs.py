@@ -116,8 +116,10 @@ def _model(config, codec):
     if model.codec.model:
         first = jax.eval_shape(model.codec.model.init, _keys(), image)["params"]
     frozen = {"first_stage": first, "scale": _float32()}
-    if own := model.denoiser.read_frozen():
-        frozen["conditioners"] = jax.eval_shape(lambda: own)
+    inputs = jnp.zeros((1, *model.latent_shape(model.size, model.size))), jnp.zeros(1, jnp.int32)
+    fields = model.example(1, model.size, model.size)
+    if own := jax.eval_shape(model.denoiser.init, _keys(), *inputs, fields).get("frozen"):
+        frozen["conditioners"] = own
     return model, frozen
 
 

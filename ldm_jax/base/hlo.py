@@ -1,0 +1,181 @@
+"""Reads compiled programs as XLA prints them: collectives, matrix work, copies.
+
+Of loops the body counts once, however often it runs.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "f8e4m3fn": 1}
+_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
+_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
+
+
+class Shape(NamedTuple):
+    dtype: str
+    dims: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.dims) * _BYTES.get(self.dtype, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a program. shapes: of what it yields; operands: names; text: the rest."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    text: str
+
+    @property
+    def nbytes(self) -> int:
+        return sum(shape.nbytes for shape in self.shapes)
+
+
+def parse(text: str) -> dict[str, list[Instruction]]:
+    """{computation: its instructions in order}; a scheduled program's order is the schedule."""
+    found, lines = {}, []
+    for line in text.splitlines():
+        if line[:1] not in (" ", "", "}") and line.endswith("{"):
+            name = re.match(r"(?:ENTRY )?%?([^\s(]+)", line)[1]
+            lines = found.setdefault(name, [])
+        elif match := _LINE.match(line):
+            name, shapes, opcode, rest = match.groups()
+            inner = rest.split("), ", 1)[0]
+            operands = re.findall(r"%([^\s,)]+)", inner)
+            lines.append(Instruction(name, opcode, _shapes(shapes), tuple(operands), rest))
+    return found
+
+
+class Collective(NamedTuple):
+    """kind: of COLLECTIVES; nbytes: that a device yields; overlaps: with matrix work or fusions."""
+
+    kind: str
+    nbytes: int
+    overlaps: bool
+
+
+def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
+    """All of them; one that has begun and not ended overlaps with what is scheduled in between."""
+    found = []
+    for lines in program.values():
+        for i, line in enumerate(lines):
+            kind = _kind(line, program)
+            if kind is None or line.opcode.endswith("-done"):
+                continue
+            if line.opcode.endswith("-start"):
+                done = next((k for k in range(i + 1, len(lines)) if _ends(lines[k], line)), i)
+                between = lines[i + 1 : done]
+                # What is begun yields its operands too.
+                size = max((shape.nbytes for shape in line.shapes), default=0)
+                found.append(Collective(kind, size, any(map(_works, between))))
+            else:
+                found.append(Collective(kind, line.nbytes, False))
+    return found
+
+
+class Matrix(NamedTuple):
+    """A product or a convolution. flops: multiplications and additions; padded: as the unit does
+    them, its sides filled up; dtype: of the operands."""
+
+    name: str
+    flops: float
+    padded: float
+    dtype: str
+
+
+def matrix_work(program: dict[str, list[Instruction]], side: int) -> list[Matrix]:
+    """Products and convolutions, on a matrix unit of `side` x `side` that takes rows by 8.
+
+    A product of m x k by k x n costs what it would with k and n filled up to multiples of `side`. A
+    convolution is one product a tap of its window; where the window is as large as an image, as in
+    a kernel's gradient, its taps are the product's k.
+    """
+    found = []
+    for lines in program.values():
+        shapes = {line.name: line.shapes[0] for line in lines if line.shapes}
+        for line in lines:
+            if line.opcode in ("convolution", "dot") and all(o in shapes for o in line.operands):
+                a, b = (shapes[name] for name in line.operands[:2])
+                product = _convolution if line.opcode == "convolution" else _dot
+                m, k, n, times = product(line, a, b)
+                fill = lambda size, unit: -(-size // unit) * unit
+                padded = times * 2.0 * fill(m, 8) * fill(k, side) * fill(n, side)
+                found.append(Matrix(line.name, times * 2.0 * m * k * n, padded, a.dtype))
+    return found
+
+
+def moves(program: dict[str, list[Instruction]]) -> Counter:
+    """{"copy" | "transpose": bytes} of those that are steps of their own, not part of a fusion."""
+    total = Counter()
+    for name, lines in program.items():
+        for line in lines:
+            if line.opcode in ("copy", "transpose") and "fused" not in name:
+                total[line.opcode] += line.nbytes
+    return total
+
+
+def _dot(line, a, b):
+    """m, k, n and how often."""
+    dims = lambda key: [int(i) for i in _attribute(line, key, r"\{([\d,]*)\}").split(",") if i]
+    batch = math.prod(a.dims[i] for i in dims("lhs_batch_dims"))
+    k = math.prod(a.dims[i] for i in dims("lhs_contracting_dims"))
+    size = lambda shape: max(1, math.prod(shape.dims) // max(1, batch * k))
+    return size(a), k, size(b), batch
+
+
+def _convolution(line, a, b):
+    labels = _attribute(line, "dim_labels", r"([^\s,]+)")
+    rhs, out = labels.partition("_")[2].split("->")
+    k, n = b.dims[rhs.index("i")], b.dims[rhs.index("o")]
+    m = math.prod(line.shapes[0].dims) // max(1, line.shapes[0].dims[out.index("f")])
+    window = [size for size, label in zip(b.dims, rhs) if label.isdigit()]
+    # Zeros that dilation puts between an image's rows are skipped.
+    dilated = re.search(r"lhs_dilate=([\dx]+)", line.text)
+    zeros = math.prod(int(d) for d in dilated[1].split("x")) if dilated else 1
+    groups = int(_attribute(line, "batch_group_count", r"(\d+)") or 1)
+    taps = math.prod(window)
+    m = max(1, m // zeros)
+    if max(window, default=1) > 7:
+        return m, k * taps, n // groups, 1
+    return m, k, max(1, n // groups), taps
+
+
+def _attribute(line, key, pattern) -> str:
+    match = re.search(rf"\b{key}={pattern}", line.text)
+    return match[1] if match else ""
+
+
+def _kind(line, program):
+    """The collective that a line is, or begins by a computation that it calls; or None."""
+    name = line.opcode.removesuffix("-start").removesuffix("-done")
+    if name in COLLECTIVES:
+        return name
+    if name == "async" or (name == "fusion" and "async_collective" in line.text):
+        called = _attribute(line, "calls", r"%?([^\s,)]+)")
+        inside = {inner.opcode for inner in program.get(called, ())}
+        return next((kind for kind in COLLECTIVES if kind in inside), None)
+    return None
+
+
+def _ends(line, start) -> bool:
+    return start.name in line.operands and line.opcode.endswith("-done")
+
+
+def _works(line) -> bool:
+    return line.opcode in ("fusion", "convolution", "dot", "custom-call")
+
+
+def _shapes(text) -> tuple[Shape, ...]:
+    return tuple(
+        Shape(dtype, tuple(int(d) for d in dims.split(",") if d))
+        for dtype, dims in _SHAPE.findall(text)
+    )

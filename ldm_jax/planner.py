@@ -1,0 +1,153 @@
+"""Compiles a config's programs for one mesh, and reads what the compiler made of them."""
+
+import re
+
+import jax
+
+from ldm_jax import budget, cli, programs
+from ldm_jax.base import errors, hlo, tree
+
+GIB = 2**30
+
+
+class Planner:
+    """Compiles a config's programs for one mesh. limit: bytes of a device, 0 for the compiler's."""
+
+    def __init__(self, config, mesh, chip, limit: float):
+        self._config, self._mesh, self._chip, self._limit = config, mesh, chip, limit
+        self.texts = {}
+
+    def training(self, batch_size: int) -> dict:
+        """What one training step of `batch_size` images takes."""
+        config = self._config.copy_and_resolve_references()
+        config.batch_size = batch_size
+        plan = self._compile("train", programs.training(config, self._mesh))
+        flops = budget.training_flops(config, cached=False)
+        return plan | self._roofline(plan, flops)
+
+    def sampling(self, batch_size: int) -> dict:
+        """What a batch of samples takes."""
+        return self._compile("sample", programs.sampling(self._config, self._mesh, batch_size))
+
+    def largest(self, plan: dict) -> int:
+        """Images of the largest batch whose training step fits; 0 where none does.
+
+        Memory is taken as linear in the batch, by two compilations, and the answer is compiled.
+        """
+        unit = self._mesh.shape["data"] * self._mesh.shape["fsdp"] * self._config.accumulate
+        limit, here = plan["memory_limit"], self._config.batch_size
+        if not limit:
+            return 0
+        other = 2 * here if plan["fits"] and 3 * plan["memory"]["peak"] < 2 * limit else here // 2
+        other = max(unit, other // unit * unit)
+        if other == here:
+            return here if plan["fits"] else 0
+        twice = self.training(other)
+        if not (plan["memory"]["peak"] and twice["memory"]["peak"]):
+            return other if twice["fits"] else 0
+        slope = (twice["memory"]["peak"] - plan["memory"]["peak"]) / (other - here)
+        room = limit - plan["memory"]["peak"]
+        guess = int((here + room / max(slope, 1.0)) // unit * unit)
+        while guess >= unit:
+            if guess in (here, other) or self.training(guess)["fits"]:
+                return guess
+            guess = int(guess * 0.9 // unit * unit)
+        return 0
+
+    def _compile(self, name, program) -> dict:
+        seconds = cli.stopwatch()
+        memory = arguments(program)
+        try:
+            compiled = program.lower().compile()
+        except jax.errors.JaxRuntimeError as e:
+            used = re.search(r"Used ([\d.]+)([GM]) of ([\d.]+)([GM])", str(e))
+            if "RESOURCE_EXHAUSTED" not in str(e):
+                raise errors.RunError(f"The compiler gave up: {str(e)[:300]}") from e
+            sizes = used and [
+                float(used[i]) * (GIB if used[i + 1] == "G" else 2**20) for i in (1, 3)
+            ]
+            peak, limit = sizes or (0.0, 0.0)
+            return {
+                "fits": False,
+                "memory": memory | {"peak": peak},
+                "memory_limit": self._limit or limit,
+                "compile_seconds": seconds(),
+            }
+        analysis = compiled.memory_analysis()
+        self.texts[name] = text = compiled.as_text()
+        parsed = hlo.parse(text)
+        held = analysis.argument_size_in_bytes
+        memory["tiling"] = max(0, held - sum(memory.values()))  # devices store rows filled up
+        memory["temporaries"] = analysis.temp_size_in_bytes
+        memory["outputs"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        memory["code"] = analysis.generated_code_size_in_bytes
+        total = held + memory["temporaries"] + memory["outputs"] + memory["code"]
+        memory["peak"] = total
+        limit = self._limit or self._chip.memory
+        return {
+            "fits": not limit or total <= limit,
+            "memory": memory,
+            "memory_limit": limit,
+            "compile_seconds": seconds(),
+            "bytes_accessed": (compiled.cost_analysis() or {}).get("bytes accessed", 0.0),
+            **read(parsed, self._chip),
+        }
+
+    def _roofline(self, plan: dict, flops: float) -> dict:
+        """What bounds a step, in seconds, and the MFU that the longest of them leaves.
+
+        Bytes are the compiler's count: every fusion reads all its operands from memory.
+        """
+        each = flops / self._mesh.size
+        found = {"flops": flops}
+        chip = self._chip
+        if chip.flops and "matrix_efficiency" in plan:
+            bounds = {
+                "matrix_seconds": each / chip.flops / (plan["matrix_efficiency"] or 1.0),
+                "memory_seconds": plan["bytes_accessed"] / chip.bandwidth,
+                "collective_seconds": plan["collective_bytes"] / chip.link,
+            }
+            longest = max(bounds.values())
+            found |= bounds | {
+                "images_per_second_estimate": self._config.batch_size / longest,
+                "mfu_estimate": each / chip.flops / longest,
+            }
+        return found
+
+
+def arguments(program) -> dict:
+    """Bytes a device of what the program is given: weights, optimizer, average, the rest."""
+
+    def held(values):
+        total = 0
+        for leaf in jax.tree.leaves(values):
+            shape = leaf.sharding.shard_shape(leaf.shape)
+            total += tree.nbytes(jax.ShapeDtypeStruct(shape, leaf.dtype))
+        return total
+
+    parts = dict(program.arguments)
+    parts |= parts.pop("state", {})
+    return {name: held(values) for name, values in parts.items() if held(values)}
+
+
+def read(parsed, chip) -> dict:
+    """What the compiled program says of its collectives, its matrix work and its copies."""
+    found = hlo.collectives(parsed)
+    kinds = {}
+    for kind in sorted({c.kind for c in found}):
+        of_kind = [c for c in found if c.kind == kind]
+        kinds[kind] = {
+            "count": len(of_kind),
+            "bytes": sum(c.nbytes for c in of_kind),
+            "overlapping": sum(c.overlaps for c in of_kind),
+        }
+    work = hlo.matrix_work(parsed, chip.matrix or 1)
+    padded = sum(m.padded for m in work)
+    wide = [m for m in work if m.dtype == "f32"]
+    return {
+        "collectives": kinds,
+        "collective_bytes": sum(c.nbytes for c in found),
+        "matrix_efficiency": sum(m.flops for m in work) / padded if padded else 0.0,
+        "float32_matrix_share": sum(m.flops for m in wide) / (sum(m.flops for m in work) or 1.0),
+        "moves": {kind: int(size) for kind, size in hlo.moves(parsed).items()},
+    }

@@ -1,0 +1,133 @@
+"""Devices that are not there: what a program can be compiled for, and what they are good for.
+
+    v5e:4x4, v5p:2x2x2, v6e:2x4    TPU slices by generation and shape; needs the package libtpu
+    cuda:8                         GPUs of one host, as --target describes them
+    cpu:8                          CPU devices, real ones of this machine
+
+Peaks are those of the makers: Google's, as "How to Scale Your Model" (Austin et al. 2025, ch. 2)
+lists them; NVIDIA's data sheets, dense, without sparsity.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+
+from ldm_jax.base import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a device can do at best; 0 where that is not known.
+
+    memory: bytes; bandwidth: bytes a second of it; flops: bfloat16 operations a second; link: bytes
+    a second that it sends to others; matrix: side of its matrix unit; dimensions: of a slice.
+    """
+
+    name: str
+    memory: float = 0.0
+    flops: float = 0.0
+    bandwidth: float = 0.0
+    link: float = 0.0
+    matrix: int = 0
+    dimensions: int = 0
+
+
+TPUS = {
+    "v5e": Chip("TPU v5e", 15.75 * 2**30, 1.97e14, 8.1e11, 9e10, 128, 2),
+    "v5p": Chip("TPU v5p", 95 * 2**30, 4.59e14, 2.8e12, 2.7e11, 128, 3),
+    "v6e": Chip("TPU v6e", 31.25 * 2**30, 9.20e14, 1.6e12, 1.8e11, 256, 2),
+}
+GPUS = {
+    "A100": Chip("A100", 80e9, 3.12e14, 2.0e12, 3e11, 16),
+    "H100": Chip("H100", 80e9, 9.89e14, 3.35e12, 4.5e11, 16),
+    "H200": Chip("H200", 141e9, 9.89e14, 4.8e12, 4.5e11, 16),
+    "B200": Chip("B200", 180e9, 2.25e15, 8.0e12, 9e11, 16),
+}
+TARGETS = "openxla/xla has such files in xla/backends/gpu/target_config/specs, e.g. h200.txtpb"
+
+
+def open_topology(text: str, target: str = "") -> tuple[list, Chip]:
+    """(devices, what one of them is). target: file that describes a GPU.
+
+    Raises:
+      UsageError: no such topology, or nothing here compiles for it.
+    """
+    kind, _, shape = text.partition(":")
+    if kind in TPUS:
+        return _tpu(TPUS[kind], kind, shape), TPUS[kind]
+    if kind == "cuda":
+        return _cuda(_count(text, shape), target)
+    if kind == "cpu":
+        return _cpu(_count(text, shape)), Chip("CPU")
+    known = [*TPUS, "cuda", "cpu"]
+    raise errors.UsageError(
+        f"--topology={text}: the first part must be one of {', '.join(known)}"
+        f"{errors.nearest(kind, known)}"
+    )
+
+
+def _tpu(chip, kind, shape):
+    sides = re.fullmatch(r"\d+(x\d+)*", shape) and [int(side) for side in shape.split("x")]
+    if not sides or len(sides) != chip.dimensions or min(sides) < 1:
+        example = "x".join(["2", "2", "1"][: chip.dimensions])
+        raise errors.UsageError(
+            f"--topology={kind}:{shape}: a slice of {kind} has {chip.dimensions} sides, e.g. "
+            f"{kind}:{example}"
+        )
+    _plugin("libtpu", "pip install 'jax[tpu]'")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for the machine that it is on
+    lone = {"chips_per_host_bounds": [1] * 3} if max(sides) == 1 else {}
+    return _describe(f"{kind}:{shape}", "tpu", **lone)
+
+
+def _cuda(count, target):
+    import jax
+
+    if not target:
+        raise errors.UsageError(f"--topology=cuda:{count} needs --target=FILE; {TARGETS}.")
+    try:
+        text = pathlib.Path(target).read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise errors.UsageError(f"--target={target} cannot be read ({e}); {TARGETS}.") from e
+    _plugin("jax_plugins", "pip install 'jax[cuda12]'")
+    jax.devices()  # which registers the plugin
+    devices = _describe("cuda", "cuda", target_config=text, topology=f"1x1x{count}")
+    named = next((chip for name, chip in GPUS.items() if name in text), Chip("GPU", matrix=16))
+    return devices, named
+
+
+def _cpu(count):
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(RuntimeError):  # JAX runs already; what it has must do
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise errors.UsageError(f"--topology=cpu:{count}: JAX runs with {len(devices)} already.")
+    return devices[:count]
+
+
+def _describe(name, platform, **options):
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(name, platform, **options).devices)
+    except Exception as e:  # the plugins raise what they like
+        reason = " ".join(str(e).split())[:300]
+        raise errors.UsageError(f"--topology={name} ({platform}): {reason}") from e
+
+
+def _plugin(package, remedy):
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise errors.UsageError(f"Compiling for this topology needs {package}: {remedy}")
+
+
+def _count(text, shape) -> int:
+    if not shape.isdecimal() or int(shape) < 1:
+        raise errors.UsageError(f"--topology={text}: give a number of devices, e.g. cpu:8.")
+    return int(shape)

@@ -1,0 +1,88 @@
+"""`ldm_jax.plan`: programs for devices that are elsewhere."""
+
+import importlib.util
+import json
+
+import jax
+import pytest
+from calling import call
+
+from ldm_jax import plan, planner, programs, topologies
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors, shard, tree
+
+TINY = {"first_stage": "identity", "model.mult": "(1,)", "model.attention": "()"}
+CONFIG = ["--config=configs/debug.py:ldm", *(f"--config.{k}={v}" for k, v in TINY.items())]
+FLAGS = [*CONFIG, "--topology=cpu:8"]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return programs.with_data(config_lib.load("configs/debug.py:ldm", TINY))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    out = tmp_path_factory.mktemp("plan")
+    assert call(plan, *FLAGS, f"--out={out}") == 0
+    return out
+
+
+def test_a_plan_weighs_the_step_and_the_sampler(planned):
+    summary = json.loads((planned / "summary.json").read_text())
+    train, sample = summary["train"], summary["sample"]
+    assert summary["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert train["fits"] and sample["fits"] and train["flops"] > 0
+    assert train["collectives"]["all-reduce"]["bytes"] > train["memory"]["params"]
+    parts = {k: v for k, v in train["memory"].items() if k != "peak"}
+    assert sum(parts.values()) == train["memory"]["peak"]
+    assert "HloModule" in (planned / "train.hlo.txt").read_text()
+
+
+def test_shapes_say_how_much_each_device_holds(config):
+    whole = planner.arguments(programs.training(config, shard.make_mesh(data=8)))
+    parts = planner.arguments(programs.training(config, shard.make_mesh(data=1, fsdp=8)))
+    state = programs.training(config, shard.make_mesh(data=8)).arguments["state"]
+    assert whole["params"] == tree.nbytes(state["params"])
+    assert parts["params"] <= whole["params"] and parts["batch"] == whole["batch"]
+    pixels = config.batch_size * config.data.size**2 * 3
+    assert whole["batch"] * 8 == 4 * (pixels + config.batch_size)  # images and classes
+
+
+def test_what_is_planned_is_what_is_trained(pixel_run):
+    """The abstract state has the leaves of a checkpoint that training wrote."""
+    from ldm_jax.engine import checkpoint
+
+    config = config_lib.of_run(pixel_run)
+    state = programs.training(config, shard.make_mesh(data=1, devices=jax.devices()[:1]))
+    planned = {name: leaf.shape for name, leaf in tree.named_leaves(state.arguments["state"])}
+    saved = checkpoint.saved(pixel_run)
+    assert planned.keys() == {name for name, _ in tree.named_leaves(saved)}
+
+
+def test_too_little_memory_is_refused_with_advice(capfd):
+    assert call(plan, *FLAGS, "--memory_gib=0.0001", "--parts=train") == 2
+    err = capfd.readouterr().err
+    assert "train does not fit" in err and "--config.mesh.fsdp=8" in err
+
+
+@pytest.mark.parametrize(
+    "topology, said",
+    [
+        ("v5x:4x4", "did you mean"),
+        ("v5e:4x4x4", "2 sides"),
+        ("v5e:fast", "2 sides"),
+        ("cuda:8", "needs --target"),
+        ("cpu:none", "give a number of devices"),
+    ],
+)
+def test_a_topology_that_is_none_is_one_line(topology, said):
+    with pytest.raises(errors.UsageError, match=said):
+        topologies.open_topology(topology)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_tpu_slice_that_is_elsewhere(tmp_path):
+    assert call(plan, *CONFIG, "--topology=v5e:2x2", f"--out={tmp_path}", "--parts=train") == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["chip"] == "TPU v5e" and 0 < summary["train"]["mfu_estimate"] < 1
