@@ -116,6 +116,51 @@ def test_a_host_that_dies_or_freezes_brings_the_others_down_in_a_minute(blow, tm
     print(f"{blow.name}: down with {code} after {seconds:.0f} s")
 
 
+# A host whose main thread gets stuck at SIGUSR1, while the rest of it lives.
+MAY_STICK = """
+import signal, sys, threading
+signal.signal(signal.SIGUSR1, lambda *args: threading.Event().wait())
+from ldm_jax import cli, train
+cli.start(train.__doc__, train.define, train.main, sys.argv[1:])
+"""
+BLOWS = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP, "stuck": signal.SIGUSR1}
+BLOWS |= {"preempted": signal.SIGTERM}
+
+
+@pytest.mark.slow
+def test_four_hosts_that_are_killed_frozen_stuck_and_preempted_leave_no_trace(tmp_path):
+    settings = ["steps.total=40", "steps.log=2", "steps.eval=40", "limits.stuck=15"]
+    settings += ["check_replicas=4"]
+
+    def commands(run):
+        train, flags = command(run, *settings)[:3], command(run, *settings)[3:]
+        return [[*train, *flags]] * 3 + [[sys.executable, "-c", MAY_STICK, *flags]]
+
+    def to_the_end(run):
+        with session(run, 4, commands(run)) as processes:
+            codes, last = end(processes)
+            assert codes == [0] * 4, last
+
+    uncut, cut = tmp_path / "uncut", tmp_path / "cut"
+    to_the_end(uncut)
+    for name, blow in BLOWS.items():
+        with session(cut, 4, commands(cut)) as processes:
+            begin, before = time.monotonic(), lines(cut)
+            wait_until(lambda before=before: lines(cut) >= before + 5, processes[0])
+            back = time.monotonic() - begin
+            processes[3].send_signal(blow)
+            begin = time.monotonic()
+            codes, last = end(processes[:3])
+            down = time.monotonic() - begin
+            print(f"{name}: on its way in {back:.0f} s, down in {down:.0f} s with {codes}, {last}")
+            assert all(map(restartable, codes)), last
+            assert down < hosts.HEARTBEAT + 30, last
+            if name == "preempted":
+                assert codes == [42] * 3 and last[0].startswith("ldm_jax: SIGTERM at step"), last
+    to_the_end(cut)
+    assert_the_same(cut, uncut)
+
+
 @pytest.mark.slow
 def test_hosts_with_other_configs_refuse_alike(tmp_path):
     commands = [command(tmp_path), command(tmp_path, "batch_size=16")]

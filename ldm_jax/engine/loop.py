@@ -209,11 +209,12 @@ def train(
                     spikes.check(step, means)
                     timing = stopwatch.measure(batch_size)
                     rates = {f"{n}/lr": float(r(step - 1)) for n, r in programs.rates.items()}
-                    logs.metrics(step, means | rates)
-                    logs.timing(step, timing)
-                    logs.progress.update(step, _headline(means, timing))
                     checkpoints.check()
-                    ledger.write(step)
+                    with phase("save"):  # storage that stalls is not a step that is stuck
+                        logs.metrics(step, means | rates)
+                        logs.timing(step, timing)
+                        ledger.write(step)
+                    logs.progress.update(step, _headline(means, timing))
                 if steps.due(step, steps.eval):
                     with stopwatch.paused(), phase("eval"):
                         params = step_lib.averaged(state)
