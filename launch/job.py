@@ -124,11 +124,7 @@ def read(args, overrides: dict, place: str, devices: str = "") -> Job:
       UsageError: a flag is missing, or the name suits no cloud.
     """
     cli.require(args, "config", "workdir")
-    if "://" in args.workdir:
-        raise errors.UsageError(
-            f"--workdir={args.workdir}: mount the bucket (gcsfuse, Filestore) on every host and "
-            "give the mounted path."
-        )
+    cli.check_mounted("--workdir", args.workdir)
     file = args.config.partition(":")[0]
     if not (ROOT / file).is_file() and not pathlib.Path(file).is_file():
         raise errors.UsageError(f"--config={args.config}: there is no file {file}.")

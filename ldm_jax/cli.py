@@ -132,8 +132,18 @@ def require(values: flags.FlagValues, *names: str):
             raise errors.UsageError(f"--{name} is missing: {values[name].help}")
 
 
+def check_mounted(flag: str, folder):
+    """Raises UsageError for a URL, which would become a folder of that name here."""
+    if "://" in str(folder):
+        raise errors.UsageError(
+            f"{flag}={folder}: mount the bucket (gcsfuse, Filestore) on every host and give the "
+            "mounted path."
+        )
+
+
 def check_writable(flag: str, folder):
     """Raises UsageError where `folder`, which need not be there yet, cannot be written."""
+    check_mounted(flag, folder)
     place = pathlib.Path(folder).absolute()
     while not os.path.lexists(place):
         place = place.parent

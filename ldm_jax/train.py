@@ -66,8 +66,8 @@ def train(config, workdir, allow=(), devices="") -> dict:
 
     seconds = cli.stopwatch()
     hosts.connect()
-    workdir = pathlib.Path(workdir)
     hosts.everywhere(lambda: cli.check_writable("--workdir", workdir))
+    workdir = pathlib.Path(workdir)
     source = build.open_source(config.data)
     config = build.resolve(config, source)
     checks.check(config, source)

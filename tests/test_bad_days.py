@@ -98,6 +98,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(unwritable, tmp_path, refus
     assert list(tmp_path.iterdir()) in ([tmp_path / "file"], [tmp_path / "mount"])
 
 
+def test_a_bucket_is_not_taken_for_a_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, flag in ((train, "--workdir"), (sample, "--out"), (encode, "--out")):
+        rest = FLAGS if command is train else ["--run=any"]
+        line = refused(call(command, f"{flag}=gs://bucket/run", *rest))
+        assert f"{flag}=gs://bucket/run: mount the bucket" in line
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(not own_mounts(), reason="needs a file system of its own")
 def test_a_read_only_file_system_is_one_line(tmp_path):
     train = [sys.executable, "-m", "ldm_jax.train", *FLAGS, f"--workdir={tmp_path}/run"]
