@@ -52,8 +52,19 @@ def common() -> ConfigDict:
             ),
             checkpoints=dict(keep=2, keep_every=0),
             # Seconds after which a phase counts as stuck and the process ends with 42; 0: never.
-            limits=dict(start=3_600, compile=7_200, data=1_800, step=1_800, eval=7_200, save=3_600),
-            max_bad_steps=5,  # in a row, skipped because a value was not finite; more end the run
+            limits=dict(
+                start=3_600,
+                compile=7_200,
+                data=1_800,
+                step=1_800,
+                eval=7_200,
+                save=3_600,
+                stuck=60,  # a step of several hosts, as long as none tells of another phase
+            ),
+            max_bad_steps=5,  # in a row, skipped because a value was not finite
+            max_loss_spike=20.0,  # robust deviations of a log line above those before; 0: any
+            max_rollbacks=3,  # to before more of them or a spike; once more ends the run
+            check_replicas=0,  # steps between comparisons of what devices hold twice; 0: never
             # Devices along each axis, -1: the rest. data: batch rows; fsdp: rows and weights;
             # spatial: the images' height; tensor: channels of attention, MLPs and residual blocks
             mesh=dict(data=-1, fsdp=1, spatial=1, tensor=1),

@@ -35,6 +35,7 @@ def define(values):
     )
     flags.DEFINE_string("name", "", "of the job; by default the workdir's", flag_values=values)
     flags.DEFINE_string("devices", None, "what must be there, e.g. tpu:16", flag_values=values)
+    flags.DEFINE_bool("deterministic", False, "as in ldm_jax.train", flag_values=values)
     flags.DEFINE_list("allow_config_change", [], "as in ldm_jax.train", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "print commands and files only", flag_values=values)
 
@@ -123,11 +124,7 @@ def read(args, overrides: dict, place: str, devices: str = "") -> Job:
       UsageError: a flag is missing, or the name suits no cloud.
     """
     cli.require(args, "config", "workdir")
-    if "://" in args.workdir:
-        raise errors.UsageError(
-            f"--workdir={args.workdir}: mount the bucket (gcsfuse, Filestore) on every host and "
-            "give the mounted path."
-        )
+    cli.check_mounted("--workdir", args.workdir)
     file = args.config.partition(":")[0]
     if not (ROOT / file).is_file() and not pathlib.Path(file).is_file():
         raise errors.UsageError(f"--config={args.config}: there is no file {file}.")
@@ -139,6 +136,7 @@ def read(args, overrides: dict, place: str, devices: str = "") -> Job:
     devices = devices if args.devices is None else args.devices
     train = [f"--config={args.config}", f"--workdir={args.workdir}"]
     train += [f"--devices={devices}"] if devices else []
+    train += ["--deterministic"] if args.deterministic else []
     if args.allow_config_change:
         train.append(f"--allow_config_change={','.join(args.allow_config_change)}")
     train += [f"--config.{key}={text}" for key, text in overrides.items()]

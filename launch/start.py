@@ -15,6 +15,7 @@ import sys
 import time
 
 from ldm_jax import cli
+from ldm_jax.base import errors
 
 USELESS = 2  # restarts without progress
 # What numbers processes over all hosts of a job; elsewhere (TPU VMs, pods) a host is one process.
@@ -25,9 +26,14 @@ def main(argv):
     record, train = json.loads(pathlib.Path(argv[0]).read_text()), argv[1:]
     workdir = next(a.partition("=")[2] for a in train if a.startswith("--workdir="))
     host = next((os.environ[name] for name in INDEX if name in os.environ), socket.gethostname())
-    if problem := keep(record, pathlib.Path(workdir), host):
+    try:
+        cli.check_writable("--workdir", workdir)
+        problem, code = keep(record, pathlib.Path(workdir), host), cli.EXIT_FAILED
+    except errors.UsageError as e:
+        problem, code = str(e), cli.EXIT_USAGE
+    if problem:
         print(f"launch: {problem}", file=sys.stderr, flush=True)
-        sys.exit(cli.EXIT_FAILED)
+        sys.exit(code)
     # The same process from here on: signals reach the training, and its exit code is the job's.
     os.execv(sys.executable, [sys.executable, "-m", "ldm_jax.train", *train])
 

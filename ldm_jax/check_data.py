@@ -28,6 +28,8 @@ def define(values):
 
 def main(args, overrides):
     cli.require(args, "config")
+    if args.out:
+        cli.check_writable("--out", args.out)
     import json
 
     import numpy as np

@@ -23,6 +23,9 @@ def check(config: ConfigDict, source):
     for key, value in positive.items():
         if value < 1:
             raise errors.UsageError(f"config.{key}={value} must be at least 1.")
+    for key in ("max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas"):
+        if config.get(key, 0) < 0:
+            raise errors.UsageError(f"config.{key}={config[key]} must be at least 0.")
     if config.batch_size % config.accumulate:
         raise errors.UsageError(
             f"config.batch_size={config.batch_size} must be a positive multiple of "

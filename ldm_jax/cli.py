@@ -4,12 +4,14 @@ Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "restart me" (preempte
 """
 
 import contextlib
+import errno
 import functools
 import json
 import logging
 import os
 import pathlib
 import sys
+import tempfile
 import time
 import traceback
 
@@ -19,6 +21,8 @@ from ldm_jax.base import errors
 
 EXIT_FAILED, EXIT_USAGE = errors.EXIT_FAILED, errors.EXIT_USAGE
 EXIT_RESTART = errors.EXIT_RESTART
+# What storage says of itself, and no trace of ours explains.
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def start(doc: str, define, main, argv=None):
@@ -59,6 +63,10 @@ def run(doc, define, main, argv) -> int:
         return _say(e, EXIT_FAILED)
     except errors.Restart as e:
         return _say(e, EXIT_RESTART)
+    except OSError as e:
+        if e.errno not in STORAGE or not e.filename:
+            raise
+        return _say(f"{e.filename}: {e.strerror}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
 
@@ -124,6 +132,31 @@ def require(values: flags.FlagValues, *names: str):
             raise errors.UsageError(f"--{name} is missing: {values[name].help}")
 
 
+def check_mounted(flag: str, folder):
+    """Raises UsageError for a URL, which would become a folder of that name here."""
+    if "://" in str(folder):
+        raise errors.UsageError(
+            f"{flag}={folder}: mount the bucket (gcsfuse, Filestore) on every host and give the "
+            "mounted path."
+        )
+
+
+def check_writable(flag: str, folder):
+    """Raises UsageError where `folder`, which need not be there yet, cannot be written."""
+    check_mounted(flag, folder)
+    place = pathlib.Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(prefix=".ldm_jax.", dir=place):
+            pass
+    except OSError as e:
+        raise errors.UsageError(
+            f"{flag}={folder} cannot be written ({place}: {e.strerror}): give a folder on a file "
+            "system that takes files, where this user may write."
+        ) from e
+
+
 def finish(path, summary: dict, lines=()):
     """Writes summary.json and prints the same in a few readable lines."""
     from ldm_jax.engine import log
@@ -158,6 +191,12 @@ def cache_compilations(directory):
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def set_xla_flags(flags: str):
+    """Adds to XLA_FLAGS; to be called before anything touches a device."""
+    given = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*given, *(f for f in flags.split() if f not in given)])
 
 
 @contextlib.contextmanager

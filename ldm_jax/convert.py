@@ -232,6 +232,7 @@ def _new_folder(out):
     out = pathlib.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise errors.UsageError(f"--out={out} exists already; give a new folder.")
+    cli.check_writable("--out", out.absolute().parent)
     part = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:

@@ -69,11 +69,11 @@ def main(args, overrides):
         return
     if args.run:
         out = args.out or f"{args.run}/evaluation"
-        summary = evaluate_run(args, other)
     else:
         path = pathlib.Path(args.samples)
         out = args.out or (path if path.is_dir() else path.with_suffix("")) / "evaluation"
-        summary = evaluate_samples(args, other)
+    cli.check_writable("--out", out)
+    summary = evaluate_run(args, other) if args.run else evaluate_samples(args, other)
     lines = _compare(summary, other, args.against) if other else []
     cli.finish(pathlib.Path(out) / "summary.json", summary, lines)
 

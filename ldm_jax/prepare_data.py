@@ -43,6 +43,7 @@ def main(command, args, overrides):
     cli.require(args, *(n for n, p in wanted.items() if p.default is inspect.Parameter.empty))
     if not pathlib.Path(args.path).is_dir():
         raise errors.UsageError(f"--path={args.path} is not a folder.")
+    cli.check_writable("--path", args.path)
     try:
         lines = [json.dumps(row) + "\n" for row in read(args.path, **given)]
     except (OSError, KeyError) as e:

@@ -96,7 +96,9 @@ def main(args, overrides):
         raise errors.UsageError("sample reads the run's own config; --config.* is for training.")
     cli.require(args, "run", *(() if args.export else ("out",)))
     if args.export:
+        cli.check_writable("--export", pathlib.Path(args.export).parent)
         return export(args)
+    cli.check_writable("--out", args.out)
     import jax
     import numpy as np
 

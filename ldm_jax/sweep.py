@@ -39,6 +39,8 @@ def define(values):
 def main(args, overrides):
     cli.require(args, "sweep", "workdir")
     workdir = pathlib.Path(args.workdir)
+    if not args.dry_run:
+        cli.check_writable("--workdir", args.workdir)
     from ldm_jax import cells
 
     sweep = config_lib.load(args.sweep, overrides)

@@ -8,6 +8,7 @@ on the same workdir continues from the newest checkpoint. SIGTERM saves and exit
 config along.
 """
 
+import functools
 import pathlib
 
 from absl import flags
@@ -16,8 +17,11 @@ from ldm_jax import cli
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
+# Read by XLA when it first compiles; other backends leave it alone.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Keys of a run's config that say nothing of what it computes.
-MAY_CHANGE = ("limits.", "max_bad_steps", "mesh.", "offload")
+MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
+MAY_CHANGE += ("mesh.", "offload")
 
 
 def define(values):
@@ -31,6 +35,12 @@ def define(values):
         "what must be there over all hosts, e.g. tpu:16 or gpu; stops where it is not",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "the same bits in every run on GPUs too, more slowly; CPUs and TPUs always do",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "allow_config_change",
         [],
@@ -41,6 +51,8 @@ def define(values):
 
 def main(args, overrides):
     cli.require(args, "config", "workdir")
+    if args.deterministic:
+        cli.set_xla_flags(DETERMINISTIC)
     config = config_lib.load(args.config, overrides)
     train(config, args.workdir, allow=args.allow_config_change, devices=args.devices)
 
@@ -50,10 +62,11 @@ def train(config, workdir, allow=(), devices="") -> dict:
     import jax
 
     from ldm_jax import build, checks, monitor
-    from ldm_jax.engine import hosts, inherit, loop, phases
+    from ldm_jax.engine import hosts, inherit, loop, phases, rollback
 
     seconds = cli.stopwatch()
     hosts.connect()
+    hosts.everywhere(lambda: cli.check_writable("--workdir", workdir))
     workdir = pathlib.Path(workdir)
     source = build.open_source(config.data)
     config = build.resolve(config, source)
@@ -82,7 +95,8 @@ def train(config, workdir, allow=(), devices="") -> dict:
         cache.check_weights(config.first_stage, origin["digest"])
     report = workdir / f"hang_{hosts.index():04d}.txt"
     with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
-        loop.train(
+        session = functools.partial(
+            loop.train,
             stage,
             build.make_data(config, source, stage.fields),
             workdir=workdir,
@@ -92,13 +106,17 @@ def train(config, workdir, allow=(), devices="") -> dict:
             batch_size=config.batch_size,
             seed=config.seed,
             accumulate=config.accumulate,
-            offload=config.offload,
+            offload=config.get("offload", False),
             phase=phase,
             max_bad_steps=config.max_bad_steps,
+            max_loss_spike=config.get("max_loss_spike", 0.0),  # runs from before this key lack it
+            check_replicas=config.get("check_replicas", 0),
             evaluators=(monitor.distances(plan, config, source, mesh),) if plan else (),
             init_from=config.init_from,
             **config.checkpoints,
         )
+        most = config.get("max_rollbacks", 0)
+        rollback.persevere(lambda history: session(history=history), workdir, most)
     return hosts.on_first(lambda: summarise(workdir, seconds()))
 
 
@@ -203,6 +221,8 @@ def claim(workdir, config, source, allow):
     taken = begun(workdir)
     if not taken:
         (workdir / "latents.json").unlink(missing_ok=True)
+        if not file.exists() or file.read_text() != text:
+            (workdir / "rollbacks.jsonl").unlink(missing_ok=True)
     if taken and file.exists():
         saved = config_lib.from_json(file.read_text())
         lines = config_lib.difference(saved, config, unset=config_lib.OFF)

@@ -1,16 +1,29 @@
 """What a machine does to a run: a disk that is really full, and the doctor who warns of it."""
 
+import errno
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from calling import call
 
-from ldm_jax import doctor
+from ldm_jax import (
+    adherence,
+    check_data,
+    cli,
+    convert,
+    doctor,
+    encode,
+    evaluate,
+    sample,
+    sweep,
+    train,
+)
 from ldm_jax.engine import log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -45,6 +58,70 @@ def test_on_a_full_disk_training_goes_on_and_keeps_what_is_finished(tmp_path):
     assert [p.name for p in (left / "checkpoints").iterdir() if p.name.isdecimal()] == ["4"]
     lines = log.read_jsonl(left / "metrics.jsonl")
     assert [line["step"] for line in lines if "denoiser/loss" in line] == [4, 8, 12]
+
+
+@pytest.fixture(params=["under a file", "read-only"])
+def unwritable(request, tmp_path, monkeypatch):
+    """A folder that nobody can write to, root included."""
+    if request.param == "under a file":
+        (tmp_path / "file").touch()
+        return tmp_path / "file" / "out", "Not a directory"
+    (tmp_path / "mount").mkdir()
+    really = tempfile.TemporaryFile
+
+    def on_a_read_only_mount(*args, dir, **kwargs):
+        if pathlib.Path(dir) == tmp_path / "mount":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+        return really(*args, dir=dir, **kwargs)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", on_a_read_only_mount)
+    return tmp_path / "mount" / "deep" / "out", "Read-only file system"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(unwritable, tmp_path, refused):
+    out, why = unwritable
+    sweep_config = f"--sweep={ROOT}/configs/sweeps/downsampling.py:tiny"
+    commands = [
+        (train, ["--workdir", *FLAGS]),
+        (sample, ["--out", "--run=any"]),
+        (encode, ["--out", "--run=any"]),
+        (evaluate, ["--out", "--run=any"]),
+        (sweep, ["--workdir", sweep_config]),
+        (adherence, ["--out", "--run=any"]),
+        (check_data, ["--out", *FLAGS]),
+    ]
+    for command, (flag, *rest) in commands:
+        line = refused(call(command, f"{flag}={out}", *rest))
+        assert f"{flag}={out} cannot be written" in line and why in line
+    assert convert.run(["export", "--run=any", f"--out={out}"]) == 2
+    assert f"--out={out.parent} cannot be written" in refused(2)
+    assert list(tmp_path.iterdir()) in ([tmp_path / "file"], [tmp_path / "mount"])
+
+
+def test_a_bucket_is_not_taken_for_a_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, flag in ((train, "--workdir"), (sample, "--out"), (encode, "--out")):
+        rest = FLAGS if command is train else ["--run=any"]
+        line = refused(call(command, f"{flag}=gs://bucket/run", *rest))
+        assert f"{flag}=gs://bucket/run: mount the bucket" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not own_mounts(), reason="needs a file system of its own")
+def test_a_read_only_file_system_is_one_line(tmp_path):
+    train = [sys.executable, "-m", "ldm_jax.train", *FLAGS, f"--workdir={tmp_path}/run"]
+    argv = ["unshare", "-rm", "bash", "-c", 'mount -t tmpfs -o ro none "$0" && "$@"', str(tmp_path)]
+    done = subprocess.run([*argv, *train], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "Read-only file system" in done.stderr
+
+
+def test_storage_that_fails_in_the_midst_of_a_command_is_one_line(refused, tmp_path):
+    def main(args, overrides):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x.npy"))
+
+    code = cli.run("", lambda values: None, main, [])
+    assert refused(code, 1) == f"ldm_jax: {tmp_path}/x.npy: No space left on device"
 
 
 def test_the_doctor_finds_a_sound_machine_sound(tmp_path, capfd):

@@ -1,6 +1,7 @@
 """The commands, end to end on configs/debug.py, and every way to call them wrong."""
 
 import json
+import os
 import pathlib
 import re
 
@@ -245,9 +246,17 @@ def test_help_is_readable(command, capfd):
     assert command.__doc__.strip().splitlines()[0] in out and "--" in out
 
 
+def test_deterministic_is_said_to_xla_once_and_beside_what_the_user_says(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x")
+    for _ in range(2):
+        cli.set_xla_flags(train.DETERMINISTIC)
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=/tmp/x {train.DETERMINISTIC}"
+
+
 def test_values_that_are_not_finite_stop_the_run_and_name_step_and_loss(tmp_path, capfd):
     tiny = ["--config.model.mult=(1,)", "--config.loss.disc_weight=0.0"]
-    bad = ["--config.optim.autoencoder.lr=1e30", "--config.max_bad_steps=0"]
+    bad = ["optim.autoencoder.lr=1e30", "max_bad_steps=0", "max_rollbacks=0"]
+    bad = [f"--config.{setting}" for setting in bad]
     assert call_train("first_stage", tmp_path / "run", *SHORT, *tiny, *bad) == cli.EXIT_FAILED
     last = capfd.readouterr().err.splitlines()[-1]
     assert re.search(r"autoencoder/(loss|grad_norm) is (nan|inf) at step \d", last), last

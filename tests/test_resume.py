@@ -34,6 +34,7 @@ def arguments(workdir, variant="first_stage", **changes) -> list[str]:
 def session(*args, **kwargs):
     """A training process on one device, killed at the end if it still lives."""
     command = [sys.executable, "-m", "ldm_jax.train", *arguments(*args, **kwargs)]
+    command.append("--deterministic")  # asks nothing of a CPU, but XLA has to know the flag
     env = os.environ | {"XLA_FLAGS": ONE_DEVICE}
     with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
         try:

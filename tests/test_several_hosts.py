@@ -15,7 +15,7 @@ import pytest
 from test_resume import PATIENCE, assert_the_same, lines, wait_until
 
 from launch.job import restartable
-from ldm_jax.engine import hosts
+from ldm_jax.engine import hosts, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEVICES = 8
@@ -24,19 +24,19 @@ SETTINGS += ["steps.total=10", "steps.log=3", "steps.eval=10", "steps.checkpoint
 SETTINGS += ["eval.records=8", "eval.batch_size=8"]
 
 
-def command(workdir, *settings) -> list[str]:
+def command(workdir, *settings, devices=DEVICES) -> list[str]:
     config = [f"--config.{setting}" for setting in (*SETTINGS, *settings)]
     train = [sys.executable, "-m", "ldm_jax.train", f"--config={ROOT}/configs/debug.py:ldm"]
-    return [*train, f"--workdir={workdir}", f"--devices=cpu:{DEVICES}", *config]
+    return [*train, f"--workdir={workdir}", f"--devices=cpu:{devices}", *config]
 
 
 @contextlib.contextmanager
-def session(workdir, count: int, commands=None):
+def session(workdir, count: int, commands=None, devices=DEVICES):
     """The processes of one job, killed at the end where they still live."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={DEVICES // count}"
+    flags = f"--xla_force_host_platform_device_count={devices // count}"
     env = os.environ | {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
     env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
     processes = [
@@ -114,6 +114,65 @@ def test_a_host_that_dies_or_freezes_brings_the_others_down_in_a_minute(blow, tm
     assert restartable(code), err
     assert seconds < hosts.HEARTBEAT + 30, err
     print(f"{blow.name}: down with {code} after {seconds:.0f} s")
+
+
+# A host whose main thread gets stuck at SIGUSR1, while the rest of it lives.
+MAY_STICK = """
+import signal, sys, threading
+signal.signal(signal.SIGUSR1, lambda *args: threading.Event().wait())
+from ldm_jax import cli, train
+cli.start(train.__doc__, train.define, train.main, sys.argv[1:])
+"""
+# Lines of the log after which it comes; what a step usually takes is known after twenty phases.
+BLOWS = {"killed": (signal.SIGKILL, 2), "frozen": (signal.SIGSTOP, 2)}
+BLOWS |= {"stuck": (signal.SIGUSR1, 5), "preempted": (signal.SIGTERM, 2)}
+
+
+@pytest.mark.slow
+def test_four_hosts_that_are_killed_frozen_stuck_and_preempted_leave_no_trace(tmp_path):
+    settings = ["steps.total=30", "steps.log=2", "steps.eval=30", "limits.stuck=15"]
+    settings += ["check_replicas=4"]
+
+    def four(run):
+        train, flags = command(run)[:3], command(run, *settings, devices=4)[3:]
+        sticky = [sys.executable, "-c", MAY_STICK]
+        return session(run, 4, [[*train, *flags]] * 3 + [[*sticky, *flags]], devices=4)
+
+    def to_the_end(run):
+        with four(run) as processes:
+            codes, last = end(processes)
+            assert codes == [0] * 4, last
+
+    uncut, cut = tmp_path / "uncut", tmp_path / "cut"
+    to_the_end(uncut)
+    for name, (blow, more) in BLOWS.items():
+        with four(cut) as processes:
+            begin, enough = time.monotonic(), lines(cut) + more
+            wait_until(lambda enough=enough: lines(cut) >= enough, processes[0])
+            back = time.monotonic() - begin
+            processes[3].send_signal(blow)
+            begin = time.monotonic()
+            codes, last = end(processes[:3])
+            down = time.monotonic() - begin
+            print(f"{name}: on its way in {back:.0f} s, down in {down:.0f} s with {codes}, {last}")
+            assert all(map(restartable, codes)), last
+            assert down < hosts.HEARTBEAT + 30, last
+            if name == "preempted":
+                assert codes == [42] * 3 and last[0].startswith("ldm_jax: SIGTERM at step"), last
+    to_the_end(cut)
+    assert_the_same(cut, uncut)
+
+
+@pytest.mark.slow
+def test_hosts_go_back_together_and_end_alike(tmp_path):
+    run = tmp_path / "run"
+    settings = ["optim.denoiser.lr=1e30", "max_bad_steps=0", "max_rollbacks=1"]
+    with session(run, 2, [command(run, *settings)] * 2) as processes:
+        codes, last = end(processes)
+    assert codes == [1, 1] and last[0] == last[1], last
+    assert "Rolled back 1 time" in last[0]
+    (line,) = log.read_jsonl(run / "rollbacks.jsonl")
+    assert line["step"] == 0 and line["offset"] == line["from"]
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ def nbytes(tree) -> int:
 
 
 @jax.jit
-def _checksum(x):
-    """Position-weighted sum of the bits of x modulo 2^32.
+def checksum(x):
+    """uint32: position-weighted sum of the bits of x modulo 2^32.
 
     Integer arithmetic is exact and its order does not matter, so the value is the same on every
     topology and sharding; the odd weights make every single-bit flip change it.
@@ -46,7 +46,7 @@ def checksums(tree) -> dict[str, int]:
     """`{path: checksum}` of every leaf; independent of how the leaves are sharded."""
     # One program at a time: with many of them in flight, hosts that share leaves wait for one
     # another for ever (met on CPUs over gloo).
-    return {name: int(_checksum(leaf)) for name, leaf in named_leaves(tree)}
+    return {name: int(checksum(leaf)) for name, leaf in named_leaves(tree)}
 
 
 def digest(tree) -> str:

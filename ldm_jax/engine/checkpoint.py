@@ -57,12 +57,18 @@ class Checkpoints:
         self._problem = ""
         self._attempt(start)
 
-    def restore(self, abstract):
+    def restore(self, abstract, until: int | None = None):
         """The newest sound checkpoint as `(state, meta)`, or None where there is none.
 
         abstract: tree of ShapeDtypeStructs with shardings, for any number of devices.
+        until: the newest step that will do, unless all are newer: then the oldest. The later ones
+          are set aside as `N.bad`.
         """
-        for step in sorted(hosts.on_first(self._finished), reverse=True):
+        steps = hosts.on_first(self._finished)
+        for step in sorted(steps, reverse=True):
+            if until is not None and step > max(until, min(steps)):
+                self._set_aside(step, "bad", f"the run goes back to step {until} or before")
+                continue
             restored, problem = None, ""
             try:
                 restored = self._restore_step(step, abstract)
@@ -79,7 +85,7 @@ class Checkpoints:
             problems = [p for p in hosts.exchange(problem) if p]
             if not problems:
                 return restored
-            self._set_aside(step, problems[0])
+            self._set_aside(step, "corrupt", problems[0])
         return None
 
     def _finished(self) -> list[int]:
@@ -103,11 +109,11 @@ class Checkpoints:
         except Exception:
             return False  # damaged beyond reading: not a question of shapes
 
-    def _set_aside(self, step, reason):
+    def _set_aside(self, step, kind, reason):
         reason = reason.strip().splitlines()[0][:200]
-        logger.error("Checkpoint %d is damaged (%s); trying the one before.", step, reason)
+        logger.error("Checkpoint %d is %s (%s); trying the one before.", step, kind, reason)
         folder = self.directory / str(step)
-        hosts.on_first(lambda: str(folder.rename(_free(folder.with_suffix(".corrupt")))))
+        hosts.on_first(lambda: str(folder.rename(_free(folder.with_suffix(f".{kind}")))))
         self._manager.close()
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 

@@ -34,6 +34,11 @@ class Ledger:
             with contextlib.suppress(OSError):
                 log.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
 
+    def end(self, step: int):
+        """The session ends at `step`; another one of this process counts its seconds from 0."""
+        self.write(step)
+        self._own["seconds"].update(dict.fromkeys(self._own["seconds"], 0.0))
+
 
 def report(workdir) -> dict:
     """`{"productive_fraction": ..., "..._seconds": ...}` over all sessions of a run; {} if none.

@@ -89,6 +89,10 @@ def index() -> int:
     return distributed.global_state.process_id
 
 
+def several() -> bool:
+    return distributed.global_state.client is not None
+
+
 def exchange(value, seconds: float = PATIENCE) -> list:
     """What every host gave as `value` (JSON), by host; all hosts call it in the same order.
 
@@ -98,15 +102,37 @@ def exchange(value, seconds: float = PATIENCE) -> list:
     state, call = distributed.global_state, next(_calls)
     if state.client is None:
         return [value]
-    state.client.key_value_set(f"ldm_jax/{call}/{state.process_id}", json.dumps(value))
-    answers = []
-    for host in range(state.num_processes):
-        try:
-            key = f"ldm_jax/{call}/{host}"
-            answers.append(state.client.blocking_key_value_get(key, int(1000 * seconds)))
-        except RuntimeError as e:
-            raise errors.Restart(f"Host {host} did not answer within {seconds:.0f} s.") from e
-    return [json.loads(answer) for answer in answers]
+    key = lambda call: f"ldm_jax/{call}/{state.process_id}"
+    state.client.key_value_set(key(call), json.dumps(value))
+    try:
+        state.client.wait_at_barrier(f"ldm_jax/{call}", int(1000 * seconds))
+    except RuntimeError as e:
+        silent = sorted(set(range(state.num_processes)) - _said(f"ldm_jax/{call}/").keys())
+        who = f"Host {silent[0]}" if silent else "A host"
+        raise errors.Restart(f"{who} did not answer within {seconds:.0f} s.") from e
+    answers = _said(f"ldm_jax/{call}/")
+    if call:  # nobody would be here who had not read the one before
+        state.client.key_value_delete(key(call - 1))
+    return [json.loads(answers[host]) for host in range(state.num_processes)]
+
+
+def _said(folder: str) -> dict[int, str]:
+    """{host: what it wrote there}."""
+    pairs = distributed.global_state.client.key_value_dir_get(folder)
+    return {int(key.rpartition("/")[2]): value for key, value in pairs}
+
+
+def tell(work: str):
+    """Lets the others know that this host is long at `work`, or "" when it no longer is."""
+    if client := distributed.global_state.client:
+        client.key_value_set(f"ldm_jax/busy/{index()}", work, allow_overwrite=True)
+
+
+def busy() -> dict[int, str]:
+    """{host: work} of those that told."""
+    if distributed.global_state.client is None:
+        return {}
+    return {host: work for host, work in _said("ldm_jax/busy/").items() if work}
 
 
 def agree(**facts):
@@ -134,6 +160,18 @@ def on_first(action, seconds: float = PATIENCE):
     if "error" in outcome:
         raise errors.UsageError(outcome["error"])
     return outcome["result"]
+
+
+def everywhere(action):
+    """`action()` on every host, for its UsageError: one host's is everybody's."""
+    problem = ""
+    try:
+        action()
+    except errors.UsageError as e:
+        problem = str(e)
+    for host, theirs in enumerate(exchange(problem)):
+        if theirs:
+            raise errors.UsageError(theirs + (f" (host {host})" if host else ""))
 
 
 @contextlib.contextmanager

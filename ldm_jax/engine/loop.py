@@ -14,8 +14,19 @@ import jax
 from clu import parameter_overview
 
 from ldm_jax.base import errors, shard, tree
-from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, phases, preempt
+from ldm_jax.engine import (
+    checkpoint,
+    goodput,
+    hosts,
+    inherit,
+    log,
+    meter,
+    phases,
+    preempt,
+    replicas,
+)
 from ldm_jax.engine import judge as judge_lib
+from ldm_jax.engine import rollback as rollback_lib
 from ldm_jax.engine import step as step_lib
 
 RUN_AHEAD = 2  # steps dispatched before the host waits for the oldest
@@ -76,6 +87,9 @@ def train(
     keep: int = 2,
     keep_every: int = 0,
     max_bad_steps: int = 0,
+    max_loss_spike: float = 0.0,
+    check_replicas: int = 0,
+    history: rollback_lib.History | None = None,
     phase: phases.Phases | None = None,
     init_from: str = "",
     evaluators: tuple = (),
@@ -89,16 +103,23 @@ def train(
       offload: keep the optimizers' moments in the host's memory.
       keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
       max_bad_steps: skipped steps in a row that are borne, see meter.Meter.
+      max_loss_spike: robust deviations that are borne, see rollback.Spikes; 0 bears all.
+      check_replicas: steps between comparisons of what devices hold twice, and before every
+        checkpoint, see replicas.Replicas; 0 never compares.
+      history: the run's rollbacks; by default it has none.
       phase: watches and counts what the run does; by default nobody watches.
       init_from: a run whose weights a new run starts from, see inherit.
       evaluators: (step, averaged params, frozen) -> {name: number} each, besides the stage's own.
 
     Raises:
       Preempted: SIGTERM came; everything is saved.
-      errors.RunError: too many steps with a value that is not finite, too many records that do not
-        decode, or a last checkpoint that the storage did not take.
+      rollback.BadSteps: too many steps with a value that is not finite, or a loss spike.
+      errors.Restart: replicas that differ; the newest checkpoint is sound.
+      errors.RunError: too many records that do not decode, or a last checkpoint that the storage
+        did not take.
     """
     workdir, phase = pathlib.Path(workdir), phase or phases.Phases()
+    history = history or rollback_lib.History(workdir)
     programs = step_lib.programs(
         stage,
         optimizers,
@@ -113,31 +134,40 @@ def train(
     # State: restored, or born sharded
     key = shard.random_key(seed, mesh)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep, every=keep_every)
-    state, meta = checkpoints.restore(programs.state) or (programs.init(key), None)
+    found = checkpoints.restore(programs.state, history.until)
+    state, meta = found or (programs.init(key), None)
     if meta is None and init_from:
         state, origin = inherit.weights(state, init_from, programs.state)
         if jax.process_index() == 0:
             log.write_text(workdir / "init_from.json", json.dumps(origin, indent=2) + "\n")
     meta = meta or {}
     first = int(state["step"])
+    story = history.begin(first)
+    if history.offset:  # other noise, too, than the rows that were passed over met
+        fold_in = jax.jit(jax.random.fold_in, out_shardings=shard.replicated(mesh))
+        key = fold_in(key, history.offset)
     frozen = shard.put_replicated(stage.frozen, mesh)
     judge = judge_lib.Judge(stage, data.held_out, frozen, mesh)
+    compare = replicas.Replicas(mesh) if check_replicas else lambda step, arrays: None
 
     # Records
     logs = log.Log(workdir, start=first, total=steps.total)
-    metrics_meter = meter.Meter(meta.get("pending", ()), max_bad_steps)
+    metrics_meter = meter.Meter(meta.get("pending", ()), max_bad_steps, meta.get("bad_before", 0))
+    spikes = rollback_lib.Spikes(stage.watched, max_loss_spike, first, meta.get("spikes"))
     stopwatch = meter.Stopwatch(meta.get("seconds", 0.0))
     bad_records = meter.BadRecords(
         workdir, records=data.records, name=data.name, max_fraction=data.max_bad_fraction
     )
     ledger = goodput.Ledger(workdir, first, phase.seconds, logs.active)
     ledger.write(first)
-    _introduce(logs, state, mesh, first, steps.total)
+    _introduce(logs, state, mesh, first, steps.total, story)
 
     def save(step):
         # fetch() refuses a run that only skips: its newest sound checkpoint stays the newest.
-        pending = metrics_meter.fetch()
-        checkpoints.save(step, state, {"pending": pending, "seconds": stopwatch.total()})
+        meta = {"pending": metrics_meter.fetch(), "bad_before": metrics_meter.bad_before}
+        meta |= {"spikes": spikes.state, "seconds": stopwatch.total()}
+        compare(step, state | {"frozen": frozen})
+        checkpoints.save(step, state, meta)
 
     def saved(step) -> str:
         """Waits for that checkpoint; why it is not there, or ""."""
@@ -147,7 +177,7 @@ def train(
             return checkpoints.wait()
 
     # Loop
-    batches, program = data.train(first), None
+    batches, program = data.train(first + history.offset), None
     in_flight = collections.deque()
     try:
         with preempt.Preemption() as preemption:
@@ -171,16 +201,20 @@ def train(
                     stopwatch.restart()
                     logs.progress.begin(step)
                 logs.progress.update(step)
+                if check_replicas and step % check_replicas == 0:
+                    compare(step, state | {"frozen": frozen})
 
                 if steps.due(step, steps.log):
                     means = metrics_meter.flush()
+                    spikes.check(step, means)
                     timing = stopwatch.measure(batch_size)
                     rates = {f"{n}/lr": float(r(step - 1)) for n, r in programs.rates.items()}
-                    logs.metrics(step, means | rates)
-                    logs.timing(step, timing)
-                    logs.progress.update(step, _headline(means, timing))
                     checkpoints.check()
-                    ledger.write(step)
+                    with phase("save"):  # storage that stalls is not a step that is stuck
+                        logs.metrics(step, means | rates)
+                        logs.timing(step, timing)
+                        ledger.write(step)
+                    logs.progress.update(step, _headline(means, timing))
                 if steps.due(step, steps.eval):
                     with stopwatch.paused(), phase("eval"):
                         params = step_lib.averaged(state)
@@ -204,21 +238,29 @@ def train(
                 f"Step {steps.total} is done but not saved ({problem}): mend the storage of "
                 f"{checkpoints.directory} and start again."
             )
+    except rollback_lib.BadSteps as e:
+        if preemption.requested(step):
+            raise Preempted(
+                f"SIGTERM at step {step}, whose weights are not worth keeping: {e}"
+            ) from e
+        raise
     finally:
         phase.begin("start")
-        ledger.write(step if steps.total > first else first)
+        ledger.end(step if steps.total > first else first)
         batches.close()
         logs.close()
         checkpoints.close()
 
 
-def _introduce(logs, state, mesh, first, total):
+def _introduce(logs, state, mesh, first, total, story):
     """The first lines of a run: devices, parameters, where it stands."""
     sizes = ", ".join(f"{name} {tree.count(p) / 1e6:.2f}M" for name, p in state["params"].items())
     device = jax.devices()[0]
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     logs.progress.say(f"{jax.device_count()} {device.device_kind} device(s), mesh {axes}")
     logs.progress.say(f"parameters: {sizes}; from step {first} to {total}; {logs.workdir}")
+    if story:
+        logs.progress.say(story)
     if logs.active:
         overview = parameter_overview.get_parameter_overview(state["params"], include_stats=False)
         log.write_text(logs.workdir / "parameters.txt", overview + "\n")

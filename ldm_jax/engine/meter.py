@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ldm_jax.base import errors
+from ldm_jax.engine import rollback
 
 
 class Meter:
@@ -22,10 +23,14 @@ class Meter:
       max_bad: such steps in a row before `fetch` refuses to go on.
       pending: what `fetch` returned when a checkpoint was made, so that a resumed run averages over
         the same steps as an uncut one.
+      bad_before: and what that was.
+
+    Attributes:
+      bad_before: bad steps that the last flush ended with.
     """
 
-    def __init__(self, pending=(), max_bad: int = 0):
-        self._max_bad, self._bad_before = max_bad, 0
+    def __init__(self, pending=(), max_bad: int = 0, bad_before: int = 0):
+        self._max_bad, self.bad_before = max_bad, bad_before
         self._steps = [(step, dict(metrics)) for step, metrics in pending]
 
     def add(self, step: int, metrics: dict):
@@ -35,7 +40,7 @@ class Meter:
         """`[[step, {name: float}], ...]`, waiting for the device.
 
         Raises:
-          RunError: too many bad steps in a row; names the first of them and its bad value.
+          BadSteps: too many in a row; names the first of them since the last flush and its value.
         """
         self._steps = [
             (step, {name: float(value) for name, value in metrics.items()})
@@ -46,16 +51,18 @@ class Meter:
 
     def _bad_in_a_row(self) -> int:
         """How many bad steps the pending ones end with, those of earlier flushes included."""
-        bad, first = self._bad_before, None
+        bad, first = self.bad_before, None
         for step, metrics in self._steps:
             name = next((n for n, value in metrics.items() if not math.isfinite(value)), None)
             bad, first = (bad + 1, first or (step, name, metrics[name])) if name else (0, None)
             if bad > self._max_bad:
+                good = step - bad
                 step, name, value = first
-                raise errors.RunError(
+                raise rollback.BadSteps(
                     f"{name} is {value} at step {step}, and {bad} step(s) in a row were skipped "
-                    f"(config.max_bad_steps={self._max_bad}); nothing of them is in the weights. "
-                    "Lower the learning rate or clip gradients, and start again."
+                    f"(config.max_bad_steps={self._max_bad}); nothing of them is in the weights.",
+                    self._steps[-1][0],
+                    good,
                 )
         return bad
 
@@ -63,7 +70,7 @@ class Meter:
         """The mean of each metric over the pending steps, which are then forgotten."""
         steps = [metrics for _, metrics in self.fetch()]
         good = [metrics for metrics in steps if all(map(math.isfinite, metrics.values()))]
-        self._bad_before, self._steps = self._bad_in_a_row(), []
+        self.bad_before, self._steps = self._bad_in_a_row(), []
         means = {name: float(np.mean([m[name] for m in good])) for name in (good and good[-1])}
         skipped = len(steps) - len(good)
         return means | ({"skipped_steps": float(skipped)} if skipped else {})

@@ -5,8 +5,13 @@
 
 A phase that outlasts its limit prints every thread's stack and ends the process with 42, "restart
 me": a host that is stuck in a collective can do nothing better, and waits there for ever.
+
+Among several hosts a step is over sooner. They cannot see which of them a collective waits for, but
+those that are long at something else (reading, saving) tell: where none does, a step that lasts
+many times as long as usual will not end.
 """
 
+import collections
 import contextlib
 import faulthandler
 import os
@@ -16,7 +21,12 @@ import time
 import types
 
 from ldm_jax.base import errors
+from ldm_jax.engine import hosts
 
+POLL = 0.2  # seconds
+LONG = 10.0  # seconds at something else after which a host tells the others
+USUAL = 20  # times what steps take: the least that hosts wait for one
+ENOUGH = 20  # steps to know what is usual
 NAMES = ("start", "compile", "data", "step", "eval", "save")
 
 
@@ -24,7 +34,8 @@ class Phases:
     """Seconds spent in each phase, and a thread that watches the present one.
 
     Args:
-      limits: {phase: seconds}; a phase without one, or with 0, may last.
+      limits: {phase: seconds}; a phase without one, or with 0, may last. "stuck" is the limit of a
+        step while no host tells of something else, once it is known how long steps take.
       report: file that the stacks go to as well, as stderr is not always kept.
     """
 
@@ -32,7 +43,8 @@ class Phases:
         self.seconds = dict.fromkeys(NAMES, 0.0)
         self._limits, self._report = limits, report
         self._lock, self._done = threading.Lock(), threading.Event()
-        self._name, self._since, self._begin = "start", time.monotonic(), time.monotonic()
+        self._name, self._begin, self._lasted = "start", time.monotonic(), 0.0
+        self._steps = collections.deque(maxlen=100)  # seconds
         self._watch = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self):
@@ -61,20 +73,44 @@ class Phases:
         with self._lock:
             now, outer = time.monotonic(), self._name
             self.seconds[outer] += now - self._begin
-            self._name, self._since, self._begin = name, now, now
+            if outer == "step":
+                self._steps.append(now - self._begin)
+            self._name, self._begin, self._lasted = name, now, 0.0
         return outer
 
     def _run(self):
-        while not self._done.wait(0.2):
+        told, before = "", time.monotonic()
+        while not self._done.wait(POLL):
+            # A process that was stopped, or a machine that was moved, has not been stuck.
+            awake, before = min(time.monotonic() - before, 1.0), time.monotonic()
             with self._lock:
-                name, lasted = self._name, time.monotonic() - self._since
+                self._lasted += awake
+                name, lasted = self._name, self._lasted
             if 0 < self._limits.get(name, 0) < lasted:
-                self._end(name, lasted)
+                self._end(name, lasted, f"config.limits.{name}={self._limits[name]:g}")
+            work = name if name != "step" and lasted > LONG else ""
+            with contextlib.suppress(RuntimeError):  # the service is gone: jax ends us
+                if work != told:
+                    hosts.tell(work)
+                    told = work
+                if name == "step" and 0 < self._patience() < lasted and not hosts.busy():
+                    stuck = f"config.limits.stuck={self._limits['stuck']:g} and {USUAL} usual steps"
+                    self._end(name, lasted, f"{stuck}, and no host is long at anything else")
 
-    def _end(self, name, lasted):
+    def _patience(self) -> float:
+        """Seconds after which a step is stuck; 0: not known, or nobody else waits for it."""
+        with self._lock:
+            steps = sorted(self._steps)
+        if not hosts.several() or len(steps) < ENOUGH or not self._limits.get("stuck"):
+            return 0.0
+        return max(
+            self._limits["stuck"], USUAL * steps[-1 - len(steps) // 10]
+        )  # but for a tenth of outliers
+
+    def _end(self, name, lasted, limit):
         line = (
-            f"ldm_jax: stuck: phase {name!r} has lasted {lasted:.0f} s, more than "
-            f"config.limits.{name}={self._limits[name]:g}; ending with {errors.EXIT_RESTART}."
+            f"ldm_jax: stuck: phase {name!r} has lasted {lasted:.0f} s, more than {limit}; "
+            f"ending with {errors.EXIT_RESTART}."
         )
         for stream in (sys.stderr, self._report):
             with contextlib.suppress(OSError), _opened(stream) as file:

@@ -95,6 +95,7 @@ class Autoencode:
             draw=self.draw,
             columns={"reconstructions": 8},
             rules=parallel.RULES,
+            watched="l1",  # the losses jump where the discriminator begins
         )
 
     def init_autoencoder(self, key):

@@ -72,6 +72,7 @@ class Diffuse:
             draw=self.draw,
             columns={"samples": 8},
             rules=parallel.RULES,
+            watched="error",
         )
 
     def init(self, key):

@@ -15,13 +15,19 @@ class Store:
     def __init__(self, *theirs):
         self.known = {f"ldm_jax/{call}/1": said for call, said in enumerate(theirs)}
 
-    def key_value_set(self, key, value):
+    def key_value_set(self, key, value, allow_overwrite=False):
+        assert allow_overwrite or key not in self.known
         self.known[key] = value
 
-    def blocking_key_value_get(self, key, milliseconds):
-        if key not in self.known:
+    def wait_at_barrier(self, name, milliseconds):
+        if f"{name}/1" not in self.known:
             raise RuntimeError("DEADLINE_EXCEEDED")
-        return self.known[key]
+
+    def key_value_dir_get(self, folder):
+        return [(key, value) for key, value in self.known.items() if key.startswith(folder)]
+
+    def key_value_delete(self, key):
+        del self.known[key]
 
 
 @pytest.fixture
@@ -54,6 +60,23 @@ def test_a_host_that_does_not_answer_means_restart(beside):
         hosts.exchange("here", seconds=3)
 
 
+def test_what_all_have_read_is_forgotten(beside):
+    beside(*["1"] * 20)
+    for call in range(20):
+        assert hosts.exchange(call) == [call, 1]
+    own = [key for key in hosts.distributed.global_state.client.known if key.endswith("/0")]
+    assert own == ["ldm_jax/19/0"]
+
+
+def test_a_host_tells_what_it_is_long_at(beside):
+    assert hosts.busy() == {} and not hosts.several()
+    beside()
+    hosts.tell("data")
+    assert hosts.busy() == {0: "data"}
+    hosts.tell("")
+    assert hosts.busy() == {}
+
+
 def test_what_host_0_refuses_all_refuse(beside):
     def refuse():
         raise errors.UsageError("no such thing")
@@ -62,6 +85,13 @@ def test_what_host_0_refuses_all_refuse(beside):
     with pytest.raises(errors.UsageError, match="no such thing"):
         hosts.on_first(refuse)
     assert hosts.on_first(lambda: 3) == 3
+
+
+def test_what_one_host_refuses_all_refuse_and_it_is_named(beside):
+    beside('"no room"', '""')
+    with pytest.raises(errors.UsageError, match=r"no room \(host 1\)"):
+        hosts.everywhere(lambda: None)
+    hosts.everywhere(lambda: None)
 
 
 @pytest.mark.parametrize(

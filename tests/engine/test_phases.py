@@ -36,6 +36,35 @@ def test_a_stuck_process_shows_its_stacks_and_asks_to_be_restarted(tmp_path):
         assert "waits_for_ever" in text and "Current thread" in text
 
 
+AMONG_HOSTS = """
+import sys, time
+from ldm_jax.engine import hosts, phases
+
+others, told, phases.LONG = {1: "data"}, [], 0.3
+hosts.several, hosts.busy, hosts.tell = lambda: True, lambda: others, told.append
+with phases.Phases({"step": 60, "stuck": 0.5}, sys.argv[1]) as phase:
+    with phase("eval"):
+        time.sleep(1)
+    phase.begin("step")
+    time.sleep(1)  # how long steps take is not known yet
+    assert told == ["eval", ""], told
+    for _ in range(2 * phases.ENOUGH):
+        phase.begin("step")
+        time.sleep(0.001)
+    time.sleep(2)
+    print("waited for the one that reads", flush=True)
+    others.clear()
+    time.sleep(60)
+"""
+
+
+def test_a_step_that_lasts_is_stuck_when_no_host_is_long_at_anything_else(tmp_path):
+    argv, begin = [sys.executable, "-c", AMONG_HOSTS, str(tmp_path / "hang.txt")], time.monotonic()
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 42 and time.monotonic() - begin < 40, done.stderr
+    assert "waited" in done.stdout and "config.limits.stuck=0.5 and 20 usual steps" in done.stderr
+
+
 def test_time_is_counted_once_in_the_innermost_phase():
     with phases.Phases() as phase:
         phase.begin("step")

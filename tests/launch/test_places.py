@@ -96,13 +96,14 @@ def test_dry_runs_are_as_they_were_read(place, still, capfd):
 
 def test_values_of_any_kind_reach_the_hosts_of_a_slice_whole(tools):
     calls = tools(("describe", "NOT_FOUND", 1), ("describe", "ACTIVE", 0))
-    flags = [*PLACES["tpu"][1], f"--config.first_stage={NASTY}"]
+    flags = [*PLACES["tpu"][1], f"--config.first_stage={NASTY}", "--deterministic"]
     assert call(tpu, CONFIG, *flags) == 0
     *_, ship, train, delete = calls()
     assert [c[4] for c in (ship, train)] == ["scp", "ssh"] and delete[4] == "delete"
     remote = next(a for a in train if a.startswith("--command=")).partition("=")[2]
     words = shlex.split(remote.rpartition(" && ")[2])
-    assert f"--config.first_stage={NASTY}" in words and "--devices=tpu:16" in words
+    assert f"--config.first_stage={NASTY}" in words
+    assert "--devices=tpu:16" in words and "--deterministic" in words
 
 
 def test_a_slice_that_is_taken_away_is_made_anew(tools):
