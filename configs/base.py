@@ -65,7 +65,10 @@ def common() -> ConfigDict:
             max_loss_spike=20.0,  # robust deviations of a log line above those before; 0: any
             max_rollbacks=3,  # to before more of them or a spike; once more ends the run
             check_replicas=0,  # steps between comparisons of what devices hold twice; 0: never
-            mesh=dict(data=-1, fsdp=1, tensor=1),
+            # Devices along each axis, -1: the rest. data: batch rows; fsdp: rows and weights;
+            # spatial: the images' height; tensor: channels of attention, MLPs and residual blocks
+            mesh=dict(data=-1, fsdp=1, spatial=1, tensor=1),
+            offload=False,  # keep optimizer moments in the host's memory
             dtype="float32",  # of the computation; weights, optimizer and losses stay float32
         )
     )
@@ -83,6 +86,7 @@ def optimizer(**changes) -> dict:
         length=0,  # step where it ends; 0: the last one
         b1=0.9,
         b2=0.999,
+        mu_dtype="",  # of the first moment: bfloat16 takes half; "" is float32
         weight_decay=0.0,
         clip=0.0,
         ema=0.0,
@@ -107,7 +111,8 @@ def first_stage() -> ConfigDict:
         codebook_size=8192,  # vq
         groups=32,  # of GroupNorm
         dropout=0.0,
-        remat=False,
+        remat=False,  # compute what is inside of blocks again in the backward pass,
+        remat_saves="",  # but for: "" nothing | products of matrices and convolutions
     )
     config.discriminator = dict(width=64, layers=3, norm="batch")
     config.lpips = dict(backbone="", heads="")  # paths of the weights
@@ -154,7 +159,8 @@ def ldm() -> ConfigDict:
         scale_shift=False,
         resblock_updown=False,
         groups=32,  # of GroupNorm; with one channel a group the network is deaf to the timestep
-        remat=False,
+        remat=False,  # compute what is inside of blocks again in the backward pass,
+        remat_saves="",  # but for: "" nothing | products of matrices and convolutions
     )
     config.conditioners = dict()  # {batch field: dict(name=conditioner, ...)}
     config.process = dict(

@@ -1,13 +1,16 @@
 """What can be known to be wrong with a config before any device is touched."""
 
+import jax
 from ml_collections import ConfigDict
 
 from ldm_jax import build
-from ldm_jax.base import errors
+from ldm_jax.base import errors, shard
 from ldm_jax.data import transforms
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
-from ldm_jax.engine import loop, optim
+from ldm_jax.engine import loop, optim, step
+from ldm_jax.models import parallel
+from ldm_jax.nn import blocks
 from ldm_jax.stages import autoencode, diffuse
 from ldm_jax.stages.sampling import Sampling
 
@@ -36,6 +39,7 @@ def check(config: ConfigDict, source):
     for kwargs in config.optim.values():
         optim.make_tx(total=config.steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
     _one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
+    _one_of("config.model.remat_saves", config.model.get("remat_saves", ""), blocks.REMAT_SAVES)
     if config.stage == "autoencode":
         divides(
             size,
@@ -83,6 +87,44 @@ def check(config: ConfigDict, source):
     if len(source) * (1 - config.data.holdout) < 1:
         raise errors.UsageError(
             f"config.data.holdout={config.data.holdout} leaves no training records."
+        )
+
+
+def make_mesh(config: ConfigDict, devices=None):
+    """The mesh of a config, once it is known that everything divides by its axes.
+
+    devices: in the place of those that are there.
+    """
+    mesh = shard.make_mesh(**config.mesh, devices=devices)
+    shard.check_batch(config.batch_size, mesh, config.accumulate)
+    shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
+    if (parts := mesh.shape["spatial"]) > 1:
+        lowest = 2 ** (len(config.model.mult) - 1)
+        if config.stage == "diffuse":
+            lowest *= build.open_codec(config.first_stage).f
+        what = f"config.mesh.spatial={parts} times {lowest}, so that devices share every level"
+        divides(config.data.size, parts * lowest, what)
+    if mesh.shape["tensor"] > 1:
+        _splits(config, mesh)
+    step.check_offload(config.get("offload", False), mesh)
+    return mesh
+
+
+def _splits(config: ConfigDict, mesh):
+    """Raises UsageError where no layer is wide enough for the mesh axis `tensor`."""
+    if config.stage == "autoencode":
+        model, key = build.make_autoencoder(config), jax.eval_shape(lambda: jax.random.key(0))
+        size = config.data.size
+        image = jax.ShapeDtypeStruct((1, size, size, model.image_channels), "float32")
+        shapes = jax.eval_shape(model.init, key, image)
+    else:
+        model = build.make_diffuse(config)
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    placed = jax.tree.leaves(shard.infer(shapes, mesh, parallel.RULES))
+    if not any("tensor" in where.spec for where in placed):
+        raise errors.UsageError(
+            f"config.mesh.tensor={mesh.shape['tensor']} has nothing to split: no layer of at least "
+            f"{shard.MIN_SHARD_SIZE} weights has so many even parts; set it to 1."
         )
 
 

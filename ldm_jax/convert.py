@@ -121,6 +121,12 @@ def write_run(source, folder, overrides) -> dict:
     config = make_config(source.stage, changes, overrides)
     log.write_text(folder / "config.json", config_lib.to_json(config))
 
+    for place, file in source.files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file, str):
+            (folder / place).write_text(file, encoding="utf-8")
+        else:
+            shutil.copyfile(file, folder / place)
     config = build.read_config(folder)
     shapes = abstract(config)
     trees = {
@@ -135,6 +141,8 @@ def write_run(source, folder, overrides) -> dict:
         first, step = build.codec_params(config.first_stage)
         digest = tree.digest(first) if first else build.IDENTITY
         origin = {"first_stage": changes["first_stage"], "step": step, "digest": digest}
+        if frozen := build.make_diffuse(config).denoiser.read_frozen():
+            origin["conditioners"] = tree.digest(frozen)
         record = {"scale": source.scale, "origin": origin}
         log.write_text(folder / "latents.json", json.dumps(record, indent=2) + "\n")
     return {"parameters": tree.count(trees["params"])} | counts

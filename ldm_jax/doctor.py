@@ -100,13 +100,11 @@ def record(config) -> str:
 
 def step(config, workdir) -> str:
     """Compiles the training step for these devices and weighs it."""
-    from ldm_jax import build, programs
-    from ldm_jax.base import shard
+    from ldm_jax import build, checks, programs
 
     seconds = cli.stopwatch()
     build.resolve(config, build.open_source(config.data))
-    mesh = shard.make_mesh(**config.mesh)
-    shard.check_batch(config.batch_size, mesh, config.accumulate)
+    mesh = checks.make_mesh(config)
     program = programs.training(config, mesh)
     memory = program.lower().compile().memory_analysis()
     disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)

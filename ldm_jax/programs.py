@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax import build
-from ldm_jax.base import shard
+from ldm_jax.base import shard, tree
 from ldm_jax.data import conditions
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import log
@@ -30,33 +31,34 @@ class Program(NamedTuple):
         return self.function.lower(*self.arguments.values())
 
 
-def training(config, mesh, codec: Codec | None = None, cached: bool = False) -> Program:
+def training(config, mesh, first_stage: Codec | None = None, cached: bool = False) -> Program:
     """One training step: (state, frozen, batch, key) -> (state, metrics).
 
-    codec: in the place of a second stage's first stage, which need not be trained.
+    first_stage: of a second stage, in the place of the one that the config names.
     cached: the batch is of a latent cache.
     """
-    stage, batch = _autoencode(config) if _first(config) else _diffuse(config, codec, cached)
+    stage, batch = _autoencode(config) if _first(config) else _diffuse(config, first_stage, cached)
     programs = step_lib.programs(
         stage,
         config.optim.to_dict(),
         mesh=mesh,
         total=config.steps.total,
         accumulate=config.accumulate,
+        offload=config.get("offload", False),
     )
     whole = shard.replicated(mesh)
     arguments = {
         "state": programs.state,
         "frozen": shard.abstract(stage.frozen, whole),
-        "batch": shard.abstract(batch, shard.batch_sharding(mesh)),
+        "batch": shard.abstract_batch(batch, mesh),
         "key": shard.abstract(_keys(), whole),
     }
     return Program(programs.step, arguments)
 
 
-def sampling(config, mesh, batch_size: int, codec: Codec | None = None) -> Program:
+def sampling(config, mesh, batch_size: int) -> Program:
     """A batch of samples by the config's sampling: (params, frozen, keys, fields) -> uint8."""
-    model, frozen = _model(config, codec)
+    model, frozen = _model(config)
     how, size = Sampling(**config.sample), config.data.size
 
     def draw(params, frozen, keys, fields):
@@ -71,6 +73,46 @@ def sampling(config, mesh, batch_size: int, codec: Codec | None = None) -> Progr
         "fields": shard.abstract(_fields(model, batch_size), rows),
     }
     return Program(jax.jit(draw, out_shardings=rows), arguments)
+
+
+def codec(config, mesh, batch_size: int) -> dict[str, Program]:
+    """{"encode": (params, images) -> moments, "decode": (params, latents) -> images}.
+
+    Of a first stage, or of a second one's; {} for pixels.
+    """
+    own = Codec(build.make_autoencoder(config)) if _first(config) else _model(config)[0].codec
+    if own.model is None:
+        return {}
+    side = config.data.size
+    images = _float32(batch_size, side, side, 3)
+    latents = _float32(batch_size, side // own.f, side // own.f, own.channels)
+    params = jax.eval_shape(own.model.init, _keys(), _float32(1, side, side, 3))["params"]
+    params = shard.abstract(params, shard.replicated(mesh))
+    rows = shard.batch_sharding(mesh)
+    return {
+        name: Program(jax.jit(f), {"params": params, "batch": shard.abstract(batch, rows)})
+        for name, f, batch in (("encode", own.moments, images), ("decode", own.decode, latents))
+    }
+
+
+def fill(program: Program) -> tuple:
+    """Arguments of those shapes, in order: noise for weights and data, where they live.
+
+    Second moments of optimizers are not negative; ids and steps are 0.
+    """
+    noise = 0.02 * np.random.default_rng(0).normal(size=2**20).astype(np.float32)
+
+    def make(path, leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            make = jax.jit(lambda: _key_array(leaf.shape), out_shardings=leaf.sharding)
+            return make()
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+        values = np.resize(noise, leaf.shape).astype(leaf.dtype)
+        values = np.abs(values) if "/nu/" in tree.path_name(path) else values
+        return jax.device_put(values, leaf.sharding)
+
+    return tuple(jax.tree_util.tree_map_with_path(make, list(program.arguments.values())))
 
 
 def with_data(config):
@@ -95,9 +137,9 @@ def _autoencode(config):
     return stage, {"image": _float32(config.batch_size, size, size, 3)}
 
 
-def _diffuse(config, codec, cached):
+def _diffuse(config, first_stage, cached):
     """The stage, its first stage of shapes alone, and a batch of images or of cached moments."""
-    model, frozen = _model(config, codec)
+    model, frozen = _model(config, first_stage)
     b, size = config.batch_size, config.data.size
     fields = _fields(model, b)
     if cached:
@@ -108,9 +150,9 @@ def _diffuse(config, codec, cached):
     return model.stage(frozen), {"image": _float32(b, size, size, 3)} | fields
 
 
-def _model(config, codec):
+def _model(config, first_stage=None):
     """The second stage, and its frozen weights as shapes."""
-    model = build.make_diffuse(config, codec)
+    model = build.make_diffuse(config, first_stage)
     image = jnp.zeros((1, config.data.size, config.data.size, 3))
     first = {}
     if model.codec.model:
@@ -136,11 +178,13 @@ def _key():
     return jax.random.key(0)
 
 
+def _key_array(shape):
+    return samplers.image_keys(0, jnp.arange(*shape)) if shape else _key()
+
+
 def _keys(*count):
     """The shape of a key, or of `count` of them."""
-    if count:
-        return jax.eval_shape(lambda: samplers.image_keys(0, jnp.arange(*count)))
-    return jax.eval_shape(_key)
+    return jax.eval_shape(lambda: _key_array(count))
 
 
 def _float32(*shape):

@@ -21,6 +21,7 @@ from ldm_jax.base import errors
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Keys of a run's config that say nothing of what it computes.
 MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
+MAY_CHANGE += ("mesh.", "offload")
 
 
 def define(values):
@@ -61,7 +62,6 @@ def train(config, workdir, allow=(), devices="") -> dict:
     import jax
 
     from ldm_jax import build, checks, monitor
-    from ldm_jax.base import shard
     from ldm_jax.engine import hosts, inherit, loop, phases, rollback
 
     seconds = cli.stopwatch()
@@ -79,9 +79,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
         data=source.fingerprint,
     )
     hosts.check_devices(devices)
-    mesh = shard.make_mesh(**config.mesh)
-    shard.check_batch(config.batch_size, mesh, config.accumulate)
-    shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
+    mesh = checks.make_mesh(config)
     first_stage = build.make_autoencode(config).stage() if config.stage == "autoencode" else None
     if begun(workdir):
         can_resume(workdir)
@@ -108,6 +106,7 @@ def train(config, workdir, allow=(), devices="") -> dict:
             batch_size=config.batch_size,
             seed=config.seed,
             accumulate=config.accumulate,
+            offload=config.offload,
             phase=phase,
             max_bad_steps=config.max_bad_steps,
             max_loss_spike=config.get("max_loss_spike", 0.0),  # runs from before this key lack it

@@ -4,6 +4,7 @@ pip install torch diffusers transformers    # beside this project's requirements
 pytest tests/test_diffusers_live.py
 """
 
+import json
 import pathlib
 import sys
 
@@ -15,8 +16,11 @@ diffusers = pytest.importorskip("diffusers")
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from test_pipelines import FIELDS, TEXT, UNCONDITIONAL, convert_ok, tiny_run  # noqa: E402
+from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 
 import ldm_jax  # noqa: E402
+from ldm_jax import build  # noqa: E402
+from ldm_jax.data import bytepairs  # noqa: E402
 
 NOISE = np.random.default_rng(1).normal(size=(2, 8, 8, 2)).astype(np.float32)
 GRIDS = [("legacy", 20), ("trailing", 4)]
@@ -144,6 +148,88 @@ def test_their_ldm_pipeline_becomes_a_run(tmp_path, monkeypatch):
     images = sampled(pipe, 20, monkeypatch, NOISE)
     want = run.sample(2, steps=20, spacing=run.config.sample.spacing, noise=NOISE)
     close(images, want, 1e-3)
+
+
+def stable_diffusion(tmp_path):
+    """A StableDiffusionPipeline with its text encoder and tokenizer, small and random."""
+    import transformers
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{c}</w>" for c in letters), bytepairs.START, bytepairs.END]
+    words = tmp_path / "words"
+    words.mkdir()
+    (words / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        str(words / "vocab.json"), str(words / "merges.txt"), model_max_length=20
+    )
+    clip = transformers.CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=12,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=20,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=2,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=12,
+        attention_head_dim=(2, 4),
+        sample_size=8,
+    )
+    return diffusers.StableDiffusionPipeline(
+        vae=randomised(vae),
+        unet=randomised(unet),
+        scheduler=diffusers.DDIMScheduler(**SCHEDULER),
+        text_encoder=randomised(transformers.CLIPTextModel(clip)),
+        tokenizer=tokenizer,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def prompted(pipe, prompts):
+    images = pipe(
+        prompts,
+        latents=theirs(NOISE),
+        guidance_scale=4.0,
+        num_inference_steps=10,
+        output_type="np",
+    ).images
+    return 2 * images - 1
+
+
+def test_a_stable_diffusion_folder_is_sampled_from_prompts_and_goes_back(tmp_path):
+    """A text, an empty one and one that is cut, through their tokenizer, encoder, UNet and VAE."""
+    pytest.importorskip("transformers")
+    pipe = stable_diffusion(tmp_path)
+    pipe.save_pretrained(tmp_path / "pipe")
+    convert_ok("diffusers", f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'there'}")
+    (tmp_path / "there").rename(tmp_path / "run")  # what lies in a run is found wherever it is
+    run = ldm_jax.load(tmp_path / "run")
+    conditions = build.make_conditions(run.config)
+    how = dict(steps=10, guidance=4.0, spacing=run.config.sample.spacing, noise=NOISE)
+    for prompts in (["a Red  circle, 2", ""], ["blue" * 20, "it's a cross"]):
+        drawn = run.sample(2, cond=conditions.of_prompts(prompts), **how)
+        close(prompted(pipe, prompts), drawn, 1e-4)
+    convert_ok("export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'back'}")
+    back = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "back")
+    np.testing.assert_allclose(prompted(back, prompts), prompted(pipe, prompts), atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -90,8 +90,10 @@ def test_a_task_trains_from_its_recipe(task, tmp_path):
     summary = run(task, tmp_path / "run", *MORE.get(task, ()))
     assert summary["steps"] == 2 and np.isfinite(summary["error"])
     argv = [f"--run={tmp_path}/run", f"--out={tmp_path}/out", "--num=8", "--batch_size=8"]
-    assert call(adherence, *argv) == 0
+    several = ["--guidance=1,2.5"] if task == "text_one" else []
+    assert call(adherence, *argv, *several) == 0
     scores = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(scores.get("by_guidance", {})) == (["1", "2.5"] if several else [])
     assert scores.keys() >= {"objects_found", *SCORES.get(task, ())}
     # Pixels have no first stage to lose anything in.
     assert scores["real_objects_found"] >= 0.75
@@ -206,3 +208,17 @@ def test_a_config_saved_before_these_keys_still_loads():
     checks.check(old, build.open_source(old.data))
     fields, _ = build.make_conditions(old, source).of_source(source, 1)
     assert fields["mask"].shape == (1, 16, 16, 1)
+
+
+@pytest.mark.parametrize("guidance", ["much", "-1", "1,inf"])
+def test_guidance_scales_that_are_none_are_one_line(guidance, pixel_run, tmp_path, refused):
+    argv = [f"--run={pixel_run}", f"--out={tmp_path}/out", f"--guidance={guidance}"]
+    assert f"--guidance={guidance}" in refused(call(adherence, *argv))
+
+
+@pytest.mark.slow
+def test_the_null_condition_is_scored_without_the_conditions(pixel_run, tmp_path):
+    argv = [f"--run={pixel_run}", f"--out={tmp_path}/out", "--num=8", "--batch_size=8", "--null"]
+    assert call(adherence, *argv) == 0
+    scores = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "class_accuracy" not in scores and 0 <= scores["marginal_distance"] <= 1

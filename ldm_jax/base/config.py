@@ -50,16 +50,20 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
 def of_run(run) -> config_dict.ConfigDict:
     """The config.json of a run; a folder that is none is a UsageError.
 
-    A first stage that lies inside the run, as converted ones do, is found wherever the run is.
+    A first stage or a text encoder that lies inside the run, as converted ones do, is found
+    wherever the run is.
     """
     run = pathlib.Path(run)
     if not (run / RUN_CONFIG).is_file():
         raise errors.UsageError(f"{run} is not a run: it holds no {RUN_CONFIG}.")
     config = from_json((run / RUN_CONFIG).read_text())
-    inside = run / config.get("first_stage", "")
-    if inside != run and (inside / RUN_CONFIG).is_file():
-        with config.unlocked():
-            config.first_stage = str(inside)
+    places = [(config, "first_stage")]
+    for conditioner in config.get("conditioners", {}).values():
+        places += [(conditioner, "weights"), (conditioner, "tokenizer")]
+    with config.unlocked():
+        for group, key in places:
+            if (inside := group.get(key)) and (run / inside).is_dir():
+                group[key] = str(run / inside)
     return config
 
 

@@ -125,7 +125,7 @@ def moves(program: dict[str, list[Instruction]]) -> Counter:
 
 def _dot(line, a, b):
     """m, k, n and how often."""
-    dims = lambda key: [int(i) for i in _attribute(line, key, r"\{([\d,]*)\}").split(",") if i]
+    dims = lambda key: [int(i) for i in attribute(line, key, r"\{([\d,]*)\}").split(",") if i]
     batch = math.prod(a.dims[i] for i in dims("lhs_batch_dims"))
     k = math.prod(a.dims[i] for i in dims("lhs_contracting_dims"))
     size = lambda shape: max(1, math.prod(shape.dims) // max(1, batch * k))
@@ -133,7 +133,7 @@ def _dot(line, a, b):
 
 
 def _convolution(line, a, b):
-    labels = _attribute(line, "dim_labels", r"([^\s,]+)")
+    labels = attribute(line, "dim_labels", r"([^\s,]+)")
     rhs, out = labels.partition("_")[2].split("->")
     k, n = b.dims[rhs.index("i")], b.dims[rhs.index("o")]
     m = math.prod(line.shapes[0].dims) // max(1, line.shapes[0].dims[out.index("f")])
@@ -141,7 +141,7 @@ def _convolution(line, a, b):
     # Zeros that dilation puts between an image's rows are skipped.
     dilated = re.search(r"lhs_dilate=([\dx]+)", line.text)
     zeros = math.prod(int(d) for d in dilated[1].split("x")) if dilated else 1
-    groups = int(_attribute(line, "batch_group_count", r"(\d+)") or 1)
+    groups = int(attribute(line, "batch_group_count", r"(\d+)") or 1)
     taps = math.prod(window)
     m = max(1, m // zeros)
     if max(window, default=1) > 7:
@@ -149,7 +149,13 @@ def _convolution(line, a, b):
     return m, k, max(1, n // groups), taps
 
 
-def _attribute(line, key, pattern) -> str:
+def called(line: Instruction) -> str:
+    """The computation that a fusion or a call runs; ""."""
+    return attribute(line, "calls", r"%?([^\s,)]+)") or attribute(line, "to_apply", r"%?([^\s,)]+)")
+
+
+def attribute(line: Instruction, key: str, pattern: str) -> str:
+    """What `key=` says in an instruction's text, the pattern's first group; ""."""
     match = re.search(rf"\b{key}={pattern}", line.text)
     return match[1] if match else ""
 
@@ -160,8 +166,7 @@ def _kind(line, program):
     if name in COLLECTIVES:
         return name
     if name == "async" or (name == "fusion" and "async_collective" in line.text):
-        called = _attribute(line, "calls", r"%?([^\s,)]+)")
-        inside = {inner.opcode for inner in program.get(called, ())}
+        inside = {inner.opcode for inner in program.get(called(line), ())}
         return next((kind for kind in COLLECTIVES if kind in inside), None)
     return None
 

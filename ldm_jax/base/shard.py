@@ -1,10 +1,18 @@
 """The device mesh, and where every array lives on it. Models know nothing of this module.
 
-Axes: `data` (batch rows), `fsdp` (batch rows and parameter shards), `tensor` (reserved for the
-widest layers). Parameters follow rules on their path, then the largest axis that divides; the rules
-run on the whole state, so optimizer moments and EMA follow their parameter.
+Axes: `data` (batch rows), `fsdp` (batch rows and parameter shards), `spatial` (the height of
+images), `tensor` (channels of the layers that rules name). Parameters follow rules on their path,
+then the largest axis that divides; both see the whole state, so optimizer moments and EMA follow
+their parameter.
+
+A rule is (regex, kind), and the first that `re.search` finds in a parameter's path holds:
+
+    "columns"  the kernel's output axis goes over `tensor`: every device makes some channels;
+    "rows"     its input axis does: every device reads some channels, and the results are summed;
+    "stored"   the output axis does at rest; the layer gathers the kernel.
 """
 
+import math
 import re
 
 import jax
@@ -13,42 +21,71 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax.base import errors, tree
 
-AXES = ("data", "fsdp", "tensor")
+# Neighbours in the last axes lie closest to one another, and these talk most.
+AXES = ("data", "fsdp", "spatial", "tensor")
+ROWS = ("data", "fsdp")
+SPLIT_AXIS = {"columns": -1, "rows": -2, "stored": -1}
 MIN_SHARD_SIZE = 2**14  # below this many scalars a parameter is cheaper replicated than gathered
 
 
-def mesh_shape(devices: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
-    """Resolves at most one -1 ("the rest") so that the product is `devices`."""
-    sizes = [data, fsdp, tensor]
-    known = int(np.prod([s for s in sizes if s != -1]))
-    if sizes.count(-1) > 1 or min(known, *(s for s in sizes if s != -1), 1) < 1:
+def mesh_shape(devices: int, **sizes: int) -> tuple[int, ...]:
+    """Sizes in the order of `AXES`; at most one is -1, "the rest", so that they make `devices`."""
+    known = [size for size in sizes.values() if size != -1]
+    asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if len(sizes) - len(known) > 1 or min(known, default=1) < 1:
         raise errors.UsageError(
-            f"config.mesh={tuple(sizes)}: sizes are positive, and at most one is -1 (the rest)."
+            f"config.mesh ({asked}): sizes are positive, and at most one is -1 (the rest)."
         )
-    if -1 in sizes and devices % known == 0:
-        sizes[sizes.index(-1)] = devices // known
-    if int(np.prod(sizes)) != devices:
+    if sizes["spatial"] != 1 and sizes["tensor"] != 1:
+        # Kernel gradients come out a multiple of what they are (jax 0.10.2, both partitioners).
         raise errors.UsageError(
-            f"config.mesh (data={data}, fsdp={fsdp}, tensor={tensor}) does not fit {devices} "
-            f"device(s): the product must be {devices}; try --config.mesh.data=-1."
+            f"config.mesh ({asked}): spatial and tensor exclude one another, as XLA gets the "
+            "gradients of such convolutions wrong; set one to 1 (fsdp goes with either)."
         )
-    return tuple(sizes)
+    rest = max(1, devices // math.prod(known))
+    sizes = {name: rest if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        raise errors.UsageError(
+            f"config.mesh ({asked}) does not fit {devices} device(s): the product must be "
+            f"{devices}; try --config.mesh.data=-1."
+        )
+    return tuple(sizes[name] for name in AXES)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, spatial: int = 1, tensor: int = 1, devices=None
+) -> Mesh:
     """A mesh with the axes of `AXES` over `devices`; all devices of all hosts by default."""
-    shape = mesh_shape(jax.device_count() if devices is None else len(devices), data, fsdp, tensor)
+    count = jax.device_count() if devices is None else len(devices)
+    shape = mesh_shape(count, data=data, fsdp=fsdp, spatial=spatial, tensor=tensor)
     # jax's default axis type is Explicit now, which wants sharding words inside the models.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    for group in mesh.devices.reshape(-1, shape[2] * shape[3]):
+        if len({device.process_index for device in group}) > 1:
+            raise errors.UsageError(
+                f"config.mesh (spatial={shape[2]}, tensor={shape[3]}): the {len(group)} devices of "
+                "these axes read the same batch rows, so one host must hold them; take less."
+            )
+    return mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 over (data, fsdp); the other axes whole."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def batch_sharding(mesh: Mesh, shape: tuple = ()) -> NamedSharding:
+    """Axis 0 over (data, fsdp), the height of images [b, h, w, c] over `spatial`, where it divides.
+
+    Without a shape, the rows alone.
+    """
+    if len(shape) == 4 and shape[1] % mesh.shape["spatial"] == 0:
+        return NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def abstract_batch(batch: dict, mesh: Mesh) -> dict:
+    """Shapes of a batch that say where `put_batch` puts it."""
+    return {k: abstract(x, batch_sharding(mesh, x.shape)) for k, x in batch.items()}
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "config.batch_size"):
@@ -69,28 +106,43 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "co
 def infer(abstract, mesh: Mesh, rules: tuple = ()):
     """A NamedSharding for every leaf of an abstract tree.
 
-    rules: ((regex, PartitionSpec), ...) tried in order on the leaf's path with `re.search`; a leaf
-    that none matches goes over `fsdp` along its largest divisible axis, or is replicated.
+    Of a leaf that a rule names, that axis goes over `tensor`; the largest of its other axes that
+    divides, as of every leaf, goes over `fsdp`.
     """
 
     def place(path, leaf):
-        name = tree.path_name(path)
-        for pattern, spec in rules:
-            if re.search(pattern, name):
-                return NamedSharding(mesh, spec)
-        return NamedSharding(mesh, _largest_axis(leaf.shape, mesh.shape["fsdp"]))
+        spec, _ = _tensor_spec(path, leaf.shape, mesh, rules)
+        axis = _largest_axis(leaf.shape, mesh.shape["fsdp"], spec)
+        if axis is not None:
+            spec[axis] = "fsdp"
+        return NamedSharding(mesh, _partition(spec))
 
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def _largest_axis(shape, parts: int) -> PartitionSpec:
+def _tensor_spec(path, shape, mesh: Mesh, rules: tuple) -> tuple[list, str]:
+    """([axis name or None, ...], the kind of the rule that holds or "")."""
+    spec, parts = [None] * len(shape), mesh.shape["tensor"]
+    if parts == 1 or len(shape) < 2 or np.prod(shape) < MIN_SHARD_SIZE:
+        return spec, ""
+    name = tree.path_name(path)
+    kind = next((kind for pattern, kind in rules if re.search(pattern, name)), "")
+    if not kind or shape[SPLIT_AXIS[kind]] % parts:
+        return spec, ""
+    spec[SPLIT_AXIS[kind]] = "tensor"
+    return spec, kind
+
+
+def _largest_axis(shape, parts: int, spec: list) -> int | None:
     if parts > 1 and np.prod(shape) >= MIN_SHARD_SIZE:
         for axis in np.argsort(shape, kind="stable")[::-1]:
-            if shape[axis] % parts == 0:
-                spec = [None] * len(shape)
-                spec[axis] = "fsdp"
-                return PartitionSpec(*spec)
-    return PartitionSpec()
+            if shape[axis] % parts == 0 and spec[axis] is None:
+                return axis
+    return None
+
+
+def _partition(spec: list) -> PartitionSpec:
+    return PartitionSpec(*spec) if any(spec) else PartitionSpec()
 
 
 def abstract(shapes, sharding):
@@ -101,22 +153,29 @@ def abstract(shapes, sharding):
     return jax.tree.map(place, shapes, sharding)
 
 
-def gather(params, mesh: Mesh):
-    """Whole copies of sharded weights, to be called inside the loss.
+def gather(params, mesh: Mesh, rules: tuple = ()):
+    """Copies of sharded weights that are whole but for `tensor`, to be called inside the loss.
 
     Merely sharding convolution kernels makes XLA split the convolutions themselves; asking for the
     whole weight turns that into one all-gather per weight, whose transpose is the reduce-scatter.
     """
-    if mesh.shape["fsdp"] == 1:
+    if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
         return params
-    whole = replicated(mesh)
-    return jax.tree.map(lambda w: jax.lax.with_sharding_constraint(w, whole), params)
+
+    def whole(path, weight):
+        spec, kind = _tensor_spec(path, weight.shape, mesh, rules)
+        spec = [] if kind == "stored" else spec
+        return jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, _partition(spec)))
+
+    return jax.tree_util.tree_map_with_path(whole, params)
 
 
 def put_batch(batch: dict, mesh: Mesh) -> dict:
-    """Host-local numpy rows -> global arrays, rows over (data, fsdp)."""
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    """Host-local numpy rows -> global arrays, placed by `batch_sharding`."""
+    return {
+        k: jax.make_array_from_process_local_data(batch_sharding(mesh, v.shape), v)
+        for k, v in batch.items()
+    }
 
 
 def put_replicated(values, mesh: Mesh):

@@ -34,6 +34,7 @@ def checksum(x):
     Integer arithmetic is exact and its order does not matter, so the value is the same on every
     topology and sharding; the odd weights make every single-bit flip change it.
     """
+    x = jax.device_put(x, jax.memory.Space.Device)  # moments may lie in the host's memory
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)

@@ -134,6 +134,17 @@ def plain_scores(images, records) -> dict[str, np.ndarray]:
     return {"objects_found": np.array([len(a) == len(b["boxes"]) for a, b in pairs])}
 
 
+def marginal_distance(images) -> float:
+    """How unevenly the recognised objects are spread over the classes, which scenes draw equally:
+    half the summed differences of the shares, 0 to 1. n pictures of scenes are about
+    0.4 sqrt(classes / n) away."""
+    ids = [thing.class_id for found in scene_checker.find(images) for thing in found]
+    if not ids:
+        return 1.0
+    shares = np.bincount(ids, minlength=len(scenes.CLASSES)) / len(ids)
+    return float(np.abs(shares - 1 / len(scenes.CLASSES)).sum() / 2)
+
+
 # {condition field: (uint8 pictures, records with what the makers added) -> {name: [n]}}
 SCORES: dict[str, Callable] = {
     "class": class_scores,

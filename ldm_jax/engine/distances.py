@@ -26,7 +26,7 @@ class Distances:
     def __init__(
         self, draw, batches, origin, metrics, settings, extractor, weights, prefix, due, mesh
     ):
-        whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
+        whole = shard.replicated(mesh)
         self._batches, self._origin = batches, origin
         self._metrics, self._settings, self._due = metrics, settings, due
         self._extractor, self._prefix, self._mesh = extractor, prefix, mesh
@@ -43,11 +43,11 @@ class Distances:
 
         # Replicated results: every host holds the features of all.
         self._generate = jax.jit(
-            generate, in_shardings=(whole, rows, None, whole, whole), out_shardings=whole
+            generate, in_shardings=(whole, None, None, whole, whole), out_shardings=whole
         )
         self._extract = jax.jit(
             lambda weights, batch: extract(weights, batch, batch["image"]),
-            in_shardings=(whole, rows),
+            in_shardings=(whole, None),
             out_shardings=whole,
         )
 

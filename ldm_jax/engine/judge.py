@@ -13,10 +13,10 @@ class Judge:
     """`judge(params) -> {"val/NAME": mean}` and `judge.pictures(params) -> {name: images}`."""
 
     def __init__(self, stage, held_out, frozen, mesh):
-        whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
+        whole = shard.replicated(mesh)
         self._held_out, self._frozen, self._mesh = held_out, frozen, mesh
         # Replicated results, which rows are real among them: every host can read them.
-        how = dict(in_shardings=(None, whole, rows, whole), out_shardings=whole)
+        how = dict(in_shardings=(None, whole, None, whole), out_shardings=whole)
 
         def evaluate(params, frozen, batch, number):
             real, key = batch.pop("real"), jax.random.fold_in(jax.random.key(SEED), number)

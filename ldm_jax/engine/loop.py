@@ -83,9 +83,9 @@ def train(
     batch_size: int,
     seed: int = 0,
     accumulate: int = 1,
+    offload: bool = False,
     keep: int = 2,
     keep_every: int = 0,
-    rules: tuple = (),
     max_bad_steps: int = 0,
     max_loss_spike: float = 0.0,
     check_replicas: int = 0,
@@ -100,8 +100,8 @@ def train(
       stage: stages.api.Stage.
       optimizers: {player: {"ema": decay, **arguments of optim.make_tx}}.
       batch_size: global rows per step.
+      offload: keep the optimizers' moments in the host's memory.
       keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
-      rules: sharding rules, see shard.infer.
       max_bad_steps: skipped steps in a row that are borne, see meter.Meter.
       max_loss_spike: robust deviations that are borne, see rollback.Spikes; 0 bears all.
       check_replicas: steps between comparisons of what devices hold twice, and before every
@@ -126,7 +126,7 @@ def train(
         mesh=mesh,
         total=steps.total,
         accumulate=accumulate,
-        rules=rules,
+        offload=offload,
         # An average of weights that start as noise forgets them; inherited ones are worth it.
         ema_warmup=not init_from,
     )

@@ -26,19 +26,20 @@ def linear(lr, steps, floor):
 
 
 @OPTIMIZERS.register("adam")
-def adam(schedule, b1, b2, weight_decay):
+def adam(schedule, b1, b2, weight_decay, mu_dtype):
     if weight_decay:
         raise errors.UsageError(
             f"optimizer 'adam' has no weight decay, given {weight_decay}; use 'adamw'."
         )
-    return optax.adam(schedule, b1, b2)
+    return optax.adam(schedule, b1, b2, mu_dtype=mu_dtype)
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(schedule, b1, b2, weight_decay):
+def adamw(schedule, b1, b2, weight_decay, mu_dtype):
     # Decay acts on kernels and tables only; norms, biases and scalars keep their scale.
     mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    return optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=mask)
+    decay = dict(weight_decay=weight_decay, mask=mask)
+    return optax.adamw(schedule, b1, b2, mu_dtype=mu_dtype, **decay)
 
 
 def make_schedule(
@@ -82,6 +83,7 @@ def make_tx(
     b2: float = 0.999,
     weight_decay: float = 0.0,
     clip: float = 0.0,
+    mu_dtype: str = "",
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """One player's optax chain, and its learning rate as a function of the step.
 
@@ -90,14 +92,18 @@ def make_tx(
       lr: peak learning rate per step (never multiplied by batch or device count).
       start, floor, length: see make_schedule.
       clip: largest global gradient norm; 0 does not clip.
+      mu_dtype: "bfloat16" keeps Adam's first moment in it; "" or "float32" does not. The second
+        moment stays float32: b2 = 0.999 moves it by less than bfloat16 resolves.
     """
     if warmup > total:
         raise errors.UsageError(f"warmup={warmup} is longer than steps.total={total}.")
     if length and warmup > length:
         raise errors.UsageError(f"warmup={warmup} is longer than length={length} of the decay.")
+    if mu_dtype not in ("", "float32", "bfloat16"):
+        raise errors.UsageError(f"mu_dtype={mu_dtype!r}: use 'bfloat16' or 'float32'.")
     decay = dict(schedule=schedule, start=start, floor=floor, length=length)
     lr_fn = make_schedule(lr, warmup=warmup, total=total, **decay)
-    tx = OPTIMIZERS.get(name)(lr_fn, b1, b2, weight_decay)
+    tx = OPTIMIZERS.get(name)(lr_fn, b1, b2, weight_decay, mu_dtype or None)
     return (optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx), lr_fn
 
 

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldm_jax.base import shard, tree
+from ldm_jax.base import errors, shard, tree
 from ldm_jax.engine import optim
+
+HOST = "pinned_host"  # jax's name of the host's memory that devices read
 
 
 class Programs(NamedTuple):
@@ -39,31 +41,57 @@ def programs(
     mesh,
     total: int,
     accumulate: int = 1,
-    rules: tuple = (),
     ema_warmup: bool = True,
+    offload: bool = False,
 ) -> Programs:
-    """The programs of `stage`. optimizers, rules: see loop.train; the rest as in make_step."""
+    """The programs of `stage`. optimizers, offload: see loop.train; the rest as in make_step."""
     settings = {player.name: dict(optimizers[player.name]) for player in stage.players}
     ema = {name: kwargs.pop("ema") for name, kwargs in settings.items()}
     made = {name: optim.make_tx(total=total, **kwargs) for name, kwargs in settings.items()}
     txs = {name: tx for name, (tx, _) in made.items()}
     init = make_init(stage.players, txs, ema)
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
-    placement, whole = shard.infer(shapes, mesh, rules), shard.replicated(mesh)
+    placement, whole = shard.infer(shapes, mesh, stage.rules), shard.replicated(mesh)
+    near = placement["opt"]
+    if offload:
+        placement["opt"] = _on_host(near, shapes["opt"])
     step = make_step(
-        stage.players, txs, ema, mesh=mesh, accumulate=accumulate, ema_warmup=ema_warmup
+        stage.players,
+        txs,
+        ema,
+        mesh=mesh,
+        rules=stage.rules,
+        accumulate=accumulate,
+        ema_warmup=ema_warmup,
+        near=near if offload else None,
     )
     return Programs(
         init=jax.jit(init, out_shardings=placement, compiler_options=_init_options(mesh)),
         step=jax.jit(
             step,
-            in_shardings=(placement, whole, shard.batch_sharding(mesh), whole),
+            in_shardings=(placement, whole, None, whole),
             out_shardings=(placement, whole),
             donate_argnums=0,
         ),
         state=shard.abstract(shapes, placement),
         rates={name: rate for name, (_, rate) in made.items()},
     )
+
+
+def check_offload(offload: bool, mesh):
+    """Raises UsageError where devices cannot read the host's memory."""
+    kinds = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    if offload and HOST not in kinds:
+        raise errors.UsageError(
+            f"config.offload=True: {mesh.devices.flat[0].platform} devices have no memory "
+            f"{HOST!r} (theirs: {', '.join(kinds)}); set it to False."
+        )
+
+
+def _on_host(placement, shapes):
+    """The same shardings in the host's memory; counters stay, as they are not worth the way."""
+    move = lambda where, leaf: where.with_memory_kind(HOST) if leaf.ndim else where
+    return jax.tree.map(move, placement, shapes)
 
 
 def _init_options(mesh) -> dict | None:
@@ -90,16 +118,28 @@ def make_init(players, txs: dict, ema: dict):
     return init
 
 
-def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1, ema_warmup: bool = True):
+def make_step(
+    players,
+    txs: dict,
+    ema: dict,
+    *,
+    mesh,
+    rules: tuple = (),
+    accumulate: int = 1,
+    ema_warmup: bool = True,
+    near=None,
+):
     """The training step.
 
     Args:
       players: api.Player, in order.
       txs: {player: optax transformation}.
       ema: {player: decay}; 0 keeps no average for that player.
+      rules: sharding rules, see base/shard.py.
       accumulate: micro-batches per step; losses and gradients are their means. Statistics over a
         batch (the discriminator's BatchNorm) are those of a micro-batch.
       ema_warmup: see optim.update_ema.
+      near: where the optimizers' state is needed, if it does not lie there.
     """
 
     def gradients(params, frozen, batch, key, step):
@@ -108,7 +148,7 @@ def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1, ema_w
         for player in players:
 
             def loss_fn(own, player=player, shared=shared):
-                everyone = shard.gather(params | {player.name: own}, mesh)
+                everyone = shard.gather(params | {player.name: own}, mesh, rules)
                 return player.loss(everyone, frozen, batch, key, step, shared)
 
             grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -135,6 +175,8 @@ def make_step(players, txs: dict, ema: dict, *, mesh, accumulate: int = 1, ema_w
     def train_step(state, frozen, batch, key):
         step, params = state["step"], state["params"]
         key = jax.random.fold_in(key, step)
+        if near is not None:
+            state = state | {"opt": jax.device_put(state["opt"], near)}
         grads, metrics = mean_gradients(params, frozen, batch, key, step)
         new = {"step": step + 1, "params": {}, "opt": {}, "ema": {}}
         for name, tx in txs.items():

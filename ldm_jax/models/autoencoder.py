@@ -29,6 +29,7 @@ SHARED = (
     "resample_conv",
     "groups",
     "remat",
+    "remat_saves",
     "dtype",
 )
 
@@ -63,6 +64,7 @@ class Autoencoder(nn.Module):
     tanh_out: bool = False
     groups: int = 32
     remat: bool = False
+    remat_saves: str = ""
     dtype: Any = jnp.float32
 
     @property
@@ -131,6 +133,7 @@ class _Stack(nn.Module):
     resample_conv: bool
     groups: int
     remat: bool
+    remat_saves: str
     dtype: Any
 
     @nn.nowrap
@@ -140,7 +143,8 @@ class _Stack(nn.Module):
         kinds = {"softmax": attention.AttentionBlock, "linear": attention.LinearAttention}
         attend = kinds[self.attention_kind]
         if self.remat:
-            block, attend = nn.remat(block, static_argnums=(3,)), nn.remat(attend)
+            block = blocks.remat(block, self.remat_saves, static_argnums=(3,))
+            attend = blocks.remat(attend, self.remat_saves)
         norm = {"eps": EPS, "groups": self.groups}
         return (
             functools.partial(block, dropout=self.dropout, dtype=self.dtype, **norm),

@@ -51,6 +51,7 @@ class UNet(nn.Module):
     asymmetric: bool = False
     groups: int = 32
     remat: bool = False
+    remat_saves: str = ""
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -118,7 +119,9 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def _block(self):
-        block = nn.remat(blocks.ResBlock, static_argnums=(3,)) if self.remat else blocks.ResBlock
+        block = blocks.ResBlock
+        if self.remat:
+            block = blocks.remat(block, self.remat_saves, static_argnums=(3,))
         return functools.partial(
             block,
             dropout=self.dropout,
@@ -151,7 +154,7 @@ class UNet(nn.Module):
             kwargs = {"head_width": head_width, "depth": self.transformer_depth}
         else:
             layer, kwargs = attention.AttentionBlock, {"zero_init": True, "eps": self.eps}
-        layer = nn.remat(layer) if self.remat else layer
+        layer = blocks.remat(layer, self.remat_saves) if self.remat else layer
         return functools.partial(layer, heads, groups=self.groups, dtype=self.dtype, **kwargs)
 
     @nn.nowrap

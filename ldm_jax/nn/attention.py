@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ldm_jax.nn.blocks import KERNEL_INIT, ZERO_INIT, GroupNorm, dense
+from ldm_jax.nn.blocks import KERNEL_INIT, ZERO_INIT, DenseParts, GroupNorm, dense
 
 
 def attend(q, k, v, mask=None, implementation=None):
@@ -49,8 +49,8 @@ class AttentionBlock(nn.Module):
     def __call__(self, x):
         _, h, w, c = x.shape
         y = GroupNorm(self.eps, self.groups, self.dtype, name="norm")(x)
-        y = dense(3 * c, "qkv", dtype=self.dtype)(y)
-        y = einops.rearrange(y, "b h w (three n d) -> three b (h w) n d", three=3, n=self.heads)
+        y = DenseParts(3, c, dtype=self.dtype, name="qkv")(y)
+        y = einops.rearrange(y, "b h w three (n d) -> three b (h w) n d", n=self.heads)
         y = einops.rearrange(attend(*y), "b (h w) n d -> b h w (n d)", h=h, w=w)
         init = ZERO_INIT if self.zero_init else KERNEL_INIT
         return x + dense(c, "proj", dtype=self.dtype, kernel_init=init)(y)
@@ -67,8 +67,8 @@ class LinearAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         _, h, w, c = x.shape
-        y = dense(3 * c, "qkv", dtype=self.dtype, use_bias=False)(x)
-        q, k, v = einops.rearrange(y, "b h w (three d) -> three b (h w) d", three=3)
+        y = DenseParts(3, c, use_bias=False, dtype=self.dtype, name="qkv")(x)
+        q, k, v = einops.rearrange(y, "b h w three d -> three b (h w) d")
         k = nn.softmax(k.astype(jnp.float32), axis=1).astype(self.dtype)
         y = jnp.einsum("bnd,bde->bne", q, jnp.einsum("bnd,bne->bde", k, v))
         y = einops.rearrange(y, "b (h w) d -> b h w d", h=h, w=w)
@@ -103,8 +103,8 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         d = x.shape[-1]
-        value_gate = dense(2 * self.expansion * d, "proj", dtype=self.dtype)(x)
-        value, gate = jnp.split(value_gate, 2, axis=-1)
+        y = DenseParts(2, self.expansion * d, dtype=self.dtype, name="proj")(x)
+        value, gate = y[..., 0, :], y[..., 1, :]
         return dense(d, "out", dtype=self.dtype)(value * nn.gelu(gate, approximate=False))
 
 

@@ -46,6 +46,47 @@ def dense(width, name, *, dtype, kernel_init=KERNEL_INIT, bias_init=ZERO_INIT, u
     )
 
 
+def _convolutions(primitive, *_, **__):
+    return primitive is jax.lax.conv_general_dilated_p
+
+
+# Attention's logits are products with a batch axis; to keep them would cost more than all others.
+REMAT_SAVES = {
+    "": None,
+    "products": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _convolutions
+    ),
+}
+
+
+def remat(module, saves: str = "", **kwargs):
+    """`module`, whose inside the backward pass computes again but for what `saves` names."""
+    return nn.remat(module, policy=REMAT_SAVES[saves], **kwargs)
+
+
+class DenseParts(nn.Module):
+    """Linear maps of one input, side by side in one kernel. [..., c] -> [..., parts, width].
+
+    Params are those of Dense(parts * width). Its output would have to be cut across its columns,
+    which a mesh that splits them cannot do without an exchange; here each part is an axis' entry.
+    """
+
+    parts: int
+    width: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        c, columns = x.shape[-1], self.parts * self.width
+        kernel = self.param("kernel", KERNEL_INIT, (c, columns)).reshape(c, self.parts, self.width)
+        y = jnp.einsum("...c,cpd->...pd", x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", ZERO_INIT, (columns,)).reshape(self.parts, self.width)
+            y += bias.astype(self.dtype)
+        return y
+
+
 def timestep_embedding(t, width, max_period=10_000.0, sin_first=False, freq_shift=0):
     """Sinusoids of the timestep (Ho et al. 2020), cosines first unless `sin_first`.
 

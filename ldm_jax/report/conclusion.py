@@ -116,7 +116,8 @@ def predictors(cells, key: str) -> dict[str, tuple[float, int]]:
             for cell, qualities in stages.values()
         ]
         if len(pairs) >= 3 and all(len(set(side)) > 1 for side in zip(*pairs)):
-            found[name] = (float(stats.spearmanr(*zip(*pairs)).statistic), len(pairs))
+            rho = round(float(stats.spearmanr(*zip(*pairs)).statistic), 12)
+            found[name] = (rho, len(pairs))
     return found
 
 

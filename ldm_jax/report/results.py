@@ -66,7 +66,7 @@ def measure(measures: dict, key: str, num: int) -> Value | None:
         scale = 1 + Z**2 / num
         middle = (value + Z**2 / (2 * num)) / scale
         margin = Z / scale * math.sqrt(value * (1 - value) / num + (Z / (2 * num)) ** 2)
-        return Value(value, middle - margin, middle + margin)
+        return Value(value, max(0.0, middle - margin), min(1.0, middle + margin))
     return Value(value)
 
 

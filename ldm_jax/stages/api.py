@@ -41,6 +41,7 @@ class Stage:
     draw: (params, frozen, batch, key) -> {name: images [n, h, w, 3] in [-1, 1]}.
     columns: {name of a drawing: images per row of its grid}.
     watched: the metric, positive and falling, whose jumps are loss spikes; "": none.
+    rules: which weights of the players go over the mesh axis `tensor`, see base/shard.py.
     """
 
     fields: tuple[str, ...]
@@ -50,3 +51,4 @@ class Stage:
     draw: Callable[..., dict]
     columns: dict[str, int] = dataclasses.field(default_factory=dict)
     watched: str = ""
+    rules: tuple = ()

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import errors, registry
-from ldm_jax.models import bottleneck
+from ldm_jax.models import bottleneck, parallel
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.stages import api
@@ -95,6 +95,7 @@ class Autoencode:
             draw=self.draw,
             columns={"reconstructions": 8},
             watched="l1",  # the losses jump where the discriminator begins
+            rules=parallel.RULES,
         )
 
     def init_autoencoder(self, key):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ldm_jax.base import errors, registry
 from ldm_jax.diffusion import editing, guidance, samplers
 from ldm_jax.diffusion.process import Process
+from ldm_jax.models import parallel
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.stages import api
@@ -71,6 +72,7 @@ class Diffuse:
             draw=self.draw,
             columns={"samples": 8},
             watched="error",
+            rules=parallel.RULES,
         )
 
     def init(self, key):

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from ldm_jax.base import errors, tensorfile
-from ldm_jax.weights import compvis, diffusers
+from ldm_jax.weights import compvis, diffusers, text_encoders
 from ldm_jax.weights import diffusers_config as translate
 from ldm_jax.weights.rules import Rule, within
 from ldm_jax.weights.source import Source, refuse_unless
@@ -106,13 +106,18 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
     if extra := config["in_channels"] - channels:
         found["low_res"] = dict(name="image", channels=extra)
         tables.append([])
-    if model["cross_attention"]:
+    files = {}
+    if model["cross_attention"] and encoder and text_encoders.is_clip(encoder.parent):
+        found["text"] = text_encoders.conditioner(encoder.parent)
+        files = text_encoders.files(encoder.parent)
+    elif model["cross_attention"]:
         own, kwargs, table, given = _tokens(config, encoder, notes)
         found[own] = kwargs
         tables.append(within([(r"tokens\.", "")], table))
         state |= {f"tokens.{k}": v for k, v in given.items()}
         order = sorted(range(len(found)), key=lambda i: list(found)[i])
         tables = [tables[i] for i in order]
+    # (Theirs has no other conditioner beside CLIP's, whose weights go through no table.)
     for i, table in enumerate(tables):
         rules += within([("", f"conditioners_{i}/")], table)
     scale, factor, beneath = 1.0, 1, f"identity:{channels}"
@@ -131,7 +136,9 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
         "optim": {"denoiser": {"ema": 0.0}},
     }
     tables = {"denoiser": (state, rules, ())}
-    return Source("diffuse", changes, tables, first_stage=beneath, scale=scale, notes=notes)
+    return Source(
+        "diffuse", changes, tables, first_stage=beneath, scale=scale, files=files, notes=notes
+    )
 
 
 def _tokens(config, encoder, notes):

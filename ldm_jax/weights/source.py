@@ -13,7 +13,8 @@ class Source:
     config: changes to configs/base.py's first_stage() or ldm(), nested.
     tables: {player: (state, rules, ignored keys)}, as rules.convert takes them; ema likewise.
     first_stage: of a second stage, the Source beneath it, or "identity:CHANNELS".
-    scale: of a second stage's latents. notes: lines that the user should read.
+    scale: of a second stage's latents. files: {place in the run: file to copy, or text}.
+    notes: lines that the user should read.
     """
 
     stage: str
@@ -23,6 +24,7 @@ class Source:
     first_stage: Any = None
     scale: float = 1.0
     step: int = 0
+    files: dict = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
 
 

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from ldm_jax.base import errors
-from ldm_jax.weights import diffusers, rules
+from ldm_jax.weights import diffusers, rules, text_encoders
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.30.0"  # of diffusers, at least
@@ -33,7 +33,7 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     """
     unet = unet_config(config, channels := _channels(params))
     table, state = diffusers.unet_table(config["model"]), {"unet": params["unet"]}
-    metadata, outside = {}, []
+    metadata, outside, clip = {}, [], None
     for i, (field, kwargs) in enumerate(sorted(config["conditioners"].items())):
         path = f"conditioners_{i}"
         if kwargs["name"] == "class" and kwargs.get("place") == "vector":
@@ -41,10 +41,13 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
             state[path] = params[path]
             unet["num_class_embeds"] = len(params[path]["table"]["embedding"])
             metadata["null_class"] = "last"
+        elif kwargs["name"] == "clip":
+            clip = kwargs
         elif path in params:
             outside.append((field, kwargs, params[path]))
     writers = [_conditioner_writer(field, kwargs) for field, kwargs, _ in outside]
     _write_model(folder / "unet", unet, rules.export(state, table), metadata=metadata)
+    encoder = text_encoders.write(folder, clip) if clip else {}
     for write, (_, kwargs, tree) in zip(writers, outside, strict=True):
         write(folder, kwargs, tree)
     scheduler = scheduler_config(config["process"], config["sample"]["spacing"])
@@ -64,11 +67,17 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     pipeline = _pipeline(slot, unet, channels, config["conditioners"])
     if pipeline:
         nothing = {name: [None, None] for name in _ABSENT.get(pipeline, ())}
-        index = {"_class_name": pipeline, "_diffusers_version": VERSION, **nothing, **parts}
+        index = {
+            "_class_name": pipeline,
+            "_diffusers_version": VERSION,
+            **nothing,
+            **parts,
+            **encoder,
+        }
         if pipeline == "StableDiffusionPipeline":
             index["requires_safety_checker"] = False
         _write_json(folder / "model_index.json", index)
-    if pipeline == "StableDiffusionPipeline":
+    if pipeline == "StableDiffusionPipeline" and not encoder:
         return (
             f"{pipeline}, with prompt_embeds; text_encoder=None, tokenizer=None to from_pretrained"
         )

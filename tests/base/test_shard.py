@@ -9,34 +9,46 @@ from ldm_jax.base import errors, shard
 @pytest.mark.parametrize(
     ("asked", "got"),
     [
-        ((-1, 1, 1), (8, 1, 1)),
-        ((2, -1, 1), (2, 4, 1)),
-        ((2, 2, -1), (2, 2, 2)),
-        ((2, 4, 1), (2, 4, 1)),
-        ((8, -1, 1), (8, 1, 1)),
+        (dict(data=-1), (8, 1, 1, 1)),
+        (dict(data=2, fsdp=-1), (2, 4, 1, 1)),
+        (dict(data=2, fsdp=2, tensor=-1), (2, 2, 1, 2)),
+        (dict(data=1, fsdp=2, spatial=-1), (1, 2, 4, 1)),
+        (dict(data=8, fsdp=-1), (8, 1, 1, 1)),
     ],
 )
 def test_minus_one_takes_the_rest(asked, got):
-    assert shard.mesh_shape(8, *asked) == got
+    assert shard.mesh_shape(8, **dict.fromkeys(shard.AXES, 1) | asked) == got
 
 
-@pytest.mark.parametrize("asked", [(-1, -1, 1), (3, 1, 1), (0, 1, 1), (-2, 1, 1), (3, -1, 1)])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        dict(data=-1, fsdp=-1),
+        dict(data=3),
+        dict(data=0),
+        dict(data=-2),
+        dict(data=3, fsdp=-1),
+        dict(data=-1, tensor=16),
+        dict(data=-1, spatial=3),
+        dict(data=2, spatial=2, tensor=2),  # XLA computes these wrong
+    ],
+)
 def test_a_mesh_that_does_not_fit_is_refused_in_one_line(asked):
     with pytest.raises(errors.UsageError, match=r"config\.mesh") as caught:
-        shard.mesh_shape(8, *asked)
+        shard.mesh_shape(8, **dict.fromkeys(shard.AXES, 1) | asked)
     assert "\n" not in str(caught.value)
 
 
 def test_a_mesh_has_auto_axes_and_may_take_some_of_the_devices():
     mesh = shard.make_mesh(data=2, fsdp=4)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "spatial": 1, "tensor": 1}
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
     assert shard.make_mesh(devices=jax.devices()[:1]).size == 1
 
 
-def spec(shape, *, fsdp=4, rules=()):
+def spec(shape, *, fsdp=4, tensor=1, rules=()):
     leaf = jax.ShapeDtypeStruct(shape, np.float32)
-    mesh = shard.make_mesh(data=-1, fsdp=fsdp)
+    mesh = shard.make_mesh(data=-1, fsdp=fsdp, tensor=tensor)
     return shard.infer({"player": {"kernel": leaf}}, mesh, rules)["player"]["kernel"].spec
 
 
@@ -59,9 +71,19 @@ def test_without_fsdp_everything_is_replicated():
     assert spec((1024, 1024), fsdp=1) == PartitionSpec()
 
 
-def test_the_first_rule_that_matches_wins():
-    rules = ((r"nothing", PartitionSpec("data")), (r"kernel$", PartitionSpec(None, "tensor")))
-    assert spec((1024, 1024), rules=rules) == PartitionSpec(None, "tensor")
+@pytest.mark.parametrize(
+    ("kind", "shape", "wanted"),
+    [
+        ("columns", (3, 3, 64, 128), (None, None, "fsdp", "tensor")),
+        ("stored", (128, 384), ("fsdp", "tensor")),
+        ("rows", (128, 256), ("tensor", "fsdp")),
+        ("columns", (128, 257), ("fsdp", None)),  # 257 does not divide by 2
+        ("columns", (128,), ()),  # a bias is whole
+    ],
+)
+def test_a_rule_names_the_axis_of_tensor_and_fsdp_takes_another(kind, shape, wanted):
+    rules = ((r"nothing", "rows"), (r"kernel$", kind), (r"kernel", "rows"))
+    assert spec(shape, tensor=2, rules=rules) == PartitionSpec(*wanted)
 
 
 def test_optimizer_moments_follow_their_parameter():
@@ -86,5 +108,9 @@ def test_put_batch_spreads_the_rows_and_keeps_the_values():
     x = shard.put_batch({"x": rows}, mesh)["x"]
     np.testing.assert_array_equal(x, rows)
     assert {s.data.shape for s in x.addressable_shards} == {(2, 3)}
+    mesh = shard.make_mesh(data=2, spatial=4)
+    for shape, shard_shape in (((4, 8, 6, 3), (2, 2, 6, 3)), ((4, 6, 6, 3), (2, 6, 6, 3))):
+        z = shard.put_batch({"z": np.ones(shape)}, mesh)["z"]
+        assert {s.data.shape for s in z.addressable_shards} == {shard_shape}
     y = shard.put_replicated({"y": np.float32(3)}, mesh)["y"]
     assert y.sharding.is_fully_replicated and float(y) == 3

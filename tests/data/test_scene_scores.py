@@ -131,3 +131,10 @@ def test_outside_its_hole_a_picture_is_not_looked_at():
     whole, mixed = score(images, records), score(np.where(hole, images, others), records)
     for name in whole:
         np.testing.assert_array_equal(whole[name], mixed[name])
+
+
+def test_classes_of_scenes_are_nearly_equally_frequent_and_those_of_one_scene_are_not():
+    _, images, _ = draw(32, 2)
+    assert scene_scores.marginal_distance(images) < 0.25
+    assert scene_scores.marginal_distance(np.repeat(images[:1], 8, axis=0)) > 0.8
+    assert scene_scores.marginal_distance(np.full_like(images[:4], 128)) == 1

@@ -1,9 +1,11 @@
 """The headline: one device and eight compute the same run, whatever the mesh.
 
 Both stages, ten steps, the adversary and its adaptive weight from step 0; batch rows over the
-devices, and parameters with optimizer moments and EMA too (fsdp).
+devices, parameters with optimizer moments and EMA (fsdp), layers' channels (tensor), the height of
+images (spatial), and these together.
 """
 
+import math
 import pathlib
 
 import jax
@@ -13,11 +15,20 @@ import pytest
 from ldm_jax import build
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import shard
-from ldm_jax.engine import optim, step
+from ldm_jax.engine import step
 
 DEBUG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "debug.py"
 STEPS, BATCH, SIZE = 10, 16, 8
-MESHES = {"one": dict(data=1), "data8": dict(data=8), "data2_fsdp4": dict(data=2, fsdp=4)}
+MESHES = {
+    "one": dict(data=1),
+    "data8": dict(data=8),
+    "data2_fsdp4": dict(data=2, fsdp=4),
+    "data2_fsdp2_tensor2": dict(data=2, fsdp=2, tensor=2),
+    "data2_tensor4": dict(data=2, tensor=4),
+    "data4_spatial2": dict(data=4, spatial=2),
+    "data2_spatial4": dict(data=2, spatial=4),
+    "data2_fsdp2_spatial2": dict(data=2, fsdp=2, spatial=2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +52,18 @@ def second_stage():
 def train(config, stage, mesh: str, accumulate: int) -> dict:
     """`{metric: [STEPS]}`."""
     sizes = MESHES[mesh]
-    devices = jax.devices()[: sizes["data"] * sizes.get("fsdp", 1)]
-    mesh = shard.make_mesh(**sizes, devices=devices)
-    whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
-    names = [player.name for player in stage.players]
-    optimizers = {name: dict(config.optim[name]) for name in names}
-    ema = {name: optimizers[name].pop("ema") for name in names}
-    txs = {name: optim.make_tx(total=STEPS, **kwargs)[0] for name, kwargs in optimizers.items()}
-    init = step.make_init(stage.players, txs, ema)
-    state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
-    placement = shard.infer(jax.eval_shape(lambda: state), mesh)
-    state = jax.device_put(state, placement)
-    spread = [x for x in jax.tree.leaves(state) if not x.sharding.is_fully_replicated]
-    assert len(spread) > 20 if "fsdp" in sizes else not spread, "sharding must bite"
-    train_step = jax.jit(
-        step.make_step(stage.players, txs, ema, mesh=mesh, accumulate=accumulate),
-        in_shardings=(placement, whole, rows, whole),
-        out_shardings=(placement, whole),
-        donate_argnums=0,
-    )
+    mesh = shard.make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())])
+    optimizers = {player.name: dict(config.optim[player.name]) for player in stage.players}
+    programs = step.programs(stage, optimizers, mesh=mesh, total=STEPS, accumulate=accumulate)
+    state = programs.init(shard.random_key(0, mesh))
+    for axis in ("fsdp", "tensor"):
+        spread = [x for x in jax.tree.leaves(state) if axis in x.sharding.spec]
+        assert len(spread) > 10 if axis in sizes else not spread, f"{axis} must bite"
     frozen = shard.put_replicated(stage.frozen, mesh)
-    key = jax.device_put(jax.random.key(1), whole)
+    key = shard.random_key(1, mesh)
     history = []
     for now in range(STEPS):
-        state, metrics = train_step(state, frozen, shard.put_batch(batch(now), mesh), key)
+        state, metrics = programs.step(state, frozen, shard.put_batch(batch(now), mesh), key)
         history.append(jax.device_get(metrics))
     return {name: [float(m[name]) for m in history] for name in history[0]}
 
@@ -94,12 +93,26 @@ def on_one_device(first_stage, second_stage):
     ("name", "mesh", "accumulate"),
     [
         ("first_stage", "data8", 2),
-        pytest.param("first_stage", "data2_fsdp4", 2, marks=pytest.mark.slow),
-        ("second_stage", "data2_fsdp4", 1),
-        pytest.param("first_stage", "data8", 1, marks=pytest.mark.slow),
-        pytest.param("first_stage", "data2_fsdp4", 1, marks=pytest.mark.slow),
-        pytest.param("second_stage", "data8", 1, marks=pytest.mark.slow),
-        pytest.param("second_stage", "data2_fsdp4", 2, marks=pytest.mark.slow),
+        ("first_stage", "data2_fsdp2_spatial2", 2),
+        ("second_stage", "data2_fsdp2_tensor2", 1),
+        *(
+            pytest.param(name, mesh, accumulate, marks=pytest.mark.slow)
+            for name, mesh, accumulate in [
+                ("first_stage", "data8", 1),
+                ("first_stage", "data2_fsdp4", 2),
+                ("first_stage", "data2_fsdp4", 1),
+                ("first_stage", "data2_fsdp2_tensor2", 2),
+                ("first_stage", "data2_tensor4", 1),
+                ("first_stage", "data4_spatial2", 1),
+                ("first_stage", "data2_spatial4", 1),
+                ("second_stage", "data8", 1),
+                ("second_stage", "data2_fsdp4", 1),
+                ("second_stage", "data2_fsdp4", 2),
+                ("second_stage", "data2_tensor4", 1),
+                ("second_stage", "data2_spatial4", 1),
+                ("second_stage", "data2_fsdp2_spatial2", 1),
+            ]
+        ),
     ],
 )
 def test_many_devices_train_as_one(name, mesh, accumulate, request, on_one_device, monkeypatch):

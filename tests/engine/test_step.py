@@ -101,3 +101,30 @@ def test_a_value_that_is_not_finite_changes_nothing_but_the_step():
         jax.tree.map(np.testing.assert_array_equal, new[part], state[part])
     good, _ = train(new, FROZEN, BATCH, jax.random.key(1))
     assert not np.array_equal(good["params"]["fit"]["w"], state["params"]["fit"]["w"])
+
+
+def test_moments_kept_in_the_hosts_memory_train_alike():
+    # Widths that a mesh of two can share.
+    fit_wide = api.Player("fit", lambda key: {"w": jax.random.normal(key, (3, 1))}, fit_column)
+    stage = api.Stage(("x",), (fit_wide,), FROZEN, None, None)
+    mesh = shard.make_mesh(data=2, devices=jax.devices()[:2])
+    results = []
+    for offload in (False, True):
+        settings = {"fit": dict(lr=0.1, name="adam", ema=0.5)}
+        programs = step.programs(stage, settings, mesh=mesh, total=10, offload=offload)
+        state, frozen = programs.init(shard.random_key(0, mesh)), shard.put_replicated(FROZEN, mesh)
+        batch, key = shard.put_batch(BATCH, mesh), shard.random_key(1, mesh)
+        before = jax.tree.map(lambda x: x, state)
+        program = programs.step.lower(state, frozen, batch, key).compile()
+        for _ in range(2):
+            state, metrics = program(state, frozen, batch, key)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before)), "donated"
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state["opt"]) if leaf.ndim}
+        assert kinds == {step.HOST} if offload else step.HOST not in kinds
+        results.append(jax.device_get((state, metrics)))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def fit_column(params, frozen, batch, key, now, shared):
+    error = (batch["x"] @ params["fit"]["w"])[:, 0] - frozen["target"]
+    return jnp.mean(error**2), ({}, {})

@@ -1,0 +1,180 @@
+"""The parts of a benchmark; `bench` chooses and prints them."""
+
+import functools
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from ldm_jax import build, cli, programs, timing, traces
+from ldm_jax import rival as rival_lib
+from ldm_jax.base import errors, flops, tree
+from ldm_jax.engine.checkpoint import Checkpoints
+
+DATA_SECONDS = 3.0
+
+
+class Bench:
+    """One config's parts on one mesh. Every method returns what it measured, {} where nothing is.
+
+    rate: operations a second of all devices at a large product; cached: a second stage trains on
+    cached latents; profile: folder for a trace of the training step.
+    """
+
+    def __init__(self, config, mesh, rate: float, repeats: int, cached: bool, profile=""):
+        self._config, self._mesh, self._rate = config, mesh, rate
+        self._repeats, self._cached, self._profile = repeats, cached, profile
+
+    def train(self) -> dict:
+        """A training step."""
+        program = programs.training(self._config, self._mesh, cached=self._cached)
+        compiled, clocks = self._compile(program)
+        state, *rest = programs.fill(program)
+
+        def step():
+            nonlocal state
+            state, metrics = compiled(state, *rest)
+            return metrics
+
+        found = self._clock(step, clocks, compiled, self._config.batch_size)
+        if self._profile:
+            traces.record(step, self._profile)
+            found["costliest"] = traces.costliest(self._profile, compiled.as_text())
+        return found | self._efficiency(self.training_flops(), found)
+
+    def sample(self) -> dict:
+        """A batch of samples by the config's sampler, decoded."""
+        if self._config.stage != "diffuse":
+            return {}
+        program = programs.sampling(self._config, self._mesh, self._config.batch_size)
+        compiled, clocks = self._compile(program)
+        call = functools.partial(compiled, *programs.fill(program))
+        found = self._clock(call, clocks, compiled, self._config.batch_size)
+        work = flops.count(program.function, *program.arguments.values())
+        found |= self._efficiency(work, found)
+        return found | {key: self._config.sample[key] for key in ("sampler", "steps", "guidance")}
+
+    def encode(self) -> dict:
+        """Images to the first stage's moments."""
+        return self._codec("encode")
+
+    def decode(self) -> dict:
+        """Latents to images."""
+        return self._codec("decode")
+
+    def data(self) -> dict:
+        """Batches as training reads them, and how long a step would wait for them."""
+        config = self._config
+        try:
+            source = build.open_source(config.data)
+            fields = ("image",)
+            data = build.make_data(config, source, fields, dict(host=0, hosts=1))
+        except errors.UsageError as e:
+            return {"left_out": str(e)}
+        with data.train(0) as batches:
+            next(batches)
+            begin, count = time.perf_counter(), 0
+            while count < 2 or time.perf_counter() - begin < DATA_SECONDS:
+                next(batches)
+                count += 1
+            seconds = (time.perf_counter() - begin) / count
+        found = {"seconds": seconds, "images_per_second": config.batch_size / seconds}
+        return found | {"workers": config.data.workers, "threads": config.data.threads}
+
+    def checkpoint(self) -> dict:
+        """Saving the state of training, and reading it back."""
+        program = programs.training(self._config, self._mesh, cached=self._cached)
+        [state, *_] = programs.fill(program)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = Checkpoints(folder)
+            try:
+                begin = time.perf_counter()
+                checkpoints.save(1, state, {})
+                held = time.perf_counter() - begin
+                checkpoints.wait()
+                seconds = time.perf_counter() - begin
+                begin = time.perf_counter()
+                jax.block_until_ready(checkpoints.restore(program.arguments["state"])[0])
+                restored = time.perf_counter() - begin
+            finally:
+                checkpoints.close()
+        size = tree.nbytes(state)
+        return {
+            "seconds": seconds,
+            "held_up_seconds": held,
+            "restore_seconds": restored,
+            "bytes": size,
+            "bytes_per_second": size / seconds,
+        }
+
+    def against(self, rival) -> dict:
+        """Each part that the rival has too: outputs compared, then timed in turns."""
+        found = {}
+        for name, (ours, theirs, difference) in rival.pairs().items():
+            own, other = rival_lib.race(ours, theirs, rival.wait, self._repeats)
+            found[name] = own | {
+                "rival": rival.name,
+                "rival_seconds": other["seconds"],
+                "rival_seconds_min": other["seconds_min"],
+                "rival_seconds_max": other["seconds_max"],
+                "ratio": other["seconds"] / own["seconds"],
+                "difference": difference,
+            }
+        return found
+
+    def training_flops(self) -> float:
+        """The model's work of a step: three times the forward pass, nothing computed again.
+
+        Of a first stage, whose players share passes: the products and convolutions of its step.
+        """
+        config = self._config.copy_and_resolve_references()
+        config.accumulate = 1
+        if "remat" in config.model:
+            config.model.remat = False
+        program = programs.training(config, self._mesh, cached=True)
+        if config.stage == "autoencode":
+            return flops.count(program.function, *program.arguments.values())
+        return 3 * forward_flops(config, program)
+
+    def _codec(self, name) -> dict:
+        found = programs.codec(self._config, self._mesh, self._config.batch_size)
+        if name not in found:
+            return {}
+        program = found[name]
+        compiled, clocks = self._compile(program)
+        call = functools.partial(compiled, *programs.fill(program))
+        clock = self._clock(call, clocks, compiled, self._config.batch_size)
+        work = flops.count(program.function, *program.arguments.values())
+        return clock | self._efficiency(work, clock)
+
+    def _compile(self, program):
+        """The executable, and how long it takes to make it from nothing and from the cache."""
+        seconds = cli.stopwatch()
+        compiled, cold = program.lower().compile(), seconds()
+        jax.clear_caches()
+        seconds = cli.stopwatch()
+        compiled = program.lower().compile()
+        return compiled, {"compile_seconds": cold, "compile_again_seconds": seconds()}
+
+    def _clock(self, call, clocks, compiled, images) -> dict:
+        found = timing.repeated(call, self._repeats)
+        found["images_per_second"] = images / found["seconds"]
+        return found | clocks | timing.peak_memory(compiled)
+
+    def _efficiency(self, work: float, found: dict) -> dict:
+        rate = work / found["seconds"]
+        return {"flops": work, "flops_per_second": rate, "mfu": rate / self._rate}
+
+
+def forward_flops(config, program) -> float:
+    """One forward pass of a second stage's denoiser and conditioners over a batch."""
+    model = build.make_diffuse(config)
+    b, size = config.batch_size, config.data.size
+    x = jax.ShapeDtypeStruct((b, *model.latent_shape(size, size)), np.float32)
+    t = jax.ShapeDtypeStruct((b,), np.int32)
+    fields = jax.eval_shape(lambda: model.example(b, size, size))
+    frozen = program.arguments["frozen"].get("conditioners")
+    variables = {"params": program.arguments["state"]["params"]["denoiser"]}
+    variables |= {"frozen": frozen} if frozen else {}
+    return flops.count(model.denoiser.apply, variables, x, t, fields)

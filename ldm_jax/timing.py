@@ -1,0 +1,74 @@
+"""Clocks for programs: warmed up, devices drained, medians over repeats."""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LEAST = 0.3  # seconds a repeat lasts at least: more calls are made until it does
+
+
+def repeated(call, repeats: int) -> dict:
+    """Seconds a call, median and spread over `repeats`. call: () -> arrays, not waited for.
+
+    Returns {"seconds", "seconds_min", "seconds_max", "calls": of a repeat, "repeats",
+    "host_seconds": until a call returns, the device idle}.
+    """
+    jax.block_until_ready(call())
+    begin = time.perf_counter()
+    jax.block_until_ready(call())
+    calls = max(1, min(100, round(LEAST / max(time.perf_counter() - begin, 1e-6))))
+    rounds, host = [], []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        last = call()
+        host.append(time.perf_counter() - begin)
+        for _ in range(calls - 1):
+            last = call()
+        jax.block_until_ready(last)
+        rounds.append((time.perf_counter() - begin) / calls)
+    return summary(rounds) | {"calls": calls, "host_seconds": statistics.median(host)}
+
+
+def summary(seconds: list) -> dict:
+    """Median and spread of repeats."""
+    return {
+        "seconds": statistics.median(seconds),
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "repeats": len(seconds),
+    }
+
+
+def matmul_rate(dtype: str, repeats: int) -> dict:
+    """The operations a second of a large square product on one device: what MFU is measured by."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(side, side)), dtype) for _ in range(2))
+    product = jax.jit(jnp.matmul)
+    clock = repeated(lambda: product(a, b), repeats)
+    flops = 2.0 * side**3
+    return {
+        "side": side,
+        "dtype": dtype,
+        "flops_per_second": flops / clock["seconds"],
+        "seconds": clock["seconds"],
+    }
+
+
+def peak_memory(compiled) -> dict:
+    """Bytes of a device: as the allocator saw it where it says so, and as the compiler plans it."""
+    found, analysis = {}, compiled.memory_analysis()
+    if analysis is not None:
+        found["planned_bytes"] = (
+            analysis.argument_size_in_bytes
+            + analysis.temp_size_in_bytes
+            + analysis.output_size_in_bytes
+            - analysis.alias_size_in_bytes
+        )
+    statistic = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistic:
+        found["peak_bytes"] = statistic["peak_bytes_in_use"]
+    return found

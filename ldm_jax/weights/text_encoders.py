@@ -1,0 +1,140 @@
+"""The CLIP text encoder of a pipeline, in and out: its files lie in the run as they came.
+
+A converted run holds text_encoder/ and tokenizer/, which its `clip` conditioner names, relative to
+the run. Nothing of them is trained, so nothing of them goes through the tables.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+from ldm_jax.base import errors
+from ldm_jax.models import clip
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+VOCABULARY = ("vocab.json", "merges.txt")
+FOLDERS = ("text_encoder", "tokenizer")
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def is_clip(folder) -> bool:
+    """Whether a pipeline has CLIP's text encoder and its vocabulary."""
+    config = folder / FOLDERS[0] / "config.json"
+    if not config.is_file() or _read(config).get("model_type") != "clip_text_model":
+        return False
+    return any((folder / FOLDERS[1] / name).is_file() for name in ("vocab.json", "tokenizer.json"))
+
+
+def conditioner(folder) -> dict:
+    """The `clip` conditioner of a pipeline's folder; padding is attended to, as in all of them."""
+    own, tokenizer = _read(folder / FOLDERS[0] / "config.json"), folder / FOLDERS[1]
+    vocabulary, _ = _vocabulary(tokenizer)
+    if missing := [token for token in (START, END) if token not in vocabulary]:
+        raise errors.UsageError(f"{tokenizer} is not CLIP's tokenizer: it lacks {missing[0]}.")
+    return dict(
+        name="clip",
+        weights=FOLDERS[0],
+        tokenizer=FOLDERS[1],
+        vocab_size=own["vocab_size"],
+        length=own["max_position_embeddings"],
+        width=own["hidden_size"],
+        depth=own["num_hidden_layers"],
+        heads=own["num_attention_heads"],
+        activation=own["hidden_act"],
+        start=vocabulary[START],
+        end=vocabulary[END],
+        pad=vocabulary[_padding(tokenizer)],
+        mask_padding=False,
+    )
+
+
+def files(folder) -> dict:
+    """{place in the run: file of the pipeline, or text}: the weights and the vocabulary."""
+    encoder, tokenizer = (folder / name for name in FOLDERS)
+    weights = next((encoder / name for name in WEIGHTS if (encoder / name).is_file()), None)
+    if weights is None:
+        raise errors.UsageError(f"{encoder} holds no {' or '.join(WEIGHTS)}.")
+    vocabulary, merges = _vocabulary(tokenizer)
+    return {
+        f"{FOLDERS[0]}/{weights.name}": weights,
+        f"{FOLDERS[1]}/vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        f"{FOLDERS[1]}/merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *merges)),
+    }
+
+
+def write(folder, kwargs: dict) -> dict:
+    """text_encoder/ and tokenizer/ of a run's conditioner; returns their lines of model_index.json.
+
+    What the run was trained with is copied; the configs are made anew where there are none.
+    """
+    kwargs = {field.name: field.default for field in dataclasses.fields(clip.ClipText)} | kwargs
+    encoder, tokenizer = (folder / name for name in FOLDERS)
+    source = pathlib.Path(kwargs["weights"])
+    names = [source / name for name in WEIGHTS if (source / name).is_file()]
+    weights = names[0] if names else source
+    if weights.name not in WEIGHTS:
+        raise errors.UsageError(
+            f"The text encoder {weights} is not in Hugging Face's layout ({' or '.join(WEIGHTS)}): "
+            "this run cannot be exported with it."
+        )
+    for place in (encoder, tokenizer):
+        place.mkdir(parents=True)
+    shutil.copyfile(weights, encoder / weights.name)
+    for name in VOCABULARY:
+        shutil.copyfile(pathlib.Path(kwargs["tokenizer"]) / name, tokenizer / name)
+    vocabulary = _read(tokenizer / "vocab.json")
+    tokens = {i: token for token, i in vocabulary.items()}
+    config = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": kwargs["vocab_size"],
+        "max_position_embeddings": kwargs["length"],
+        "hidden_size": kwargs["width"],
+        "intermediate_size": 4 * kwargs["width"],
+        "projection_dim": kwargs["width"],
+        "num_hidden_layers": kwargs["depth"],
+        "num_attention_heads": kwargs["heads"],
+        "hidden_act": kwargs["activation"],
+        "bos_token_id": kwargs["start"],
+        "eos_token_id": kwargs["end"],
+        "pad_token_id": kwargs["pad"],
+    }
+    special = {"bos_token": START, "eos_token": END, "unk_token": END}
+    special["pad_token"] = tokens[kwargs["pad"]]
+    about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": kwargs["length"], **special}
+    for file, content in (
+        (encoder / "config.json", config),
+        (tokenizer / "tokenizer_config.json", about),
+        (tokenizer / "special_tokens_map.json", special),
+    ):
+        file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+
+
+def _vocabulary(tokenizer) -> tuple[dict, list[str]]:
+    """{token: id} and the merges, of the two files or of the one that later versions write."""
+    if (tokenizer / "vocab.json").is_file():
+        lines = (tokenizer / "merges.txt").read_text(encoding="utf-8").splitlines()
+        return _read(tokenizer / "vocab.json"), [x for x in lines if x and x[:8] != "#version"]
+    model = _read(tokenizer / "tokenizer.json")["model"]
+    merges = [x if isinstance(x, str) else " ".join(x) for x in model["merges"]]
+    return model["vocab"], merges
+
+
+def _padding(tokenizer) -> str:
+    """The token that a tokenizer fills up with: <|endoftext|>, or what its files say."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (tokenizer / name).is_file() and (token := _read(tokenizer / name).get("pad_token")):
+            return token["content"] if isinstance(token, dict) else token
+    return END
+
+
+def _read(file) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise errors.UsageError(f"{file} cannot be read ({e}).") from e

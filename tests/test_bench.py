@@ -1,0 +1,80 @@
+"""`ldm_jax.bench`, on networks too small for its figures to mean anything."""
+
+import json
+
+import pytest
+from calling import call
+
+from ldm_jax import bench, benchmarks, programs
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import flops, shard
+
+FIRST = ["--config=configs/debug.py", "--repeats=2"]
+PIXELS = {"first_stage": "identity", "model.mult": "(1,)", "model.attention": "()"}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("bench") / "bench.json"
+    assert call(bench, *FIRST, "--parts=encode,decode,data", f"--json={file}") == 0
+    return file
+
+
+def test_every_figure_can_be_worked_out_again(file):
+    found = json.loads(file.read_text())
+    rate = found["matmul"]["flops_per_second"]
+    assert rate == pytest.approx(2 * found["matmul"]["side"] ** 3 / found["matmul"]["seconds"])
+    for part in ("encode", "decode"):
+        clock = found[part]
+        assert clock["seconds_min"] <= clock["seconds"] <= clock["seconds_max"]
+        assert clock["images_per_second"] == pytest.approx(8 / clock["seconds"])
+        devices = found["machine"]["devices"]
+        assert clock["mfu"] == pytest.approx(clock["flops"] / clock["seconds"] / rate / devices)
+        assert clock["planned_bytes"] > 0 and clock["compile_seconds"] > 0
+    assert found["data"]["images_per_second"] > 0
+
+
+def test_what_became_slower_is_named(file, tmp_path, refused):
+    found, slow = json.loads(file.read_text()), tmp_path / "slow.json"
+    assert call(bench, f"--compare={file},{file}") == 0
+    found["decode"]["seconds"] *= 1.5
+    slow.write_text(json.dumps(found))
+    assert call(bench, f"--compare={slow},{file}") == 0
+    assert "slower: decode" in refused(call(bench, f"--compare={file},{slow}"), 1)
+    assert call(bench, f"--compare={file},{slow}", "--tolerance=1.6") == 0
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        ([], "--config is missing"),
+        ([*FIRST, "--parts=trian"], "did you mean 'train'"),
+        ([*FIRST, "--against=rust"], "only diffusers"),
+        (["--compare=one.json"], "wants two files"),
+        (["--compare=one.json,two.json"], "no file of bench"),
+        ([*FIRST, "--batch_size=3"], "must divide by 8"),
+    ],
+)
+def test_wrong_input_is_one_line(argv, said, refused):
+    assert said in refused(call(bench, *argv))
+
+
+def test_a_steps_work_is_three_forward_passes():
+    config = programs.with_data(config_lib.load("configs/debug.py:ldm", PIXELS))
+    mesh = shard.make_mesh(data=8)
+    work = benchmarks.Bench(config, mesh, 1.0, 1, cached=True).training_flops()
+    program = programs.training(config, mesh, cached=True)
+    step = flops.count(program.function, *program.arguments.values())
+    # No gradient leads to the images, so a step does a little less.
+    assert 0.85 * work < step <= work
+
+
+@pytest.mark.slow
+def test_the_whole_of_a_second_stage(tmp_path):
+    flags = [f"--config.{key}={value}" for key, value in PIXELS.items()]
+    argv = ["--config=configs/debug.py:ldm", "--repeats=1", f"--json={tmp_path}/b.json", *flags]
+    assert call(bench, *argv, "--parts=train,sample,checkpoint", f"--profile={tmp_path}/t") == 0
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["checkpoint"]["bytes"] > 0 and found["sample"]["steps"] == 4
+    shares = [each["share"] for each in found["train"]["costliest"]]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
