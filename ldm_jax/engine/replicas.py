@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from ldm_jax.base import errors, tree
 from ldm_jax.engine import hosts
+from ldm_jax.engine import step as step_lib
 
 
 class Replicas:
@@ -29,13 +30,17 @@ class Replicas:
 
     def __call__(self, step: int, arrays):
         """Raises Restart where replicas differ, naming leaves, devices and hosts."""
+        # What is offloaded lies in memory of the host, beyond the program's reach.
+        near = lambda leaf: leaf.sharding.memory_kind != step_lib.HOST
+        leaves = {name: leaf for name, leaf in tree.named_leaves(arrays) if near(leaf)}
         if self._program is None:
-            self._program = hosts.compiled(self._digests(arrays), arrays)
-        digests = jax.device_get(self._program(arrays))
+            self._program = hosts.compiled(self._digests(leaves), leaves)
+        digests = jax.device_get(self._program(leaves))
+        names = sorted(leaves)  # as jax orders a dict
         wrong = {
             name: odd
-            for (name, leaf), values in zip(tree.named_leaves(arrays), digests.T)
-            if (odd := self._odd(_shards(leaf, self._mesh), values))
+            for name, values in zip(names, digests.T)
+            if (odd := self._odd(_shards(leaves[name], self._mesh), values))
         }
         if wrong:
             name, odd = next(iter(wrong.items()))
@@ -46,12 +51,12 @@ class Replicas:
                 "checkpoint, whose replicas were equal; where it comes back, replace that device."
             )
 
-    def _digests(self, arrays):
-        """jitted: arrays -> uint32 [devices, leaves], on every device."""
-        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, arrays)
+    def _digests(self, leaves):
+        """jitted: leaves -> uint32 [devices, leaves], on every device."""
+        specs = {name: leaf.sharding.spec for name, leaf in leaves.items()}
 
-        def digests(arrays):
-            own = jnp.stack([tree.checksum(leaf) for leaf in jax.tree.leaves(arrays)])
+        def digests(leaves):
+            own = jnp.stack([tree.checksum(leaf) for leaf in jax.tree.leaves(leaves)])
             return jax.lax.all_gather(own, self._mesh.axis_names)
 
         whole = PartitionSpec()

@@ -40,8 +40,8 @@ class Stage:
     evaluate: (params, frozen, batch, key) -> {name: [b]}, one value per example.
     draw: (params, frozen, batch, key) -> {name: images [n, h, w, 3] in [-1, 1]}.
     columns: {name of a drawing: images per row of its grid}.
-    rules: which weights of the players go over the mesh axis `tensor`, see base/shard.py.
     watched: the metric, positive and falling, whose jumps are loss spikes; "": none.
+    rules: which weights of the players go over the mesh axis `tensor`, see base/shard.py.
     """
 
     fields: tuple[str, ...]
@@ -50,5 +50,5 @@ class Stage:
     evaluate: Callable[..., dict]
     draw: Callable[..., dict]
     columns: dict[str, int] = dataclasses.field(default_factory=dict)
-    rules: tuple = ()
     watched: str = ""
+    rules: tuple = ()

@@ -94,8 +94,8 @@ class Autoencode:
             evaluate=self.evaluate,
             draw=self.draw,
             columns={"reconstructions": 8},
-            rules=parallel.RULES,
             watched="l1",  # the losses jump where the discriminator begins
+            rules=parallel.RULES,
         )
 
     def init_autoencoder(self, key):

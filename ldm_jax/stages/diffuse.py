@@ -71,8 +71,8 @@ class Diffuse:
             evaluate=self.evaluate,
             draw=self.draw,
             columns={"samples": 8},
-            rules=parallel.RULES,
             watched="error",
+            rules=parallel.RULES,
         )
 
     def init(self, key):

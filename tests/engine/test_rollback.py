@@ -60,7 +60,7 @@ def train(workdir, rows, most=2, steps=STEPS, **kwargs):
         "optimizers": {"line": ADAM | {"ema": 0.0}},
         "batch_size": 8,
     }
-    how |= {"workdir": workdir, "mesh": mesh, "max_loss_spike": 20.0} | kwargs
+    how |= {"workdir": workdir, "mesh": mesh, "max_bad_steps": 3, "max_loss_spike": 20.0} | kwargs
     session = lambda history: loop.train(make_stage(), data, history=history, **how)
     rollback.persevere(session, workdir, most)
 
