@@ -51,16 +51,14 @@ def main(args, overrides):
 
     import jax
 
+    from ldm_jax import checks, programs
     from ldm_jax import planner as planner_lib
-    from ldm_jax import programs
-    from ldm_jax.base import shard
 
     seconds = cli.stopwatch()
     jax.config.update("jax_exec_time_optimization_effort", EFFORTS[args.effort])
     cli.cache_compilations(pathlib.Path(tempfile.gettempdir()) / "ldm_jax_plan_cache")
     config = programs.with_data(config)
-    mesh = shard.make_mesh(**config.mesh, devices=devices)
-    shard.check_batch(config.batch_size, mesh, config.accumulate)
+    mesh = checks.make_mesh(config, devices)
     planner = planner_lib.Planner(config, mesh, chip, args.memory_gib * 2**30)
     summary = {
         "config": args.config,

@@ -31,7 +31,7 @@ def planned(tmp_path_factory):
 def test_a_plan_weighs_the_step_and_the_sampler(planned):
     summary = json.loads((planned / "summary.json").read_text())
     train, sample = summary["train"], summary["sample"]
-    assert summary["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert summary["mesh"] == {"data": 8, "fsdp": 1, "spatial": 1, "tensor": 1}
     assert train["fits"] and sample["fits"] and train["flops"] > 0
     assert train["collectives"]["all-reduce"]["bytes"] > train["memory"]["params"]
     parts = {k: v for k, v in train["memory"].items() if k != "peak"}
