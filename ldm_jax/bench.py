@@ -76,6 +76,7 @@ def main(args, overrides):
         from ldm_jax import rival as rival_lib
 
         rival = rival_lib.open_rival(config)
+        pairs = rival.pairs()
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     summary = {
@@ -101,7 +102,7 @@ def main(args, overrides):
                 for line in lines(part, found):
                     print(line, flush=True)
         if rival:
-            summary["against"] = bench.against(rival)
+            summary["against"] = bench.against(rival, pairs)
             for line in ratios(summary["against"]):
                 print(line, flush=True)
     cli.finish(args.json or "bench.json", summary)

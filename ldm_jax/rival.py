@@ -58,7 +58,7 @@ class Rival:
             if config.model.cross_attention
             else diffusers.UNet2DModel
         )
-        net = self._place(kind.from_pretrained(folder / "unet"))
+        net = self._place(kind.from_pretrained(folder / "unet", low_cpu_mem_usage=False))
         b, size = config.batch_size, config.data.size
         rng = np.random.default_rng(0)
         normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
@@ -69,12 +69,15 @@ class Rival:
         theirs_of = [self._tensor(z), torch.from_numpy(t).to(self._device)]
         if config.model.cross_attention:
             theirs_of.append(self._tensor(cond.tokens, image=False))
+        labels = {}
+        if rows := net.config.get("num_class_embeds"):  # the last is the null class
+            labels["class_labels"] = torch.full((b,), rows - 1, device=self._device)
         predict = jax.jit(model.predict).lower(params, z, t, cond).compile()
         placed = jax.device_put((params, z, t, cond))
 
         def theirs():
             with torch.inference_mode(), self._autocast():
-                return net(*theirs_of).sample
+                return net(*theirs_of, **labels).sample
 
         difference = self._difference(predict(*placed), theirs())
         optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE)
@@ -83,7 +86,7 @@ class Rival:
         def theirs_step():
             optimizer.zero_grad(set_to_none=True)
             with self._autocast():
-                loss = torch.mean((net(*theirs_of).sample.float() - target) ** 2)
+                loss = torch.mean((net(*theirs_of, **labels).sample.float() - target) ** 2)
             loss.backward()
             optimizer.step()
             return loss
@@ -105,7 +108,7 @@ class Rival:
         kind = to_diffusers.write_first_stage(
             folder, dict(config.model), {"model": params}, size=side
         )
-        net = self._place(getattr(diffusers, kind).from_pretrained(folder))
+        net = self._place(getattr(diffusers, kind).from_pretrained(folder, low_cpu_mem_usage=False))
         rng = np.random.default_rng(0)
         x = rng.uniform(-1, 1, (b, side, side, 3)).astype(np.float32)
         encode = lambda p, x: model.apply({"params": p}, x, method="encode")
