@@ -60,17 +60,13 @@ class Planner:
         try:
             compiled = program.lower().compile()
         except jax.errors.JaxRuntimeError as e:
-            used = re.search(r"Used ([\d.]+)([GM]) of ([\d.]+)([GM])", str(e))
             if "RESOURCE_EXHAUSTED" not in str(e):
                 raise errors.RunError(f"The compiler gave up: {str(e)[:300]}") from e
-            sizes = used and [
-                float(used[i]) * (GIB if used[i + 1] == "G" else 2**20) for i in (1, 3)
-            ]
-            peak, limit = sizes or (0.0, 0.0)
+            peak, limit = exhausted(str(e), sum(memory.values()))
             return {
                 "fits": False,
                 "memory": memory | {"peak": peak},
-                "memory_limit": self._limit or limit,
+                "memory_limit": self._limit or limit or self._chip.memory,
                 "compile_seconds": seconds(),
             }
         analysis = compiled.memory_analysis()
@@ -113,6 +109,19 @@ class Planner:
                 "mfu_estimate": each / chip.flops / longest,
             }
         return found
+
+
+def exhausted(message: str, held: float) -> tuple[float, float]:
+    """(bytes that a device would need, bytes that it has), of what XLA says when it runs out.
+
+    held: bytes of the arguments, which a message about temporaries leaves out. A limit that it does
+    not say is 0.
+    """
+    units = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+    sizes = [float(n) * units[unit] for n, unit in re.findall(r"\b([\d.]+)([KMGT])\b", message)]
+    if len(sizes) < 2:
+        return held, 0.0
+    return sizes[0] + (held if "temporaries" in message else 0.0), sizes[1]
 
 
 def arguments(program) -> dict:

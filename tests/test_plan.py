@@ -67,6 +67,23 @@ def test_too_little_memory_is_refused_with_advice(capfd):
 
 
 @pytest.mark.parametrize(
+    "message, peak, limit",
+    [
+        (
+            "memory required for HLO temporaries (36.5G) exceeds available HBM (15.75G).",
+            38.5,
+            15.75,
+        ),
+        ("Ran out of memory in memory space hbm. Used 19.00G of 15.75G hbm.", 19, 15.75),
+        ("out of memory", 2, 0),
+    ],
+)
+def test_what_the_compiler_says_when_it_runs_out(message, peak, limit):
+    found = planner.exhausted(f"RESOURCE_EXHAUSTED: {message}", held=2 * 2**30)
+    assert found == (peak * 2**30, limit * 2**30)
+
+
+@pytest.mark.parametrize(
     "topology, said",
     [
         ("v5x:4x4", "did you mean"),
