@@ -38,6 +38,13 @@ def define(values):
         "compvis: attention heads, where the yaml misleads about weights from before April 2022",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "tokenizer",
+        "",
+        "compvis: the folder of CLIP's vocab.json and merges.txt, where the checkpoint has CLIP's "
+        "text encoder: the run then takes prompts",
+        flag_values=values,
+    )
     flags.DEFINE_boolean(
         "ema",
         True,
@@ -56,7 +63,8 @@ def from_compvis(args, overrides):
     from ldm_jax.weights import official
 
     cli.require(args, "config")
-    opener = lambda: official.open_checkpoint(args.config, args.checkpoint, args.heads)
+    how = dict(heads=args.heads, tokenizer=args.tokenizer)
+    opener = lambda: official.open_checkpoint(args.config, args.checkpoint, **how)
     convert(opener, args.checkpoint, args.out, overrides)
 
 
@@ -125,6 +133,8 @@ def write_run(source, folder, overrides) -> dict:
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(file, str):
             (folder / place).write_text(file, encoding="utf-8")
+        elif isinstance(file, bytes):
+            (folder / place).write_bytes(file)
         else:
             shutil.copyfile(file, folder / place)
     config = build.read_config(folder)

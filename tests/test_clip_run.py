@@ -40,34 +40,40 @@ def get_config(arg=None):
 """
 
 
-def write_weights(file, seed):
-    encoder = clip.ClipText(vocab_size=514, length=20, width=8, depth=1, heads=2).encoder()
+def random_weights(seed, width=8):
+    """A text encoder of one layer, in Hugging Face's layout."""
+    encoder = clip.ClipText(vocab_size=514, length=20, width=width, depth=1, heads=1).encoder()
     ids = np.zeros((1, 1), np.int32)
     shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids))["params"]
     rng = np.random.default_rng(seed)
     state = {
         "embeddings.token_embedding.weight": shapes["table"]["embedding"].shape,
         "embeddings.position_embedding.weight": shapes["positions"].shape,
-        "final_layer_norm.weight": (8,),
-        "final_layer_norm.bias": (8,),
+        "final_layer_norm.weight": (width,),
+        "final_layer_norm.bias": (width,),
     }
     for name, (rows, columns) in dict(
-        [(f"self_attn.{n}_proj", (8, 8)) for n in ("q", "k", "v", "out")]
-        + [("mlp.fc1", (32, 8)), ("mlp.fc2", (8, 32))]
+        [(f"self_attn.{n}_proj", (width, width)) for n in ("q", "k", "v", "out")]
+        + [("mlp.fc1", (4 * width, width)), ("mlp.fc2", (width, 4 * width))]
     ).items():
         state[f"encoder.layers.0.{name}.weight"] = (rows, columns)
         state[f"encoder.layers.0.{name}.bias"] = (rows,)
     for i in (1, 2):
-        state |= {f"encoder.layers.0.layer_norm{i}.{kind}": (8,) for kind in ("weight", "bias")}
-    np.savez(file, **{k: rng.normal(size=shape).astype(np.float32) for k, shape in state.items()})
+        names = [f"encoder.layers.0.layer_norm{i}.{kind}" for kind in ("weight", "bias")]
+        state |= dict.fromkeys(names, (width,))
+    return {k: rng.normal(size=shape).astype(np.float32) for k, shape in state.items()}
+
+
+def write_vocabulary(folder):
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(TOKENS)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(TOKENS)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    write_weights(folder / "weights.npz", seed=0)
+    write_vocabulary(folder)
+    np.savez(folder / "weights.npz", **random_weights(seed=0))
     recipe = RECIPE.replace("WEIGHTS", str(folder / "weights.npz"))
     (folder / "recipe.py").write_text(recipe.replace("TOKENIZER", str(folder)))
     argv = (f"--config={folder / 'recipe.py'}", f"--workdir={folder / 'run'}")
@@ -103,7 +109,7 @@ def test_other_weights_of_the_encoder_are_refused(run):
     config = build.resolve(config, source := build.open_source(config.data))
     kept = (run / "weights.npz").read_bytes()
     try:
-        write_weights(run / "weights.npz", seed=1)
+        np.savez(run / "weights.npz", **random_weights(seed=1))
         with pytest.raises(errors.UsageError, match="other weights of its conditioners"):
             train.second_stage(config, source, run / "run")
     finally:

@@ -12,9 +12,11 @@ import zipfile
 
 import numpy as np
 import pytest
+import yaml
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import parity
+import test_clip_run
 
 from ldm_jax import convert
 from ldm_jax.base import errors, tensorfile
@@ -298,6 +300,44 @@ def test_a_converted_run_may_move(golden, tmp_path):
     shutil.move(tmp_path / "a", tmp_path / "b")
     run = ldm_jax.load(tmp_path / "b")
     assert run.encode(np.zeros((1, 32, 32, 3))).shape == (1, 8, 8, 4)
+
+
+def test_a_checkpoint_that_holds_clip_takes_prompts(golden, tmp_path, capsys):
+    """As Stable Diffusion v1's do; its vocabulary is not in the checkpoint."""
+    import ldm_jax
+    from ldm_jax import build
+    from ldm_jax.models import clip
+
+    config = yaml.safe_load((golden / PIPELINE / "txt2img.yaml").read_text())
+    config["model"]["params"]["cond_stage_config"] = {
+        "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"
+    }
+    (tmp_path / "sd.yaml").write_text(yaml.safe_dump(config))
+    test_clip_run.write_vocabulary(tmp_path)
+    weights = test_clip_run.random_weights(seed=0, width=32)
+    prefix = "cond_stage_model.transformer.text_model."
+    state = tensorfile.read(golden / PIPELINE / "txt2img.ckpt")
+    state = {k: v for k, v in state.items() if not k.startswith("cond_stage_model.")}
+    bare = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
+    held = bare | {prefix + k: v for k, v in weights.items()}
+    np.savez(tmp_path / "sd.npz", **held)
+    np.savez(tmp_path / "without.npz", **bare)
+
+    argv = ["compvis", f"--config={tmp_path}/sd.yaml"]
+    argv_of = lambda name, out: [*argv, f"--checkpoint={tmp_path}/{name}.npz", f"--out={out}"]
+    assert convert.run(argv_of("sd", tmp_path / "tokens")) == 0
+    assert "--tokenizer=FOLDER" in capsys.readouterr().out
+    assert convert.run([*argv_of("without", tmp_path / "no"), f"--tokenizer={tmp_path}"]) == 2
+    assert "has no CLIP text encoder" in capsys.readouterr().err
+    assert convert.run([*argv_of("sd", tmp_path / "run"), f"--tokenizer={tmp_path}"]) == 0
+
+    ready, run = (ldm_jax.load(tmp_path / name) for name in ("tokens", "run"))
+    ids = build.make_conditions(run.config).of_prompts(["a red circle", ""])
+    encoder = clip.ClipTransformer(514, 20, 32, depth=1, heads=1)
+    states = encoder.apply({"params": clip.from_state(weights, depth=1)}, ids["clip_ids"])
+    how = dict(steps=2, guidance=1.0, noise=np.ones((2, 8, 8, 4), np.float32))
+    want = ready.sample(2, cond={"tokens": states}, **how)
+    np.testing.assert_allclose(run.sample(2, cond=ids, **how), want, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm_jax.base import errors, tensorfile
 from ldm_jax.diffusion.schedules import alpha_bar
-from ldm_jax.weights import compvis
+from ldm_jax.weights import compvis, text_encoders
 from ldm_jax.weights import official_config as translate
 from ldm_jax.weights.rules import Rule, within
 from ldm_jax.weights.source import Source, refuse_unless
@@ -19,8 +19,12 @@ from ldm_jax.weights.source import Source, refuse_unless
 FIRST_STAGES = ("AutoencoderKL", "VQModel", "VQModelInterface")
 
 
-def open_checkpoint(config, checkpoint, heads: int = 0) -> Source:
-    """A yaml and a state dict's file. heads: overrules the yaml, see `_heads`."""
+def open_checkpoint(config, checkpoint, *, heads: int = 0, tokenizer: str = "") -> Source:
+    """A yaml and a state dict's file.
+
+    heads: overrules the yaml, see `official_config.heads_of`. tokenizer: the folder of the
+      vocabulary of a CLIP text encoder inside.
+    """
     model = _read_yaml(config).get("model")
     if not isinstance(model, dict) or "target" not in model:
         raise errors.UsageError(f"{config} has no model.target: not an official model's yaml.")
@@ -29,7 +33,7 @@ def open_checkpoint(config, checkpoint, heads: int = 0) -> Source:
     if name in FIRST_STAGES:
         return first_stage(name, params, state)
     if name in ("LatentDiffusion", "DDPM"):
-        return second_stage(params, state, heads)
+        return second_stage(params, state, heads, tokenizer)
     raise errors.UsageError(
         f"{config}: model.target={model['target']!r} is not supported; LatentDiffusion, DDPM, "
         f"{', '.join(FIRST_STAGES)} are."
@@ -71,13 +75,14 @@ def first_stage(name, params, state, prefix="") -> Source:
     return Source("autoencode", config, tables, step=int(own.get("global_step", 0)))
 
 
-def second_stage(params, state, heads=0) -> Source:
+def second_stage(params, state, heads=0, tokenizer="") -> Source:
     """LatentDiffusion, or DDPM on pixels."""
     refuse_unless(params, "LatentDiffusion", l_simple_weight=(1.0,), v_posterior=(0.0,))
     _, net = translate.target(params["unet_config"])
     beneath, channels, factor = _beneath(params, net, state)
     process = _process(params, state)
     conditioners, tables, notes = translate.conditioners(params, net, channels)
+    files = _text_encoder(conditioners, state, tokenizer, notes)
     model, unet_args = translate.unet(net, heads)
     if translate.undecided_heads(net) and not heads:
         notes.append(
@@ -115,8 +120,32 @@ def second_stage(params, state, heads=0) -> Source:
         first_stage=beneath,
         scale=float(scale),
         step=int(state.get("global_step", 0)),
+        files=files,
         notes=notes,
     )
+
+
+def _text_encoder(conditioners, state, tokenizer, notes) -> dict:
+    """Puts CLIP's text encoder, where the checkpoint has it, in place of its tokens; its files."""
+    prefix = "cond_stage_model.transformer."
+    inside = any(key.startswith(f"{prefix}text_model.") for key in state)
+    if "tokens" not in conditioners or not inside:
+        if tokenizer:
+            raise errors.UsageError(
+                f"--tokenizer={tokenizer}: this checkpoint has no CLIP text encoder."
+            )
+        return {}
+    if not tokenizer:
+        notes.append(
+            "The checkpoint has CLIP's text encoder, whose vocabulary is elsewhere: this run takes "
+            "ready `tokens`; for prompts convert with --tokenizer=FOLDER of vocab.json and "
+            "merges.txt, at https://huggingface.co/openai/clip-vit-large-patch14."
+        )
+        return {}
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    del conditioners["tokens"]
+    conditioners["text"], files = text_encoders.inside(own, tokenizer)
+    return files
 
 
 def _beneath(params, net, state):

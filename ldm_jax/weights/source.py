@@ -13,7 +13,7 @@ class Source:
     config: changes to configs/base.py's first_stage() or ldm(), nested.
     tables: {player: (state, rules, ignored keys)}, as rules.convert takes them; ema likewise.
     first_stage: of a second stage, the Source beneath it, or "identity:CHANNELS".
-    scale: of a second stage's latents. files: {place in the run: file to copy, or text}.
+    scale: of a second stage's latents. files: {place in the run: file to copy, text, or bytes}.
     notes: lines that the user should read.
     """
 

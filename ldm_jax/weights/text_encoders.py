@@ -1,4 +1,4 @@
-"""The CLIP text encoder of a pipeline, in and out: its files lie in the run as they came.
+"""CLIP text encoders, in and out: their files lie in the run as they came.
 
 A converted run holds text_encoder/ and tokenizer/, which its `clip` conditioner names, relative to
 the run. Nothing of them is trained, so nothing of them goes through the tables.
@@ -7,7 +7,11 @@ the run. Nothing of them is trained, so nothing of them goes through the tables.
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
+
+import numpy as np
+import safetensors.numpy
 
 from ldm_jax.base import errors
 from ldm_jax.models import clip
@@ -29,24 +33,15 @@ def is_clip(folder) -> bool:
 def conditioner(folder) -> dict:
     """The `clip` conditioner of a pipeline's folder; padding is attended to, as in all of them."""
     own, tokenizer = _read(folder / FOLDERS[0] / "config.json"), folder / FOLDERS[1]
-    vocabulary, _ = _vocabulary(tokenizer)
-    if missing := [token for token in (START, END) if token not in vocabulary]:
-        raise errors.UsageError(f"{tokenizer} is not CLIP's tokenizer: it lacks {missing[0]}.")
-    return dict(
-        name="clip",
-        weights=FOLDERS[0],
-        tokenizer=FOLDERS[1],
+    sizes = dict(
         vocab_size=own["vocab_size"],
         length=own["max_position_embeddings"],
         width=own["hidden_size"],
         depth=own["num_hidden_layers"],
         heads=own["num_attention_heads"],
         activation=own["hidden_act"],
-        start=vocabulary[START],
-        end=vocabulary[END],
-        pad=vocabulary[_padding(tokenizer)],
-        mask_padding=False,
     )
+    return _conditioner(sizes, tokenizer)
 
 
 def files(folder) -> dict:
@@ -55,9 +50,51 @@ def files(folder) -> dict:
     weights = next((encoder / name for name in WEIGHTS if (encoder / name).is_file()), None)
     if weights is None:
         raise errors.UsageError(f"{encoder} holds no {' or '.join(WEIGHTS)}.")
+    return {f"{FOLDERS[0]}/{weights.name}": weights, **_vocabulary_files(tokenizer)}
+
+
+def inside(state: dict, tokenizer) -> tuple[dict, dict]:
+    """(the `clip` conditioner, its files in the run) of an encoder within a larger state dict.
+
+    state: with the keys of Hugging Face's CLIPTextModel, OpenAI's weights: its sizes are those of
+      its arrays, its heads 64 wide. tokenizer: the folder of its vocabulary.
+    """
+    shape = lambda key: state[f"text_model.{key}"].shape
+    vocab_size, width = shape("embeddings.token_embedding.weight")
+    layers = {m[1] for key in state if (m := re.match(r"text_model\.encoder\.layers\.(\d+)", key))}
+    sizes = dict(
+        vocab_size=vocab_size,
+        length=shape("embeddings.position_embedding.weight")[0],
+        width=width,
+        depth=len(layers),
+        heads=max(1, width // 64),
+        activation="quick_gelu",
+    )
+    tokenizer = pathlib.Path(tokenizer)
+    weights = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in state.items()})
+    written = {f"{FOLDERS[0]}/{WEIGHTS[0]}": weights, **_vocabulary_files(tokenizer)}
+    return _conditioner(sizes, tokenizer), written
+
+
+def _conditioner(sizes, tokenizer) -> dict:
+    vocabulary, _ = _vocabulary(tokenizer)
+    if missing := [token for token in (START, END) if token not in vocabulary]:
+        raise errors.UsageError(f"{tokenizer} is not CLIP's tokenizer: it lacks {missing[0]}.")
+    return dict(
+        name="clip",
+        weights=FOLDERS[0],
+        tokenizer=FOLDERS[1],
+        **sizes,
+        start=vocabulary[START],
+        end=vocabulary[END],
+        pad=vocabulary[_padding(tokenizer)],
+        mask_padding=False,
+    )
+
+
+def _vocabulary_files(tokenizer) -> dict:
     vocabulary, merges = _vocabulary(tokenizer)
     return {
-        f"{FOLDERS[0]}/{weights.name}": weights,
         f"{FOLDERS[1]}/vocab.json": json.dumps(vocabulary, ensure_ascii=False),
         f"{FOLDERS[1]}/merges.txt": "".join(f"{line}\n" for line in ("#version: 0.2", *merges)),
     }
