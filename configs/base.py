@@ -28,7 +28,7 @@ def common() -> ConfigDict:
                 relations=False,  # scenes: captions say which of two objects is where
                 combinations="",  # scenes: pairs of classes, seen | unseen | "" for all
                 seed=0,  # scenes: which ones
-                vocabulary="",  # captions: a WordPiece vocab.txt; "" is the source's own words
+                vocabulary="",  # captions: a vocab.txt, or hf:NAME; "" is the source's own words
                 size=256,  # pixels of a side, after cropping
                 crop="center",  # center | random
                 interpolation="bicubic",

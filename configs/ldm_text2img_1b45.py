@@ -2,9 +2,9 @@
 
     python -m ldm_jax.train --config=configs/ldm_text2img_1b45.py --workdir=RUN \\
         --config.first_stage=KL_F8_RUN --config.data.path=TARS \\
-        --config.data.vocabulary=VOCAB
+        --config.data.vocabulary=hf:google-bert/bert-base-uncased
 
-VOCAB is vocab.txt of bert-base-uncased. Paper, 30k captions of COCO, 250 DDIM steps: FID 12.63 and
+Paper, 30k captions of COCO, 250 DDIM steps: FID 12.63 and
 IS 30.29 at guidance 1.5, 23.31 and 20.03 without. Condition dropout was done outside the official
 code: 0.1 is our choice. Padding is masked; the official checkpoint attends to it
 (mask_padding=False).

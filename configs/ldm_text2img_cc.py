@@ -2,9 +2,9 @@
 
     python -m ldm_jax.train --config=configs/ldm_text2img_cc.py --workdir=RUN \\
         --config.first_stage=VQ_F4_RUN --config.data.path=TARS \\
-        --config.data.vocabulary=VOCAB
+        --config.data.vocabulary=hf:google-bert/bert-base-uncased
 
-VOCAB is vocab.txt of bert-base-uncased. README: FID 16.79, IS 13.89 with 100 DDIM steps,
+README: FID 16.79, IS 13.89 with 100 DDIM steps,
 fine-tuned from a LAION model. The length was not published and is our choice. One attention head,
 as at the release; the yaml's head channels of 32 came to be obeyed later.
 """

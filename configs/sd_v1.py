@@ -4,9 +4,8 @@
         --config.first_stage=SD_V1_VAE_RUN --config.data.path=TARS
 
 Records need `tokens`, the text encoder's last hidden states [77, 768]. The variant :captions makes
-them of captions as it trains: --config.conditioners.text.weights=model.safetensors, and
---config.conditioners.text.tokenizer=FOLDER of vocab.json and merges.txt, all of
-openai/clip-vit-large-patch14.
+them of captions as it trains, by openai/clip-vit-large-patch14, which it fetches once (1.7 GB); or
+give --config.conditioners.text.weights=FILE and --config.conditioners.text.tokenizer=FOLDER.
 
 v1-1 was trained for 237k steps at 256 pixels (--config.data.size=256), then 194k at 512; v1-2 to
 v1-4 go on for 515k, 195k and 225k. Captions were dropped from v1-3 on; here always.
@@ -36,6 +35,7 @@ def tokens():
 
 def captions():
     config = tokens()
-    clip = dict(name="clip", weights="", tokenizer="", mask_padding=False)
+    encoder = "hf:openai/clip-vit-large-patch14"
+    clip = dict(name="clip", weights=encoder, tokenizer=encoder, mask_padding=False)
     config.conditioners = {"text": clip}
     return config

@@ -117,7 +117,8 @@ def test_other_weights_of_the_encoder_are_refused(run):
 
 
 def test_a_recipe_without_weights_is_refused_in_one_line():
-    config = config_lib.load(f"{ROOT}/configs/sd_v1.py:captions", {"first_stage": "identity:4"})
+    without = {"first_stage": "identity:4", "conditioners.text.weights": ""}
+    config = config_lib.load(f"{ROOT}/configs/sd_v1.py:captions", without)
     assert set(build.make_diffuse(config).fields) == {"clip_ids"}
-    with pytest.raises(errors.UsageError, match=r"weights are empty.*huggingface"):
+    with pytest.raises(errors.UsageError, match=r"weights are empty.*hf:openai"):
         checks.check(config, range(100))

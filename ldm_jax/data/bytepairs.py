@@ -2,16 +2,13 @@
 
 import pathlib
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, hub
 from ldm_jax.data import captions, conditions
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _LONGEST = 100  # characters a token stands for, at most
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_WHERE = (
-    "vocab.json and merges.txt are at "
-    "https://huggingface.co/openai/clip-vit-large-patch14/tree/main"
-)
+_WHERE = "hf:openai/clip-vit-large-patch14 fetches vocab.json and merges.txt"
 
 
 @conditions.MAKERS.register("clip_ids")
@@ -19,7 +16,7 @@ class ClipIds(captions.Ids):
     """`clip_ids` int32 [length]: start, caption, end, then padding.
 
     Args:
-      tokenizer: folder of vocab.json and merges.txt.
+      tokenizer: folder of vocab.json and merges.txt, or hf:openai/clip-vit-large-patch14.
       vocab_size, start, end, pad: the conditioner's; they have to agree with the vocabulary.
     """
 
@@ -66,7 +63,8 @@ def read_tokenizer(folder: str) -> tuple[dict[str, int], list]:
         raise errors.UsageError(
             f"The clip conditioner has no tokenizer: give the folder of one; {_WHERE}"
         )
-    files = [str(pathlib.Path(folder) / name) for name in ("vocab.json", "merges.txt")]
+    names = ("vocab.json", "merges.txt")
+    files = [str(pathlib.Path(hub.folder(folder, *names)) / name) for name in names]
     try:
         vocab, merges = models.BPE.read_file(*files)
     except Exception as e:  # the library raises a bare Exception

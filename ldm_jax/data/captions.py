@@ -4,14 +4,13 @@ import pathlib
 
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, hub
 from ldm_jax.data import conditions, images, transforms
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _LONGEST = 100  # characters of a word; a longer one is [UNK]
 _WHERE = (
-    "the file vocab.txt of bert-base-uncased, 30,522 lines, is at "
-    "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
+    "--config.data.vocabulary=hf:google-bert/bert-base-uncased fetches the usual one, 30,522 lines"
 )
 
 
@@ -53,7 +52,8 @@ class TextIds(Ids):
     """`text_ids` int32 [length]: [CLS] caption [SEP], then [PAD].
 
     Args:
-      vocabulary: path of a vocab.txt, a token a line; "" takes the source's own words.
+      vocabulary: path of a vocab.txt, a token a line, or hf:google-bert/bert-base-uncased; "" takes
+        the source's own words.
       vocab_size, pad, null: the conditioner's; they have to agree with the vocabulary.
     """
 
@@ -100,11 +100,13 @@ def read_vocabulary(path: str, source=None) -> dict[str, int]:
         if not words:
             raise errors.UsageError(
                 "config.data.vocabulary is empty, and this data source has no vocabulary of its "
-                f"own: give --config.data.vocabulary=FILE; {_WHERE}"
+                f"own: give a vocab.txt; {_WHERE}"
             )
         return {token: i for i, token in enumerate((*SPECIAL, *words))}
+    file = pathlib.Path(hub.folder(path, "vocab.txt"))
+    file = file / "vocab.txt" if file.is_dir() else file
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise errors.UsageError(
             f"config.data.vocabulary={path} cannot be read ({e}); {_WHERE}"

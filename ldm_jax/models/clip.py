@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ldm_jax.base import errors, tensorfile, tree
+from ldm_jax.base import errors, hub, tensorfile, tree
 from ldm_jax.models.conditioners import CONDITIONERS, Cond, Conditioner
 from ldm_jax.nn.blocks import dense
 
@@ -75,7 +75,8 @@ class ClipText(Conditioner):
     padding. Padding, all behind the first `end`, is not attended to by the denoiser;
     `mask_padding=False` attends to it, as the official models do.
 
-    weights: a .safetensors or torch file, or the folder of one. The defaults are ViT-L/14's.
+    weights: a .safetensors or torch file, the folder of one, or hf:openai/clip-vit-large-patch14.
+    The defaults are ViT-L/14's.
     """
 
     weights: str = ""
@@ -150,12 +151,11 @@ def weights_file(path: str) -> pathlib.Path:
     """The file of weights that `path` is, or that lies in it under Hugging Face's names."""
     if not path:
         raise errors.UsageError(
-            "The clip conditioner's weights are empty: give the file of a text encoder, e.g. "
-            "model.safetensors of https://huggingface.co/openai/clip-vit-large-patch14, as "
-            "--config.conditioners.NAME.weights=FILE."
+            "The clip conditioner's weights are empty: give a text encoder's, a file or "
+            "hf:openai/clip-vit-large-patch14, as --config.conditioners.NAME.weights=FILE."
         )
-    path = pathlib.Path(path)
     names = ("model.safetensors", "pytorch_model.bin")
+    path = pathlib.Path(hub.folder(path, names[0]))
     return next((path / name for name in names if (path / name).is_file()), path)
 
 

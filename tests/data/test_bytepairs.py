@@ -66,8 +66,8 @@ def test_a_record_without_caption_is_bad(folder):
 
 def test_what_does_not_fit_is_refused_in_one_line(folder, tmp_path):
     for make, message in [
-        (lambda: maker(""), "no tokenizer.*huggingface"),
-        (lambda: maker(str(tmp_path / "none")), "cannot be read.*huggingface"),
+        (lambda: maker(""), "no tokenizer.*hf:openai"),
+        (lambda: maker(str(tmp_path / "none")), "cannot be read.*hf:openai"),
         (lambda: maker(folder, end=3), "end=3.*but the tokenizer"),
         (lambda: maker(folder, vocab_size=49_408), "vocab_size=49408"),
     ]:

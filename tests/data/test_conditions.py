@@ -103,7 +103,7 @@ def test_a_missing_vocabulary_says_where_to_get_it(tmp_path):
     for path, message in cases:
         with pytest.raises(errors.UsageError, match=message) as caught:
             text_ids("a", vocabulary=path, source=sources.Source())
-        assert "huggingface.co" in str(caught.value) and "\n" not in str(caught.value)
+        assert "hf:google-bert" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_data_decides_an_open_vocabulary():

@@ -99,7 +99,7 @@ def test_its_weights_are_no_parameters_of_the_denoiser(state, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(weights=""), "weights are empty.*huggingface"),
+        (dict(weights=""), "weights are empty.*hf:openai"),
         (dict(weights="nowhere.safetensors"), "no such file"),
         (dict(depth=3), r"lacks encoder\.layers\.2.*depth=3"),
         (dict(depth=1), "more layers than .* depth=1"),
