@@ -90,7 +90,6 @@ class ClipText(Conditioner):
     end: int = 49_407
     pad: int = 49_407
     mask_padding: bool = True
-    dtype: Any = jnp.float32
 
     fields: ClassVar[tuple] = ("clip_ids",)
 

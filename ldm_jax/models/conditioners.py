@@ -49,9 +49,11 @@ class Conditioner(nn.Module):
 
     dropout: share of rows trained with this conditioner's null, drawn for it alone; None joins the
       draw of the loss's `cond_dropout`.
+    dtype: of the computation.
     """
 
     dropout: float | None = dataclasses.field(default=None, kw_only=True)
+    dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
 
     fields: ClassVar[tuple] = ()
     latent_of: ClassVar[dict] = {}
@@ -72,7 +74,6 @@ class ClassEmbedder(Conditioner):
     num_classes: int
     width: int = 512
     place: str = "tokens"
-    dtype: Any = jnp.float32
 
     fields: ClassVar[tuple] = ("class",)
 
@@ -114,7 +115,6 @@ class TokenEmbedder(Conditioner):
     mask_padding: bool = True
     vector: int = 0
     remat: bool = False
-    dtype: Any = jnp.float32
 
     @nn.nowrap
     def example(self, image, latent):
@@ -199,7 +199,6 @@ class GivenTokens(Conditioner):
 
     length: int = 77
     width: int = 768
-    dtype: Any = jnp.float32
 
     fields: ClassVar[tuple] = ("tokens",)
 
@@ -228,7 +227,6 @@ class SpatialRescaler(Conditioner):
     channels: int = 3
     method: str = "bilinear"
     bias: bool = False
-    dtype: Any = jnp.float32
 
     fields: ClassVar[tuple] = ("segmentation",)
 
@@ -268,7 +266,6 @@ class LowResolution(Conditioner):
     """
 
     channels: int = 3
-    dtype: Any = jnp.float32
 
     fields: ClassVar[tuple] = ("low_res",)
 
@@ -290,8 +287,6 @@ class Inpainting(Conditioner):
     size by its nearest pixels, and to [-1, 1]. The null condition knows nothing: latents of zero,
     all hole.
     """
-
-    dtype: Any = jnp.float32
 
     fields: ClassVar[tuple] = ("masked_latents", "mask")
     latent_of: ClassVar[dict] = {"masked_latents": "masked_image"}

@@ -1,0 +1,87 @@
+"""What a new kind of condition costs: one file of its own, and nothing else is touched."""
+
+import sys
+
+import numpy as np
+import pytest
+from calling import call
+
+import ldm_jax
+from ldm_jax import build, train
+from ldm_jax.data import conditions
+from ldm_jax.models import conditioners
+
+BRIGHTNESS = """
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from configs import debug
+from ldm_jax.data import conditions
+from ldm_jax.models import conditioners
+from ldm_jax.nn import blocks
+
+
+@conditions.MAKERS.register("brightness")
+class Mean(conditions.Maker):
+    def __call__(self, record, rng):
+        light = record["brightness"] if "brightness" in record else record["image"].mean() / 255
+        return record | {"brightness": np.float32(light)}
+
+
+@conditioners.CONDITIONERS.register("brightness")
+class Brightness(conditioners.Conditioner):
+    width: int
+    fields: ClassVar[tuple] = ("brightness",)
+
+    def example(self, image, latent):
+        return {"brightness": jnp.zeros(image[:1])}
+
+    @conditioners.nn.compact
+    def __call__(self, batch, drop):
+        shown = jnp.stack([batch["brightness"], jnp.ones(drop.shape)], -1)
+        shown = jnp.where(drop[:, None], 0, shown)
+        return conditioners.Cond(vector=blocks.dense(self.width, "out", dtype=self.dtype)(shown))
+
+
+def get_config(arg=None):
+    config = debug.ldm()
+    config.modules = "brightness_of_mine"
+    config.first_stage = "identity"
+    config.model.update(mult=(1,), attention=())
+    config.steps.update(total=2, log=1, eval=2)
+    config.eval.records = 8
+    config.latents.batches = 1
+    config.conditioners = {"light": dict(name="brightness", width=4 * config.model.width)}
+    return config
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The file, where Python finds it; what it registers is gone afterwards."""
+    (tmp_path / "brightness_of_mine.py").write_text(BRIGHTNESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for registry in (conditions.MAKERS, conditioners.CONDITIONERS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    yield tmp_path / "brightness_of_mine.py"
+    sys.modules.pop("brightness_of_mine", None)
+
+
+def test_a_condition_in_a_file_of_ones_own_is_trained_and_drawn(module, tmp_path):
+    # As a recipe the file is executed under another name: there it must not register anything.
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from brightness_of_mine import get_config\n")
+    assert call(train, f"--config={recipe}", f"--workdir={tmp_path}/run") == 0
+    run = ldm_jax.load(tmp_path / "run")
+    made = build.make_conditions(run.config, build.open_source(run.config.data))
+    cond = made.of([{"brightness": 0.1}])
+    noise = np.zeros((1, *run.encode(np.zeros((1, 16, 16, 3))).shape[1:]), np.float32)
+    assert np.isfinite(run.sample(1, cond=cond, steps=2, guidance=2.0, noise=noise)).all()
+
+
+def test_a_module_that_is_not_there_is_one_line(tmp_path, refused):
+    argv = ["--config=configs/debug.py:ldm", f"--workdir={tmp_path}/run"]
+    line = refused(call(train, *argv, "--config.modules=nowhere_at_all"))
+    assert "nowhere_at_all" in line and "PYTHONPATH" in line
