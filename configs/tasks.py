@@ -54,7 +54,8 @@ def _attended(steps: int, objects: int, guidance: float):
 
 def text():
     """Two objects and where they are: "a red circle left of a blue square"."""
-    config = _attended(steps=2_000, objects=2, guidance=4.0)
+    config = _attended(steps=3_000, objects=2, guidance=4.0)
+    config.optim.denoiser.lr = 1e-3  # with the others' 2e-3 it collapses
     config.data.update(relations=True, combinations="seen")
     config.conditioners = _captions()
     return config

@@ -20,10 +20,11 @@ _CAPTION = re.compile(rf"a ({_CLASS})(?: (and|{_RELATION}) a ({_CLASS}))?")
 
 class Adherence(NamedTuple):
     """Per picture, bool [n]: objects: just the wanted ones are there; whole: and they stand as the
-    caption says (the same where it says nothing of it)."""
+    caption says (the same where it says nothing of it); colours: whole, whatever the shapes."""
 
     objects: np.ndarray
     whole: np.ndarray
+    colours: np.ndarray
 
 
 class Wanted(NamedTuple):
@@ -45,9 +46,11 @@ def parse(caption: str) -> Wanted:
 
 def caption_adherence(images: np.ndarray, captions: list[str]) -> Adherence:
     """Objects and relations of captions such as scenes have."""
-    rows = [_obeys(found, parse(c)) for found, c in zip(scene_checker.find(images), captions)]
-    objects, whole = np.array(rows, bool).reshape(-1, 2).T
-    return Adherence(objects, whole)
+    pairs = [(found, parse(c)) for found, c in zip(scene_checker.find(images), captions)]
+    exact = [_obeys(found, wanted, lambda i: i) for found, wanted in pairs]
+    colours = [_obeys(found, wanted, lambda i: i % len(scenes.COLOURS)) for found, wanted in pairs]
+    objects, whole = np.array(exact, bool).reshape(-1, 2).T
+    return Adherence(objects, whole, np.array(colours, bool).reshape(-1, 2)[:, 1])
 
 
 def box_overlap(images: np.ndarray, boxes: list, box_class: list) -> np.ndarray:
@@ -84,7 +87,11 @@ def map_agreement(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
 def caption_scores(images: np.ndarray, records: list[dict]) -> dict[str, np.ndarray]:
     """Shares of the pictures that obey their records' captions."""
     seen = caption_adherence(images, [record["caption"] for record in records])
-    return {"objects_accuracy": seen.objects, "caption_accuracy": seen.whole}
+    return {
+        "objects_accuracy": seen.objects,
+        "caption_accuracy": seen.whole,
+        "colours_accuracy": seen.colours,
+    }
 
 
 def layout_scores(images, records) -> dict[str, np.ndarray]:
@@ -179,14 +186,16 @@ def iou(a, b) -> float:
     return float(both / max(area(a) + area(b) - both, 1e-12))
 
 
-def _obeys(found, wanted: Wanted) -> tuple[bool, bool]:
-    if sorted(thing.class_id for thing in found) != sorted(wanted.classes):
+def _obeys(found, wanted: Wanted, kind) -> tuple[bool, bool]:
+    """(just the wanted objects are there, and they stand so); kind: class id -> what counts."""
+    kinds, ids = [kind(thing.class_id) for thing in found], [kind(i) for i in wanted.classes]
+    if sorted(kinds) != sorted(ids):
         return False, False
     if not wanted.relation:
         return True, True
-    if len(set(wanted.classes)) == 1:
+    if len(set(ids)) == 1:
         return True, any(_stands(a, b, wanted.relation) for a, b in (found, found[::-1]))
-    first, second = sorted(found, key=lambda thing: wanted.classes.index(thing.class_id))
+    first, second = (found[kinds.index(i)] for i in ids)
     return True, _stands(first, second, wanted.relation)
 
 

@@ -29,8 +29,9 @@ def column(records, key):
 def test_captions_are_obeyed_by_their_own_pictures(size, objects):
     records, images, others = draw(size, objects)
     captions = column(records, "caption")
-    assert scene_scores.caption_adherence(images, captions).whole.mean() >= 0.98
-    assert scene_scores.caption_adherence(others, captions).objects.mean() <= 0.1
+    own, strange = (scene_scores.caption_adherence(x, captions) for x in (images, others))
+    assert own.whole.mean() >= 0.98 and strange.objects.mean() <= 0.1
+    assert (own.colours >= own.whole).all() and strange.colours.mean() <= {1: 0.4, 2: 0.2}[objects]
 
 
 def test_the_opposite_relation_is_not_obeyed():
