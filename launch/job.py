@@ -19,7 +19,7 @@ import sys
 from absl import flags
 
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import errors, remote
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGING = "runs/launch"  # under the checkout, where git does not look
@@ -117,14 +117,15 @@ class Hands:
             raise errors.UsageError(f"{argv[0]} is not on the PATH: install it.") from e
 
 
-def read(args, overrides: dict, place: str, devices: str = "") -> Job:
-    """The job that the flags describe.
+def read(args, overrides: dict, place: str, devices: str = "", buckets: bool = False) -> Job:
+    """The job that the flags describe. buckets: its hosts may have the workdir on gs:// itself.
 
     Raises:
       UsageError: a flag is missing, or the name suits no cloud.
     """
     cli.require(args, "config", "workdir")
-    cli.check_mounted("--workdir", args.workdir)
+    if not (buckets and args.workdir.startswith(remote.SCHEME)):
+        cli.check_mounted("--workdir", args.workdir)
     file = args.config.partition(":")[0]
     if not (ROOT / file).is_file() and not pathlib.Path(file).is_file():
         raise errors.UsageError(f"--config={args.config}: there is no file {file}.")

@@ -15,7 +15,7 @@ import sys
 import time
 
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import errors, remote
 
 USELESS = 2  # restarts without progress
 # What numbers processes over all hosts of a job; elsewhere (TPU VMs, pods) a host is one process.
@@ -27,8 +27,10 @@ def main(argv):
     workdir = next(a.partition("=")[2] for a in train if a.startswith("--workdir="))
     host = next((os.environ[name] for name in INDEX if name in os.environ), socket.gethostname())
     try:
-        cli.check_writable("--workdir", workdir)
-        problem, code = keep(record, pathlib.Path(workdir), host), cli.EXIT_FAILED
+        folder = remote.local(workdir, write=True)
+        cli.check_writable("--workdir", folder)
+        problem, code = keep(record, pathlib.Path(folder), host), cli.EXIT_FAILED
+        remote.push()
     except errors.UsageError as e:
         problem, code = str(e), cli.EXIT_USAGE
     if problem:
@@ -61,7 +63,7 @@ def keep(record: dict, workdir: pathlib.Path, host: str) -> str:
 
 def newest_step(workdir: pathlib.Path) -> int:
     """Of the finished checkpoints; 0 where there is none."""
-    names = (path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
+    names = (path.name for path in remote.place(workdir / "checkpoints").glob("[0-9]*"))
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 

@@ -3,9 +3,8 @@
     python -m launch.tpu --config=configs/NAME.py --workdir=/mnt/runs/NAME --zone=us-central2-b \\
         --accelerator_type=v4-32 --runtime_version=tpu-ubuntu2204-base [--spot] [--dry_run]
 
-The workdir is a path that all hosts and the next slice see (a Filestore share, a bucket by
-gcsfuse). The command stays in the foreground: keep it in tmux; called again, it takes up the slice
-that is there.
+The workdir is on gs://, or a path that all hosts and the next slice see (a Filestore share). The
+command stays in the foreground: keep it in tmux; called again, it takes up the slice that is there.
 """
 
 import shlex
@@ -36,7 +35,7 @@ def define(values):
 
 def main(args, overrides):
     cli.require(args, "zone", "accelerator_type", "runtime_version")
-    job = job_lib.read(args, overrides, "tpu", devices="tpu")
+    job = job_lib.read(args, overrides, "tpu", devices="tpu", buckets=True)
     hands = job_lib.Hands(args.dry_run)
     slice_ = Slice(args, job, hands)
     archive = job.pack(hands, job_lib.ROOT / job_lib.STAGING / job.name)

@@ -17,7 +17,7 @@ import traceback
 
 from absl import flags
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, remote
 
 EXIT_FAILED, EXIT_USAGE = errors.EXIT_FAILED, errors.EXIT_USAGE
 EXIT_RESTART = errors.EXIT_RESTART
@@ -69,6 +69,8 @@ def run(doc, define, main, argv) -> int:
         return _say(f"{e.filename}: {e.strerror}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
+    finally:
+        remote.push()
 
 
 def run_command(doc, define, main, argv) -> int:
@@ -132,12 +134,24 @@ def require(values: flags.FlagValues, *names: str):
             raise errors.UsageError(f"--{name} is missing: {values[name].help}")
 
 
+def mirror(args):
+    """Puts the local mirror (base.remote) in place of each folder flag that names a gs:// URL.
+
+    Raises:
+      UsageError: a bucket that cannot be read or, where the command writes, written.
+    """
+    for name in ("run", "samples", "out", "workdir"):
+        if name in args and str(args[name].value or "").startswith(remote.SCHEME):
+            write = name in ("out", "workdir")
+            args[name].value = remote.local(args[name].value, write=write)
+
+
 def check_mounted(flag: str, folder):
     """Raises UsageError for a URL, which would become a folder of that name here."""
     if "://" in str(folder):
         raise errors.UsageError(
             f"{flag}={folder}: mount the bucket (gcsfuse, Filestore) on every host and give the "
-            "mounted path."
+            "mounted path; gs:// itself is for train, sample, evaluate, encode, edit, adherence."
         )
 
 
@@ -167,7 +181,7 @@ def finish(path, summary: dict, lines=()):
         shown = f"{value:.4g}" if isinstance(value, float) else value
         if not isinstance(value, (dict, list)):
             print(f"  {name:{width}}  {shown}")
-    for line in (*lines, f"summary: {path}"):
+    for line in (*lines, f"summary: {remote.shown(path)}"):
         print(line, flush=True)
 
 
@@ -180,7 +194,7 @@ def size(count: float) -> str:
 def quiet_libraries():
     """Warnings of our libraries that a user can do nothing about stay out of the log."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "orbax", "jax._src.xla_bridge"):
+    for name in ("absl", "orbax", "jax._src.xla_bridge", "gcsfs"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -189,7 +203,7 @@ def cache_compilations(directory):
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(directory))
+        jax.config.update("jax_compilation_cache_dir", str(remote.place(directory)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

@@ -16,7 +16,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors, tree
+from ldm_jax.base import errors, remote, tree
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 STEPS_KEPT = 4  # checkpoints at a time: those kept, the one being written, and one to spare
@@ -31,7 +31,7 @@ def define(values):
 def main(args, overrides):
     checks = [("versions", versions), ("devices", lambda: devices(args.devices))]
     if args.workdir:
-        checks.append(("workdir", lambda: writable(pathlib.Path(args.workdir))))
+        checks.append(("workdir", lambda: writable(args.workdir)))
     if args.config:
         config = config_lib.load(args.config, overrides)
         checks += [("record", lambda: record(config)), ("step", lambda: step(config, args.workdir))]
@@ -71,8 +71,12 @@ def devices(expected: str) -> str:
     return f"{jax.device_count()} {kind} on {jax.process_count()} host(s)"
 
 
-def writable(workdir: pathlib.Path) -> str:
-    """Writes, renames and reads a file there."""
+def writable(workdir: str) -> str:
+    """Writes, renames and reads a file there; into a bucket, an object."""
+    folder = remote.local(workdir, write=True)
+    if folder != workdir:
+        return f"{workdir} can be read and written"
+    workdir = pathlib.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".doctor", dir=workdir) as folder:

@@ -64,6 +64,7 @@ def main(command, args, overrides):
     if overrides:
         raise errors.UsageError("edit reads the run's own config; --config.* is for training.")
     cli.require(args, "run", "out")
+    cli.mirror(args)
     cli.check_writable("--out", args.out)
     seconds = cli.stopwatch()
     summary = function(args)

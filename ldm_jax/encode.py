@@ -40,6 +40,7 @@ def define(values):
 
 def main(args, overrides):
     cli.require(args, "run", "out")
+    cli.mirror(args)
     cli.check_writable("--out", args.out)
     config = config_lib.of_run(args.run)
     if config.stage != "autoencode":

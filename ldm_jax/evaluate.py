@@ -62,6 +62,7 @@ def main(args, overrides):
     given = [name for name in ("run", "samples", "summary") if args[name].value]
     if len(given) != 1:
         raise errors.UsageError("Give one of --run=RUN, --samples=PATH and --summary=FILE.")
+    cli.mirror(args)
     other = read_summary(args.against, "--against") if args.against else None
     if args.summary:
         cli.require(args, "against")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import build, cli
-from ldm_jax.base import errors, shard, tree
+from ldm_jax.base import errors, remote, shard, tree
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import checkpoint, log
 from ldm_jax.models.conditioners import Cond
@@ -37,7 +37,7 @@ def load(path, ema: bool = True, mesh=None, weaker=None):
         from the null condition (autoguidance, Karras et al. 2024).
     """
     cli.quiet_libraries()
-    path = pathlib.Path(path)
+    path = pathlib.Path(remote.local(path))
     config = build.read_config(path)
     if config.stage == "autoencode":
         return FirstStage(path, config, ema, mesh)

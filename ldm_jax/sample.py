@@ -95,6 +95,7 @@ def main(args, overrides):
     if overrides:
         raise errors.UsageError("sample reads the run's own config; --config.* is for training.")
     cli.require(args, "run", *(() if args.export else ("out",)))
+    cli.mirror(args)
     if args.export:
         cli.check_writable("--export", pathlib.Path(args.export).parent)
         return export(args)

@@ -15,7 +15,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, remote
 
 # Read by XLA when it first compiles; other backends leave it alone.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -51,6 +51,7 @@ def define(values):
 
 def main(args, overrides):
     cli.require(args, "config", "workdir")
+    cli.mirror(args)
     if args.deterministic:
         cli.set_xla_flags(DETERMINISTIC)
     config = config_lib.load(args.config, overrides)
@@ -184,14 +185,14 @@ def inherited_latents(init_from, digest: str) -> dict:
     """What the source of this run's weights says of its latents, if its first stage is the same."""
     from ldm_jax import build
 
-    file = pathlib.Path(init_from) / "latents.json"
+    file = pathlib.Path(remote.local(init_from)) / "latents.json"
     record = build.read_json(file) if init_from and file.is_file() else {"origin": {}}
     return record if record.pop("origin").get("digest") == digest else {}
 
 
 def begun(workdir) -> bool:
     """Whether there is a checkpoint to go on from, or to protect."""
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    return any(remote.place(workdir / "checkpoints").glob("[0-9]*"))
 
 
 def can_resume(workdir):
@@ -265,7 +266,8 @@ def summarise(workdir, seconds: float) -> dict:
     }
     summary["train"] = {name: v for name, v in newest.items() if not name.startswith("val/")}
     summary["goodput"] = goodput.report(workdir)
-    lines = [f"goodput: {goodput.words(summary['goodput'])}", f"pictures: {workdir / 'images'}"]
+    pictures = remote.shown(workdir / "images")
+    lines = [f"goodput: {goodput.words(summary['goodput'])}", f"pictures: {pictures}"]
     cli.finish(workdir / "summary.json", summary, lines)
     return summary
 

@@ -102,8 +102,8 @@ def test_a_bucket_is_not_taken_for_a_folder(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command, flag in ((train, "--workdir"), (sample, "--out"), (encode, "--out")):
         rest = FLAGS if command is train else ["--run=any"]
-        line = refused(call(command, f"{flag}=gs://bucket/run", *rest))
-        assert f"{flag}=gs://bucket/run: mount the bucket" in line
+        line = refused(call(command, f"{flag}=s3://bucket/run", *rest))
+        assert f"{flag}=s3://bucket/run: mount the bucket" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ import sys
 
 from ml_collections import config_dict
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, remote
 
 RUN_CONFIG = "config.json"
 # What a key that the program has learnt says while it is not used.
@@ -55,9 +55,9 @@ def of_run(run) -> config_dict.ConfigDict:
     A first stage or a text encoder that lies inside the run, as converted ones do, is found
     wherever the run is.
     """
-    run = pathlib.Path(run)
+    given, run = run, pathlib.Path(remote.local(run))
     if not (run / RUN_CONFIG).is_file():
-        raise errors.UsageError(f"{run} is not a run: it holds no {RUN_CONFIG}.")
+        raise errors.UsageError(f"{remote.shown(given)} is not a run: it holds no {RUN_CONFIG}.")
     config = from_json((run / RUN_CONFIG).read_text())
     places = [(config, "first_stage")]
     for conditioner in config.get("conditioners", {}).values():

@@ -8,12 +8,12 @@ leaves carry them. A step that fails is set aside as `N.corrupt`, never deleted.
 import contextlib
 import logging
 import pathlib
-import shutil
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
-from ldm_jax.base import errors, tree
+from ldm_jax.base import errors, remote, tree
 from ldm_jax.engine import hosts
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory, *, keep: int = 2, every: int = 0):
-        self.directory = pathlib.Path(directory).resolve()
+        self.directory = remote.place(directory)
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=every or None,
@@ -49,6 +49,8 @@ class Checkpoints:
             return
         meta = meta | {"checksums": tree.checksums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+
+        remote.push()  # what has been logged up to here, before the step that stands for it
 
         def start():
             if not self._manager.save(step, args=args):
@@ -150,13 +152,13 @@ class Checkpoints:
         if not any(word in problem for word in ("No space", "RESOURCE_EXHAUSTED", "quota")):
             return
         for litter in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(litter, ignore_errors=True)
+            _remove(litter)
         keep_period = self._options.keep_period
         finished = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
         spare = [s for s in finished[:-1] if not keep_period or s % keep_period]
         for step in spare[:1]:
             logger.error("Checkpoint %d is deleted to make room.", step)
-            shutil.rmtree(self.directory / str(step), ignore_errors=True)
+            _remove(self.directory / str(step))
 
     def close(self):
         self._manager.close()
@@ -166,7 +168,12 @@ class _Corrupt(Exception):
     """A checkpoint that reads well and holds wrong values."""
 
 
-def _free(path: pathlib.Path) -> pathlib.Path:
+def _remove(folder: epath.Path):
+    with contextlib.suppress(OSError):
+        folder.rmtree()
+
+
+def _free(path: epath.Path) -> epath.Path:
     candidates = (path.with_name(f"{path.name}{i or ''}") for i in range(1000))
     return next(p for p in candidates if not p.exists())
 
@@ -244,7 +251,7 @@ def read(run, select):
 
 def _steps(run):
     """The directory of a run's checkpoints, and their steps, at least one."""
-    directory = (pathlib.Path(run) / "checkpoints").resolve()
+    directory = remote.place(pathlib.Path(remote.local(run)) / "checkpoints")
     steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
     if not steps:
         raise _unreadable(run)
@@ -252,8 +259,9 @@ def _steps(run):
 
 
 def _unreadable(run):
-    where = pathlib.Path(run) / "checkpoints"
-    return errors.UsageError(f"{run}: no readable checkpoint in {where}; train it first.")
+    shown = remote.shown(run)
+    where = f"{shown}/checkpoints"
+    return errors.UsageError(f"{shown}: no readable checkpoint in {where}; train it first.")
 
 
 def _read_step(manager, step, wanted):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import jax
 from clu import parameter_overview
 
-from ldm_jax.base import errors, shard, tree
+from ldm_jax.base import errors, remote, shard, tree
 from ldm_jax.engine import (
     checkpoint,
     goodput,
@@ -258,7 +258,8 @@ def _introduce(logs, state, mesh, first, total, story):
     device = jax.devices()[0]
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     logs.progress.say(f"{jax.device_count()} {device.device_kind} device(s), mesh {axes}")
-    logs.progress.say(f"parameters: {sizes}; from step {first} to {total}; {logs.workdir}")
+    where = remote.shown(logs.workdir)
+    logs.progress.say(f"parameters: {sizes}; from step {first} to {total}; {where}")
     if story:
         logs.progress.say(story)
     if logs.active:

@@ -1,0 +1,137 @@
+"""Folders on gs://: a local mirror of their small files; checkpoints lie in the bucket themselves.
+
+A command asks once for the local folder of a URL and goes on with ordinary paths. What it writes
+there is put into the bucket, object by object, every PERIOD seconds, before each checkpoint and at
+the end. Checkpoints and compiled programs are not mirrored: `place` says where they are.
+"""
+
+import atexit
+import importlib.util
+import logging
+import pathlib
+import shutil
+import tempfile
+import threading
+
+from etils import epath
+
+from ldm_jax.base import errors
+
+logger = logging.getLogger(__name__)
+
+SCHEME = "gs://"
+PERIOD = 30  # seconds between the times that changes go up
+PATIENCE = 300  # seconds for one object; transient errors are retried until then
+ELSEWHERE = ("checkpoints", "compilation_cache")  # large, or read by libraries that know gs://
+
+_mirrors: dict[str, "_Mirror"] = {}  # by URL without a trailing slash
+
+
+def local(folder, *, write: bool = False) -> str:
+    """The folder itself or, of a gs:// URL, the mirror of it, filled on the first call.
+
+    Raises:
+      UsageError: the bucket cannot be read or, with `write`, written.
+    """
+    url = str(folder).rstrip("/")
+    if not url.startswith(SCHEME):
+        return str(folder)
+    for root, mirror in _mirrors.items():
+        if url == root or url.startswith(f"{root}/"):
+            return str(mirror.folder / url[len(root) :].strip("/"))
+    _mirrors[url] = _Mirror(url, write)
+    return str(_mirrors[url].folder)
+
+
+def place(path) -> epath.Path:
+    """Where a path of a mirror really is, in the bucket; any other path, absolute."""
+    return epath.Path(shown(pathlib.Path(path).resolve()))
+
+
+def shown(path) -> str:
+    """A path as the user knows it."""
+    for url, mirror in _mirrors.items():
+        if pathlib.Path(path).is_relative_to(mirror.folder):
+            inside = pathlib.Path(path).relative_to(mirror.folder).as_posix()
+            return url if inside == "." else f"{url}/{inside}"
+    return str(path)
+
+
+def push():
+    """Puts what has changed into the buckets; what fails is an alarm, and tried again next time."""
+    for mirror in _mirrors.values():
+        mirror.push()
+
+
+class _Mirror:
+    """One URL and its local folder, which lives as long as the process."""
+
+    def __init__(self, url: str, write: bool):
+        import tensorstore
+
+        if importlib.util.find_spec("gcsfs") is None:
+            raise errors.UsageError(f"{url}: checkpoints on gs:// need gcsfs: pip install gcsfs")
+        self.url, self._lock, self._known = url, threading.Lock(), {}
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ldm_jax_gs_")).resolve()
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+        try:
+            self._store = tensorstore.KvStore.open(f"{url}/").result(timeout=PATIENCE)
+            self._pull()
+            if write:
+                self._put(".ldm_jax_can_write", b"")
+                self._put(".ldm_jax_can_write", None)
+        except Exception as e:  # whatever the bucket and the way there have to say
+            raise errors.UsageError(
+                f"{url} cannot be {'written' if write else 'read'} ({_reason(e)}): check the "
+                "bucket's name and this account's rights (gcloud auth application-default login)."
+            ) from e
+        if write:
+            self._stop = threading.Event()
+            threading.Thread(target=self._keep_pushing, daemon=True).start()
+
+    def _pull(self):
+        # A listing alone takes a refusal (403) for an empty folder (tensorstore 0.1.86).
+        self._store.read("config.json").result(timeout=PATIENCE)
+        for key in self._store.list().result(timeout=PATIENCE):
+            path = pathlib.PurePosixPath(key.decode())
+            inside = path.parts and ".." not in path.parts and not path.is_absolute()
+            if inside and not set(path.parts) & set(ELSEWHERE):
+                (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+                value = self._store.read(key).result(timeout=PATIENCE).value
+                (self.folder / path).write_bytes(value)
+        self._known = self._files()
+
+    def _files(self) -> dict:
+        """{path within: (bytes, time of the last change)}; names with a dot are unfinished."""
+        found = {}
+        for path in self.folder.rglob("*"):
+            inside = path.relative_to(self.folder)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            if not hidden and not set(inside.parts) & set(ELSEWHERE) and path.is_file():
+                found[inside.as_posix()] = (path.stat().st_size, path.stat().st_mtime_ns)
+        return found
+
+    def _put(self, name: str, value: bytes | None):
+        """Writes an object whole; None deletes it."""
+        self._store.write(name, value).result(timeout=PATIENCE)
+
+    def push(self):
+        with self._lock:
+            try:
+                files = self._files()
+                for name in sorted(files.keys() | self._known.keys()):
+                    if files.get(name) != self._known.get(name):
+                        gone = name not in files
+                        self._put(name, None if gone else (self.folder / name).read_bytes())
+                        self._known.pop(name, None)
+                        self._known |= {} if gone else {name: files[name]}
+            except Exception as e:  # storage fails with whatever it likes; the files stay here
+                logger.error("ALARM: %s was not brought up to date (%s).", self.url, _reason(e))
+
+    def _keep_pushing(self):
+        while not self._stop.wait(PERIOD):
+            self.push()
+
+
+def _reason(error) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
