@@ -22,6 +22,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.failures, self.failed, self.forbidden = 0, 0, set()
         self.lock = threading.RLock()
 
+    def handle_error(self, request, client_address):
+        """Clients that leave in the middle of an answer are no news."""
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
