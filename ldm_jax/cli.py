@@ -17,7 +17,7 @@ import traceback
 
 from absl import flags
 
-from ldm_jax.base import errors, remote
+from ldm_jax.base import errors, platforms, remote
 
 EXIT_FAILED, EXIT_USAGE = errors.EXIT_FAILED, errors.EXIT_USAGE
 EXIT_RESTART = errors.EXIT_RESTART
@@ -47,6 +47,7 @@ def start(doc: str, define, main, argv=None):
 def run(doc, define, main, argv) -> int:
     """`start` without the exit: returns the exit code."""
     quiet_libraries()
+    platforms.set_flags()
     values = flags.FlagValues()
     define(values)
     if {"--help", "-help", "-h", "--helpfull"} & set(argv):
@@ -205,12 +206,6 @@ def cache_compilations(directory):
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(remote.place(directory)))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def set_xla_flags(flags: str):
-    """Adds to XLA_FLAGS; to be called before anything touches a device."""
-    given = os.environ.get("XLA_FLAGS", "").split()
-    os.environ["XLA_FLAGS"] = " ".join([*given, *(f for f in flags.split() if f not in given)])
 
 
 @contextlib.contextmanager

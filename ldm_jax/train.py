@@ -15,10 +15,8 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors, remote
+from ldm_jax.base import errors, platforms, remote
 
-# Read by XLA when it first compiles; other backends leave it alone.
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Keys of a run's config that say nothing of what it computes.
 MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
 MAY_CHANGE += ("mesh.", "offload")
@@ -53,7 +51,7 @@ def main(args, overrides):
     cli.require(args, "config", "workdir")
     cli.mirror(args)
     if args.deterministic:
-        cli.set_xla_flags(DETERMINISTIC)
+        platforms.set_flags(platforms.DETERMINISTIC)
     config = config_lib.load(args.config, overrides)
     train(config, args.workdir, allow=args.allow_config_change, devices=args.devices)
 

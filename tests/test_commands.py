@@ -1,7 +1,6 @@
 """The commands, end to end on configs/debug.py, and every way to call them wrong."""
 
 import json
-import os
 import pathlib
 import re
 
@@ -244,13 +243,6 @@ def test_help_is_readable(command, capfd):
     assert call(command, "--help") == 0
     out = capfd.readouterr().out
     assert command.__doc__.strip().splitlines()[0] in out and "--" in out
-
-
-def test_deterministic_is_said_to_xla_once_and_beside_what_the_user_says(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/x")
-    for _ in range(2):
-        cli.set_xla_flags(train.DETERMINISTIC)
-    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=/tmp/x {train.DETERMINISTIC}"
 
 
 def test_values_that_are_not_finite_stop_the_run_and_name_step_and_loss(tmp_path, capfd):

@@ -17,17 +17,12 @@ import time
 import jax
 from jax._src import distributed  # the service's key-value store has no public name yet
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, platforms
 
 PATIENCE = 600  # seconds for hosts to come to the same place
 HEARTBEAT = 40  # a host that is silent for so long is dead, and the others end
 FAREWELL = 10  # a host that leaves waits so long for the others to leave too
 
-# Files by which a machine shows its accelerator, and the package with which JAX drives it.
-HARDWARE = {
-    "gpu": (("/dev/nvidia0",), ("jax_cuda12_plugin", "jax_cuda13_plugin")),
-    "tpu": (("/dev/accel0", "/dev/vfio/0"), ("libtpu",)),
-}
 _calls = itertools.count()
 
 
@@ -239,7 +234,7 @@ def check_devices(expected: str = ""):
             "platform's plugin is installed, all hosts run, and no other process holds the devices."
         )
     if not expected and platform == "cpu" and not os.environ.get("JAX_PLATFORMS"):
-        for kind, (files, packages) in HARDWARE.items():
+        for kind, (files, packages) in platforms.HARDWARE.items():
             if any(map(os.path.exists, files)) and any(map(importlib.util.find_spec, packages)):
                 raise errors.UsageError(
                     f"This machine has a {kind.upper()}, but JAX fell back to the CPU: see that no "

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, platforms
 from ldm_jax.engine import hosts
 
 
@@ -132,12 +132,12 @@ def test_other_devices_than_expected_are_refused(monkeypatch):
 
 
 def test_the_cpu_of_a_machine_with_an_accelerator_is_refused(monkeypatch):
-    monkeypatch.setattr(hosts, "HARDWARE", {"gpu": ((os.devnull,), ("jax",))})
+    monkeypatch.setattr(platforms, "HARDWARE", {"gpu": ((os.devnull,), ("jax",))})
     hosts.check_devices()  # JAX_PLATFORMS says that the CPU is meant
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(errors.UsageError, match="has a GPU, but JAX fell back to the CPU"):
         hosts.check_devices()
-    monkeypatch.setattr(hosts, "HARDWARE", {"gpu": ((os.devnull,), ("no_such_plugin",))})
+    monkeypatch.setattr(platforms, "HARDWARE", {"gpu": ((os.devnull,), ("no_such_plugin",))})
     hosts.check_devices()
 
 
