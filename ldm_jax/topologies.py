@@ -78,6 +78,7 @@ def _tpu(chip, kind, shape):
         )
     _plugin("libtpu", "pip install 'jax[tpu]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for the machine that it is on
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip here to lock for one process
     lone = {"chips_per_host_bounds": [1] * 3} if max(sides) == 1 else {}
     return _describe(f"{kind}:{shape}", "tpu", **lone)
 

@@ -64,7 +64,7 @@ OFFICIAL = {
 }
 # Shapes that the paper's table 8 names without an architecture: ours, so nothing to compare with.
 OURS = ("kl_f2", "kl_f16:c8", "kl_f32:c16", "vq_f2", "vq_f2:n64", "vq_f4:n256")
-OURS += ("vq_f32", "vq_f32:c32")
+OURS += ("vq_f32", "vq_f32:c32", "ldm_celebahq:tpu")
 
 # What the paper prints, in millions, and what it counts beside our parameters.
 PAPER = {
