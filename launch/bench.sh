@@ -16,6 +16,7 @@ bench() { # name, config, batch, further flags
 }
 
 bench celebahq ldm_celebahq 128 --parts=train,sample --steps=50 --against=diffusers
+bench convolutions ldm_celebahq 128 --parts=convolutions
 bench churches ldm_lsun_churches 256 --parts=train,sample --steps=50
 bench imagenet ldm_imagenet_f4 128 --parts=train --against=diffusers
 bench sd_v1 sd_v1 32 --parts=train --against=diffusers

@@ -21,12 +21,13 @@ from ldm_jax import cli
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
-PARTS = ("train", "sample", "encode", "decode", "data", "checkpoint")
+USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
+PARTS = (*USUAL, "convolutions")
 
 
 def define(values):
     flags.DEFINE_string("config", None, "config file, path.py[:variant]", flag_values=values)
-    flags.DEFINE_list("parts", list(PARTS), ", ".join(PARTS), flag_values=values)
+    flags.DEFINE_list("parts", list(USUAL), ", ".join(PARTS), flag_values=values)
     flags.DEFINE_integer(
         "batch_size", 0, "images; the config's by default", lower_bound=0, flag_values=values
     )
@@ -110,6 +111,8 @@ def main(args, overrides):
 
 def lines(part: str, found: dict) -> list[str]:
     """What to say of one part."""
+    from ldm_jax import convolutions
+
     if "left_out" in found:
         return [f"{part:10}  left out: {found['left_out']}"]
     clock = f"{1e3 * found['seconds']:.4g} ms"
@@ -128,7 +131,9 @@ def lines(part: str, found: dict) -> list[str]:
     memory = found.get("peak_bytes", found.get("planned_bytes"))
     if memory:
         words.append(cli.size(memory))
-    return [f"{part:10}  {'; '.join(words)}", *map(costly, found.get("costliest", ()))]
+    details = [costly(one) for one in found.get("costliest", ())]
+    details += convolutions.lines(found) if "shapes" in found else []
+    return [f"{part:10}  {'; '.join(words)}", *details]
 
 
 def costly(found: dict) -> str:

@@ -1,5 +1,6 @@
 """The parts of a benchmark; `bench` chooses and prints them."""
 
+import collections
 import functools
 import tempfile
 import time
@@ -7,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from ldm_jax import build, cli, programs, timing, traces
+from ldm_jax import build, cli, convolutions, programs, timing, traces
 from ldm_jax import rival as rival_lib
 from ldm_jax.base import errors, flops, tree
 from ldm_jax.engine.checkpoint import Checkpoints
@@ -108,6 +109,22 @@ class Bench:
             "bytes_per_second": size / seconds,
         }
 
+    def convolutions(self) -> dict:
+        """Each convolution of the network by itself, with both gradients, on one device."""
+        config = self._config.copy_and_resolve_references()
+        config.batch_size //= self._mesh.size
+        if config.stage == "diffuse":
+            program = programs.training(config, self._mesh, cached=True)
+            passes = [forward(config, program)]
+        else:
+            found = programs.codec(config, self._mesh, config.batch_size).values()
+            passes = [(program.function, *program.arguments.values()) for program in found]
+        counted = collections.Counter()
+        for function, *arguments in passes:
+            counted.update(convolutions.find(function, *arguments))
+        clock = convolutions.clock(counted, self._repeats)
+        return clock | {"mfu": clock["flops_per_second"] * self._mesh.size / self._rate}
+
     def against(self, rival, pairs: dict) -> dict:
         """Both clocks of `rival.pairs()`, in turns."""
         found = {}
@@ -169,6 +186,11 @@ class Bench:
 
 def forward_flops(config, program) -> float:
     """One forward pass of a second stage's denoiser and conditioners over a batch."""
+    return flops.count(*forward(config, program))
+
+
+def forward(config, program) -> tuple:
+    """(that pass, its arguments as shapes)."""
     model = build.make_diffuse(config)
     b, size = config.batch_size, config.data.size
     x = jax.ShapeDtypeStruct((b, *model.latent_shape(size, size)), np.float32)
@@ -177,4 +199,4 @@ def forward_flops(config, program) -> float:
     frozen = program.arguments["frozen"].get("conditioners")
     variables = {"params": program.arguments["state"]["params"]["denoiser"]}
     variables |= {"frozen": frozen} if frozen else {}
-    return flops.count(model.denoiser.apply, variables, x, t, fields)
+    return model.denoiser.apply, variables, x, t, fields

@@ -92,7 +92,8 @@ class Planner:
     def _roofline(self, plan: dict, flops: float) -> dict:
         """What bounds a step, in seconds, and the MFU that the longest of them leaves.
 
-        Bytes are the compiler's count: every fusion reads all its operands from memory.
+        Bytes are the compiler's count: every fusion reads all its operands from memory. Where it
+        counts none, as for GPUs, there is no estimate of the whole.
         """
         each = flops / self._mesh.size
         found = {"flops": flops}
@@ -100,9 +101,11 @@ class Planner:
         if chip.flops and "matrix_efficiency" in plan:
             bounds = {
                 "matrix_seconds": each / chip.flops / (plan["matrix_efficiency"] or 1.0),
-                "memory_seconds": plan["bytes_accessed"] / chip.bandwidth,
                 "collective_seconds": plan["collective_bytes"] / chip.link,
             }
+            if not plan["bytes_accessed"]:
+                return found | bounds
+            bounds["memory_seconds"] = plan["bytes_accessed"] / chip.bandwidth
             longest = max(bounds.values())
             found |= bounds | {
                 "images_per_second_estimate": self._config.batch_size / longest,

@@ -93,6 +93,8 @@ def _cuda(count, target):
     except (OSError, UnicodeDecodeError) as e:
         raise errors.UsageError(f"--target={target} cannot be read ({e}); {TARGETS}.") from e
     _plugin("jax_plugins", "pip install 'jax[cuda12]'")
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")  # or the plugin wants the GPUs that are not here
     jax.devices()  # which registers the plugin
     devices = _describe("cuda", "cuda", target_config=text, topology=f"1x1x{count}")
     named = next((chip for name, chip in GPUS.items() if name in text), Chip("GPU", matrix=16))

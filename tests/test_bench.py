@@ -1,11 +1,13 @@
 """`ldm_jax.bench`, on networks too small for its figures to mean anything."""
 
+import functools
 import json
 
+import jax
 import pytest
 from calling import call
 
-from ldm_jax import bench, benchmarks, programs
+from ldm_jax import bench, benchmarks, convolutions, programs
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import flops, shard
 
@@ -78,3 +80,31 @@ def test_the_whole_of_a_second_stage(tmp_path):
     assert found["checkpoint"]["bytes"] > 0 and found["sample"]["steps"] == 4
     shares = [each["share"] for each in found["train"]["costliest"]]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+
+
+def test_each_convolution_is_found_as_often_as_it_occurs_and_timed_with_both_gradients():
+    def network(x, kernel):
+        convolve = functools.partial(
+            jax.lax.conv_general_dilated,
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = jax.jit(convolve, static_argnames="window_strides")(x, kernel, window_strides=(1, 1))
+        x = convolve(x, kernel, window_strides=(1, 1))
+        return convolve(x, kernel, window_strides=(2, 2))
+
+    shapes = (
+        jax.ShapeDtypeStruct((2, 8, 8, 4), "float32"),
+        jax.ShapeDtypeStruct((3, 3, 4, 4), "float32"),
+    )
+    found = convolutions.find(network, *shapes)
+    assert sorted(found.values()) == [1, 2]
+    work = sum(times * one.work for one, times in found.items())
+    assert work == flops.by_kind(network, *shapes)["convolution"]
+    clock = convolutions.clock(found, repeats=1)
+    assert clock["flops"] == 3 * work and len(convolutions.lines(clock)) == 2
+    for shape in clock["shapes"]:
+        assert set(shape["seconds"]) == set(convolutions.KINDS) and min(shape["rate"].values()) > 0
+    slow = clock["shapes"][0]
+    slow["slow"] = ["kernel_gradient"]
+    assert any("SLOW: kernel_gradient" in line for line in convolutions.lines(clock))

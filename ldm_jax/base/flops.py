@@ -28,7 +28,7 @@ def _count(jaxpr) -> Counter:
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "conv_general_dilated":
-            total["convolution"] += _convolution(equation)
+            total["convolution"] += of_convolution(equation)
         elif name == "dot_general":
             (_, _), (batch, _) = params["dimension_numbers"]
             total["attention" if batch else "dense"] += _product(equation)
@@ -56,7 +56,8 @@ def _product(equation) -> int:
     return 2 * math.prod(out.aval.shape) * math.prod(a.shape[i] for i in contracting)
 
 
-def _convolution(equation) -> float:
+def of_convolution(equation) -> float:
+    """Operations of one equation `conv_general_dilated`."""
     params, [out] = equation.params, equation.outvars
     kernel, where = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
     taps = math.prod(kernel[i] for i in where[2:])
