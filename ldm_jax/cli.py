@@ -139,8 +139,14 @@ def mirror(args):
     """Puts the local mirror (base.remote) in place of each folder flag that names a gs:// URL.
 
     Raises:
-      UsageError: a bucket that cannot be read or, where the command writes, written.
+      UsageError: a bucket that cannot be read or, where the command writes, written; several
+        workers of one job, which would not see one another's files.
     """
+    if "worker" in args and args.worker and str(args.out or "").startswith(remote.SCHEME):
+        raise errors.UsageError(
+            f"--worker={args.worker} with --out={args.out}: workers share a folder; mount the "
+            "bucket on every host and give the mounted path."
+        )
     for name in ("run", "samples", "out", "workdir"):
         if name in args and str(args[name].value or "").startswith(remote.SCHEME):
             write = name in ("out", "workdir")

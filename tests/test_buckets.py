@@ -100,9 +100,15 @@ def test_doctor_says_of_a_bucket_what_it_says_of_a_folder(server):
         doctor.writable("gs://theirs/x")
 
 
+def test_workers_who_would_not_see_one_another_are_refused(refused):
+    argv = ["--run=any", "--out=gs://runs/pictures", "--num=8", "--worker=0/2"]
+    assert "mount the bucket" in refused(call(sample, *argv))
+
+
 @pytest.mark.parametrize("command, flag", [(train, "workdir"), (evaluate, "run")])
-def test_a_bucket_that_refuses_is_one_line(server, command, flag, refused):
+def test_a_bucket_that_refuses_is_said_before_anything_is_done(server, command, flag, capfd):
     server.forbidden.add("theirs")
     rest = [f"--config={ROOT}/configs/debug.py:ldm"] if command is train else []
-    line = refused(call(command, f"--{flag}=gs://theirs/run", *rest))
-    assert "gs://theirs/run cannot be" in line and "rights" in line
+    assert call(command, f"--{flag}=gs://theirs/run", *rest) == 2
+    line = capfd.readouterr().err.splitlines()[-1]  # Google's library may have a word before
+    assert "ldm_jax: gs://theirs/run cannot be" in line and "rights" in line

@@ -206,6 +206,13 @@ def test_labels_are_read_and_checked_before_anything_else(tmp_path):
         read_conditions(labels="3", classes=0)
 
 
+def test_a_caption_may_be_longer_than_a_path_can_be():
+    said = "a red circle " * 3000
+    maker = types.SimpleNamespace(of_prompts=lambda captions: {"text_ids": np.zeros((1, 4))})
+    how = dict(classes=0, known=("text_ids",), make=lambda: (maker, None))
+    assert read_conditions(prompts=said, **how).row(0) == {"caption": said.strip()}
+
+
 def test_other_conditions_come_from_an_npz(tmp_path):
     path = tmp_path / "cond.npz"
     np.savez(path, tokens=np.arange(6).reshape(3, 2))

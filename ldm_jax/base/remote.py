@@ -6,12 +6,12 @@ the end. Checkpoints and compiled programs are not mirrored: `place` says where 
 """
 
 import atexit
-import importlib.util
 import logging
 import pathlib
 import shutil
 import tempfile
 import threading
+import time
 
 from etils import epath
 
@@ -69,8 +69,6 @@ class _Mirror:
     def __init__(self, url: str, write: bool):
         import tensorstore
 
-        if importlib.util.find_spec("gcsfs") is None:
-            raise errors.UsageError(f"{url}: checkpoints on gs:// need gcsfs: pip install gcsfs")
         self.url, self._lock, self._known = url, threading.Lock(), {}
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ldm_jax_gs_")).resolve()
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
@@ -86,7 +84,6 @@ class _Mirror:
                 "bucket's name and this account's rights (gcloud auth application-default login)."
             ) from e
         if write:
-            self._stop = threading.Event()
             threading.Thread(target=self._keep_pushing, daemon=True).start()
 
     def _pull(self):
@@ -129,7 +126,8 @@ class _Mirror:
                 logger.error("ALARM: %s was not brought up to date (%s).", self.url, _reason(e))
 
     def _keep_pushing(self):
-        while not self._stop.wait(PERIOD):
+        while True:
+            time.sleep(PERIOD)
             self.push()
 
 

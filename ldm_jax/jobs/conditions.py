@@ -1,6 +1,7 @@
 """The conditions of a job's images, read and checked before any model is loaded."""
 
 import hashlib
+import os
 import pathlib
 import zipfile
 
@@ -76,9 +77,8 @@ def read(args, *, classes: int, known: list[str], make) -> Conditions:
 
 
 def _read_prompts(text: str) -> list[str]:
-    file = pathlib.Path(text)
     try:
-        lines = file.read_text().splitlines() if file.is_file() else [text]
+        lines = pathlib.Path(text).read_text().splitlines() if _is_file(text) else [text]
     except (OSError, UnicodeDecodeError) as e:
         raise errors.UsageError(f"--prompts={text} cannot be read as text ({e}).") from e
     prompts = [line.strip() for line in lines if line.strip()]
@@ -96,8 +96,7 @@ def read_labels(text: str, classes: int, num: int, seed: int) -> np.ndarray:
     if text == RANDOM:  # the first ones do not depend on how many follow
         draw = np.random.Generator(np.random.Philox(key=seed)).random(num)
         return (draw * classes).astype(np.int32)
-    file = pathlib.Path(text)
-    words = file.read_text().split() if file.is_file() else text.split(",")
+    words = pathlib.Path(text).read_text().split() if _is_file(text) else text.split(",")
     try:
         ids = [int(word) for word in words]
     except ValueError as e:
@@ -108,7 +107,7 @@ def read_labels(text: str, classes: int, num: int, seed: int) -> np.ndarray:
         raise errors.UsageError(f"--labels={text} holds no class ids.")
     for i, label in enumerate(ids):
         if not 0 <= label < classes:
-            where = f" (entry {i})" if file.is_file() else ""
+            where = f" (entry {i})" if _is_file(text) else ""
             raise errors.UsageError(
                 f"--labels={text}: {label}{where} is not a class id in 0..{classes - 1}."
             )
@@ -129,5 +128,9 @@ def _read_arrays(path):
 
 def _identity(text: str) -> str:
     """Of a flag: its text, or the digest of the file that it names."""
-    file = pathlib.Path(text)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else text
+    return hashlib.sha256(pathlib.Path(text).read_bytes()).hexdigest() if _is_file(text) else text
+
+
+def _is_file(text: str) -> bool:
+    """Of a caption too, which may be longer than a path can be."""
+    return os.path.isfile(text)
