@@ -160,6 +160,7 @@ def ldm() -> ConfigDict:
         scale_shift=False,
         resblock_updown=False,
         groups=32,  # of GroupNorm; with one channel a group the network is deaf to the timestep
+        attention_kernel="xla",  # xla | cudnn | auto: cuDNN's on a GPU for heads that it takes
         remat=False,  # compute what is inside of blocks again in the backward pass,
         remat_saves="",  # but for: "" nothing | products of matrices and convolutions
     )

@@ -20,7 +20,8 @@ class UNet(nn.Module):
     follows each block; the middle always has it. heads or head_channels, not both: the number of
     heads, or channels per head. cross_attention: SpatialTransformers of `transformer_depth`, which
     see the tokens, in place of AttentionBlocks. groups: of the group norms; a level with as many
-    channels as groups cannot hear the timestep, unless scale_shift is on.
+    channels as groups cannot hear the timestep, unless scale_shift is on. attention_kernel: xla, or
+    cudnn or auto, which are cuDNN's where `attention.choose` says that it can be had.
 
     The rest reproduces published variants. heads: also one number a level. heads_up: heads on the
     way up. fill_heads=False: heads of exactly head_channels, even where they do not fill a
@@ -50,6 +51,7 @@ class UNet(nn.Module):
     freq_shift: int = 0
     asymmetric: bool = False
     groups: int = 32
+    attention_kernel: str = "xla"
     remat: bool = False
     remat_saves: str = ""
     dtype: Any = jnp.float32
@@ -155,7 +157,8 @@ class UNet(nn.Module):
         else:
             layer, kwargs = attention.AttentionBlock, {"zero_init": True, "eps": self.eps}
         layer = blocks.remat(layer, self.remat_saves) if self.remat else layer
-        return functools.partial(layer, heads, groups=self.groups, dtype=self.dtype, **kwargs)
+        kwargs |= {"groups": self.groups, "kernel": self.attention_kernel, "dtype": self.dtype}
+        return functools.partial(layer, heads, **kwargs)
 
     @nn.nowrap
     def _seen(self, tokens, mask):
