@@ -42,6 +42,8 @@ def check(config: ConfigDict, source):
     _one_of("config.model.remat_saves", config.model.get("remat_saves", ""), blocks.REMAT_SAVES)
     kernel = config.model.get("attention_kernel", "xla")
     _one_of("config.model.attention_kernel", kernel, attention.KERNELS)
+    kernel = config.model.get("norm_kernel", "xla")
+    _one_of("config.model.norm_kernel", kernel, blocks.NORM_KERNELS)
     if config.stage == "autoencode":
         divides(
             size,
@@ -108,6 +110,11 @@ def make_mesh(config: ConfigDict, devices=None):
         divides(config.data.size, parts * lowest, what)
     if mesh.shape["tensor"] > 1:
         _splits(config, mesh)
+    if mesh.size > 1 and config.model.get("norm_kernel", "xla") != "xla":
+        raise errors.UsageError(
+            f"config.model.norm_kernel={config.model.norm_kernel} with {mesh.size} devices: XLA "
+            "would gather every batch on all of them; use xla, or one device."
+        )
     step.check_offload(config.get("offload", False), mesh)
     return mesh
 
