@@ -59,20 +59,32 @@ def test_values_and_all_gradients_are_those_of_the_formula(
         np.testing.assert_allclose(np.asarray(a, np.float64), b, atol=tolerance * np.abs(b).max())
 
 
-@pytest.mark.parametrize("scale_shift", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_network_computes_the_same_by_either_kernel(scale_shift):
-    kwargs = {"width": 8, "mult": (1, 2), "blocks": 1, "attention": (), "heads": 1}
-    x, t = jax.random.normal(jax.random.key(0), (1, 4, 4, 3)), jnp.array([3])
-    nets = [UNet(**kwargs, scale_shift=scale_shift, norm_kernel=k) for k in blocks.NORM_KERNELS]
-    shapes = [jax.eval_shape(lambda net=net: net.init(jax.random.key(0), x, t)) for net in nets]
+def _agree(modules, *args):
+    """Outputs' gradients by the parameters, which all modules must have alike."""
+    key = jax.random.key(0)
+    shapes = [jax.eval_shape(lambda m=m: m.init(key, *args)) for m in modules]
     assert shapes[0] == shapes[1]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: 0.3 * rng.normal(size=s.shape).astype(np.float32), shapes[0])
 
-    def loss(params, net):
-        return jnp.square(net.apply(params, x, t)).mean()
+    def loss(params, module):
+        return jnp.square(module.apply(params, *args)).mean()
 
-    plain, fused = (jax.jit(jax.grad(loss), static_argnums=1)(params, net) for net in nets)
+    plain, fused = (jax.jit(jax.grad(loss), static_argnums=1)(params, m) for m in modules)
     fused = dict(tree.named_leaves(fused))
     for name, want in tree.named_leaves(plain):
         np.testing.assert_allclose(fused[name], want, atol=1e-4 * max(1e-2, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_a_block_computes_the_same_by_either_kernel(scale_shift):
+    block = lambda kernel: blocks.ResBlock(8, scale_shift=scale_shift, norm_kernel=kernel)
+    x, emb = jax.random.normal(jax.random.key(0), (1, 3, 4, 8)), jnp.ones((1, 6))
+    _agree([block(kernel) for kernel in blocks.NORM_KERNELS], x, emb)
+
+
+@pytest.mark.slow
+def test_a_network_computes_the_same_by_either_kernel():
+    kwargs = {"width": 8, "mult": (1, 2), "blocks": 1, "attention": (), "heads": 1}
+    x, t = jax.random.normal(jax.random.key(0), (1, 4, 4, 3)), jnp.array([3])
+    _agree([UNet(**kwargs, norm_kernel=kernel) for kernel in blocks.NORM_KERNELS], x, t)
