@@ -16,7 +16,7 @@ def common() -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
-            modules="",  # of your own, to import: they register conditioners, sources, ...
+            plugins="",  # modules of your own: they register conditioners, sources, ...
             init_from="",  # a run whose weights this one starts from
             data=dict(
                 source="scenes",  # scenes | folder | tar | arrayrecord | tfds

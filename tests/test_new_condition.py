@@ -47,7 +47,7 @@ class Brightness(conditioners.Conditioner):
 
 def get_config(arg=None):
     config = debug.ldm()
-    config.modules = "brightness_of_mine"
+    config.plugins = "brightness_of_mine"
     config.first_stage = "identity"
     config.model.update(mult=(1,), attention=())
     config.steps.update(total=2, log=1, eval=2)
@@ -83,5 +83,5 @@ def test_a_condition_in_a_file_of_ones_own_is_trained_and_drawn(module, tmp_path
 
 def test_a_module_that_is_not_there_is_one_line(tmp_path, refused):
     argv = ["--config=configs/debug.py:ldm", f"--workdir={tmp_path}/run"]
-    line = refused(call(train, *argv, "--config.modules=nowhere_at_all"))
+    line = refused(call(train, *argv, "--config.plugins=nowhere_at_all"))
     assert "nowhere_at_all" in line and "PYTHONPATH" in line

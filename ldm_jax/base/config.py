@@ -45,7 +45,7 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
         config = _execute(spec, file, variant)
     for key, text in (overrides or {}).items():
         override(config, key, text)
-    _import_modules(config)
+    _import_plugins(config)
     return config
 
 
@@ -66,18 +66,18 @@ def of_run(run) -> config_dict.ConfigDict:
         for group, key in places:
             if (inside := group.get(key)) and (run / inside).is_dir():
                 group[key] = str(run / inside)
-    _import_modules(config)
+    _import_plugins(config)
     return config
 
 
-def _import_modules(config):
+def _import_plugins(config):
     """Modules of the user's own register what the config names, in every command alike."""
-    for name in filter(None, config.get("modules", "").split(",")):
+    for name in filter(None, config.get("plugins", "").split(",")):
         try:
             importlib.import_module(name)
         except Exception as e:
             raise errors.UsageError(
-                f"config.modules: {name} cannot be imported ({type(e).__name__}: {e}); put its "
+                f"config.plugins: {name} cannot be imported ({type(e).__name__}: {e}); put its "
                 "folder on PYTHONPATH."
             ) from e
 

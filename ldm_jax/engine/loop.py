@@ -148,7 +148,7 @@ def train(
         key = fold_in(key, history.offset)
     frozen = shard.put_replicated(stage.frozen, mesh)
     judge = judge_lib.Judge(stage, data.held_out, frozen, mesh)
-    compare = replicas.Replicas(mesh) if check_replicas else lambda step, arrays: None
+    compare = replicas.Replicas(mesh)
 
     # Records
     logs = log.Log(workdir, start=first, total=steps.total)
@@ -166,7 +166,8 @@ def train(
         # fetch() refuses a run that only skips: its newest sound checkpoint stays the newest.
         meta = {"pending": metrics_meter.fetch(), "bad_before": metrics_meter.bad_before}
         meta |= {"spikes": spikes.state, "seconds": stopwatch.total()}
-        compare(step, state | {"frozen": frozen})
+        if check_replicas:
+            compare(step, state | {"frozen": frozen})
         checkpoints.save(step, state, meta)
 
     def saved(step) -> str:
@@ -190,6 +191,8 @@ def train(
                 if program is None:
                     with phase("compile"):
                         program = hosts.compiled(programs.step, state, frozen, batch, key)
+                        if check_replicas:
+                            compare.compile(state | {"frozen": frozen})
                 with jax.transfer_guard("disallow"):
                     state, metrics = program(state, frozen, batch, key)
                 metrics_meter.add(step, metrics)

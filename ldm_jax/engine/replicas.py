@@ -30,11 +30,8 @@ class Replicas:
 
     def __call__(self, step: int, arrays):
         """Raises Restart where replicas differ, naming leaves, devices and hosts."""
-        # What is offloaded lies in memory of the host, beyond the program's reach.
-        near = lambda leaf: leaf.sharding.memory_kind != step_lib.HOST
-        leaves = {name: leaf for name, leaf in tree.named_leaves(arrays) if near(leaf)}
-        if self._program is None:
-            self._program = hosts.compiled(self._digests(leaves), leaves)
+        self.compile(arrays)
+        leaves = _near(arrays)
         digests = jax.device_get(self._program(leaves))
         names = sorted(leaves)  # as jax orders a dict
         wrong = {
@@ -50,6 +47,12 @@ class Replicas:
                 f"{name}{others} than its replicas. Starting again goes on from the newest "
                 "checkpoint, whose replicas were equal; where it comes back, replace that device."
             )
+
+    def compile(self, arrays):
+        """Makes the program for such a tree, once; may take as long as compiling does."""
+        if self._program is None:
+            leaves = _near(arrays)
+            self._program = hosts.compiled(self._digests(leaves), leaves)
 
     def _digests(self, leaves):
         """jitted: leaves -> uint32 [devices, leaves], on every device."""
@@ -80,6 +83,12 @@ class Replicas:
     def _name(self, i) -> str:
         device = self._mesh.devices.flat[i]
         return f"device {device.id} ({device.device_kind}, host {device.process_index})"
+
+
+def _near(arrays) -> dict:
+    """{name: leaf} of the devices' own memory: what is offloaded is beyond the program's reach."""
+    near = lambda leaf: leaf.sharding.memory_kind != step_lib.HOST
+    return {name: leaf for name, leaf in tree.named_leaves(arrays) if near(leaf)}
 
 
 def _shards(leaf, mesh) -> np.ndarray:
