@@ -111,6 +111,7 @@ def first_stage() -> ConfigDict:
         posterior_logvar=0.0,  # kl: log variance that training starts from
         codebook_size=8192,  # vq
         groups=32,  # of GroupNorm
+        norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
         dropout=0.0,
         remat=False,  # compute what is inside of blocks again in the backward pass,
         remat_saves="",  # but for: "" nothing | products of matrices and convolutions
@@ -160,6 +161,8 @@ def ldm() -> ConfigDict:
         scale_shift=False,
         resblock_updown=False,
         groups=32,  # of GroupNorm; with one channel a group the network is deaf to the timestep
+        attention_kernel="xla",  # xla | cudnn | auto: cuDNN's on a GPU for heads that it takes
+        norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
         remat=False,  # compute what is inside of blocks again in the backward pass,
         remat_saves="",  # but for: "" nothing | products of matrices and convolutions
     )

@@ -16,6 +16,9 @@ bench() { # name, config, batch, further flags
 }
 
 bench celebahq ldm_celebahq 128 --parts=train,sample --steps=50 --against=diffusers
+# The same step by other kernels: what measures faster may become the default.
+bench norms ldm_celebahq 128 --parts=train --config.model.norm_kernel=pallas
+bench attention ldm_celebahq 128 --parts=train --config.model.attention_kernel=auto
 bench convolutions ldm_celebahq 128 --parts=convolutions
 bench churches ldm_lsun_churches 256 --parts=train,sample --steps=50
 bench imagenet ldm_imagenet_f4 128 --parts=train --against=diffusers

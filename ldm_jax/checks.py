@@ -10,7 +10,7 @@ from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import loop, optim, step
 from ldm_jax.models import parallel
-from ldm_jax.nn import blocks
+from ldm_jax.nn import attention, blocks
 from ldm_jax.stages import autoencode, diffuse
 from ldm_jax.stages.sampling import Sampling
 
@@ -40,6 +40,10 @@ def check(config: ConfigDict, source):
         optim.make_tx(total=config.steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
     _one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
     _one_of("config.model.remat_saves", config.model.get("remat_saves", ""), blocks.REMAT_SAVES)
+    kernel = config.model.get("attention_kernel", "xla")
+    _one_of("config.model.attention_kernel", kernel, attention.KERNELS)
+    kernel = config.model.get("norm_kernel", "xla")
+    _one_of("config.model.norm_kernel", kernel, blocks.NORM_KERNELS)
     if config.stage == "autoencode":
         divides(
             size,
@@ -106,6 +110,11 @@ def make_mesh(config: ConfigDict, devices=None):
         divides(config.data.size, parts * lowest, what)
     if mesh.shape["tensor"] > 1:
         _splits(config, mesh)
+    if mesh.size > 1 and config.model.get("norm_kernel", "xla") != "xla":
+        raise errors.UsageError(
+            f"config.model.norm_kernel={config.model.norm_kernel} with {mesh.size} devices: XLA "
+            "would gather every batch on all of them; use xla, or one device."
+        )
     step.check_offload(config.get("offload", False), mesh)
     return mesh
 

@@ -19,7 +19,7 @@ from ldm_jax.base import errors, platforms, remote
 
 # Keys of a run's config that say nothing of what it computes.
 MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
-MAY_CHANGE += ("mesh.", "offload")
+MAY_CHANGE += ("mesh.", "offload", "model.attention_kernel", "model.norm_kernel")
 
 
 def define(values):

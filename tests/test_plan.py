@@ -103,3 +103,8 @@ def test_a_tpu_slice_that_is_elsewhere(tmp_path):
     assert call(plan, *CONFIG, "--topology=v5e:2x2", f"--out={tmp_path}", "--parts=train") == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["chip"] == "TPU v5e" and 0 < summary["train"]["mfu_estimate"] < 1
+
+
+def test_a_norm_kernel_that_xla_cannot_split_wants_one_device(refused):
+    code = call(plan, *FLAGS, "--config.model.norm_kernel=pallas", "--parts=train")
+    assert "norm_kernel=pallas with 8 devices" in refused(code)

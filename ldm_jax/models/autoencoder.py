@@ -28,6 +28,7 @@ SHARED = (
     "dropout",
     "resample_conv",
     "groups",
+    "norm_kernel",
     "remat",
     "remat_saves",
     "dtype",
@@ -42,7 +43,8 @@ class Autoencoder(nn.Module):
     in the decoder. attention: downsampling factors at which attention follows each block;
     mid_attention: the one between the two middle blocks of each half; attention_kind: "softmax" or
     "linear". z_channels: channels that encoder and decoder see; latent_channels: those of the
-    latent itself (the official `embed_dim`), between two 1x1 maps. groups: of the group norms.
+    latent itself (the official `embed_dim`), between two 1x1 maps. groups: of the group norms;
+    norm_kernel: "xla", or "pallas" for those with SiLU behind them.
 
     The kernel of the decoder's last convolution is params["decoder"]["conv_out"]["kernel"].
     """
@@ -63,6 +65,7 @@ class Autoencoder(nn.Module):
     resample_conv: bool = True
     tanh_out: bool = False
     groups: int = 32
+    norm_kernel: str = "xla"
     remat: bool = False
     remat_saves: str = ""
     dtype: Any = jnp.float32
@@ -132,6 +135,7 @@ class _Stack(nn.Module):
     dropout: float
     resample_conv: bool
     groups: int
+    norm_kernel: str
     remat: bool
     remat_saves: str
     dtype: Any
@@ -147,7 +151,13 @@ class _Stack(nn.Module):
             attend = blocks.remat(attend, self.remat_saves)
         norm = {"eps": EPS, "groups": self.groups}
         return (
-            functools.partial(block, dropout=self.dropout, dtype=self.dtype, **norm),
+            functools.partial(
+                block,
+                dropout=self.dropout,
+                norm_kernel=self.norm_kernel,
+                dtype=self.dtype,
+                **norm,
+            ),
             functools.partial(
                 attend, dtype=self.dtype, **({} if self.attention_kind == "linear" else norm)
             ),
@@ -162,7 +172,8 @@ class _Stack(nn.Module):
 
     @nn.nowrap
     def head(self, x):
-        x = nn.silu(blocks.GroupNorm(EPS, self.groups, self.dtype, name="norm_out")(x))
+        norm = {"silu": True, "kernel": self.norm_kernel}
+        x = blocks.GroupNorm(EPS, self.groups, self.dtype, **norm, name="norm_out")(x)
         # The adaptive weight of the adversarial loss differentiates the last convolution alone.
         self.sow("intermediates", "last_features", x)
         return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype)(x)

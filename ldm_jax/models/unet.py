@@ -20,7 +20,9 @@ class UNet(nn.Module):
     follows each block; the middle always has it. heads or head_channels, not both: the number of
     heads, or channels per head. cross_attention: SpatialTransformers of `transformer_depth`, which
     see the tokens, in place of AttentionBlocks. groups: of the group norms; a level with as many
-    channels as groups cannot hear the timestep, unless scale_shift is on.
+    channels as groups cannot hear the timestep, unless scale_shift is on. attention_kernel: xla, or
+    cudnn or auto, which are cuDNN's where `attention.choose` says that it can be had.
+    norm_kernel: xla, or pallas for the norms with SiLU behind them.
 
     The rest reproduces published variants. heads: also one number a level. heads_up: heads on the
     way up. fill_heads=False: heads of exactly head_channels, even where they do not fill a
@@ -50,6 +52,8 @@ class UNet(nn.Module):
     freq_shift: int = 0
     asymmetric: bool = False
     groups: int = 32
+    attention_kernel: str = "xla"
+    norm_kernel: str = "xla"
     remat: bool = False
     remat_saves: str = ""
     dtype: Any = jnp.float32
@@ -129,6 +133,7 @@ class UNet(nn.Module):
             scale_shift=self.scale_shift,
             eps=self.eps,
             groups=self.groups,
+            norm_kernel=self.norm_kernel,
             dtype=self.dtype,
         )
 
@@ -155,7 +160,8 @@ class UNet(nn.Module):
         else:
             layer, kwargs = attention.AttentionBlock, {"zero_init": True, "eps": self.eps}
         layer = blocks.remat(layer, self.remat_saves) if self.remat else layer
-        return functools.partial(layer, heads, groups=self.groups, dtype=self.dtype, **kwargs)
+        kwargs |= {"groups": self.groups, "kernel": self.attention_kernel, "dtype": self.dtype}
+        return functools.partial(layer, heads, **kwargs)
 
     @nn.nowrap
     def _seen(self, tokens, mask):
@@ -176,7 +182,8 @@ class UNet(nn.Module):
         if self.codebook_logits:
             h = blocks.GroupNorm(self.eps, self.groups, dtype=self.dtype, name="norm_ids")(h)
             return blocks.dense(self.codebook_logits, "to_ids", dtype=self.dtype)(h)
-        h = nn.silu(blocks.GroupNorm(self.eps, self.groups, dtype=self.dtype, name="norm_out")(h))
+        norm = {"groups": self.groups, "dtype": self.dtype, "kernel": self.norm_kernel}
+        h = blocks.GroupNorm(self.eps, **norm, silu=True, name="norm_out")(h)
         zero = blocks.ZERO_INIT
         return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype, kernel_init=zero)(h)
 

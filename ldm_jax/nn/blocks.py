@@ -120,8 +120,13 @@ def fitting_groups(channels, groups):
     return next(g for g in range(most, 0, -1) if channels % g == 0)
 
 
+NORM_KERNELS = ("xla", "pallas")
+
+
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018), computed in float32. [b, ..., c] -> same.
+    """Group normalisation (Wu & He 2018), computed in float32, SiLU behind it where asked.
+
+    [b, ..., c] -> same. kernel: "xla", the formula below, or "pallas", that of nn/group_norm.py.
 
     Where `groups` does not divide the channels, as in small models, the largest divisor takes its
     place that leaves four channels to a group: a group of one channel forgets every shift of it,
@@ -131,6 +136,8 @@ class GroupNorm(nn.Module):
     eps: float = 1e-5
     groups: int = 32
     dtype: Any = jnp.float32
+    silu: bool = False
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, x):
@@ -138,6 +145,10 @@ class GroupNorm(nn.Module):
         groups = fitting_groups(channels, self.groups)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
+        if self.kernel == "pallas":
+            from ldm_jax.nn.group_norm import group_norm
+
+            return group_norm(x, scale, bias, groups, self.eps, self.silu).astype(self.dtype)
 
         # Moments per channel first, then per group: the image is never reshaped,
         # and normalisation folds into one multiply-add per element.
@@ -149,7 +160,8 @@ class GroupNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
         shift = bias - mean * factor
         factor, shift = jnp.expand_dims(factor, space), jnp.expand_dims(shift, space)
-        return (x * factor + shift).astype(self.dtype)
+        y = (x * factor + shift).astype(self.dtype)
+        return nn.silu(y) if self.silu else y
 
 
 class Downsample(nn.Module):
@@ -192,28 +204,31 @@ class ResBlock(nn.Module):
     scale_shift: bool = False
     resample: str | None = None
     groups: int = 32
+    norm_kernel: str = "xla"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, emb=None, train=False):
-        h = nn.silu(GroupNorm(self.eps, self.groups, self.dtype, name="norm_1")(x))
+        norm = (self.eps, self.groups, self.dtype)
+        h = GroupNorm(*norm, silu=True, kernel=self.norm_kernel, name="norm_1")(x)
         if self.resample:
             change = {"up": upsample_nearest, "down": downsample_average}[self.resample]
             h, x = change(h), change(x)
         h = conv3x3(self.width, "conv_1", dtype=self.dtype)(h)
 
-        norm_2 = GroupNorm(self.eps, self.groups, self.dtype, name="norm_2")
+        modulated = self.scale_shift and emb is not None
+        norm_2 = GroupNorm(*norm, silu=not modulated, kernel=self.norm_kernel, name="norm_2")
         if emb is None:
             h = norm_2(h)
         else:
             shifts = self.width * (2 if self.scale_shift else 1)
             emb = dense(shifts, "time", dtype=self.dtype)(nn.silu(emb))[:, None, None]
-            if self.scale_shift:
+            if modulated:
                 scale, shift = jnp.split(emb, 2, axis=-1)
-                h = norm_2(h) * (1 + scale) + shift
+                h = nn.silu(norm_2(h) * (1 + scale) + shift)
             else:
                 h = norm_2(h + emb)
-        h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(nn.silu(h))
+        h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(h)
 
         init = ZERO_INIT if self.zero_init else KERNEL_INIT
         h = conv3x3(self.width, "conv_2", dtype=self.dtype, kernel_init=init)(h)

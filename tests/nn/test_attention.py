@@ -25,8 +25,36 @@ def _qkv(n=5, m=7, heads=2, d=4):
 def test_plain_attention_agrees_with_jax(masked):
     q, k, v = _qkv()
     mask = jnp.arange(7)[None] < jnp.array([[3], [7]]) if masked else None
-    want = attention.attend(q, k, v, mask, implementation="xla")
+    seen = None if mask is None else mask[:, None, None]
+    want = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
     np.testing.assert_allclose(attention.attend(q, k, v, mask), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kernel, width, dtype, masked, platform, chosen",
+    [
+        ("auto", 32, "bfloat16", False, "gpu", "cudnn"),
+        ("cudnn", 128, "float16", False, "gpu", "cudnn"),
+        ("xla", 32, "bfloat16", False, "gpu", "xla"),
+        ("auto", 32, "bfloat16", False, "cpu", "xla"),
+        ("cudnn", 32, "bfloat16", False, "tpu", "xla"),
+        ("cudnn", 32, "float32", False, "gpu", "xla"),
+        ("auto", 36, "bfloat16", False, "gpu", "xla"),
+        ("auto", 136, "bfloat16", False, "gpu", "xla"),
+        ("auto", 64, "bfloat16", True, "gpu", "xla"),
+    ],
+)
+def test_cudnn_is_chosen_only_where_it_can_be_had(kernel, width, dtype, masked, platform, chosen):
+    assert attention.choose(kernel, width, dtype, masked, platform) == chosen
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "auto"])
+def test_without_a_gpu_every_kernel_is_the_plain_one(kernel):
+    q, k, v = (x.astype(jnp.bfloat16) for x in _qkv(d=8))
+    ours = attention.attend(q, k, v, kernel=kernel)
+    np.testing.assert_array_equal(ours, attention.attend(q, k, v))
+    with pytest.raises(ValueError, match="'flash' is unknown"):
+        attention.attend(q, k, v, kernel="flash")
 
 
 def test_masked_keys_do_not_exist():
