@@ -18,7 +18,11 @@ from ldm_jax import cli
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
-EFFORTS = {"reduced": -1.0, "full": 0.0}
+# Of the compiler, under the name of jax before 0.12 and since.
+EFFORTS = {
+    "reduced": {"jax_exec_time_optimization_effort": -1.0, "jax_optimization_level": "O0"},
+    "full": {"jax_exec_time_optimization_effort": 0.0, "jax_optimization_level": "UNKNOWN"},
+}
 PARTS = ("train", "sample")
 
 
@@ -55,7 +59,8 @@ def main(args, overrides):
     from ldm_jax import planner as planner_lib
 
     seconds = cli.stopwatch()
-    jax.config.update("jax_exec_time_optimization_effort", EFFORTS[args.effort])
+    name = next(key for key in EFFORTS[args.effort] if hasattr(jax.config, key))
+    jax.config.update(name, EFFORTS[args.effort][name])
     cli.cache_compilations(pathlib.Path(tempfile.gettempdir()) / "ldm_jax_plan_cache")
     config = programs.with_data(config)
     mesh = checks.make_mesh(config, devices)
