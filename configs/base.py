@@ -56,7 +56,7 @@ def common() -> ConfigDict:
             limits=dict(
                 start=3_600,
                 compile=7_200,
-                data=1_800,
+                data=600,
                 step=1_800,
                 eval=7_200,
                 save=3_600,
