@@ -125,6 +125,8 @@ def lines(part: str, found: dict) -> list[str]:
         words.append(f"{found['flops_per_second'] / 1e12:.4g} TFLOP/s, MFU {found['mfu']:.1%}")
     if "host_seconds" in found:
         words.append(f"host {1e3 * found['host_seconds']:.2g} ms")
+    if "core_seconds_per_image" in found:
+        words.append(f"{1e3 * found['core_seconds_per_image']:.3g} ms of a core for an image")
     if "compile_seconds" in found:
         again = found["compile_again_seconds"]
         words.append(f"compiled in {found['compile_seconds']:.1f} s, again in {again:.1f} s")

@@ -65,23 +65,35 @@ class Bench:
         return self._codec("decode")
 
     def data(self) -> dict:
-        """Batches as training reads them, and how long a step would wait for them."""
+        """Batches as training reads them, and the work of a core for an image."""
         config = self._config
         try:
             source = build.open_source(config.data)
-            fields = ("image",)
-            data = build.make_data(config, source, fields, dict(host=0, hosts=1))
+            seconds, work = self._read(config, source)
         except errors.UsageError as e:
             return {"left_out": str(e)}
+        if config.data.workers:  # whose work this process cannot see
+            config = config.copy_and_resolve_references()
+            config.data.workers = 0
+            work = self._read(config, source)[1]
+        return {
+            "seconds": seconds,
+            "images_per_second": config.batch_size / seconds,
+            "core_seconds_per_image": work / config.batch_size,
+            "workers": self._config.data.workers,
+            "threads": config.data.threads,
+        }
+
+    def _read(self, config, source) -> tuple[float, float]:
+        """Seconds a batch, and of this process's cores."""
+        data = build.make_data(config, source, ("image",), dict(host=0, hosts=1))
         with data.train(0) as batches:
             next(batches)
-            begin, count = time.perf_counter(), 0
+            begin, work, count = time.perf_counter(), time.process_time(), 0
             while count < 2 or time.perf_counter() - begin < DATA_SECONDS:
                 next(batches)
                 count += 1
-            seconds = (time.perf_counter() - begin) / count
-        found = {"seconds": seconds, "images_per_second": config.batch_size / seconds}
-        return found | {"workers": config.data.workers, "threads": config.data.threads}
+            return (time.perf_counter() - begin) / count, (time.process_time() - work) / count
 
     def checkpoint(self) -> dict:
         """Saving the state of training, and reading it back."""

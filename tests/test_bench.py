@@ -33,7 +33,8 @@ def test_every_figure_can_be_worked_out_again(file):
         devices = found["machine"]["devices"]
         assert clock["mfu"] == pytest.approx(clock["flops"] / clock["seconds"] / rate / devices)
         assert clock["planned_bytes"] > 0 and clock["compile_seconds"] > 0
-    assert found["data"]["images_per_second"] > 0
+    data, cores = found["data"], found["machine"]["cores"]
+    assert 0 < data["core_seconds_per_image"] * data["images_per_second"] < 1.1 * cores
 
 
 def test_what_became_slower_is_named(file, tmp_path, refused):
