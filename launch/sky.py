@@ -26,12 +26,20 @@ def define(values):
     flags.DEFINE_integer("nodes", 1, "machines", lower_bound=1, flag_values=values)
     flags.DEFINE_string("bucket", None, "storage of the runs, gs:// or s3://", flag_values=values)
     flags.DEFINE_string("mount", "/runs", "where it is mounted", flag_values=values)
+    flags.DEFINE_string(
+        "runtime_version", "", "the TPU VM's software; SkyPilot's choice else", flag_values=values
+    )
     flags.DEFINE_bool("spot", False, "cheaper, and taken away at any time", flag_values=values)
 
 
 def main(args, overrides):
     cli.require(args, "accelerators", "bucket")
     kind = "tpu" if args.accelerators.lower().startswith("tpu") else "cuda"
+    if args.runtime_version and kind != "tpu":
+        raise errors.UsageError(
+            f"--runtime_version={args.runtime_version}: only TPUs have one, not "
+            f"--accelerators={args.accelerators}."
+        )
     devices = {"tpu": "tpu", "cuda": "gpu"}[kind]
     job = job_lib.read(args, overrides, "sky", devices=devices)
     if not job.workdir.is_relative_to(args.mount):
@@ -51,15 +59,18 @@ def task(args, job, code, kind: str) -> dict:
     on_host = ["bash", "launch/on_host.sh", kind, *job.train]
     again = [cli.EXIT_RESTART, *(128 + number for number in SIGNALS)]
     recovery = {"strategy": "FAILOVER", "recover_on_exit_codes": again}
+    resources = {
+        "accelerators": args.accelerators,
+        "use_spot": args.spot,
+        "job_recovery": recovery,
+    }
+    if args.runtime_version:  # SkyPilot's own choice for every v5 is the software of v5p
+        resources["accelerator_args"] = {"runtime_version": args.runtime_version}
     return {
         "name": job.name,
         "workdir": str(code),
         "num_nodes": args.nodes,
-        "resources": {
-            "accelerators": args.accelerators,
-            "use_spot": args.spot,
-            "job_recovery": recovery,
-        },
+        "resources": resources,
         "file_mounts": {args.mount: {"source": args.bucket, "mode": "MOUNT"}},
         "run": shlex.join(on_host) + "\n",
     }

@@ -208,6 +208,16 @@ def test_sky_gets_a_managed_job_that_recovers_from_42(tools):
     again = task["resources"]["job_recovery"]["recover_on_exit_codes"]
     assert {42, 134, 137} < set(again) and all(map(job.restartable, again))
     assert pathlib.Path(task["workdir"], "launch", "on_host.sh").is_file()
+    assert "accelerator_args" not in task["resources"]
+
+
+def test_sky_gives_a_tpu_its_software_and_a_gpu_none(tools, refused):
+    calls, flags = tools(), ["--workdir=/runs/my-run", "--bucket=gs://b", "--runtime_version=v2"]
+    assert call(sky, CONFIG, *flags, "--accelerators=tpu-v5e-8") == 0
+    (launched,) = calls()
+    task = yaml.safe_load(pathlib.Path(launched[-1]).read_text())
+    assert task["resources"]["accelerator_args"] == {"runtime_version": "v2"}
+    assert "only TPUs" in refused(call(sky, CONFIG, *flags, "--accelerators=A100:8"))
 
 
 @pytest.mark.parametrize(
