@@ -65,9 +65,10 @@ class AttentionBlock(nn.Module):
     def __call__(self, x):
         _, h, w, c = x.shape
         y = GroupNorm(self.eps, self.groups, self.dtype, name="norm")(x)
-        y = DenseParts(3, c, dtype=self.dtype, name="qkv")(y)
-        y = einops.rearrange(y, "b h w three (n d) -> three b (h w) n d", n=self.heads)
-        y = einops.rearrange(attend(*y, kernel=self.kernel), "b (h w) n d -> b h w (n d)", h=h, w=w)
+        parts = DenseParts(3, c, dtype=self.dtype, name="qkv")(y)
+        q, k, v = (einops.rearrange(y, "b h w (n d) -> b (h w) n d", n=self.heads) for y in parts)
+        y = attend(q, k, v, kernel=self.kernel)
+        y = einops.rearrange(y, "b (h w) n d -> b h w (n d)", h=h, w=w)
         init = ZERO_INIT if self.zero_init else KERNEL_INIT
         return x + dense(c, "proj", dtype=self.dtype, kernel_init=init)(y)
 
@@ -83,8 +84,8 @@ class LinearAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         _, h, w, c = x.shape
-        y = DenseParts(3, c, use_bias=False, dtype=self.dtype, name="qkv")(x)
-        q, k, v = einops.rearrange(y, "b h w three d -> three b (h w) d")
+        parts = DenseParts(3, c, use_bias=False, dtype=self.dtype, name="qkv")(x)
+        q, k, v = (einops.rearrange(y, "b h w d -> b (h w) d") for y in parts)
         k = nn.softmax(k.astype(jnp.float32), axis=1).astype(self.dtype)
         y = jnp.einsum("bnd,bde->bne", q, jnp.einsum("bnd,bne->bde", k, v))
         y = einops.rearrange(y, "b (h w) d -> b h w d", h=h, w=w)
@@ -120,8 +121,7 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         d = x.shape[-1]
-        y = DenseParts(2, self.expansion * d, dtype=self.dtype, name="proj")(x)
-        value, gate = y[..., 0, :], y[..., 1, :]
+        value, gate = DenseParts(2, self.expansion * d, dtype=self.dtype, name="proj")(x)
         return dense(d, "out", dtype=self.dtype)(value * nn.gelu(gate, approximate=False))
 
 

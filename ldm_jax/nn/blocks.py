@@ -65,10 +65,11 @@ def remat(module, saves: str = "", **kwargs):
 
 
 class DenseParts(nn.Module):
-    """Linear maps of one input, side by side in one kernel. [..., c] -> [..., parts, width].
+    """Linear maps of one input, side by side in one kernel. [..., c] -> `parts` of [..., width].
 
-    Params are those of Dense(parts * width). Its output would have to be cut across its columns,
-    which a mesh that splits them cannot do without an exchange; here each part is an axis' entry.
+    Params are those of Dense(parts * width). Each map is a product of its own: cut out of one wide
+    output, they would have to be exchanged on a mesh that splits its columns; as an axis of it,
+    they make a TPU keep the kernel's gradient transposed, and copy weights and moments for that.
     """
 
     parts: int
@@ -78,13 +79,13 @@ class DenseParts(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        c, columns = x.shape[-1], self.parts * self.width
-        kernel = self.param("kernel", KERNEL_INIT, (c, columns)).reshape(c, self.parts, self.width)
-        y = jnp.einsum("...c,cpd->...pd", x.astype(self.dtype), kernel.astype(self.dtype))
+        columns = self.parts * self.width
+        kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], columns)).astype(self.dtype)
+        parts = [x.astype(self.dtype) @ part for part in jnp.split(kernel, self.parts, axis=1)]
         if self.use_bias:
-            bias = self.param("bias", ZERO_INIT, (columns,)).reshape(self.parts, self.width)
-            y += bias.astype(self.dtype)
-        return y
+            bias = self.param("bias", ZERO_INIT, (columns,)).astype(self.dtype)
+            parts = [y + part for y, part in zip(parts, jnp.split(bias, self.parts))]
+        return parts
 
 
 def timestep_embedding(t, width, max_period=10_000.0, sin_first=False, freq_shift=0):
