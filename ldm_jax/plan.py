@@ -128,6 +128,7 @@ def lines(plan: dict) -> list[str]:
     found.append(f"matrix work: {share}")
     copied = ", ".join(f"{kind} {cli.size(size)}" for kind, size in plan["moves"].items())
     found.append(f"moves of their own: {copied or 'none'}")
+    found += [f"  {cli.size(size)} at {where}" for where, size in plan["largest_moves"].items()]
     if "flops" in plan:
         found.append(f"{plan['flops'] / 1e12:.4g} TFLOP a step, all devices")
     known = [name for name in BOUNDS if f"{name}_seconds" in plan]

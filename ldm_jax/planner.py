@@ -1,6 +1,7 @@
 """Compiles a config's programs for one mesh, and reads what the compiler made of them."""
 
 import re
+from collections import Counter
 
 import jax
 
@@ -153,6 +154,11 @@ def read(parsed, chip) -> dict:
             "bytes": sum(c.nbytes for c in of_kind),
             "overlapping": sum(c.overlaps for c in of_kind),
         }
+    moves, places = Counter(), Counter()
+    for move in hlo.moves(parsed):
+        moves[move.kind] += move.nbytes
+        # Blocks of one kind together: "down_*_block_*/norm_*".
+        places[re.sub(r"\d+", "*", move.where) or "no line of the model"] += move.nbytes
     work = hlo.matrix_work(parsed, chip.matrix or 1)
     padded = sum(m.padded for m in work)
     wide = [m for m in work if m.dtype == "f32"]
@@ -161,5 +167,6 @@ def read(parsed, chip) -> dict:
         "collective_bytes": sum(c.nbytes for c in found),
         "matrix_efficiency": sum(m.flops for m in work) / padded if padded else 0.0,
         "float32_matrix_share": sum(m.flops for m in wide) / (sum(m.flops for m in work) or 1.0),
-        "moves": {kind: int(size) for kind, size in hlo.moves(parsed).items()},
+        "moves": dict(moves),
+        "largest_moves": dict(places.most_common(3)),
     }

@@ -47,7 +47,7 @@ def costliest(folder, text: str, top: int = 10) -> list[dict]:
                 "calls": calls[name],
                 "bytes": line.nbytes + sum(sizes.get(o, 0) for o in line.operands),
                 "flops": work(line),
-                "where": _where(line),
+                "where": hlo.place(line),
             }
         )
     return found
@@ -76,9 +76,3 @@ def _work(program):
         return own.get(line.name, 0.0) + sum(own.get(inner.name, 0.0) for inner in called)
 
     return of
-
-
-def _where(line) -> str:
-    """The place in the model that the operation comes from, as JAX noted it."""
-    name = hlo.attribute(line, "op_name", r'"([^"]*)"')
-    return "/".join(name.split("/")[-4:])

@@ -6,7 +6,6 @@ Of loops the body counts once, however often it runs.
 import dataclasses
 import math
 import re
-from collections import Counter
 from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
@@ -113,14 +112,22 @@ def matrix_work(program: dict[str, list[Instruction]], side: int) -> list[Matrix
     return found
 
 
-def moves(program: dict[str, list[Instruction]]) -> Counter:
-    """{"copy" | "transpose": bytes} of those that are steps of their own, not part of a fusion."""
-    total = Counter()
-    for name, lines in program.items():
-        for line in lines:
-            if line.opcode in ("copy", "transpose") and "fused" not in name:
-                total[line.opcode] += line.nbytes
-    return total
+class Move(NamedTuple):
+    """A copy or a transpose. where: see `place`; "" for those that the compiler made itself."""
+
+    kind: str
+    where: str
+    nbytes: int
+
+
+def moves(program: dict[str, list[Instruction]]) -> list[Move]:
+    """Copies and transposes that are steps of their own, not part of a fusion."""
+    return [
+        Move(line.opcode, place(line), line.nbytes)
+        for name, lines in program.items()
+        for line in lines
+        if line.opcode in ("copy", "transpose") and "fused" not in name
+    ]
 
 
 def _dot(line, a, b):
@@ -158,6 +165,11 @@ def attribute(line: Instruction, key: str, pattern: str) -> str:
     """What `key=` says in an instruction's text, the pattern's first group; ""."""
     match = re.search(rf"\b{key}={pattern}", line.text)
     return match[1] if match else ""
+
+
+def place(line: Instruction) -> str:
+    """Where in the model an operation comes from, as JAX noted it; ""."""
+    return "/".join(attribute(line, "op_name", r'"([^"]*)"').split("/")[-4:])
 
 
 def _kind(line, program):
