@@ -90,7 +90,7 @@ BEGUN = """HloModule m, is_scheduled=true
   %gather = (f32[8]{0}, f32[64]{0}) all-gather-start(%p), dimensions={0}
   %work = f32[8]{0} fusion(%p), kind=kLoop, calls=%fused
   %whole = f32[64]{0} all-gather-done(%gather)
-  %turned = f32[8,2]{1,0} transpose(%other), dimensions={1,0}, metadata={op_name="jit(f)/a/b/c/d/turn" stack_frame_id=1}
+  %turned = f32[8,2]{1,0} transpose(%other), dimensions={1,0}, metadata={op_name="z/a/b/c/turn"}
   %lone = (f32[8]{0}, f32[64]{0}) all-gather-start(%work), dimensions={0}
   ROOT %end = f32[64]{0} all-gather-done(%lone)
 }
@@ -103,4 +103,4 @@ def test_a_collective_overlaps_with_what_is_scheduled_before_its_end():
         hlo.Collective("all-gather", 64 * 4, overlaps=True),
         hlo.Collective("all-gather", 64 * 4, overlaps=False),
     ]
-    assert hlo.moves(hlo.parse(BEGUN)) == [hlo.Move("transpose", "b/c/d/turn", 64)]
+    assert hlo.moves(hlo.parse(BEGUN)) == [hlo.Move("transpose", "a/b/c/turn", 64)]
