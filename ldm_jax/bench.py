@@ -22,7 +22,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
 USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
-PARTS = (*USUAL, "convolutions")
+PARTS = (*USUAL, "dispatch", "convolutions")
 
 
 def define(values):
@@ -130,6 +130,9 @@ def lines(part: str, found: dict) -> list[str]:
     if "compile_seconds" in found:
         again = found["compile_again_seconds"]
         words.append(f"compiled in {found['compile_seconds']:.1f} s, again in {again:.1f} s")
+        words[-1] += f" (traced in {found['trace_seconds']:.1f} s)"
+    if "arrays" in found:
+        words.append(f"{found['arrays']} arrays")
     memory = found.get("peak_bytes", found.get("planned_bytes"))
     if memory:
         words.append(cli.size(memory))

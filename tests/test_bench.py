@@ -18,7 +18,7 @@ PIXELS = {"first_stage": "identity", "model.mult": "(1,)", "model.attention": "(
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     file = tmp_path_factory.mktemp("bench") / "bench.json"
-    assert call(bench, *FIRST, "--parts=encode,decode,data", f"--json={file}") == 0
+    assert call(bench, *FIRST, "--parts=encode,decode,data,dispatch", f"--json={file}") == 0
     return file
 
 
@@ -32,7 +32,8 @@ def test_every_figure_can_be_worked_out_again(file):
         assert clock["images_per_second"] == pytest.approx(8 / clock["seconds"])
         devices = found["machine"]["devices"]
         assert clock["mfu"] == pytest.approx(clock["flops"] / clock["seconds"] / rate / devices)
-        assert clock["planned_bytes"] > 0 and clock["compile_seconds"] > 0
+        assert clock["planned_bytes"] > 0 and 0 < clock["trace_seconds"] < clock["compile_seconds"]
+    assert found["dispatch"]["arrays"] > 100 and found["dispatch"]["seconds"] > 0
     data, cores = found["data"], found["machine"]["cores"]
     assert 0 < data["core_seconds_per_image"] * data["images_per_second"] < 1.1 * cores
 
