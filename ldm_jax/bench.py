@@ -66,12 +66,10 @@ def main(args, overrides):
 
     import jax
 
-    from ldm_jax import benchmarks, programs, timing
-    from ldm_jax.base import shard
+    from ldm_jax import benchmarks, checks, programs, timing
 
     config = programs.with_data(config)
-    mesh = shard.make_mesh(**config.mesh)
-    shard.check_batch(config.batch_size, mesh, config.accumulate)
+    mesh = checks.make_mesh(config)
     rival = None
     if args.against:
         from ldm_jax import rival as rival_lib

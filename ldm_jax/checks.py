@@ -40,10 +40,6 @@ def check(config: ConfigDict, source):
         optim.make_tx(total=config.steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
     _one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
     _one_of("config.model.remat_saves", config.model.get("remat_saves", ""), blocks.REMAT_SAVES)
-    kernel = config.model.get("attention_kernel", "xla")
-    _one_of("config.model.attention_kernel", kernel, attention.KERNELS)
-    kernel = config.model.get("norm_kernel", "xla")
-    _one_of("config.model.norm_kernel", kernel, blocks.NORM_KERNELS)
     if config.stage == "autoencode":
         divides(
             size,
@@ -95,10 +91,13 @@ def check(config: ConfigDict, source):
 
 
 def make_mesh(config: ConfigDict, devices=None):
-    """The mesh of a config, once it is known that everything divides by its axes.
+    """The mesh of a config, once it is known that everything divides by its axes, and its kernels.
 
     devices: in the place of those that are there.
     """
+    known = {"attention_kernel": attention.KERNELS, "norm_kernel": blocks.NORM_KERNELS}
+    for key, kernels in known.items():
+        _one_of(f"config.model.{key}", config.model.get(key, "xla"), kernels)
     mesh = shard.make_mesh(**config.mesh, devices=devices)
     shard.check_batch(config.batch_size, mesh, config.accumulate)
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")

@@ -12,6 +12,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import flops, shard
 
 FIRST = ["--config=configs/debug.py", "--repeats=2"]
+SECOND = ["--config=configs/debug.py:ldm", "--config.first_stage=identity"]
 PIXELS = {"first_stage": "identity", "model.mult": "(1,)", "model.attention": "()"}
 
 
@@ -57,6 +58,9 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
         (["--compare=one.json"], "wants two files"),
         (["--compare=one.json,two.json"], "no file of bench"),
         ([*FIRST, "--batch_size=3"], "must divide by 8"),
+        ([*FIRST, "--config.model.norm_kernel=pallas"], "norm_kernel=pallas with 8 devices"),
+        ([*FIRST, "--config.model.norm_kernel=palas"], "use 'xla' or 'pallas'"),
+        ([*SECOND, "--config.model.attention_kernel=flash"], "'cudnn' or 'auto'"),
     ],
 )
 def test_wrong_input_is_one_line(argv, said, refused):
