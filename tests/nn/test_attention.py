@@ -30,6 +30,28 @@ def test_plain_attention_agrees_with_jax(masked):
     np.testing.assert_allclose(attention.attend(q, k, v, mask), want, atol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_those_of_jax(masked):
+    given = _qkv()
+    mask = jnp.arange(7)[None] < jnp.array([[3], [7]]) if masked else None
+    seen = None if mask is None else mask[:, None, None]
+    theirs = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
+    ours = lambda q, k, v: attention.attend(q, k, v, mask)
+    loss = lambda f: lambda *x: jnp.sum(jnp.sin(f(*x)))
+    want, got = (jax.grad(loss(f), argnums=(0, 1, 2))(*given) for f in (theirs, ours))
+    for a, b in zip(want, got):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+def test_no_product_of_a_bfloat16_step_is_in_float32():
+    given = [x.astype(jnp.bfloat16) for x in _qkv()]
+    loss = lambda *x: jnp.sum(attention.attend(*x).astype(jnp.float32))
+    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*given)
+    products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert len(products) >= 5
+    assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype("bfloat16")}
+
+
 @pytest.mark.parametrize(
     "kernel, width, dtype, masked, platform, chosen",
     [
