@@ -15,7 +15,8 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ldm_jax import build, cli, evaluate, sample
+from ldm_jax import cli, evaluate, sample
+from ldm_jax.build import objects as build
 from ldm_jax.stages.sampling import Sampling
 
 RUN = flags.DEFINE_string("run", None, "a second stage", required=True)

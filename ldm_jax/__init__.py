@@ -10,6 +10,6 @@ __version__ = "0.1.0"
 
 def load(path, ema: bool = True):
     """Opens a run of either stage (see ldm_jax.run); `ema=False` takes the raw weights."""
-    from ldm_jax import run
+    from ldm_jax.runs import opened as run
 
     return run.load(path, ema=ema)

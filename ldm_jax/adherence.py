@@ -20,7 +20,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, platforms, raster, watch
 
 SHOWN = 32
 
@@ -44,13 +44,13 @@ def main(args, overrides):
     cli.check_writable("--out", args.out)
     import numpy as np
 
-    from ldm_jax import build
-    from ldm_jax import run as run_lib
-    from ldm_jax.data import scene_scores, transforms
-    from ldm_jax.engine import log
+    from ldm_jax.build import objects as build
+    from ldm_jax.data import transforms
+    from ldm_jax.runs import opened as run_lib
+    from ldm_jax.scenes import scores as scene_scores
     from ldm_jax.stages.sampling import Sampling
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     config = build.read_config(args.run)
     for key, text in overrides.items():
         if not key.startswith("data."):
@@ -70,7 +70,7 @@ def main(args, overrides):
     if not args.null:
         scorers += [scene_scores.SCORES[f] for f in fields if f in scene_scores.SCORES]
 
-    cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
+    platforms.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
     run = run_lib.load(args.run)
     batches = [
         np.minimum(np.arange(begin, begin + args.batch_size), args.num - 1)
@@ -86,7 +86,7 @@ def main(args, overrides):
     def reconstruct():
         for rows in batches:
             pixels = transforms.to_float(np.stack([records[i]["image"] for i in rows]))
-            yield np.asarray(log.to_uint8(run.decode(run.encode(pixels))))
+            yield np.asarray(raster.to_uint8(run.decode(run.encode(pixels))))
 
     def score(pictures, prefix=""):
         found = {"marginal_distance": scene_scores.marginal_distance(pictures)}
@@ -104,7 +104,7 @@ def main(args, overrides):
         scores["by_guidance"] = by_guidance
     beside = np.stack([record["image"] for record in records])
     cells = np.stack([drawn, beside], axis=1)[:SHOWN].reshape(-1, *drawn.shape[1:])
-    log.write_png(pathlib.Path(args.out) / "grid.png", log.grid(cells, 8))
+    raster.write_png(pathlib.Path(args.out) / "grid.png", raster.grid(cells, 8))
     settings = dataclasses.asdict(sampling) | {"guidance": scales[-1], "null": args.null}
     settings |= {"seed": args.seed, "data": overrides}
     summary = {"run": str(args.run), "step": run.step, "num": args.num} | settings | scores

@@ -19,7 +19,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, platforms, tree
 
 USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS = (*USUAL, "dispatch", "convolutions")
@@ -66,13 +66,14 @@ def main(args, overrides):
 
     import jax
 
-    from ldm_jax import benchmarks, checks, programs, timing
+    from ldm_jax.build import checks
+    from ldm_jax.cost import benchmarks, programs, timing
 
     config = programs.with_data(config)
     mesh = checks.make_mesh(config)
     rival = None
     if args.against:
-        from ldm_jax import rival as rival_lib
+        from ldm_jax.cost import rival as rival_lib
 
         rival = rival_lib.open_rival(config)
         pairs = rival.pairs()
@@ -93,7 +94,7 @@ def main(args, overrides):
     }
     rate = summary["matmul"]["flops_per_second"] * mesh.size
     with tempfile.TemporaryDirectory() as folder:
-        cli.cache_compilations(pathlib.Path(folder) / "cache")
+        platforms.cache_compilations(pathlib.Path(folder) / "cache")
         bench = benchmarks.Bench(config, mesh, rate, args.repeats, not args.images, args.profile)
         for part in args.parts:
             if found := getattr(bench, part)():
@@ -109,7 +110,7 @@ def main(args, overrides):
 
 def lines(part: str, found: dict) -> list[str]:
     """What to say of one part."""
-    from ldm_jax import convolutions
+    from ldm_jax.cost import convolutions
 
     if "left_out" in found:
         return [f"{part:10}  left out: {found['left_out']}"]
@@ -133,7 +134,7 @@ def lines(part: str, found: dict) -> list[str]:
         words.append(f"{found['arrays']} arrays")
     memory = found.get("peak_bytes", found.get("planned_bytes"))
     if memory:
-        words.append(cli.size(memory))
+        words.append(tree.size(memory))
     details = [costly(one) for one in found.get("costliest", ())]
     details += convolutions.lines(found) if "shapes" in found else []
     return [f"{part:10}  {'; '.join(words)}", *details]

@@ -15,7 +15,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors, watch
 
 
 def define(values):
@@ -34,11 +34,10 @@ def main(args, overrides):
 
     import numpy as np
 
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
     from ldm_jax.data import survey as survey_lib
-    from ldm_jax.engine import log
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     config = config_lib.load(args.config, overrides)
     if config.stage == "diffuse" and not config.first_stage:
         with config.unlocked():
@@ -65,7 +64,7 @@ def main(args, overrides):
         print(f"  {n:>9,} {kind}, e.g. {'; '.join(examples)}")
     if args.out:
         path = pathlib.Path(args.out) / "summary.json"
-        log.write_text(path, json.dumps(summary, indent=2) + "\n")
+        disk.write_text(path, json.dumps(summary, indent=2) + "\n")
         print(f"summary: {path}")
     if seen.refused > data.max_bad_fraction * seen.records:
         raise errors.RunError(

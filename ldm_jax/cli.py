@@ -3,21 +3,18 @@
 Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "restart me" (preempted, and saved).
 """
 
-import contextlib
 import errno
 import functools
 import json
-import logging
 import os
 import pathlib
 import sys
 import tempfile
-import time
 import traceback
 
 from absl import flags
 
-from ldm_jax.base import errors, platforms, remote
+from ldm_jax.base import disk, errors, platforms, remote
 
 EXIT_FAILED, EXIT_USAGE = errors.EXIT_FAILED, errors.EXIT_USAGE
 EXIT_RESTART = errors.EXIT_RESTART
@@ -46,7 +43,7 @@ def start(doc: str, define, main, argv=None):
 
 def run(doc, define, main, argv) -> int:
     """`start` without the exit: returns the exit code."""
-    quiet_libraries()
+    platforms.quiet_libraries()
     platforms.set_flags()
     values = flags.FlagValues()
     define(values)
@@ -180,9 +177,8 @@ def check_writable(flag: str, folder):
 
 def finish(path, summary: dict, lines=()):
     """Writes summary.json and prints the same in a few readable lines."""
-    from ldm_jax.engine import log
 
-    log.write_text(pathlib.Path(path), json.dumps(summary, indent=2) + "\n")
+    disk.write_text(pathlib.Path(path), json.dumps(summary, indent=2) + "\n")
     width = max(map(len, summary), default=0)
     for name, value in summary.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
@@ -190,52 +186,6 @@ def finish(path, summary: dict, lines=()):
             print(f"  {name:{width}}  {shown}")
     for line in (*lines, f"summary: {remote.shown(path)}"):
         print(line, flush=True)
-
-
-def size(count: float) -> str:
-    """Bytes as people read them."""
-    gib = count / 2**30
-    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{count / 2**20:.3g} MiB"
-
-
-def quiet_libraries():
-    """Warnings of our libraries that a user can do nothing about stay out of the log."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "orbax", "jax._src.xla_bridge", "gcsfs"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def cache_compilations(directory):
-    """Compiled programs outlive the process: a restart compiles nothing anew."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(remote.place(directory)))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-@contextlib.contextmanager
-def compile_clock():
-    """`with compile_clock() as seconds:`; seconds() is what tracing and compiling took since."""
-    import jax
-
-    total = [0.0]
-
-    def listen(event, seconds, **_):
-        if event.startswith("/jax/core/compile/"):
-            total[0] += seconds
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield lambda: total[0]
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def stopwatch():
-    """() -> seconds since the call."""
-    begin = time.monotonic()
-    return lambda: time.monotonic() - begin
 
 
 def _say(message, code) -> int:

@@ -22,7 +22,7 @@ import sys
 from absl import flags
 
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors, watch
 
 FIRST_STAGE = "first_stage"  # where a converted second stage keeps its first one
 
@@ -81,7 +81,7 @@ def from_taef2(args, overrides):
 
 
 def export(args, overrides):
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     with _new_folder(args.out) as folder:
         loads_as = write_diffusers(args.run, folder, args.ema)
         summary = {"exported": args.run, "loads_as": loads_as, "seconds": seconds()}
@@ -91,7 +91,7 @@ def export(args, overrides):
 
 def convert(opener, checkpoint, out, overrides=None) -> dict:
     """Writes the run of `opener() -> weights.source.Source` into `out`, whole or not at all."""
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     with _new_folder(out) as folder, _understood(checkpoint):
         source = opener()
         counts = write_run(source, folder, overrides or {})
@@ -112,10 +112,9 @@ def convert(opener, checkpoint, out, overrides=None) -> dict:
 
 def write_run(source, folder, overrides) -> dict:
     """config.json, checkpoints and, of a second stage, latents.json and the first stage's run."""
-    from ldm_jax import build
     from ldm_jax.base import config as config_lib
     from ldm_jax.base import tree
-    from ldm_jax.engine import log
+    from ldm_jax.build import objects as build
     from ldm_jax.weights import rules
 
     counts = {}
@@ -127,7 +126,7 @@ def write_run(source, folder, overrides) -> dict:
             inner = write_run(source.first_stage, folder / FIRST_STAGE, {})
             counts["first_stage_parameters"] = inner["parameters"]
     config = make_config(source.stage, changes, overrides)
-    log.write_text(folder / "config.json", config_lib.to_json(config))
+    disk.write_text(folder / "config.json", config_lib.to_json(config))
 
     for place, file in source.files.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -154,13 +153,13 @@ def write_run(source, folder, overrides) -> dict:
         if frozen := build.make_diffuse(config).denoiser.read_frozen():
             origin["conditioners"] = tree.digest(frozen)
         record = {"scale": source.scale, "origin": origin}
-        log.write_text(folder / "latents.json", json.dumps(record, indent=2) + "\n")
+        disk.write_text(folder / "latents.json", json.dumps(record, indent=2) + "\n")
     return {"parameters": tree.count(trees["params"])} | counts
 
 
 def write_diffusers(run, folder, ema=True) -> str:
     """The run as diffusers' folder; returns the class that loads it."""
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
     from ldm_jax.engine import checkpoint
     from ldm_jax.weights import to_diffusers
 
@@ -176,7 +175,7 @@ def write_diffusers(run, folder, ema=True) -> str:
     first = None
     if codec.model:
         first = dict(build.read_config(config.first_stage).model), {"model": beneath}
-    scale = build.read_json(pathlib.Path(run) / "latents.json")["scale"]
+    scale = disk.read_json(pathlib.Path(run) / "latents.json")["scale"]
     return to_diffusers.write_second_stage(
         folder, config.to_dict() | {"f": codec.f}, params, first, scale
     )
@@ -207,7 +206,7 @@ def abstract(config) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
     from ldm_jax.models.discriminator import PatchDiscriminator
 
     key, size = jax.random.key(0), config.data.size

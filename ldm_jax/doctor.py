@@ -16,7 +16,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors, remote, tree
+from ldm_jax.base import errors, remote, tree, watch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 STEPS_KEPT = 4  # checkpoints at a time: those kept, the one being written, and one to spare
@@ -87,12 +87,13 @@ def writable(workdir: str) -> str:
                 raise errors.RunError(f"{workdir} does not give back what was written.")
     except OSError as e:
         raise errors.RunError(f"{workdir} cannot be written: {e.strerror}.") from e
-    return f"{workdir} can be written, {cli.size(shutil.disk_usage(workdir).free)} free"
+    return f"{workdir} can be written, {tree.size(shutil.disk_usage(workdir).free)} free"
 
 
 def record(config) -> str:
     """Reads one batch as the training would."""
-    from ldm_jax import build, checks
+    from ldm_jax.build import checks
+    from ldm_jax.build import objects as build
 
     source = build.open_source(config.data)
     build.resolve(config, source)
@@ -104,16 +105,18 @@ def record(config) -> str:
 
 def step(config, workdir) -> str:
     """Compiles the training step for these devices and weighs it."""
-    from ldm_jax import build, checks, programs
+    from ldm_jax.build import checks
+    from ldm_jax.build import objects as build
+    from ldm_jax.cost import programs
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     build.resolve(config, build.open_source(config.data))
     mesh = checks.make_mesh(config)
     program = programs.training(config, mesh)
     memory = program.lower().compile().memory_analysis()
     disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
-    return f"compiled in {seconds():.0f} s, {cli.size(used)} of a device's memory; {disk}"
+    return f"compiled in {seconds():.0f} s, {tree.size(used)} of a device's memory; {disk}"
 
 
 def disk_for(size: int, workdir) -> str:
@@ -121,10 +124,10 @@ def disk_for(size: int, workdir) -> str:
     wanted = STEPS_KEPT * size
     if workdir and (free := shutil.disk_usage(workdir).free) < wanted:
         raise errors.RunError(
-            f"{workdir} has {cli.size(free)} free; {STEPS_KEPT} checkpoints take "
-            f"{cli.size(wanted)}."
+            f"{workdir} has {tree.size(free)} free; {STEPS_KEPT} checkpoints take "
+            f"{tree.size(wanted)}."
         )
-    return f"a checkpoint takes {cli.size(size)}"
+    return f"a checkpoint takes {tree.size(size)}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import sys
 from absl import flags
 
 from ldm_jax import cli, sample
-from ldm_jax.base import errors
+from ldm_jax.base import errors, platforms, raster, watch
 
 
 def define(values):
@@ -66,7 +66,7 @@ def main(command, args, overrides):
     cli.require(args, "run", "out")
     cli.mirror(args)
     cli.check_writable("--out", args.out)
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     summary = function(args)
     summary = {"edit": command, "run": args.run} | summary | {"seconds": seconds()}
     cli.finish(pathlib.Path(args.out) / "summary.json", summary)
@@ -110,7 +110,7 @@ def upscale(args):
     """Pictures at the latents' resolution, or made so small, become the training size."""
     import numpy as np
 
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
     from ldm_jax.jobs import easel, pictures
 
     config = build.read_config(args.run)
@@ -176,14 +176,13 @@ def reconstruct(args):
     """Through the first stage and back."""
     import numpy as np
 
-    from ldm_jax import run as run_lib
-    from ldm_jax.engine import log
     from ldm_jax.jobs import easel
+    from ldm_jax.runs import opened as run_lib
 
     found, images, _ = _prepare(args)
     run = run_lib.load(args.run, ema=args.ema)
     batches = [images[i : i + args.batch_size] for i in range(0, len(images), args.batch_size)]
-    parts = [log.to_uint8(run.decode(run.encode(easel.floats(batch)))) for batch in batches]
+    parts = [raster.to_uint8(run.decode(run.encode(easel.floats(batch)))) for batch in batches]
     drawn = np.concatenate([np.asarray(part) for part in parts])
     squared = np.mean((drawn.astype(np.float64) - images) ** 2, axis=(1, 2, 3))
     quality = {"psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(squared, 1e-9))))}
@@ -204,7 +203,7 @@ def _prepare(args, strength=1.0):
     """(pictures, uint8 [n, h, w, 3] of them at their size, () -> the easel)."""
     import numpy as np
 
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
     from ldm_jax.jobs import pictures
 
     cli.require(args, "images")
@@ -216,7 +215,7 @@ def _prepare(args, strength=1.0):
 
 def _easel(args, strength=1.0):
     """Checks the settings; the function that is returned opens the run."""
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
     from ldm_jax.jobs import conditions, easel
 
     config = build.read_config(args.run)
@@ -228,9 +227,9 @@ def _easel(args, strength=1.0):
         labels = conditions.read_labels(args.labels, classes, args.num, args.seed)
 
     def opened():
-        from ldm_jax import run as run_lib
+        from ldm_jax.runs import opened as run_lib
 
-        cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
+        platforms.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
         run = run_lib.load(args.run, ema=args.ema, weaker=args.weaker)
         return easel.Easel(run, sampling, size, args.seed, labels, args.batch_size)
 

@@ -16,7 +16,8 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, platforms, watch
+from ldm_jax.base import progress as progress_lib
 
 DTYPES = ("float16", "bfloat16")
 TRIES = 8  # records in the place of a bad one, as in training
@@ -57,14 +58,16 @@ def encode(args, data):
     import jax
     import numpy as np
 
-    from ldm_jax import build, checks, sample
+    from ldm_jax import sample
     from ldm_jax.base import shard, tree
+    from ldm_jax.build import checks
+    from ldm_jax.build import objects as build
     from ldm_jax.data import latents, pipeline, sources
-    from ldm_jax.engine import log, preempt
+    from ldm_jax.engine import preempt
     from ldm_jax.jobs import job as job_lib
     from ldm_jax.jobs import moments as moments_lib
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     worker, workers = sample.read_worker(args.worker)
     chains = latents.variants(data.size, data.crop, data.flip, data.interpolation)
     codec = build.open_codec(args.run)
@@ -73,7 +76,7 @@ def encode(args, data):
     readers = [pipeline.Rows(records, tuple(chain), 1, 0, 1, (), TRIES) for chain in chains]
     reader = moments_lib.Reader(readers, data.threads)
 
-    cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
+    platforms.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
     mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(args.batch_size, mesh, key="--batch_size")
     params, step = build.codec_params(args.run)
@@ -92,7 +95,7 @@ def encode(args, data):
         return moments_lib.narrow(np.stack(jax.device_get(parts), 1), args.dtype)
 
     todo = job.missing(worker, workers)
-    progress = log.Progress(0, sum(map(len, todo)))
+    progress = progress_lib.Progress(0, sum(map(len, todo)))
     with preempt.Preemption() as preemption:
         stop = lambda: preemption.requested(0)
         clocks = job_lib.run(job, todo, draw, reader.take, args.batch_size, stop, progress)

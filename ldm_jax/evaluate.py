@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors, platforms, watch
 
 DEFAULT = ("fd", "kid", "prc", "dc")
 
@@ -83,13 +83,14 @@ def evaluate_run(args, other=None) -> dict:
     """The stage's measures over all held-out records, with averaged weights."""
     import jax
 
-    from ldm_jax import build, measures, train
+    from ldm_jax import train
     from ldm_jax.base import shard
+    from ldm_jax.build import objects as build
     from ldm_jax.engine import checkpoint
-    from ldm_jax.engine import judge as judge_lib
-    from ldm_jax.metrics import protocol
+    from ldm_jax.evaluation import judge as judge_lib
+    from ldm_jax.evaluation import measures, protocol
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     path = pathlib.Path(args.run)
     config = build.read_config(path)
     first = config.stage == "autoencode"
@@ -113,7 +114,7 @@ def evaluate_run(args, other=None) -> dict:
     if other:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
 
-    cli.cache_compilations(path / "compilation_cache")
+    platforms.cache_compilations(path / "compilation_cache")
     if first:
         stage = build.make_autoencode(config).stage()
     else:
@@ -135,12 +136,12 @@ def evaluate_run(args, other=None) -> dict:
 
 def evaluate_samples(args, other=None) -> dict:
     """What can be measured of a set of samples."""
-    from ldm_jax import build, imagesets, measures
+    from ldm_jax.evaluation import imagesets, measures
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     plan = measures.plan(args, DEFAULT) if args.weights or args.metrics else None
     samples = imagesets.open_set(args.samples, "--samples")
-    manifest = build.read_json(samples.job.out / "manifest.json") if samples.job else {}
+    manifest = disk.read_json(samples.job.out / "manifest.json") if samples.job else {}
     summary = {"samples": str(args.samples), "num": samples.count, "manifest": manifest}
     if "labels" in manifest and _of_scenes(manifest["run"]):
         summary["class_accuracy"] = class_accuracy(samples.job)
@@ -154,7 +155,7 @@ def class_accuracy(job) -> float:
     """Share of the images that show the shape and the colour they were asked for."""
     import numpy as np
 
-    from ldm_jax.data import scene_checker
+    from ldm_jax.scenes import checker as scene_checker
 
     hits = [
         scene_checker.check(images).class_id == np.array([row["class"] for row in rows])
@@ -174,13 +175,13 @@ def read_summary(path, flag: str) -> dict:
 
 
 def _compare(summary, other, name):
-    from ldm_jax.metrics import protocol
+    from ldm_jax.evaluation import protocol
 
     return protocol.compare(summary, other, name)
 
 
 def _of_scenes(run) -> bool:
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
 
     try:
         return build.read_config(run).data.source == "scenes"

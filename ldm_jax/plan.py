@@ -16,7 +16,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, platforms, tree, watch
 
 # Of the compiler, under the name of jax before 0.12 and since.
 EFFORTS = {
@@ -48,20 +48,21 @@ def main(args, overrides):
         raise errors.UsageError(f"--effort={args.effort}: use {' or '.join(EFFORTS)}.")
     if unknown := sorted(set(args.parts) - set(PARTS)):
         raise errors.UsageError(f"--parts={unknown[0]}: use {', '.join(PARTS)}.")
-    from ldm_jax import topologies
+    from ldm_jax.cost import topologies
 
     config = config_lib.load(args.config, overrides)
     devices, chip = topologies.open_topology(args.topology, args.target)
 
     import jax
 
-    from ldm_jax import checks, programs
-    from ldm_jax import planner as planner_lib
+    from ldm_jax.build import checks
+    from ldm_jax.cost import planner as planner_lib
+    from ldm_jax.cost import programs
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     name = next(key for key in EFFORTS[args.effort] if hasattr(jax.config, key))
     jax.config.update(name, EFFORTS[args.effort][name])
-    cli.cache_compilations(pathlib.Path(tempfile.gettempdir()) / "ldm_jax_plan_cache")
+    platforms.cache_compilations(pathlib.Path(tempfile.gettempdir()) / "ldm_jax_plan_cache")
     config = programs.with_data(config)
     mesh = checks.make_mesh(config, devices)
     planner = planner_lib.Planner(config, mesh, chip, args.memory_gib * 2**30)
@@ -109,26 +110,26 @@ def report(summary: dict):
 
 def lines(plan: dict) -> list[str]:
     """What to say of one program."""
-    of = f" of {cli.size(plan['memory_limit'])}" if plan["memory_limit"] else ""
+    of = f" of {tree.size(plan['memory_limit'])}" if plan["memory_limit"] else ""
     verdict = "fits" if plan["fits"] else "DOES NOT FIT"
-    found = [f"{verdict}: {cli.size(plan['memory']['peak'])}{of} a device, at most"]
+    found = [f"{verdict}: {tree.size(plan['memory']['peak'])}{of} a device, at most"]
     shown = {kind: size for kind, size in plan["memory"].items() if size > 1024 and kind != "peak"}
-    kinds = (f"{kind} {cli.size(size)}" for kind, size in shown.items())
+    kinds = (f"{kind} {tree.size(size)}" for kind, size in shown.items())
     found.append("memory: " + ", ".join(kinds))
     if "collectives" not in plan:
         return found
     if plan["collectives"]:
         found += [
-            f"{kind}: {c['count']}, {cli.size(c['bytes'])}, {c['overlapping']} overlap"
+            f"{kind}: {c['count']}, {tree.size(c['bytes'])}, {c['overlapping']} overlap"
             for kind, c in plan["collectives"].items()
         ]
     share = f"float32 {plan['float32_matrix_share']:.1%}"
     if plan["matrix_efficiency"] and "matrix_seconds" in plan:
         share = f"{plan['matrix_efficiency']:.1%} of what the unit does, the rest fills up; {share}"
     found.append(f"matrix work: {share}")
-    copied = ", ".join(f"{kind} {cli.size(size)}" for kind, size in plan["moves"].items())
+    copied = ", ".join(f"{kind} {tree.size(size)}" for kind, size in plan["moves"].items())
     found.append(f"moves of their own: {copied or 'none'}")
-    found += [f"  {cli.size(size)} at {where}" for where, size in plan["largest_moves"].items()]
+    found += [f"  {tree.size(size)} at {where}" for where, size in plan["largest_moves"].items()]
     if "flops" in plan:
         found.append(f"{plan['flops'] / 1e12:.4g} TFLOP a step, all devices")
     known = [name for name in BOUNDS if f"{name}_seconds" in plan]
@@ -151,7 +152,7 @@ def advice(config, summary, part) -> str:
     """What to do where memory does not suffice."""
     plan = summary[part]
     peak, limit = plan["memory"]["peak"], plan["memory_limit"]
-    text = f"{part} does not fit: {cli.size(peak)} of {cli.size(limit)} a device"
+    text = f"{part} does not fit: {tree.size(peak)} of {tree.size(limit)} a device"
     if part == "sample":
         return f"{text}: take a smaller --sample_batch."
     remedies = []

@@ -17,7 +17,7 @@ import sys
 from absl import flags
 
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 
 FILES = ("captions", "instances", "maps", "boxes", "classes")
 
@@ -30,7 +30,6 @@ def define(values):
 
 def main(command, args, overrides):
     from ldm_jax.data import annotations
-    from ldm_jax.engine import log
 
     read = annotations.FORMATS.get(command or "")
     if overrides:
@@ -51,7 +50,7 @@ def main(command, args, overrides):
     if not lines:
         raise errors.UsageError(f"--path={args.path} holds no image of these annotations.")
     file = pathlib.Path(args.path) / "metadata.jsonl"
-    log.write_text(file, "".join(lines))
+    disk.write_text(file, "".join(lines))
     print(f"{len(lines):,} rows: {file}")
 
 

@@ -18,7 +18,8 @@ import re
 from absl import flags
 
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import errors, platforms, raster, watch
+from ldm_jax.base import progress as progress_lib
 
 GRID_COLUMNS = 8
 GRID_ROWS = 16
@@ -103,14 +104,14 @@ def main(args, overrides):
     import jax
     import numpy as np
 
-    from ldm_jax import build
-    from ldm_jax import run as run_lib
     from ldm_jax.base import shard
-    from ldm_jax.engine import log, preempt
+    from ldm_jax.build import objects as build
+    from ldm_jax.engine import preempt
     from ldm_jax.jobs import conditions as conditions_lib
     from ldm_jax.jobs import job as job_lib
+    from ldm_jax.runs import opened as run_lib
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     config = build.read_config(args.run)
     sampling = read_sampling(args, config)
     size = read_size(args.size, config)
@@ -129,7 +130,7 @@ def main(args, overrides):
     job = job_lib.Job(args.out, args.num, args.shard_size, args.format, classes)
     worker, workers = read_worker(args.worker)
 
-    cli.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
+    platforms.cache_compilations(pathlib.Path(args.run) / "compilation_cache")
     mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(args.batch_size, mesh, key="--batch_size")
     run = run_lib.load(args.run, ema=args.ema, mesh=mesh, weaker=args.weaker)
@@ -144,8 +145,8 @@ def main(args, overrides):
         return run.draw(count, sampling, args.seed, cond, size, np.array(indices))
 
     todo = job.missing(worker, workers)
-    progress = log.Progress(0, sum(map(len, todo)))
-    with preempt.Preemption() as preemption, cli.compile_clock() as compiling:
+    progress = progress_lib.Progress(0, sum(map(len, todo)))
+    with preempt.Preemption() as preemption, watch.compile_clock() as compiling:
         clocks = job_lib.run(
             job,
             todo,
@@ -171,11 +172,11 @@ def main(args, overrides):
 
 def export(args):
     """The sampler of one batch as a file that runs without this code (ldm_jax.exported)."""
-    from ldm_jax import build
-    from ldm_jax import run as run_lib
+    from ldm_jax.build import objects as build
     from ldm_jax.jobs import export as export_lib
+    from ldm_jax.runs import opened as run_lib
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     if unknown := sorted(set(args.platforms) - set(PLATFORMS)):
         raise errors.UsageError(
             f"--platforms={unknown[0]} is unknown; use some of {', '.join(PLATFORMS)}."
@@ -196,7 +197,7 @@ def read_sampling(args, config):
         raise errors.UsageError(
             f"--run={args.run} is a first stage; sampling needs a second stage."
         )
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
     from ldm_jax.stages.sampling import Sampling
 
     names = [field.name for field in dataclasses.fields(Sampling)]
@@ -214,7 +215,7 @@ def read_sampling(args, config):
 
 def read_size(text: str, config) -> tuple[int, int]:
     """ "64x96" -> (64, 96); every side must suit the first stage and the UNet."""
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
 
     if not text:
         return (config.data.size,) * 2
@@ -260,8 +261,6 @@ def write_grid(job, conditions):
     """The first images as one picture, a row per class where there are few enough classes."""
     import numpy as np
 
-    from ldm_jax.engine import log
-
     cells = GRID_COLUMNS * GRID_ROWS
     labels = [conditions.row(i).get("class", 0) for i in range(min(job.num, GRID_ROWS * cells))]
     rows = [np.flatnonzero(np.equal(labels, label))[:GRID_COLUMNS] for label in np.unique(labels)]
@@ -269,7 +268,7 @@ def write_grid(job, conditions):
     if not 1 < len(rows) <= GRID_ROWS or any(len(row) < columns for row in rows):
         rows, columns = [np.arange(min(job.num, cells))], GRID_COLUMNS
     chosen = [int(i) for row in rows for i in row]
-    log.write_png(job.out / "grid.png", log.grid(np.stack(job.read(chosen)), columns))
+    raster.write_png(job.out / "grid.png", raster.grid(np.stack(job.read(chosen)), columns))
 
 
 if __name__ == "__main__":

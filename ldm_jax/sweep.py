@@ -23,7 +23,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors, platforms
 
 CALIBRATION = 30  # steps that tell the speed, for budgets of seconds
 
@@ -41,7 +41,7 @@ def main(args, overrides):
     workdir = pathlib.Path(args.workdir)
     if not args.dry_run:
         cli.check_writable("--workdir", args.workdir)
-    from ldm_jax import cells
+    from ldm_jax.sweeps import cells
 
     sweep = config_lib.load(args.sweep, overrides)
     plan = {cell.name: cell for cell in cells.cells(sweep)}
@@ -54,7 +54,7 @@ def main(args, overrides):
     works = {name: Work(cell, sweep, workdir) for name, cell in plan.items()}
     if not args.report:
         # One cache for all commands, which leave it alone where the environment names it.
-        cli.cache_compilations(workdir / "compilation_cache")
+        platforms.cache_compilations(workdir / "compilation_cache")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compilation_cache"))
         for work in [works[args.cell]] if args.cell else works.values():
             work.run()
@@ -64,7 +64,7 @@ def main(args, overrides):
 
 def dry_run(plan, sweep, args, changes):
     """Prints what each cell is, and the command that runs it."""
-    from ldm_jax import budget
+    from ldm_jax.cost import budget
 
     print(f"# {'cell':20} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}")
     for cell in plan:
@@ -80,7 +80,7 @@ def dry_run(plan, sweep, args, changes):
 
 def write_report(workdir: pathlib.Path, works):
     """Of the cells of this sweep that are finished."""
-    from ldm_jax.report import page
+    from ldm_jax.sweeps import page
 
     done = [read(work.folder) for work in works if work.finished()]
     if not done:
@@ -93,7 +93,7 @@ class Work:
     """The work of one cell, in the folders that it shares and its own."""
 
     def __init__(self, cell, sweep, workdir: pathlib.Path):
-        from ldm_jax import cells
+        from ldm_jax.sweeps import cells
 
         self.cell, self.sweep = cell, sweep
         self.folder = workdir / "cells" / cell.run_name(sweep)
@@ -148,7 +148,7 @@ class Work:
         evaluate(f"--run={self.first}", self.first, self.sweep.evaluate.first_stage)
 
     def first_stage_summary(self) -> dict:
-        from ldm_jax import budget
+        from ldm_jax.cost import budget
 
         trained, encoded = read(self.first), read(self.cache)
         flops = budget.training_flops(self.cell.first_stage)
@@ -173,7 +173,8 @@ class Work:
 
     def config(self):
         """(the denoiser's config with its steps, FLOPs of a step, measured seconds of one)."""
-        from ldm_jax import budget, cells
+        from ldm_jax.cost import budget
+        from ldm_jax.sweeps import cells
 
         config = cells.placed(self.cell.ldm, self.first, self.cache)
         flops, seconds = budget.training_flops(self.cell.ldm, self.cell.codec), None
@@ -187,7 +188,7 @@ class Work:
 
     def judge(self, config, run, step):
         """Samples and evaluates one point of training; a row for each step count."""
-        from ldm_jax import cells
+        from ldm_jax.sweeps import cells
 
         how = self.sweep.sampling
         last = step == config.steps.total
@@ -224,7 +225,7 @@ def train(config, workdir):
 
 def evaluate(what: str, folder, flags_) -> dict:
     """The numbers that `evaluate` with those flags says of a run or samples in `folder`."""
-    from ldm_jax import cells
+    from ldm_jax.sweeps import cells
 
     out = pathlib.Path(folder) / f"evaluation-{cells.digest({'flags': flags_})}"
     if not finished(out):
@@ -277,10 +278,8 @@ def read(folder) -> dict:
 
 
 def write_config(config, folder) -> pathlib.Path:
-    from ldm_jax.engine import log
-
     file = pathlib.Path(folder) / config_lib.RUN_CONFIG
-    log.write_text(file, config_lib.to_json(config))
+    disk.write_text(file, config_lib.to_json(config))
     return file
 
 

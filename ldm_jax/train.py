@@ -15,7 +15,7 @@ from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors, platforms, remote
+from ldm_jax.base import disk, errors, platforms, remote, watch
 
 # Keys of a run's config that say nothing of what it computes.
 MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
@@ -60,10 +60,12 @@ def train(config, workdir, allow=(), devices="") -> dict:
     """Trains what `config` says in `workdir`; returns the summary that it writes there."""
     import jax
 
-    from ldm_jax import build, checks, monitor
+    from ldm_jax.build import checks
+    from ldm_jax.build import objects as build
     from ldm_jax.engine import hosts, inherit, loop, phases, rollback
+    from ldm_jax.evaluation import monitor
 
-    seconds = cli.stopwatch()
+    seconds = watch.stopwatch()
     hosts.connect()
     hosts.everywhere(lambda: cli.check_writable("--workdir", workdir))
     workdir = pathlib.Path(workdir)
@@ -87,10 +89,10 @@ def train(config, workdir, allow=(), devices="") -> dict:
         inherit.check(config.init_from, players)
     hosts.on_first(lambda: claim(workdir, config, source, allow))
 
-    cli.cache_compilations(workdir / "compilation_cache")
+    platforms.cache_compilations(workdir / "compilation_cache")
     stage = first_stage or second_stage(config, source, workdir)
     if cache := build.open_cache(config, source):
-        origin = build.read_json(workdir / "latents.json")["origin"]
+        origin = disk.read_json(workdir / "latents.json")["origin"]
         cache.check_weights(config.first_stage, origin["digest"])
     report = workdir / f"hang_{hosts.index():04d}.txt"
     with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
@@ -127,9 +129,9 @@ def second_stage(config, source, workdir):
     import jax
     import jax.numpy as jnp
 
-    from ldm_jax import build
     from ldm_jax.base import tree
-    from ldm_jax.engine import hosts, log
+    from ldm_jax.build import objects as build
+    from ldm_jax.engine import hosts
     from ldm_jax.stages import diffuse
 
     model = build.make_diffuse(config)
@@ -140,7 +142,7 @@ def second_stage(config, source, workdir):
 
     def measured() -> dict:
         if file.exists():
-            return build.read_json(file)
+            return disk.read_json(file)
         given = {"scale": config.latents.scale} if config.latents.scale else {}
         statistics = inherited_latents(config.init_from, digest) or given
         if not statistics:
@@ -153,7 +155,7 @@ def second_stage(config, source, workdir):
         origin = {"first_stage": config.first_stage, "step": step, "digest": digest}
         if frozen:
             origin["conditioners"] = tree.digest(frozen)
-        log.write_text(file, json.dumps(statistics | {"origin": origin}, indent=2) + "\n")
+        disk.write_text(file, json.dumps(statistics | {"origin": origin}, indent=2) + "\n")
         return statistics | {"origin": origin}
 
     record = hosts.on_first(measured, seconds=3600)
@@ -181,10 +183,9 @@ def check_frozen(frozen, record, workdir):
 
 def inherited_latents(init_from, digest: str) -> dict:
     """What the source of this run's weights says of its latents, if its first stage is the same."""
-    from ldm_jax import build
 
     file = pathlib.Path(remote.local(init_from)) / "latents.json"
-    record = build.read_json(file) if init_from and file.is_file() else {"origin": {}}
+    record = disk.read_json(file) if init_from and file.is_file() else {"origin": {}}
     return record if record.pop("origin").get("digest") == digest else {}
 
 
@@ -213,7 +214,6 @@ def claim(workdir, config, source, allow):
 
     A workdir without a checkpoint holds nothing to protect: a corrected config may take it over.
     """
-    from ldm_jax.engine import log
 
     text = config_lib.to_json(config)
     file, data_file = workdir / "config.json", workdir / "data.txt"
@@ -238,22 +238,22 @@ def claim(workdir, config, source, allow):
             f"{workdir}: the data has changed since this run began (fingerprint {data}, now "
             f"{source.fingerprint}); restore it, or take another --workdir."
         )
-    log.write_text(file, text)
-    log.write_text(data_file, source.fingerprint + "\n")
+    disk.write_text(file, text)
+    disk.write_text(data_file, source.fingerprint + "\n")
 
 
 def summarise(workdir, seconds: float) -> dict:
     """summary.json: the newest value of every metric, the rates, the clock."""
     import statistics
 
-    from ldm_jax.engine import goodput, log
+    from ldm_jax.engine import goodput
 
     newest = {}
-    for line in log.read_jsonl(workdir / "metrics.jsonl"):
+    for line in disk.read_jsonl(workdir / "metrics.jsonl"):
         newest |= line
     rates = [
         line["images_per_second"]
-        for line in log.read_jsonl(workdir / "timing.jsonl")
+        for line in disk.read_jsonl(workdir / "timing.jsonl")
         if "images_per_second" in line
     ]
     summary = {"steps": newest.pop("step"), "seconds": seconds}

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build
 from ldm_jax.base import tree
+from ldm_jax.build import objects as build
 from ldm_jax.engine import optim
 from ldm_jax.models import bottleneck
 from ldm_jax.stages import autoencode

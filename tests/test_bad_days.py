@@ -24,7 +24,7 @@ from ldm_jax import (
     sweep,
     train,
 )
-from ldm_jax.engine import log
+from ldm_jax.base import disk
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "latents.scale=1.0"]
@@ -56,7 +56,7 @@ def test_on_a_full_disk_training_goes_on_and_keeps_what_is_finished(tmp_path):
     assert "Step 12 is done but not saved" in done.stderr.splitlines()[-1]
     left = tmp_path / "left"
     assert [p.name for p in (left / "checkpoints").iterdir() if p.name.isdecimal()] == ["4"]
-    lines = log.read_jsonl(left / "metrics.jsonl")
+    lines = disk.read_jsonl(left / "metrics.jsonl")
     assert [line["step"] for line in lines if "denoiser/loss" in line] == [4, 8, 12]
 
 

@@ -7,9 +7,10 @@ import jax
 import pytest
 from calling import call
 
-from ldm_jax import bench, benchmarks, convolutions, programs
+from ldm_jax import bench
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import flops, shard
+from ldm_jax.base import shard
+from ldm_jax.cost import benchmarks, convolutions, flops, programs
 
 FIRST = ["--config=configs/debug.py", "--repeats=2"]
 SECOND = ["--config=configs/debug.py:ldm", "--config.first_stage=identity"]

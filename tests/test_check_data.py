@@ -8,8 +8,9 @@ import pytest
 from calling import call
 from PIL import Image
 
-from ldm_jax import build, check_data
+from ldm_jax import check_data
 from ldm_jax.base import config as config_lib
+from ldm_jax.build import objects as build
 from ldm_jax.data import files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

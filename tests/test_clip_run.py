@@ -10,9 +10,11 @@ from calling import call
 from tokenizers.pre_tokenizers import ByteLevel
 
 import ldm_jax
-from ldm_jax import build, checks, train
+from ldm_jax import train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.build import checks
+from ldm_jax.build import objects as build
 from ldm_jax.data import bytepairs
 from ldm_jax.engine import checkpoint
 from ldm_jax.models import clip

@@ -11,8 +11,7 @@ from PIL import Image
 
 import ldm_jax
 from ldm_jax import cli, evaluate, sample, train
-from ldm_jax.base import errors
-from ldm_jax.engine import log
+from ldm_jax.base import disk, errors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEBUG = ROOT / "configs" / "debug.py"
@@ -68,7 +67,7 @@ def test_a_run_holds_what_the_contract_says(first_stage, ldm):
         for name in ("config.json", "metrics.jsonl", "summary.json", "checkpoints/4", "images"):
             assert (workdir / name).exists(), name
         assert list(workdir.glob("events.out.tfevents*")) and list(workdir.glob("images/*.png"))
-        assert [line["step"] for line in log.read_jsonl(workdir / "metrics.jsonl")] == [2, 4, 4]
+        assert [line["step"] for line in disk.read_jsonl(workdir / "metrics.jsonl")] == [2, 4, 4]
     assert {"steps", "seconds", "psnr_db", "ssim", "l1", "train"} <= summary(first_stage).keys()
     assert summary(ldm)["error"] > 0
 
@@ -273,7 +272,7 @@ def test_a_broken_picture_is_replaced_and_listed(folder, tmp_path, capfd):
     data += SMALL["first_stage"]  # four steps of eight see each of the thirty training records
     allowed = "--config.data.max_bad_fraction=0.1"
     assert call_train("first_stage", tmp_path / "run", *SHORT, *data, allowed) == 0
-    listed = log.read_jsonl(tmp_path / "run" / "bad_records_0000.jsonl")
+    listed = disk.read_jsonl(tmp_path / "run" / "bad_records_0000.jsonl")
     assert [record["name"] for record in listed] == ["13.png"]
     capfd.readouterr()
     code = call_train("first_stage", tmp_path / "stopped", *SHORT, *data)

@@ -305,7 +305,7 @@ def test_a_converted_run_may_move(golden, tmp_path):
 def test_a_checkpoint_that_holds_clip_takes_prompts(golden, tmp_path, capsys):
     """As Stable Diffusion v1's do; its vocabulary is not in the checkpoint."""
     import ldm_jax
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
     from ldm_jax.models import clip
 
     config = yaml.safe_load((golden / PIPELINE / "txt2img.yaml").read_text())

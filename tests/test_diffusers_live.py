@@ -19,7 +19,7 @@ from test_pipelines import FIELDS, TEXT, UNCONDITIONAL, convert_ok, tiny_run  # 
 from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 
 import ldm_jax  # noqa: E402
-from ldm_jax import build  # noqa: E402
+from ldm_jax.build import objects as build  # noqa: E402
 from ldm_jax.data import bytepairs  # noqa: E402
 
 NOISE = np.random.default_rng(1).normal(size=(2, 8, 8, 2)).astype(np.float32)

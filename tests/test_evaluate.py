@@ -11,9 +11,10 @@ from calling import call
 from PIL import Image
 from test_commands import SHORT, SMALL, call_train, summary
 
-from ldm_jax import evaluate, imagesets, measures, sample
-from ldm_jax.engine import log
-from ldm_jax.metrics import features, reference, suite
+from ldm_jax import evaluate, sample
+from ldm_jax.base import disk
+from ldm_jax.evaluation import imagesets, measures, reference, suite
+from ldm_jax.metrics import features
 from ldm_jax.metrics.frechet import Moments, frechet_distance
 
 EVAL = "--config.eval."
@@ -112,9 +113,9 @@ def pixels(job_folder):
 
 
 def test_training_measures_distances_at_its_evaluations(first_stage, ldm):
-    (line,) = [x for x in log.read_jsonl(first_stage / "metrics.jsonl") if "val/psnr_db" in x]
+    (line,) = [x for x in disk.read_jsonl(first_stage / "metrics.jsonl") if "val/psnr_db" in x]
     assert line["val/rfd_pocket"] > 0 and "val/rkid_pocket_std" in line
-    (line,) = [x for x in log.read_jsonl(ldm / "metrics.jsonl") if "val/error" in x]
+    (line,) = [x for x in disk.read_jsonl(ldm / "metrics.jsonl") if "val/error" in x]
     assert line["val/fd_pocket"] > 0
     assert summary(ldm)["fd_pocket"] == line["val/fd_pocket"]
 

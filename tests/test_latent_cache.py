@@ -12,11 +12,11 @@ import pytest
 from calling import call
 from test_commands import DEBUG, ROOT, SMALL, call_train
 
-from ldm_jax import build, encode
+from ldm_jax import encode
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
+from ldm_jax.build import objects as build
 from ldm_jax.data import latents
-from ldm_jax.engine import log
 from ldm_jax.jobs import moments
 
 SHORT = ["--config.steps.total=3", "--config.steps.log=1", "--config.steps.eval=3"]
@@ -63,11 +63,11 @@ def test_training_from_a_cache_is_training_from_images(first_stage, cache, tmp_p
     given += ["--config.data.flip=True"]
     assert call_train("ldm", tmp_path / "images", *given) == 0
     assert call_train("ldm", tmp_path / "cache", *given, f"--config.latents.cache={cache}") == 0
-    a, b = (log.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("images", "cache"))
+    a, b = (disk.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("images", "cache"))
     assert [line["step"] for line in a] == [1, 2, 3, 3]
     for ours, theirs in zip(a, b, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3), ours
-    scale = [build.read_json(tmp_path / n / "latents.json")["scale"] for n in ("images", "cache")]
+    scale = [disk.read_json(tmp_path / n / "latents.json")["scale"] for n in ("images", "cache")]
     assert scale[0] == pytest.approx(scale[1], rel=1e-3) and scale[0] != scale[1]
 
 

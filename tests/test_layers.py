@@ -9,17 +9,30 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ldm_jax"
-ENTRY = "entry points"
 
-# What each package of ours may import. The files right under ldm_jax/ are the entry points.
-MAY_IMPORT = {"base": set()}
-MAY_IMPORT |= {name: {"base"} for name in ("nn", "diffusion", "data")}
-MAY_IMPORT["models"] = {"base", "nn", "diffusion", "data"}
-MAY_IMPORT |= {name: MAY_IMPORT["models"] | {"models"} for name in ("stages", "metrics", "weights")}
-MAY_IMPORT["engine"] = MAY_IMPORT["stages"] | {"stages", "metrics", "weights"}
-MAY_IMPORT["jobs"] = MAY_IMPORT["engine"] | {"engine"}
-MAY_IMPORT["report"] = {"base", "engine"}
-MAY_IMPORT[ENTRY] = MAY_IMPORT["jobs"] | {"jobs", "report", ENTRY}
+# The packages of ours from the ground up: a package may import those of the lines above its own.
+# Packages of one line do not know one another.
+ORDER = (
+    ("base",),
+    ("nn", "diffusion", "data"),
+    ("models", "scenes"),
+    ("stages", "metrics", "weights"),
+    ("engine",),
+    ("build",),
+    ("runs",),
+    ("jobs",),
+    ("evaluation",),
+    ("training",),
+    ("cost",),
+    ("sweeps",),
+)
+# What lies right under ldm_jax/: the package itself, what commands share, and the commands.
+SHARED = ("__init__", "cli")
+COMMANDS = (
+    *("train", "encode", "sample", "edit", "evaluate", "adherence", "convert", "sweep"),
+    *("plan", "bench", "doctor", "check_data", "prepare_data"),
+)
+MOST_LINES = 60  # of a command: its flags and one call
 
 OPTIONAL = {"tensorflow", "torch", "torchvision", "tensorflow_cpu", "diffusers", "wandb", "gradio"}
 
@@ -40,33 +53,71 @@ def imported(body) -> list[tuple[int, str]]:
     return found
 
 
-def layer(dotted: str) -> str:
-    """`ldm_jax.engine.loop` -> `engine`; `ldm_jax.train` -> the entry points."""
-    part = [*dotted.split("."), ""][1]
-    return part if part in MAY_IMPORT else ENTRY
+def may_import(path) -> set[str]:
+    """Names right under `ldm_jax` that the module at `path` may import beside its own package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    packages = [name for line in ORDER for name in line]
+    if len(parts) > 1:
+        level = next(i for i, line in enumerate(ORDER) if parts[0] in line)
+        return {parts[0]}.union(*ORDER[:level])
+    return {*packages, *SHARED} if parts[0] in COMMANDS else {*packages}
 
 
 def test_every_package_has_its_place_in_the_order():
     found = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert found <= MAY_IMPORT.keys(), (
-        f"{found - MAY_IMPORT.keys()}: new packages get a place in MAY_IMPORT of {__file__}, "
-        "and a word in the README's map."
+    ordered = {name for line in ORDER for name in line}
+    assert found == ordered, (
+        f"{found ^ ordered}: a package has its place in ORDER of {__file__}, and a word in the "
+        "README's map."
+    )
+
+
+def test_at_the_top_stand_the_commands_and_what_they_share():
+    found = {path.stem for path in PACKAGE.glob("*.py")}
+    assert found == {*SHARED, *COMMANDS}, (
+        f"{found ^ {*SHARED, *COMMANDS}}: right under ldm_jax/ stand commands alone; a library "
+        "belongs into one of its packages."
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_flags_and_one_call(name):
+    lines = (PACKAGE / f"{name}.py").read_text().splitlines()
+    assert len(lines) <= MOST_LINES, (
+        f"{name}.py has {len(lines)} lines, more than {MOST_LINES}: a command turns flags into one "
+        "call of a library, where its work belongs."
     )
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_only_downward(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    own = layer(".".join(parts))
+    allowed = may_import(path)
     for line, name in imported(ast.walk(ast.parse(path.read_text()))):
-        if name.split(".")[0] != "ldm_jax":
+        root, _, rest = name.partition(".")
+        if root != "ldm_jax":
             continue
-        target = layer(name)
-        assert target == own or target in MAY_IMPORT[own], (
-            f"{path.relative_to(ROOT)}:{line} imports {name}: {own} may only import itself and "
-            f"{sorted(MAY_IMPORT[own]) or 'nothing of ours'}. Take what you need as an argument "
-            "(build.py connects layers), or move it down to the lowest layer that uses it."
+        target = rest.split(".")[0]
+        assert target in allowed, (
+            f"{path.relative_to(ROOT)}:{line} imports {name}, which does not lie below it "
+            f"(allowed: {', '.join(sorted(allowed))}). Take what you need as an argument, or move "
+            "it down to the lowest package that uses it."
         )
+
+
+@pytest.mark.parametrize("kind", ["stage"])
+def test_only_one_module_asks_for_the_stage(kind):
+    readers = {
+        str(path.relative_to(PACKAGE))
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == kind
+        if (isinstance(node.value, ast.Name) and node.value.id == "config")
+        or (isinstance(node.value, ast.Attribute) and node.value.attr in ("config", "_config"))
+    }
+    assert readers == {"build/kinds.py"}, (
+        f"config.{kind} is read in {sorted(readers)}: what a stage is, its kind says "
+        "(build/kinds.py)."
+    )
 
 
 def at_module_level(tree: ast.Module):
@@ -91,7 +142,8 @@ def test_optional_packages_are_imported_where_they_are_used(path):
 def test_import_ldm_jax_is_light_and_training_needs_neither_tensorflow_nor_torch():
     code = (
         "import sys, ldm_jax; light = set(sys.modules);"
-        "from ldm_jax import build, run, train, sample, evaluate;"
+        "from ldm_jax import train, sample, evaluate;"
+        "from ldm_jax.runs import opened; from ldm_jax.training import session;"
         "print(*sorted(light & {'jax', 'flax', 'numpy', 'orbax', 'grain'}), '|',"
         f"*sorted(set(sys.modules) & {OPTIONAL!r}))"
     )

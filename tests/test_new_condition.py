@@ -7,7 +7,8 @@ import pytest
 from calling import call
 
 import ldm_jax
-from ldm_jax import build, train
+from ldm_jax import train
+from ldm_jax.build import objects as build
 from ldm_jax.data import conditions
 from ldm_jax.models import conditioners
 

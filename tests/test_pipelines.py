@@ -57,7 +57,7 @@ def tiny_run(folder, variant, conditioners=None, **changes):
 
 
 def params_of(first_stage):
-    from ldm_jax import build
+    from ldm_jax.build import objects as build
 
     return build.codec_params(first_stage)[0]
 

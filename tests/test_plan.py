@@ -7,9 +7,10 @@ import jax
 import pytest
 from calling import call
 
-from ldm_jax import plan, planner, programs, topologies
+from ldm_jax import plan
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, shard, tree
+from ldm_jax.cost import planner, programs, topologies
 
 TINY = {"first_stage": "identity", "model.mult": "(1,)", "model.attention": "()"}
 CONFIG = ["--config=configs/debug.py:ldm", *(f"--config.{k}={v}" for k, v in TINY.items())]

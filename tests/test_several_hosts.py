@@ -15,7 +15,8 @@ import pytest
 from test_resume import PATIENCE, assert_the_same, lines, wait_until
 
 from launch.job import restartable
-from ldm_jax.engine import hosts, log
+from ldm_jax.base import disk
+from ldm_jax.engine import hosts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEVICES = 8
@@ -171,7 +172,7 @@ def test_hosts_go_back_together_and_end_alike(tmp_path):
         codes, last = end(processes)
     assert codes == [1, 1] and last[0] == last[1], last
     assert "Rolled back 1 time" in last[0]
-    (line,) = log.read_jsonl(run / "rollbacks.jsonl")
+    (line,) = disk.read_jsonl(run / "rollbacks.jsonl")
     assert line["step"] == 0 and line["offset"] == line["from"]
 
 

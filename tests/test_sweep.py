@@ -14,9 +14,11 @@ import pytest
 from calling import call
 from test_commands import DEBUG
 
-from ldm_jax import budget, cells, sweep
+from ldm_jax import sweep
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.cost import budget
+from ldm_jax.sweeps import cells
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SWEEP = f"{ROOT}/configs/sweeps/downsampling.py:debug"

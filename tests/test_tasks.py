@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from calling import call
 
-from ldm_jax import adherence, build, checks, train
+from ldm_jax import adherence, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.build import checks
+from ldm_jax.build import objects as build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TASKS = {

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from ldm_jax import build, checks
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, tree
+from ldm_jax.build import checks
+from ldm_jax.build import objects as build
 from ldm_jax.engine import optim
 from ldm_jax.stages import diffuse
 

@@ -17,6 +17,10 @@ class Restart(Exception):
     """The same command again goes on from what is saved. Entry points exit with 42."""
 
 
+class Preempted(Restart):
+    """SIGTERM came and everything is saved."""
+
+
 def nearest(name, known) -> str:
     """`; did you mean 'x'?` where one of `known` is close to `name`, else an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)

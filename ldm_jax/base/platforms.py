@@ -3,8 +3,11 @@
 Whatever the user's own XLA_FLAGS say stays. docs/performance.md tells what was tried and left out.
 """
 
+import logging
 import os
 import pathlib
+
+from ldm_jax.base import remote
 
 # Files by which a machine shows its accelerator, and the package with which JAX drives it.
 HARDWARE = {
@@ -41,3 +44,19 @@ def set_flags(flags: tuple = (), environ=os.environ):
     new = [flag for flag in flags or FLAGS[here(environ)] if flag.partition("=")[0] not in names]
     if new:
         environ["XLA_FLAGS"] = " ".join([*given, *new])
+
+
+def quiet_libraries():
+    """Warnings of our libraries that a user can do nothing about stay out of the log."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("absl", "orbax", "jax._src.xla_bridge", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def cache_compilations(directory):
+    """Compiled programs outlive the process: a restart compiles nothing anew."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(remote.place(directory)))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

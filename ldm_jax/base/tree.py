@@ -62,3 +62,9 @@ def global_norm(tree) -> jax.Array:
     """sqrt of the sum of squares over all leaves, in float32."""
     squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    gib = count / 2**30
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{count / 2**20:.3g} MiB"

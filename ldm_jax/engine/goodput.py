@@ -9,7 +9,8 @@ import json
 import pathlib
 import time
 
-from ldm_jax.engine import log
+from ldm_jax.base import disk
+from ldm_jax.base import progress as progress_lib
 
 
 class Ledger:
@@ -24,7 +25,7 @@ class Ledger:
 
     def __init__(self, workdir, first: int, seconds: dict, active: bool):
         self._file, self._active = pathlib.Path(workdir) / "goodput.jsonl", active
-        self._before = log.read_jsonl(self._file) if active else []
+        self._before = disk.read_jsonl(self._file) if active else []
         self._own = {"begin": time.time(), "from": first, "seconds": seconds}
 
     def write(self, step: int):
@@ -32,7 +33,7 @@ class Ledger:
         if self._active:
             lines = [*self._before, self._own | {"reached": step, "end": time.time()}]
             with contextlib.suppress(OSError):
-                log.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+                disk.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
 
     def end(self, step: int):
         """The session ends at `step`; another one of this process counts its seconds from 0."""
@@ -46,7 +47,7 @@ def report(workdir) -> dict:
     Productive is the time of steps whose work is in the run. Lost are the steps that a session did
     and the next one had to do again; down is the time between sessions.
     """
-    sessions = log.read_jsonl(pathlib.Path(workdir) / "goodput.jsonl")
+    sessions = disk.read_jsonl(pathlib.Path(workdir) / "goodput.jsonl")
     if not sessions:
         return {}
     total = dict.fromkeys(sessions[0]["seconds"], 0.0)
@@ -71,6 +72,7 @@ def report(workdir) -> dict:
 def words(report: dict) -> str:
     """The same in a line: `91 % of 1:02:05 in 3 session(s); compile 0:40, ...`."""
     seconds = {k.removesuffix("_seconds"): v for k, v in report.items() if k.endswith("_seconds")}
-    rest = ", ".join(f"{k} {log.clock(v)}" for k, v in seconds.items() if v >= 1)
-    share = f"{100 * report['productive_fraction']:.0f} % of {log.clock(sum(seconds.values()))}"
+    rest = ", ".join(f"{k} {progress_lib.clock(v)}" for k, v in seconds.items() if v >= 1)
+    total = progress_lib.clock(sum(seconds.values()))
+    share = f"{100 * report['productive_fraction']:.0f} % of {total}"
     return f"{share} in {report['sessions']} session(s); {rest}"

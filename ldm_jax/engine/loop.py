@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import jax
 from clu import parameter_overview
 
-from ldm_jax.base import errors, remote, shard, tree
+from ldm_jax.base import disk, errors, remote, shard, tree
 from ldm_jax.engine import (
     checkpoint,
     goodput,
@@ -25,15 +25,11 @@ from ldm_jax.engine import (
     preempt,
     replicas,
 )
-from ldm_jax.engine import judge as judge_lib
 from ldm_jax.engine import rollback as rollback_lib
 from ldm_jax.engine import step as step_lib
+from ldm_jax.evaluation import judge as judge_lib
 
 RUN_AHEAD = 2  # steps dispatched before the host waits for the oldest
-
-
-class Preempted(errors.Restart):
-    """SIGTERM came and everything is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +135,7 @@ def train(
     if meta is None and init_from:
         state, origin = inherit.weights(state, init_from, programs.state)
         if jax.process_index() == 0:
-            log.write_text(workdir / "init_from.json", json.dumps(origin, indent=2) + "\n")
+            disk.write_text(workdir / "init_from.json", json.dumps(origin, indent=2) + "\n")
     meta = meta or {}
     first = int(state["step"])
     story = history.begin(first)
@@ -235,7 +231,7 @@ def train(
                 if leave:
                     problem = saved(step)
                     word = f"NOT saved ({problem})" if problem else "saved"
-                    raise Preempted(f"SIGTERM at step {step}: {word}.")
+                    raise errors.Preempted(f"SIGTERM at step {step}: {word}.")
         if problem := saved(steps.total):
             raise errors.RunError(
                 f"Step {steps.total} is done but not saved ({problem}): mend the storage of "
@@ -243,7 +239,7 @@ def train(
             )
     except rollback_lib.BadSteps as e:
         if preemption.requested(step):
-            raise Preempted(
+            raise errors.Preempted(
                 f"SIGTERM at step {step}, whose weights are not worth keeping: {e}"
             ) from e
         raise
@@ -267,7 +263,7 @@ def _introduce(logs, state, mesh, first, total, story):
         logs.progress.say(story)
     if logs.active:
         overview = parameter_overview.get_parameter_overview(state["params"], include_stats=False)
-        log.write_text(logs.workdir / "parameters.txt", overview + "\n")
+        disk.write_text(logs.workdir / "parameters.txt", overview + "\n")
 
 
 def _headline(means: dict, timing: dict) -> dict:

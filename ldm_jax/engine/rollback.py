@@ -14,8 +14,8 @@ import logging
 import pathlib
 import statistics
 
-from ldm_jax.base import errors
-from ldm_jax.engine import hosts, log
+from ldm_jax.base import disk, errors
+from ldm_jax.engine import hosts
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +66,14 @@ class History:
         return f"rolled back to step {step}, past {bad.step - step} batch(es): {bad}"
 
     def _write(self, step):
-        before = log.read_jsonl(self._file)
+        before = disk.read_jsonl(self._file)
         lines = [line for line in before if line["step"] <= step]
         if self._bad:
             offset = (before[-1]["offset"] if before else 0) + self._bad.step - step
             line = {"step": step, "from": self._bad.step, "offset": offset}
             lines.append(line | {"reason": str(self._bad)})
         if lines != before:
-            log.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+            disk.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
         return lines
 
 

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from ldm_jax.engine import log
+from ldm_jax.base import disk, raster
 
 
 class Easel:
@@ -64,7 +64,7 @@ def write(out, names, drawn, beside=(), columns=None) -> dict:
     """DIR/images/NAME.png, and a sheet: what stands beside each picture, then the picture."""
     out = pathlib.Path(out)
     for name, image in zip(names, drawn):
-        log.write_png(out / "images" / f"{name}.png", image)
+        raster.write_png(out / "images" / f"{name}.png", image)
     cells = np.stack([*beside, drawn], axis=1).reshape(-1, *drawn.shape[1:])
     across = len(beside) + 1
     return {"num": len(drawn)} | sheet(out, cells, columns or across * max(1, 6 // across))
@@ -73,7 +73,7 @@ def write(out, names, drawn, beside=(), columns=None) -> dict:
 def sheet(out, cells, columns) -> dict:
     """DIR/sheet.png of uint8 [n, h, w, 3]."""
     path = pathlib.Path(out) / "sheet.png"
-    log.write_png(path, log.grid(cells, columns))
+    raster.write_png(path, raster.grid(cells, columns))
     return {"sheet_png": str(path)}
 
 
@@ -81,7 +81,7 @@ def animate(path, drawn, milliseconds: int = 80):
     """There and back again, as a GIF."""
     frames = [Image.fromarray(image) for image in (*drawn, *drawn[-2:0:-1])]
     options = dict(save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
-    log.write_atomic(path, lambda f: frames[0].save(f, format="GIF", **options))
+    disk.write_atomic(path, lambda f: frames[0].save(f, format="GIF", **options))
 
 
 def floats(pixels):

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base import tree
+from ldm_jax.base import disk, raster, tree
 from ldm_jax.diffusion import samplers
-from ldm_jax.engine import log
 
 
 def write(path, run, n: int, sampling, size: tuple[int, int], platforms):
@@ -29,7 +28,7 @@ def write(path, run, n: int, sampling, size: tuple[int, int], platforms):
         keys = samplers.image_keys(seed, first + jnp.arange(n))
         how = dict(sampling=sampling, height=size[0], width=size[1])
         z = model.sample(own["params"], own["frozen"], keys, cond, **how)
-        return log.to_uint8(model.render(own["frozen"], z, sampling))
+        return raster.to_uint8(model.render(own["frozen"], z, sampling))
 
     abstract = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)
     flat = {name: abstract(leaf) for name, leaf in zip(names, leaves)}
@@ -55,4 +54,4 @@ def write(path, run, n: int, sampling, size: tuple[int, int], platforms):
             for name, data in parts.items():
                 archive.writestr(name, bytes(data))
 
-    log.write_atomic(path, fill)
+    disk.write_atomic(path, fill)

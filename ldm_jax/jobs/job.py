@@ -13,8 +13,7 @@ import time
 import numpy as np
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
-from ldm_jax.engine import log, loop
+from ldm_jax.base import disk, errors
 from ldm_jax.jobs import outputs
 
 
@@ -44,7 +43,7 @@ class Job:
             raise errors.UsageError(
                 f"{self.out} holds other samples ({changed}); take another --out."
             )
-        log.write_text(file, json.dumps(manifest, indent=2) + "\n")
+        disk.write_text(file, json.dumps(manifest, indent=2) + "\n")
 
     def missing(self, worker: int = 0, workers: int = 1) -> list[outputs.Shard]:
         """The unfinished shards that are this worker's: every `workers`-th."""
@@ -60,7 +59,7 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         self.format.write(folder, shard, images, rows, self._classes)
         record = {"begin": shard.begin, "end": shard.end, "sha256": self._digest(shard)}
-        log.write_text(self._file(shard), json.dumps(record | {"rows": rows}) + "\n")
+        disk.write_text(self._file(shard), json.dumps(record | {"rows": rows}) + "\n")
 
     def finish(self) -> str:
         """Writes what only a whole job has; returns the digest of all shards."""
@@ -150,7 +149,7 @@ def run(job, todo, draw, rows, batch_size: int, stop, progress) -> dict:
             images = None
             for begin in range(shard.begin, shard.end, batch_size):
                 if stop():
-                    raise loop.Preempted(
+                    raise errors.Preempted(
                         f"stopped after {done} images: finished shards are kept; start again with "
                         "the same arguments to go on."
                     )

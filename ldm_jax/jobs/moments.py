@@ -5,9 +5,8 @@ import json
 
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 from ldm_jax.data import latents
-from ldm_jax.engine import log
 from ldm_jax.jobs import job, outputs
 
 
@@ -33,7 +32,7 @@ class Shards(outputs.Format):
         names = [f"images/{name}" for shard in shards for name in self.files(shard)]
         files = {name: (out / name).stat().st_size for name in names}
         text = json.dumps(self._index | {"files": files}, indent=2)
-        log.write_text(out / latents.INDEX, text + "\n")
+        disk.write_text(out / latents.INDEX, text + "\n")
 
 
 class Job(job.Job):

@@ -17,10 +17,9 @@ import zipfile
 
 import numpy as np
 
-from ldm_jax.base import registry
+from ldm_jax.base import disk, registry
 from ldm_jax.data import images as images_lib
 from ldm_jax.data import records
-from ldm_jax.engine import log
 
 FORMATS = registry.Registry("format")
 
@@ -76,7 +75,7 @@ class Pictures(Format):
 
     def write(self, folder, shard, images, rows, classes):
         for name, data in zip(self.files(shard), self.encode(images)):
-            log.write_atomic(folder / name, functools.partial(_put, data))
+            disk.write_atomic(folder / name, functools.partial(_put, data))
 
     def encode(self, images) -> list[bytes]:
         # Pillow lets go of the interpreter while it compresses.
@@ -108,7 +107,7 @@ class Tars(Format):
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
 
-        log.write_atomic(folder / self.files(shard)[0], fill)
+        disk.write_atomic(folder / self.files(shard)[0], fill)
 
     def read(self, folder, shard):
         with tarfile.open(folder / self.files(shard)[0], "r:") as archive:
@@ -154,7 +153,7 @@ class Arrays(Format):
         return [f"{shard.number:05d}.npy"]
 
     def write(self, folder, shard, images, rows, classes):
-        log.write_atomic(folder / self.files(shard)[0], lambda f: np.save(f, images))
+        disk.write_atomic(folder / self.files(shard)[0], lambda f: np.save(f, images))
 
     def read(self, folder, shard):
         return np.load(folder / self.files(shard)[0])
@@ -176,7 +175,7 @@ class Arrays(Format):
                     with archive.open(_member("arr_1.npy"), "w") as member:
                         np.save(member, np.asarray(labels, np.int64))
 
-        log.write_atomic(out / "samples.npz", fill)
+        disk.write_atomic(out / "samples.npz", fill)
 
 
 FORMATS.register("npz")(Arrays())
@@ -203,7 +202,7 @@ def _write_metadata(out, names, rows):
             for name, row in zip(names, rows)
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        log.write_text(out / "images" / "metadata.jsonl", text)
+        disk.write_text(out / "images" / "metadata.jsonl", text)
 
 
 def _put(data, file):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ldm_jax.base import flops
+from ldm_jax.cost import flops
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.unet import UNet
 
@@ -113,8 +113,8 @@ def test_an_autoencoder_is_within_a_tenth_of_xlas_count():
 )
 def test_the_published_unets_cost_what_others_count(recipe, gflop):
     """By an independent count of the official architectures' convolutions and products."""
-    from ldm_jax import build
     from ldm_jax.base import config as config_lib
+    from ldm_jax.build import objects as build
 
     config = config_lib.load(f"configs/{recipe}.py")
     model = build.make_diffuse(config)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ldm_jax.base import hlo, shard
+from ldm_jax.base import shard
+from ldm_jax.cost import hlo
 
 
 def compiled(function, *shapes, dtype=jnp.float32):

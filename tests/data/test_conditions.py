@@ -15,10 +15,10 @@ from ldm_jax.data import (
     images,
     layouts,
     pipeline,
-    scenes,
     sources,
     transforms,
 )
+from ldm_jax.scenes import scenes
 
 SCENES = scenes.scenes(size=32, count=40, objects=2, relations=True)
 TEXT = dict(vocab_size=19, pad=0, null=(2, 3), source=SCENES)

@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from ldm_jax.data import conditions, scene_scores, scenes
+from ldm_jax.data import conditions
+from ldm_jax.scenes import scenes
+from ldm_jax.scenes import scores as scene_scores
 
 COUNT = 96
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from ldm_jax.base import errors
-from ldm_jax.data import scene_checker, scenes, sources
+from ldm_jax.data import sources
+from ldm_jax.scenes import checker as scene_checker
+from ldm_jax.scenes import scenes
 
 
 def draw(size, count, seed=0, objects=1):

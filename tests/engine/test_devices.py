@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from ldm_jax import build
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import shard
+from ldm_jax.build import objects as build
 from ldm_jax.engine import step
 
 DEBUG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "debug.py"

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax.base import disk, raster
+from ldm_jax.base import progress as progress_lib
 from ldm_jax.engine import log
 
 
@@ -16,10 +18,10 @@ def test_a_log_goes_on_after_its_step_and_drops_what_a_kill_left(tmp_path):
     whole = file.read_text()
     file.write_text(whole + '{"step": 8, "lo')
     logs = log.Log(tmp_path, start=4, total=9)
-    assert [line["step"] for line in log.read_jsonl(file)] == [2, 4]
+    assert [line["step"] for line in disk.read_jsonl(file)] == [2, 4]
     logs.metrics(6, {"loss": np.float32(0.6)})
     logs.close()
-    assert [line["step"] for line in log.read_jsonl(file)] == [2, 4, 6]
+    assert [line["step"] for line in disk.read_jsonl(file)] == [2, 4, 6]
 
 
 @pytest.mark.parametrize("cut", range(0, 40, 3))
@@ -27,20 +29,20 @@ def test_a_log_cut_at_any_byte_reads_as_its_whole_lines(tmp_path, cut):
     text = '{"step": 1, "a": 0.5}\n{"step": 2, "a": 1.5}\n'
     (tmp_path / "metrics.jsonl").write_text(text[:cut])
     lines = [json.loads(line) for line in text.splitlines()]
-    assert log.read_jsonl(tmp_path / "metrics.jsonl") == lines[: text[:cut].count("\n")]
+    assert disk.read_jsonl(tmp_path / "metrics.jsonl") == lines[: text[:cut].count("\n")]
     log.Log(tmp_path, start=1, total=2).close()
-    assert log.read_jsonl(tmp_path / "metrics.jsonl") == lines[: min(1, text[:cut].count("\n"))]
+    assert disk.read_jsonl(tmp_path / "metrics.jsonl") == lines[: min(1, text[:cut].count("\n"))]
 
 
 def test_uint8_there_and_back_loses_nothing():
     pixels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(log.to_uint8(pixels / 127.5 - 1), pixels)
-    np.testing.assert_array_equal(log.to_uint8([-9.0, 9.0]), [0, 255])
+    np.testing.assert_array_equal(raster.to_uint8(pixels / 127.5 - 1), pixels)
+    np.testing.assert_array_equal(raster.to_uint8([-9.0, 9.0]), [0, 255])
 
 
 def test_a_grid_holds_every_image_in_reading_order():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 96, 96, 3), np.uint8)
-    sheet = log.grid(images, columns=2, gap=2)
+    sheet = raster.grid(images, columns=2, gap=2)
     assert sheet.shape == (3 * 98 + 2, 2 * 98 + 2, 3)
     for i in range(5):
         top, left = 2 + (i // 2) * 98, 2 + (i % 2) * 98
@@ -48,21 +50,21 @@ def test_a_grid_holds_every_image_in_reading_order():
 
 
 def test_files_are_there_whole_or_not_at_all(tmp_path):
-    log.write_text(tmp_path / "new" / "a.txt", "old")
+    disk.write_text(tmp_path / "new" / "a.txt", "old")
 
     def breaks(file):
         file.write(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        log.write_atomic(tmp_path / "new" / "a.txt", breaks)
+        disk.write_atomic(tmp_path / "new" / "a.txt", breaks)
     assert (tmp_path / "new" / "a.txt").read_text() == "old"
-    log.write_png(tmp_path / "a.png", np.full((3, 4, 3), 7, np.uint8))
+    raster.write_png(tmp_path / "a.png", np.full((3, 4, 3), 7, np.uint8))
     assert Image.open(tmp_path / "a.png").size == (4, 3)
 
 
 def test_clock():
-    assert [log.clock(s) for s in (0, 65, 3725, -1)] == ["0:00", "1:05", "1:02:05", "0:00"]
+    assert [progress_lib.clock(s) for s in (0, 65, 3725, -1)] == ["0:00", "1:05", "1:02:05", "0:00"]
 
 
 def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch, caplog):
@@ -88,9 +90,9 @@ def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch
     logs.metrics(2, {"loss": 2.0})
     logs.images(2, "x", np.zeros((1, 8, 8, 3)), 1)
     assert caplog.text.count("ALARM") == 2 and "No space left" in caplog.text
-    assert len(log.read_jsonl(tmp_path / "metrics.jsonl")) == 1, "no half line"
+    assert len(disk.read_jsonl(tmp_path / "metrics.jsonl")) == 1, "no half line"
     monkeypatch.undo()
     logs.metrics(3, {"loss": 3.0})
     logs.close()
-    assert [line["step"] for line in log.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [line["step"] for line in disk.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert not list((tmp_path / "images").iterdir())

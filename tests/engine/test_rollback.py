@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_resume import assert_the_same
 
-from ldm_jax.base import errors, shard
-from ldm_jax.engine import log, loop, rollback
+from ldm_jax.base import disk, errors, shard
+from ldm_jax.engine import loop, rollback
 from ldm_jax.stages import api
 
 STEPS = {"total": 60, "log": 2, "eval": 60, "checkpoint": 5}
@@ -73,11 +73,11 @@ JUMP = {33: 1e4}
 def test_a_run_goes_back_and_past_the_bad_data(poison, end, why, tmp_path):
     rows = Rows(poison)
     train(tmp_path / "run", rows)
-    (line,) = log.read_jsonl(tmp_path / "run" / "rollbacks.jsonl")
+    (line,) = disk.read_jsonl(tmp_path / "run" / "rollbacks.jsonl")
     assert (line["step"], line["from"], line["offset"]) == (30, end, end - 30)
     assert why in line["reason"]
     assert rows.seen == list(range(end + 30)), "each batch once, the bad ones too"
-    lines = log.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    lines = disk.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines if "line/loss" in line] == list(range(2, 62, 2))
     assert all(line["error"] < 0.1 for line in lines if "error" in line)
 
@@ -87,11 +87,11 @@ def test_a_run_that_was_cut_around_its_rollback_equals_the_uncut_one(cut, tmp_pa
     train(tmp_path / "uncut", Rows(JUMP))
     rows = Rows(JUMP, cut)
     for _ in cut:
-        with pytest.raises(loop.Preempted):
+        with pytest.raises(errors.Preempted):
             train(tmp_path / "cut", rows)
     train(tmp_path / "cut", rows)
     assert_the_same(tmp_path / "cut", tmp_path / "uncut")
-    lines = [log.read_jsonl(tmp_path / name / "rollbacks.jsonl") for name in ("cut", "uncut")]
+    lines = [disk.read_jsonl(tmp_path / name / "rollbacks.jsonl") for name in ("cut", "uncut")]
     assert lines[0] == lines[1] and len(lines[0]) == 1
 
 
@@ -101,7 +101,7 @@ def test_rollbacks_are_counted_over_all_sessions_and_come_to_an_end(tmp_path):
         with pytest.raises(errors.RunError, match=r"error is nan .*Rolled back 2 time") as raised:
             train(tmp_path / "run", Rows(hopeless))
         assert "config.max_rollbacks=2" in str(raised.value)
-    assert len(log.read_jsonl(tmp_path / "run" / "rollbacks.jsonl")) == 2
+    assert len(disk.read_jsonl(tmp_path / "run" / "rollbacks.jsonl")) == 2
     with pytest.raises(errors.RunError, match=r"Rolled back 0 time"):
         train(tmp_path / "none", Rows(hopeless), most=0)
 
@@ -109,7 +109,7 @@ def test_rollbacks_are_counted_over_all_sessions_and_come_to_an_end(tmp_path):
 def test_without_a_checkpoint_before_it_the_run_begins_anew_past_the_bad_data(tmp_path):
     rows = Rows({0: np.nan, 1: np.nan, 2: np.nan, 3: np.nan})
     train(tmp_path / "run", rows)
-    (line,) = log.read_jsonl(tmp_path / "run" / "rollbacks.jsonl")
+    (line,) = disk.read_jsonl(tmp_path / "run" / "rollbacks.jsonl")
     assert (line["step"], line["offset"]) == (0, 4) and rows.seen == list(range(64))
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ldm_jax.report import conclusion, page, results
+from ldm_jax.sweeps import conclusion, page, results
 
 BUDGET = {"kind": "flops", "amount": 1000.0, "max_steps": 100}
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax import build
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.build import objects as build
 from ldm_jax.models import bottleneck
 from ldm_jax.stages import autoencode
 

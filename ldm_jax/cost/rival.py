@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, timing
 from ldm_jax.base import errors
+from ldm_jax.build import objects as build
+from ldm_jax.cost import timing
 from ldm_jax.weights import to_diffusers
 
 LEARNING_RATE = 1e-4

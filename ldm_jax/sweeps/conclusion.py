@@ -5,7 +5,7 @@ import itertools
 import math
 import statistics
 
-from ldm_jax.report import results
+from ldm_jax.sweeps import results
 
 BUDGETS = {
     "flops": "training FLOPs ({amount:.3g} for each denoiser)",

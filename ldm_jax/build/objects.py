@@ -5,8 +5,6 @@ Nothing in the first half of this module touches a device.
 
 import dataclasses
 import inspect
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +21,7 @@ from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.unet import UNet
+from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
 from ldm_jax.stages import autoencode, diffuse
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.sampling import Sampling
@@ -255,7 +254,3 @@ def make_diffuse(config: ConfigDict, codec: Codec | None = None) -> diffuse.Diff
         loss=diffuse.Loss(**config.loss),
         sampling=Sampling(**config.sample),
     )
-
-
-def read_json(path) -> dict:
-    return json.loads(pathlib.Path(path).read_text())

@@ -5,8 +5,8 @@ from collections import Counter
 
 import jax
 
-from ldm_jax import budget, cli, programs
-from ldm_jax.base import errors, hlo, tree
+from ldm_jax.base import errors, tree, watch
+from ldm_jax.cost import budget, hlo, programs
 
 GIB = 2**30
 
@@ -56,7 +56,7 @@ class Planner:
         return 0
 
     def _compile(self, name, program) -> dict:
-        seconds = cli.stopwatch()
+        seconds = watch.stopwatch()
         memory = arguments(program)
         try:
             compiled = program.lower().compile()

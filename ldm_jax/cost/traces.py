@@ -5,7 +5,8 @@ from collections import Counter, defaultdict
 
 import jax
 
-from ldm_jax.base import errors, hlo
+from ldm_jax.base import errors
+from ldm_jax.cost import hlo
 
 
 def record(call, folder, calls: int = 3):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm_jax.data import scene_checker, scenes
+from ldm_jax.scenes import checker as scene_checker
+from ldm_jax.scenes import scenes
 
 _CLASS = "|".join(scenes.CLASSES)
 _RELATION = "|".join(scenes.RELATIONS)

@@ -2,8 +2,8 @@
 
 import jax
 
-from ldm_jax import programs
 from ldm_jax.base import shard
+from ldm_jax.cost import programs
 
 
 def training_flops(config, codec=None, cached: bool = True) -> float:

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax import build, checks
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, tree
+from ldm_jax.build import checks
+from ldm_jax.build import objects as build
 from ldm_jax.stages.codec import Codec
 
 BUDGETS = ("flops", "steps", "seconds")

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build
-from ldm_jax.base import shard, tree
+from ldm_jax.base import raster, shard, tree
+from ldm_jax.build import objects as build
 from ldm_jax.data import conditions
 from ldm_jax.diffusion import samplers
-from ldm_jax.engine import log
 from ldm_jax.engine import step as step_lib
 from ldm_jax.models import lpips
 from ldm_jax.stages.codec import Codec
@@ -63,7 +62,7 @@ def sampling(config, mesh, batch_size: int) -> Program:
 
     def draw(params, frozen, keys, fields):
         z = model.sample(params, frozen, keys, fields, sampling=how, height=size, width=size)
-        return log.to_uint8(model.render(frozen, z, how))
+        return raster.to_uint8(model.render(frozen, z, how))
 
     whole, rows = shard.replicated(mesh), shard.batch_sharding(mesh)
     arguments = {

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import imagesets
-from ldm_jax.base import errors, tensorfile
-from ldm_jax.engine import log
-from ldm_jax.metrics import features, protocol, suite
+from ldm_jax.base import errors, raster, tensorfile
+from ldm_jax.evaluation import imagesets, protocol, suite
+from ldm_jax.evaluation import reference as reference_lib
+from ldm_jax.metrics import features
 from ldm_jax.metrics import latents as latents_lib
-from ldm_jax.metrics import reference as reference_lib
 from ldm_jax.models import bottleneck, mobilenet
 from ldm_jax.weights import inception
 
@@ -139,7 +138,7 @@ class HeldOut:
     def originals(self):
         """(uint8 [b, h, w, 3], mask)."""
         for batch in self._batches():
-            yield np.asarray(log.to_uint8(batch["image"])), batch["real"]
+            yield np.asarray(raster.to_uint8(batch["image"])), batch["real"]
 
     def reconstructions(self):
         """The same of the posterior's mode, decoded."""
@@ -163,7 +162,7 @@ class HeldOut:
             _, indices = bottleneck.quantise(params["codebook"], z)
             count = lambda i: jnp.bincount(i.ravel(), length=self._entries)
             counts = jax.vmap(count)(indices)
-        return z, counts, log.to_uint8(self._codec.decode(params, z))
+        return z, counts, raster.to_uint8(self._codec.decode(params, z))
 
 
 def _open_reference(path, size, plan):

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base import shard
-from ldm_jax.engine import judge, log
-from ldm_jax.metrics import reference as reference_lib
-from ldm_jax.metrics import suite
+from ldm_jax.base import raster, shard
+from ldm_jax.evaluation import judge, suite
+from ldm_jax.evaluation import reference as reference_lib
 
 
 class Distances:
@@ -34,7 +33,7 @@ class Distances:
         self._reference = None
 
         def extract(weights, batch, images):
-            return *extractor.apply(weights, log.to_uint8(images)), batch["real"]
+            return *extractor.apply(weights, raster.to_uint8(images)), batch["real"]
 
         def generate(weights, batch, params, frozen, first):
             index = first + jnp.arange(len(batch["real"]))

@@ -2,11 +2,12 @@
 
 import jax
 
-from ldm_jax import build, measures
 from ldm_jax.base import errors
+from ldm_jax.build import objects as build
 from ldm_jax.data import pipeline, sources, transforms
-from ldm_jax.engine import distances as distances_lib
-from ldm_jax.metrics import features, suite
+from ldm_jax.evaluation import distances as distances_lib
+from ldm_jax.evaluation import measures, suite
+from ldm_jax.metrics import features
 from ldm_jax.stages import codec
 
 

@@ -12,8 +12,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from ldm_jax import timing
-from ldm_jax.base import flops
+from ldm_jax.cost import flops, timing
 
 KINDS = ("forward", "input_gradient", "kernel_gradient")
 SLOW = 0.25  # of the median rate of its kind: what is below is named

@@ -8,9 +8,10 @@ import time
 import jax
 import numpy as np
 
-from ldm_jax import build, cli, convolutions, programs, timing, traces
-from ldm_jax import rival as rival_lib
-from ldm_jax.base import errors, flops, shard, tree
+from ldm_jax.base import errors, shard, tree, watch
+from ldm_jax.build import objects as build
+from ldm_jax.cost import convolutions, flops, programs, timing, traces
+from ldm_jax.cost import rival as rival_lib
 from ldm_jax.engine.checkpoint import Checkpoints
 
 DATA_SECONDS = 3.0
@@ -200,12 +201,12 @@ class Bench:
 
         Both begin with tracing, which no cache keeps.
         """
-        seconds = cli.stopwatch()
+        seconds = watch.stopwatch()
         lowered = program.lower()
         traced, compiled = seconds(), lowered.compile()
         clocks = {"trace_seconds": traced, "compile_seconds": seconds()}
         jax.clear_caches()
-        seconds = cli.stopwatch()
+        seconds = watch.stopwatch()
         compiled = program.lower().compile()
         return compiled, clocks | {"compile_again_seconds": seconds()}
 

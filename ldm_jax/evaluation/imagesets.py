@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ldm_jax import build
 from ldm_jax.base import errors, tensorfile
+from ldm_jax.build import objects as build
 from ldm_jax.data import pipeline, sources, transforms
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs

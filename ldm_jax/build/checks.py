@@ -3,8 +3,8 @@
 import jax
 from ml_collections import ConfigDict
 
-from ldm_jax import build
 from ldm_jax.base import errors, shard
+from ldm_jax.build import objects as build
 from ldm_jax.data import transforms
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from ldm_jax.report import results
+from ldm_jax.sweeps import results
 
 SIZE = (6.4, 4.2)  # inches
 

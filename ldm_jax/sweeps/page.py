@@ -5,9 +5,8 @@ import html
 import io
 import pathlib
 
-from ldm_jax.base import errors
-from ldm_jax.engine import log
-from ldm_jax.report import conclusion, figures, results
+from ldm_jax.base import disk, errors
+from ldm_jax.sweeps import conclusion, figures, results
 
 STYLE = """body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse}
@@ -29,8 +28,8 @@ def write(workdir, cells: list[dict]) -> dict:
     said = conclusion.sentences(conclusion.entries(cells, key), key, cells[0]["budget"])
     said += conclusion.off_budget(cells)
     ranks = conclusion.predictors(cells, key)
-    log.write_text(workdir / "results.csv", results.table(cells))
-    log.write_text(workdir / "index.html", page(cells, found, said, ranks))
+    disk.write_text(workdir / "results.csv", results.table(cells))
+    disk.write_text(workdir / "index.html", page(cells, found, said, ranks))
     return {
         "measure": key,
         "conclusion": said,

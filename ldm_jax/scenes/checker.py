@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ldm_jax.data import scenes
+from ldm_jax.scenes import scenes
 
 _SIDE = 64  # larger pictures are shrunk to this before checking
 _GRID = 24  # samples along each side of the standard frame

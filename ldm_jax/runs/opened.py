@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax import build, cli
-from ldm_jax.base import errors, remote, shard, tree
+from ldm_jax.base import disk, errors, platforms, raster, remote, shard, tree
+from ldm_jax.build import objects as build
 from ldm_jax.diffusion import samplers
-from ldm_jax.engine import checkpoint, log
+from ldm_jax.engine import checkpoint
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.sampling import Sampling
@@ -36,7 +36,7 @@ def load(path, ema: bool = True, mesh=None, weaker=None):
       weaker: a run of the same model, less trained; guidance then leads away from it instead of
         from the null condition (autoguidance, Karras et al. 2024).
     """
-    cli.quiet_libraries()
+    platforms.quiet_libraries()
     path = pathlib.Path(remote.local(path))
     config = build.read_config(path)
     if config.stage == "autoencode":
@@ -73,7 +73,7 @@ class SecondStage:
         self.model = build.make_diffuse(config)
         if not (path / "latents.json").is_file():
             raise errors.UsageError(f"{path} was never trained: it holds no latents.json.")
-        record = build.read_json(path / "latents.json")
+        record = disk.read_json(path / "latents.json")
         first, _ = build.codec_params(config.first_stage)
         if first and tree.digest(first) != record["origin"]["digest"]:
             raise errors.UsageError(
@@ -172,7 +172,7 @@ class SecondStage:
         """x_t and the predicted x_0 after evenly spread calls, uint8 [frames, n, h, w, 3] each."""
         path = self._draw(n, how, "path", seed, cond, size, np.arange(n), {})
         chosen = np.linspace(0, len(path["x"]) - 1, frames).round().astype(int)
-        decode = lambda z: np.asarray(log.to_uint8(self.decode(z)))
+        decode = lambda z: np.asarray(raster.to_uint8(self.decode(z)))
         return tuple(np.stack([decode(path[k][i]) for i in chosen]) for k in ("x", "x_0"))
 
     def noise(self, seed: int, indices, size: tuple[int, int]):
@@ -224,7 +224,7 @@ class SecondStage:
             if output == "latents":
                 return z
             images = self.model.render(frozen, z, sampling)
-            return log.to_uint8(images) if output == "pixels" else jnp.clip(images, -1, 1)
+            return raster.to_uint8(images) if output == "pixels" else jnp.clip(images, -1, 1)
 
         return jax.jit(draw)
 

@@ -1,0 +1,60 @@
+"""What a long piece of work says of itself on a terminal."""
+
+import os
+import sys
+import time
+
+
+class Progress:
+    """One live line on a terminal, a plain line every `interval` seconds elsewhere."""
+
+    def __init__(self, start: int, total: int, *, active: bool = True, interval: float = 15.0):
+        self._begin, self._start, self._total = time.monotonic(), start, total
+        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._interval = 0.2 if self._live else interval
+        self._active, self._shown, self._last, self._values = active, 0.0, "", {}
+
+    def begin(self, step: int):
+        """The rate counts from here: the first step compiled."""
+        self._begin, self._start = time.monotonic(), step
+
+    def update(self, step: int, values: dict | None = None):
+        """Counts `step` steps done; `values` are shown until others come."""
+        self._values = values or self._values
+        now = time.monotonic()
+        if not self._active or step == self._start or now - self._shown < self._interval:
+            return
+        self._shown = now
+        elapsed = now - self._begin
+        left = elapsed / max(step - self._start, 1) * (self._total - step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in self._values.items())
+        width = len(str(self._total))
+        self._put(f"step {step:{width}d}/{self._total}  {clock(left)} left  {shown}")
+
+    def say(self, text: str):
+        """A line that stays."""
+        if self._active:
+            end = "\r\x1b[K" if self._live and self._last else ""
+            print(f"{end}{text}", file=sys.stderr, flush=True)
+            self._last = ""
+
+    def _put(self, line: str):
+        self._last = line
+        print(
+            *([f"\r\x1b[K{line}"] if self._live else [line]),
+            end="" if self._live else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self):
+        if self._active and self._live and self._last:
+            print(file=sys.stderr)
+            self._last = ""
+
+
+def clock(seconds: float) -> str:
+    """3725 -> '1:02:05', 65 -> '1:05'."""
+    minutes, seconds = divmod(max(int(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,1 @@
+"""What is measured of images and runs, and by which protocol."""

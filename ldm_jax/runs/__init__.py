@@ -1,0 +1,1 @@
+"""What training leaves behind: a run, opened, exported, converted."""

@@ -1,0 +1,1 @@
+"""Procedural scenes: drawn from numbers, checked from pixels, scored against what was asked."""

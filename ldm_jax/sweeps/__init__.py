@@ -1,0 +1,1 @@
+"""Many trainings as one experiment: its cells, their work, the report."""
