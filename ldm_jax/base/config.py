@@ -14,15 +14,11 @@ import sys
 
 from ml_collections import config_dict
 
-from ldm_jax.base import errors, remote
-
-RUN_CONFIG = "config.json"
-# What a key that the program has learnt says while it is not used.
-OFF = ("", 0, False)
+from ldm_jax.base import errors
 
 
 def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:
-    """Reads `path/to/file.py[:variant]`, or a run's config.json, and applies overrides.
+    """Reads `path/to/file.py[:variant]` and applies overrides.
 
     overrides: `{"a.b": "text"}`.
 
@@ -37,42 +33,20 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
             f"--config={spec}: no file {path}{errors.nearest(path, known)} "
             "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm)."
         )
-    if file.name == RUN_CONFIG:
-        config = of_run(file.parent)
-        with config.unlocked():  # runs from before this key lack it
-            config.init_from = config.get("init_from", "")
-    else:
-        config = _execute(spec, file, variant)
+    return overridden(_execute(spec, file, variant), overrides)
+
+
+def overridden(config, overrides: dict[str, str] | None) -> config_dict.ConfigDict:
+    """`config` with `{"a.b": "text"}` set in it, and the modules that it names imported."""
     for key, text in (overrides or {}).items():
         override(config, key, text)
-    _import_plugins(config)
+    import_plugins(config)
     return config
 
 
-def of_run(run) -> config_dict.ConfigDict:
-    """The config.json of a run; a folder that is none is a UsageError.
-
-    A first stage or a text encoder that lies inside the run, as converted ones do, is found
-    wherever the run is.
-    """
-    given, run = run, pathlib.Path(remote.local(run))
-    if not (run / RUN_CONFIG).is_file():
-        raise errors.UsageError(f"{remote.shown(given)} is not a run: it holds no {RUN_CONFIG}.")
-    config = from_json((run / RUN_CONFIG).read_text())
-    places = [(config, "first_stage")]
-    for conditioner in config.get("conditioners", {}).values():
-        places += [(conditioner, "weights"), (conditioner, "tokenizer")]
-    with config.unlocked():
-        for group, key in places:
-            if (inside := group.get(key)) and (run / inside).is_dir():
-                group[key] = str(run / inside)
-    _import_plugins(config)
-    return config
-
-
-def _import_plugins(config):
-    """Modules of the user's own register what the config names, in every command alike."""
-    for name in filter(None, config.get("plugins", "").split(",")):
+def import_plugins(config):
+    """Imports the modules of the user's own, which register what the config names."""
+    for name in filter(None, config.plugins.split(",") if "plugins" in config else ()):
         try:
             importlib.import_module(name)
         except Exception as e:
@@ -166,27 +140,24 @@ def plain(config) -> dict:
     return json.loads(json.dumps(as_dict))
 
 
-def from_json(text: str) -> config_dict.ConfigDict:
-    """Reads what `to_json` wrote; lists become tuples again."""
+def from_dict(saved: dict) -> config_dict.ConfigDict:
+    """A config of what its JSON holds; lists become tuples again."""
 
     def restore(value):
         if isinstance(value, dict):
             return {k: restore(v) for k, v in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    return config_dict.ConfigDict(restore(json.loads(text))).lock()
+    return config_dict.ConfigDict(restore(saved)).lock()
 
 
-def difference(old, new, unset: tuple = ()) -> list[str]:
-    """`["data.size: 64 -> 128", ...]` for every key whose value differs.
-
-    unset: values that a key which `old` lacks may have without counting as a difference.
-    """
+def difference(old, new) -> list[str]:
+    """`["data.size: 64 -> 128", ...]` for every key whose value differs."""
     old, new = _flat(plain(old)), _flat(plain(new))
     return [
         f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, ...) != new.get(key, ...) and (key in old or new[key] not in unset)
+        if old.get(key, ...) != new.get(key, ...)
     ]
 
 

@@ -16,6 +16,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -189,3 +190,10 @@ def put_replicated(values, mesh: Mesh):
 def random_key(seed: int, mesh: Mesh):
     """jax.random.key(seed), made on every device: no host can put it on another's."""
     return jax.jit(lambda: jax.random.key(seed), out_shardings=replicated(mesh))()
+
+
+def place(params, mesh: Mesh | None):
+    """Weights on every device of the mesh; without one, on the default device."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, params)
+    return jax.device_put(params, replicated(mesh))

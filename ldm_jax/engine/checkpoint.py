@@ -2,7 +2,8 @@
 
 Orbax restores a flipped bit without a word and takes an empty directory for the newest step
 (measured), so each step carries a checksum per leaf and a restore goes to the newest step whose
-leaves carry them. A step that fails is set aside as `N.corrupt`, never deleted.
+leaves carry them. A step that fails is set aside as `N.corrupt`, never deleted. A step that an
+earlier version wrote is read under today's names of its parameters (base/upgrade.py).
 """
 
 import contextlib
@@ -13,7 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ldm_jax.base import errors, remote, tree
+from ldm_jax.base import errors, remote, tree, upgrade
+from ldm_jax.base.record import Record
 from ldm_jax.engine import hosts
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class Checkpoints:
 
     def __init__(self, directory, *, keep: int = 2, every: int = 0):
         self.directory = remote.place(directory)
+        self._names = Record(pathlib.Path(directory).parent).parameter_names
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=every or None,
@@ -94,18 +97,21 @@ class Checkpoints:
         return list(self._manager.all_steps())
 
     def _restore_step(self, step, abstract):
+        names = _old_names(_saved_tree(self.directory, step), self._names) if self._names else {}
+        wanted = upgrade.renamed(abstract, _inverse(names))
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()
             ),
         )
         _verify(restored["state"], restored["meta"])
-        return restored["state"], restored["meta"]
+        return upgrade.renamed(restored["state"], names), restored["meta"]
 
     def _shapes_differ(self, step, abstract) -> bool:
         try:
             saved = _saved_tree(self.directory, step)
+            saved = upgrade.renamed(saved, _old_names(saved, self._names))
             shapes = lambda t: {name: tuple(x.shape) for name, x in tree.named_leaves(t)}
             return shapes(saved) != shapes(abstract)
         except Exception:
@@ -186,9 +192,10 @@ def saved(run) -> dict:
     """
     directory, steps = _steps(run)
     try:
-        return _saved_tree(directory, max(steps))
+        found = _saved_tree(directory, max(steps))
     except Exception as e:
         raise _unreadable(run) from e
+    return upgrade.renamed(found, _old_names(found, Record(run).parameter_names))
 
 
 def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool = True):
@@ -235,12 +242,17 @@ def read(run, select):
       UsageError: no checkpoint there, or none that can be read.
     """
     directory, steps = _steps(run)
+    known = Record(run).parameter_names
     # Read only: tidying up would delete what a trainer is writing at this moment.
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(directory, options=options) as manager:
         for step in sorted(steps, reverse=True):
             try:
-                return _read_step(manager, step, select(_saved_tree(directory, step))), step
+                found = _saved_tree(directory, step)
+                names = _old_names(found, known)
+                wanted = select(upgrade.renamed(found, names))
+                state = _read_step(manager, step, upgrade.renamed(wanted, _inverse(names)))
+                return upgrade.renamed(state, names), step
             except errors.UsageError:
                 raise
             except Exception as e:
@@ -284,6 +296,16 @@ def _saved_tree(directory, step):
     """Shapes and dtypes of a saved state, as nested dicts."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.metadata(directory / str(step) / "state").item_metadata.tree
+
+
+def _old_names(saved, known: dict) -> dict:
+    """Those of the `known` old names under which a saved state holds parameters."""
+    paths = {part for name, _ in tree.named_leaves(saved) for part in name.split("/")}
+    return {old: new for old, new in known.items() if old in paths}
+
+
+def _inverse(names: dict) -> dict:
+    return {new: old for old, new in names.items()}
 
 
 def _verify(state, meta):

@@ -1,21 +1,25 @@
-"""The second stage's trained network: a UNet and the conditioners that speak to it."""
+"""The second stage's trained network: a backbone and the conditioners that speak to it."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.base import upgrade
 from ldm_jax.models import conditioners
-from ldm_jax.models.unet import UNet
+from ldm_jax.models.backbones import Backbone
 
 
 class Denoiser(nn.Module):
-    """UNet plus conditioners; without any, unconditional. params: {"unet", "conditioners_<i>"}.
+    """A backbone and conditioners; without any of these, unconditional.
 
+    Each brings the name under which its parameters stand: {"unet", "conditioners_<label>"}.
     Conditioners that have weights from elsewhere need them as the collection "frozen".
     """
 
-    unet: UNet
+    backbone: Backbone
     conditioners: tuple = ()
+
+    preserve_adopted_names = True  # of the modules given
 
     def __call__(self, x, t, batch=None, drop=None, train=False):
         """x: [b, h, w, c], t: [b], batch: fields by name, drop: see `condition` -> like x."""
@@ -44,14 +48,21 @@ class Denoiser(nn.Module):
         return jnp.stack(columns, axis=1) if columns else together
 
     def denoise(self, x, t, cond, train=False):
-        """The UNet's output for a ready Cond: a sampler conditions once and denoises many times."""
-        return self.unet(x, t, **cond._asdict(), train=train)
+        """The backbone's output for a ready Cond: a sampler conditions once, and denoises often."""
+        return self.backbone(x, t, **cond._asdict(), train=train)
 
     @nn.nowrap
-    def read_frozen(self) -> dict:
-        """The collection "frozen": {"conditioners_<i>": tree} of those that have one."""
-        found = {f"conditioners_{i}": c.read_frozen() for i, c in enumerate(self.conditioners)}
-        return {name: params for name, params in found.items() if params}
+    def initial(self, key, x, t, fields) -> dict:
+        """{"params": ..., and "frozen" where conditioners have weights from elsewhere}.
+
+        A conditioner's first parameters depend on its number among the labels, as they did when
+        parameters were named by it (base/upgrade.py), and not on the label.
+        """
+        numbered = [c.clone(name=f"{upgrade.PREFIX}{i}") for i, c in enumerate(self.conditioners)]
+        names = {c.name: own.name or c.name for c, own in zip(numbered, self.conditioners)}
+        return upgrade.renamed(
+            self.clone(conditioners=tuple(numbered)).init(key, x, t, fields), names
+        )
 
     @property
     def fields(self):

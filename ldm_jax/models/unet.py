@@ -4,15 +4,18 @@ Dhariwal & Nichol 2021; Rombach et al. 2022, sec. 3.3.
 """
 
 import functools
-from typing import Any
+import math
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.base import errors
+from ldm_jax.models.backbones import BACKBONES, Backbone
 from ldm_jax.nn import attention, blocks
 
 
-class UNet(nn.Module):
+@BACKBONES.register("unet")
+class UNet(Backbone):
     """x: [b, h, w, c], t: [b] -> [b, h, w, out_channels] float32, zero at initialisation.
 
     width, mult: level l has width * mult[l] channels. blocks: residual blocks per level on the way
@@ -31,7 +34,6 @@ class UNet(nn.Module):
     asymmetric: downsampling pads only below and to the right (all four as in diffusers' DDPM).
     """
 
-    out_channels: int = 3
     width: int = 224
     mult: tuple = (1, 2, 3, 4)
     blocks: int = 2
@@ -56,7 +58,26 @@ class UNet(nn.Module):
     norm_kernel: str = "xla"
     remat: bool = False
     remat_saves: str = ""
-    dtype: Any = jnp.float32
+
+    @property
+    def divisor(self):
+        return 2 ** (len(self.mult) - 1)
+
+    @property
+    def width_unit(self):
+        return math.lcm(self.groups, self.head_channels or self.heads or 1)
+
+    @property
+    def vector_width(self):
+        return 4 * self.width
+
+    @nn.nowrap
+    def check(self):
+        if bool(self.heads) == bool(self.head_channels):
+            raise errors.UsageError(
+                f"config.model.heads={self.heads or 0} and config.model.head_channels="
+                f"{self.head_channels or 0}: set one of them, the other 0."
+            )
 
     @nn.compact
     def __call__(self, x, t, tokens=None, vector=None, concat=None, mask=None, train=False):
@@ -100,7 +121,7 @@ class UNet(nn.Module):
     @nn.nowrap
     def _check(self, x):
         h, w = x.shape[1:3]
-        factor = 2 ** (len(self.mult) - 1)
+        factor = self.divisor
         if h % factor or w % factor:
             raise ValueError(
                 f"A UNet of {len(self.mult)} levels takes sizes that divide by {factor}; "

@@ -91,7 +91,7 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
     model = translate.unet_model(config)
     state = {f"unet.{k}": v for k, v in _weights(folder).items()}
     rules = within([(r"unet\.", "")], diffusers.unet_table(model))
-    found, tables = {}, []
+    found, tables = {}, {}
     if rows := config.get("num_class_embeds"):
         found["class"] = dict(name="class", width=4 * model["width"], place="vector")
         table = Rule("unet.class_embedding", "table", "table")
@@ -101,11 +101,10 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
             table = table._replace(reorder=compvis.with_null)
             notes.append("The class embedding has no null class: a row of zeros was added.")
         found["class"]["num_classes"] = rows
-        tables.append([table])
+        tables["class"] = [table]
     channels = config["out_channels"]
     if extra := config["in_channels"] - channels:
         found["low_res"] = dict(name="image", channels=extra)
-        tables.append([])
     files = {}
     if model["cross_attention"] and encoder and text_encoders.is_clip(encoder.parent):
         found["text"] = text_encoders.conditioner(encoder.parent)
@@ -113,13 +112,10 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
     elif model["cross_attention"]:
         own, kwargs, table, given = _tokens(config, encoder, notes)
         found[own] = kwargs
-        tables.append(within([(r"tokens\.", "")], table))
+        tables[own] = within([(r"tokens\.", "")], table)
         state |= {f"tokens.{k}": v for k, v in given.items()}
-        order = sorted(range(len(found)), key=lambda i: list(found)[i])
-        tables = [tables[i] for i in order]
-    # (Theirs has no other conditioner beside CLIP's, whose weights go through no table.)
-    for i, table in enumerate(tables):
-        rules += within([("", f"conditioners_{i}/")], table)
+    for label, table in tables.items():
+        rules += within([("", f"conditioners_{label}/")], table)
     scale, factor, beneath = 1.0, 1, f"identity:{channels}"
     if first:
         scale, beneath = first[1].get("scaling_factor", SCALING_FACTOR), _first_stage(*first)

@@ -91,8 +91,8 @@ def second_stage(params, state, heads=0, tokenizer="") -> Source:
             "before April 2022 (cin256 on VQ-f8, layout2img, text2img256) want --heads=1."
         )
     rules = within([(r"model\.diffusion_model\.", "unet/")], compvis.unet(**unet_args))
-    for i, (table, where) in enumerate(tables):
-        rules += within([(where, f"conditioners_{i}/")], table)
+    for label, (table, where) in tables.items():
+        rules += within([(where, f"conditioners_{label}/")], table)
     rules.append(Rule("logvar", "logvar", "bare"))  # where it was learned
     ignore = (*compvis.BUFFERS, *compvis.BESIDE_DENOISER, *_unread(conditioners, net))
     averaged = _averaged(state)

@@ -114,15 +114,15 @@ def undecided_heads(net):
 
 
 def conditioners(params, net, channels):
-    """(config.conditioners, [(table, regex of where its keys stand)] in their order, notes)."""
+    """(config.conditioners, {label: (table, regex of where its keys stand)}, notes)."""
     stage = params.get("cond_stage_config") or "__is_unconditional__"
-    found, tables, notes = {}, [], []
+    found, tables, notes = {}, {}, []
     if net.get("num_classes"):  # `adm`: added to the time embedding
         width = 4 * net["model_channels"]
         found["class"] = dict(
             name="class", num_classes=net["num_classes"], width=width, place="vector"
         )
-        tables.append((compvis.LABEL_EMBEDDING, r"model\.diffusion_model\."))
+        tables["class"] = compvis.LABEL_EMBEDDING, r"model\.diffusion_model\."
         notes.append("label_emb has no null class: a row of zeros was added for guidance.")
         return found, tables, notes
     name, args = target({"target": stage} if isinstance(stage, str) else stage)
@@ -130,20 +130,17 @@ def conditioners(params, net, channels):
     if name in ENCODERS:
         field, kwargs, table = ENCODERS[name](args, notes)
         found[field] = kwargs
-        tables.append((table, r"cond_stage_model\."))
+        tables[field] = table, r"cond_stage_model\."
     elif net.get("use_spatial_transformer") and net.get("context_dim"):
         # the embeddings are made outside: CLIP, or whatever the caller has
         found["tokens"] = dict(name="tokens", width=net["context_dim"])
         found["tokens"]["length"] = args.get("max_length", 77)
-        tables.append(([], ""))
     if extra and "segmentation" not in found:
         if name == "__is_first_stage__" and extra == channels + 1:
             found["mask"] = dict(name="inpaint")
         else:
             found["low_res"] = dict(name="image", channels=extra)
-        tables.append(([], ""))
-    order = sorted(range(len(found)), key=lambda i: list(found)[i])
-    return found, [tables[i] for i in order], notes
+    return found, tables, notes
 
 
 def _class_embedder(args, notes):

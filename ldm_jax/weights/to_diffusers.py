@@ -34,8 +34,8 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     unet = unet_config(config, channels := _channels(params))
     table, state = diffusers.unet_table(config["model"]), {"unet": params["unet"]}
     metadata, outside, clip = {}, [], None
-    for i, (field, kwargs) in enumerate(sorted(config["conditioners"].items())):
-        path = f"conditioners_{i}"
+    for label, kwargs in sorted(config["conditioners"].items()):
+        path = f"conditioners_{label}"
         if kwargs["name"] == "class" and kwargs.get("place") == "vector":
             table = [*table, rules.Rule("class_embedding", f"{path}/table", "table")]
             state[path] = params[path]
@@ -44,8 +44,8 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
         elif kwargs["name"] == "clip":
             clip = kwargs
         elif path in params:
-            outside.append((field, kwargs, params[path]))
-    writers = [_conditioner_writer(field, kwargs) for field, kwargs, _ in outside]
+            outside.append((label, kwargs, params[path]))
+    writers = [_conditioner_writer(label, kwargs) for label, kwargs, _ in outside]
     _write_model(folder / "unet", unet, rules.export(state, table), metadata=metadata)
     encoder = text_encoders.write(folder, clip) if clip else {}
     for write, (_, kwargs, tree) in zip(writers, outside, strict=True):
@@ -229,11 +229,11 @@ def _write_bert(folder, kwargs, params):
 _CONDITIONER_WRITERS = dict(**{"class": _write_class_tokens}, text=_write_bert)
 
 
-def _conditioner_writer(field, kwargs):
+def _conditioner_writer(label, kwargs):
     """What writes a conditioner that has weights of its own."""
     if kwargs["name"] not in _CONDITIONER_WRITERS:
         raise errors.UsageError(
-            f"diffusers has no counterpart of the conditioner {kwargs['name']!r} of {field!r}: "
+            f"diffusers has no counterpart of the conditioner {kwargs['name']!r} of {label!r}: "
             "this run cannot be exported."
         )
     return _CONDITIONER_WRITERS[kwargs["name"]]

@@ -1,0 +1,119 @@
+"""What a run says of itself in small files: the only reader and writer of all of them.
+
+    config.json     the whole resolved config
+    data.txt        the fingerprint of its data
+    latents.json    of a second stage: the latents' scale and moments, and what they come from
+    frozen.json     of a first stage: the digests of networks that it uses and does not train
+    init_from.json  where the weights at step 0 come from
+
+Nothing else in a run is read without one of these, and runs of earlier versions are read through
+`upgrade`.
+"""
+
+import json
+import pathlib
+
+from ml_collections import config_dict
+
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import disk, errors, remote, upgrade
+
+CONFIG = "config.json"
+
+
+class Record:
+    """The record of the run in `path`, which may be a gs:// URL, or need not be there yet.
+
+    Attributes:
+      path: of the folder on this machine.
+      shown: the path as the user knows it.
+    """
+
+    def __init__(self, path):
+        self.path, self.shown = pathlib.Path(remote.local(path)), remote.shown(path)
+
+    def exists(self) -> bool:
+        return (self.path / CONFIG).is_file()
+
+    @property
+    def config(self) -> config_dict.ConfigDict:
+        """The run's config, locked; a folder that is no run is a UsageError.
+
+        A first stage or a text encoder that lies inside the run, as those of converted runs do, is
+        found wherever the run is.
+        """
+        config = config_lib.from_dict(self._saved())
+        places = [(config, "first_stage")]
+        for conditioner in config.get("conditioners", {}).values():
+            places += [(conditioner, "weights"), (conditioner, "tokenizer")]
+        with config.unlocked():
+            for group, key in places:
+                if (inside := group.get(key)) and (self.path / inside).is_dir():
+                    group[key] = str(self.path / inside)
+        config_lib.import_plugins(config)
+        return config
+
+    @property
+    def parameter_names(self) -> dict[str, str]:
+        """{old name: name} of parameters that a run of an earlier version may hold; see upgrade."""
+        return (
+            upgrade.parameter_names(self._saved().get("conditioners", {})) if self.exists() else {}
+        )
+
+    def _saved(self) -> dict:
+        if not self.exists():
+            raise errors.UsageError(f"{self.shown} is not a run: it holds no {CONFIG}.")
+        return upgrade.config(disk.read_json(self.path / CONFIG))
+
+    def write_config(self, config):
+        disk.write_text(self.path / CONFIG, config_lib.to_json(config))
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of the data; "" where none is recorded."""
+        file = self.path / "data.txt"
+        return file.read_text().strip() if file.exists() else ""
+
+    def write_data(self, fingerprint: str):
+        disk.write_text(self.path / "data.txt", fingerprint + "\n")
+
+    @property
+    def latents(self) -> dict:
+        """{"scale", ..., "origin": digests and where they come from}; {} where none is recorded."""
+        return self._read("latents.json")
+
+    @property
+    def frozen(self) -> dict:
+        """{name: digest} of the frozen networks that the run began with."""
+        return self.latents.get("origin", {}) | self._read("frozen.json")
+
+    @property
+    def origin(self) -> dict:
+        """Where the weights at step 0 come from; {} for a run from nothing."""
+        return self._read("init_from.json")
+
+    def write(self, **files: dict):
+        """write(latents=..., init_from=...): the files of those names."""
+        for name, content in files.items():
+            disk.write_text(self.path / f"{name}.json", json.dumps(content, indent=2) + "\n")
+
+    def forget(self, *names: str):
+        """Removes files that a run which begins anew in this folder must not find."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _read(self, name) -> dict:
+        file = self.path / name
+        return disk.read_json(file) if file.is_file() else {}
+
+
+def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:
+    """A recipe, `path.py[:variant]`, or a run's config.json, with overrides {"a.b": "text"}.
+
+    Raises:
+      UsageError: a missing file, an unknown variant, an unknown key or a wrong type, in one line.
+    """
+    file = pathlib.Path(spec)
+    if file.name != CONFIG or not file.is_file():
+        return config_lib.load(spec, overrides)
+    return config_lib.overridden(Record(file.parent).config, overrides)

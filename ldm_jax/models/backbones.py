@@ -1,0 +1,44 @@
+"""Backbones: the networks that denoise.
+
+A backbone is a Linen module, registered by its name in `config.model.name`, whose fields are the
+other keys of `config.model` and which is called as
+
+    (x [b, h, w, c], t [b], tokens, vector, concat, mask, train) -> [b, h, w, out_channels]
+
+with the parts of a `conditioners.Cond`. Another backbone is one file: it inherits `Backbone`, and
+says whatever of the following differs from what stands here.
+"""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ldm_jax.base import registry
+from ldm_jax.models import parallel
+
+BACKBONES = registry.Registry("backbone")
+
+
+class Backbone(nn.Module):
+    """What backbones have in common where they do not say otherwise.
+
+    Attributes:
+      rules: which of its weights go over the mesh axis `tensor`, see base/shard.py.
+      divisor: what the sides of its input have to divide by.
+      width_unit: its widths come in multiples of this, where a sweep looks for one.
+      vector_width: what width a vector has that is added to the embedding of the timestep; 0 takes
+        none.
+    """
+
+    out_channels: int = 3
+    dtype: Any = jnp.float32
+
+    rules: ClassVar[tuple] = parallel.RULES
+    divisor: ClassVar[int] = 1
+    width_unit: ClassVar[int] = 1
+    vector_width: ClassVar[int] = 0
+
+    @nn.nowrap
+    def check(self):
+        """Raises UsageError for fields that contradict one another."""

@@ -1,0 +1,71 @@
+"""The conditioners of a config, and the condition fields that they read, made of records."""
+
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ldm_jax.base import errors, upgrade
+from ldm_jax.data import conditions, transforms
+from ldm_jax.models import clip  # noqa: F401  (registers itself)
+from ldm_jax.models.conditioners import CONDITIONERS
+from ldm_jax.runs import kinds
+
+
+def make_conditioners(config: ConfigDict) -> dict:
+    """{label: conditioner}, by label. The other keys of a group are for the makers of its fields."""
+    made, dtype = {}, jnp.dtype(config.dtype)
+    for label, kwargs in sorted(config.conditioners.items()):
+        conditioner = CONDITIONERS.get(kwargs["name"])
+        own = inspect.signature(conditioner).parameters.keys() - {"name", "parent", "dtype"}
+        fields = [conditioner.latent_of.get(f, f) for f in conditioner.fields]
+        known = {"name"} | own | (conditions.arguments(fields) - {"shapes", "source"})
+        if unknown := sorted(set(kwargs) - known):
+            raise errors.UsageError(
+                f"config.conditioners.{label} has no key {unknown[0]!r}"
+                f"{errors.nearest(unknown[0], known)} (known: {', '.join(sorted(known))})."
+            )
+        given = {k: v for k, v in kwargs.items() if k in own}
+        made[label] = conditioner(**given, dtype=dtype, name=f"{upgrade.PREFIX}{label}")
+        if not 0 <= (made[label].dropout or 0.0) <= 1:
+            raise errors.UsageError(
+                f"config.conditioners.{label}.dropout={made[label].dropout}: give a share from 0 "
+                "to 1, or leave it out for config.loss.cond_dropout."
+            )
+    return made
+
+
+def make(config: ConfigDict, source=None, fields=None) -> conditions.Conditions:
+    """How the condition fields of a config are made of records; see data/conditions.py.
+
+    source: for the names of its classes and the words of its captions; None knows neither.
+    fields: of the batch, if not all of them are wanted.
+    """
+    data, makers, wanted = config.data, [], []
+    kind = kinds.of(config)
+    codec, image = kind.codec(config), (1, data.size, data.size, 3)
+    latent = (1, data.size // codec.f, data.size // codec.f, codec.channels)
+    for label, conditioner in kind.conditioners(config).items():
+        example = jax.eval_shape(lambda c=conditioner, i=image, z=latent: c.example(i, z))
+        shapes = {field: array.shape[1:] for field, array in example.items()}
+        for field, picture in conditioner.latent_of.items():
+            del shapes[field]
+            shapes[picture] = image[1:]
+        if fields is not None and not set(shapes) & set(fields):
+            continue
+        attributes = {f.name: getattr(conditioner, f.name) for f in dataclasses.fields(conditioner)}
+        settings = {**data, **attributes, **config.conditioners[label]}
+        makers += conditions.makers(shapes, settings, source)
+        wanted += shapes
+    framing = transforms.standard(data.size, "center", False, data.interpolation)[:-1]
+    return conditions.Conditions(tuple(makers), tuple(dict.fromkeys(wanted)), tuple(framing))
+
+
+def classes(config: ConfigDict) -> int:
+    """Classes that a run is conditioned on, under whatever label; 0: none."""
+    for kwargs in config.get("conditioners", {}).values():
+        if "class" in CONDITIONERS.get(kwargs["name"]).fields:
+            return kwargs.get("num_classes", 0)
+    return 0

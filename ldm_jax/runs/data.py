@@ -1,0 +1,113 @@
+"""The data of a config: its source, what it decides of the config, and its batches."""
+
+import inspect
+
+import jax
+from ml_collections import ConfigDict
+
+from ldm_jax.base import record
+from ldm_jax.data import conditions as conditions_lib
+from ldm_jax.data import latents, pipeline, sources, transforms
+from ldm_jax.engine import loop
+from ldm_jax.models.conditioners import CONDITIONERS
+from ldm_jax.runs import codecs, conditions, kinds
+from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
+
+
+def open_source(data: ConfigDict) -> sources.Source:
+    """The data source that `config.data` names; it takes the keys that are its arguments."""
+    wanted = inspect.signature(sources.SOURCES.get(data.source)).parameters
+    return sources.open_source(data.source, **{k: v for k, v in data.items() if k in wanted})
+
+
+def resolve(config: ConfigDict, source) -> ConfigDict:
+    """Fills in what the data decides of conditioners: keys that are -1, and what goes with them.
+
+    Data that cannot say a condition (no classes) takes its conditioner out of the recipe. A second
+    stage that starts from another's weights takes that one's first stage where it names no run.
+    """
+    with config.unlocked():
+        if config.init_from and codecs.is_recipe(config.get("first_stage", "-") or ".py"):
+            config.first_stage = record.Record(config.init_from).config.get("first_stage", "")
+        for label in undecided(config):
+            kwargs = config.conditioners[label]
+            fields = CONDITIONERS.get(kwargs["name"]).fields
+            decided = conditions_lib.decide(fields, source, config.data)
+            if decided is None:
+                del config.conditioners[label]
+            else:
+                kwargs.update(decided)
+    return config
+
+
+def undecided(config: ConfigDict) -> list[str]:
+    """Labels of the conditioners that have keys for the data to decide."""
+    given = config.get("conditioners", {})
+    return [label for label, kwargs in given.items() if conditions_lib.OPEN in kwargs.values()]
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """`resolve` with the config's own data, which are not opened where they decide nothing."""
+    return resolve(config, open_source(config.data)) if undecided(config) else config
+
+
+def held_out(config: ConfigDict, source) -> sources.View:
+    """The records that are never trained on."""
+    return sources.holdout(source, config.data.holdout, train=False)
+
+
+def training(config: ConfigDict, source) -> sources.View:
+    """The records that are."""
+    return sources.holdout(source, config.data.holdout, train=True)
+
+
+def make(config: ConfigDict, source, fields, share: dict | None = None, cache=None) -> loop.Data:
+    """Training and held-out batches of this host, or of `share`, {"host": i, "hosts": n}.
+
+    cache: a data.latents.Cache to train from in the place of images.
+    """
+    data = config.data
+    share = share or dict(host=jax.process_index(), hosts=jax.process_count())
+    makers = conditions.make(config, source, fields).makers
+    evaluated = held_out(config, source)
+    train, train_fields = cache or training(config, source), fields
+    if cache:
+        chain = [latents.Choose(data.flip), *makers]
+        train_fields = tuple("moments" if field == "image" else field for field in fields)
+    else:
+        chain = transforms.standard(data.size, data.crop, data.flip, data.interpolation, makers)
+    return loop.Data(
+        train=lambda step: pipeline.train_batches(
+            train,
+            chain,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=step,
+            workers=data.workers,
+            threads=data.threads,
+            fields=train_fields,
+            **share,
+        ),
+        held_out=lambda: held_out_batches(config, evaluated, fields, **share),
+        records=len(train),
+        name=train.name,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+
+
+def held_out_batches(config: ConfigDict, records, fields, **share):
+    """The first `config.eval.records` held-out records, centre crops, in order."""
+    data, makers = config.data, conditions.make(config, records, fields).makers
+    return pipeline.eval_batches(
+        records,
+        transforms.standard(data.size, "center", False, data.interpolation, makers),
+        batch_size=config.eval.batch_size,
+        count=config.eval.records,
+        fields=fields,
+        **share,
+    )
+
+
+def open_cache(config: ConfigDict, source):
+    """The latent cache that the config names, found to be of its data; None: images."""
+    return kinds.of(config).open_cache(config, source)

@@ -1,0 +1,112 @@
+"""The kinds of training stages: everything that differs between them, asked in one place.
+
+`kinds.of(config)` is the only reader of `config.stage`. A kind is a value without state, registered
+by that name; whoever works with runs asks it instead of branching. A new kind of stage is one file
+that registers a `Kind`.
+"""
+
+import abc
+
+import jax
+from ml_collections import ConfigDict
+
+from ldm_jax.base import errors, registry
+from ldm_jax.stages import api
+
+KINDS = registry.Registry("stage")
+
+
+def of(config: ConfigDict) -> "Kind":
+    """The kind of stage that a config trains."""
+    return KINDS.get(config.stage)
+
+
+class Kind(abc.ABC):
+    """One kind of stage.
+
+    Attributes:
+      name: in `config.stage`; title: in a sentence.
+      player: whose weights a run of this kind is known by.
+      draws: whether its runs draw images from noise.
+      prefix: of the names of distances between data and what it makes.
+      judged_on: "train" or "held_out": the records that those distances are measured on.
+    """
+
+    name: str
+    title: str
+    player: str
+    draws: bool = False
+    prefix: str = ""
+    judged_on: str = "train"
+
+    @abc.abstractmethod
+    def check(self, config, source):
+        """Raises UsageError for what is wrong with the keys of this kind; touches no device."""
+
+    @abc.abstractmethod
+    def divisor(self, config) -> tuple[int, str]:
+        """What the sides of an image must divide by, and what that number is, in words."""
+
+    @abc.abstractmethod
+    def stage(self, config, frozen: dict) -> api.Stage:
+        """Players and losses; frozen: see `frozen_shapes`, as arrays or as shapes."""
+
+    @abc.abstractmethod
+    def frozen_shapes(self, config) -> dict:
+        """The frozen weights of the stage, without memory: nothing is read."""
+
+    @abc.abstractmethod
+    def begin(self, config, source, record) -> api.Stage:
+        """The stage with its frozen weights, for a run to train or to be measured.
+
+        Their digests are recorded by the run that begins, and compared by one that goes on.
+        """
+
+    @abc.abstractmethod
+    def batch(self, config, cached: bool = False) -> dict:
+        """Shapes of a training batch; `cached`: of a latent cache, where the kind knows any."""
+
+    @abc.abstractmethod
+    def codec(self, config):
+        """The stages.codec.Codec that takes images to latents and back."""
+
+    @abc.abstractmethod
+    def drawing(self, config):
+        """((params, frozen, batch, keys) -> images of the batch, the fields that it reads).
+
+        Reconstructions or samples: what distances to the data are measured of.
+        """
+
+    @abc.abstractmethod
+    def open(self, record, config, ema=True, mesh=None, weaker=None):
+        """The trained run as a Python object."""
+
+    @abc.abstractmethod
+    def export(self, record, config, folder, ema=True) -> str:
+        """Writes the run as a folder of diffusers; returns the class that loads it."""
+
+    def shapes(self, config) -> dict:
+        """{player: its parameters without memory}, of every player that it could have."""
+        players = self.stage(config, self.frozen_shapes(config)).players
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return {player.name: jax.eval_shape(player.init, key) for player in players}
+
+    def rules(self, config) -> tuple:
+        """Which weights go over the mesh axis `tensor`, see base/shard.py."""
+        return self.stage(config, self.frozen_shapes(config)).rules
+
+    def conditioners(self, config) -> dict:
+        """{label: conditioner}."""
+        return {}
+
+    def open_cache(self, config, source):
+        """The latent cache to train from in the place of images; None: images."""
+        return None
+
+
+def expect(config, wanted: str, flag: str, remedy: str = ""):
+    """Raises UsageError unless a run is of the kind `wanted`. flag: what the user called it."""
+    if config.stage != wanted:
+        raise errors.UsageError(
+            f"{flag} is of stage {config.stage!r}: give the run of {KINDS.get(wanted).title}{remedy}."
+        )
