@@ -11,7 +11,7 @@ from ldm_jax.models.unet import UNet
 class Denoiser(nn.Module):
     """UNet plus conditioners; without any, unconditional. params: {"unet", "conditioners_<i>"}.
 
-    Conditioners that have weights from elsewhere need them as the collection "frozen".
+    Conditioners that name a `reader` need what it reads as the collection "frozen".
     """
 
     unet: UNet
@@ -46,12 +46,6 @@ class Denoiser(nn.Module):
     def denoise(self, x, t, cond, train=False):
         """The UNet's output for a ready Cond: a sampler conditions once and denoises many times."""
         return self.unet(x, t, **cond._asdict(), train=train)
-
-    @nn.nowrap
-    def read_frozen(self) -> dict:
-        """The collection "frozen": {"conditioners_<i>": tree} of those that have one."""
-        found = {f"conditioners_{i}": c.read_frozen() for i, c in enumerate(self.conditioners)}
-        return {name: params for name, params in found.items() if params}
 
     @property
     def fields(self):

@@ -23,6 +23,7 @@ from ldm_jax.engine import checkpoint
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.sampling import Sampling
+from ldm_jax.weights import readers
 
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
@@ -88,7 +89,7 @@ class SecondStage:
         if weaker:
             guide = read_guide(weaker, params["denoiser"], ema)
             self._guide, self.guide_digest = _place(guide, mesh), tree.digest(guide)
-        own = self.model.denoiser.read_frozen()
+        own = readers.read_conditioners(self.model.denoiser)
         if own and tree.digest(own) != record["origin"].get("conditioners"):
             raise errors.UsageError(
                 f"{path} was trained with other weights of its conditioners: restore the files "
