@@ -100,7 +100,7 @@ def first_stage() -> ConfigDict:
     config = common()
     config.stage = "autoencode"
     config.model = dict(
-        bottleneck="kl",  # kl | vq
+        bottleneck="kl",  # kl | vq | none
         width=128,
         mult=(1, 2, 4),  # f = 2 ** (len(mult) - 1)
         blocks=2,
@@ -130,6 +130,7 @@ def first_stage() -> ConfigDict:
         disc_loss="hinge",  # hinge | vanilla
         logvar=0.0,
         learn_logvar=False,
+        terms=dict(),  # {name in stages/autoencode.py's TERMS: weight}
     )
     config.optim = dict(
         autoencoder=optimizer(name="adam", lr=5.4e-5, b1=0.5, b2=0.9),

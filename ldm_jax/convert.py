@@ -115,7 +115,7 @@ def write_run(source, folder, overrides) -> dict:
     from ldm_jax.base import config as config_lib
     from ldm_jax.base import tree
     from ldm_jax.build import objects as build
-    from ldm_jax.weights import rules
+    from ldm_jax.weights import readers, rules
 
     counts = {}
     changes = dict(source.config)
@@ -150,7 +150,7 @@ def write_run(source, folder, overrides) -> dict:
         first, step = build.codec_params(config.first_stage)
         digest = tree.digest(first) if first else build.IDENTITY
         origin = {"first_stage": changes["first_stage"], "step": step, "digest": digest}
-        if frozen := build.make_diffuse(config).denoiser.read_frozen():
+        if frozen := readers.read_conditioners(build.make_diffuse(config).denoiser):
             origin["conditioners"] = tree.digest(frozen)
         record = {"scale": source.scale, "origin": origin}
         disk.write_text(folder / "latents.json", json.dumps(record, indent=2) + "\n")

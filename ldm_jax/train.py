@@ -133,11 +133,12 @@ def second_stage(config, source, workdir):
     from ldm_jax.build import objects as build
     from ldm_jax.engine import hosts
     from ldm_jax.stages import diffuse
+    from ldm_jax.weights import readers
 
     model = build.make_diffuse(config)
     params, step = build.codec_params(config.first_stage)
     digest = tree.digest(params) if params else build.IDENTITY
-    frozen = model.denoiser.read_frozen()
+    frozen = readers.read_conditioners(model.denoiser)
     file = workdir / "latents.json"
 
     def measured() -> dict:

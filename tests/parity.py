@@ -25,6 +25,7 @@ import parity_maths  # noqa: E402
 
 import ldm_jax  # noqa: E402
 from ldm_jax import convert  # noqa: E402
+from ldm_jax.models import bottleneck  # noqa: E402
 from ldm_jax.weights import compvis, diffusers, official, official_config, rules  # noqa: E402
 
 KEYS = "model.diffusion_model."
@@ -89,7 +90,7 @@ def autoencoder(case):
     case.compare("prequant", z)
     interface = "Interface" in case.meta["config"]["target"]
     case.compare("recon_from_prequant", run.decode(z))
-    indices = _apply(run, "quantise", z)[1]
+    indices = bottleneck.quantise(run._params["codebook"], z)[1]
     case.compare("indices", np.asarray(indices).reshape(io["out_indices"].shape))
     if interface:
         case.compare("decode_z", run.decode(io["in_z"]))
@@ -171,9 +172,10 @@ def conditioner(case):
 
 def lpips(case):
     from ldm_jax.models import lpips
+    from ldm_jax.weights.readers import READERS
 
     io, path = case.io, case.folder / "compvis" / "lpips_vgg_random.ckpt.npz"
-    params, model = lpips.load(path, path), lpips.LPIPS()
+    params, model = READERS.get("lpips")(path, path), lpips.LPIPS()
     distance = lambda y: model.apply({"params": params}, io["in_x"], y)
     case.compare("lpips", distance(io["in_y"]))
     case.compare("grad_y", jax.jit(jax.grad(lambda y: distance(y).sum()))(io["in_y"]))

@@ -9,6 +9,7 @@ from ldm_jax.models import bottleneck, lpips
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.stages import autoencode
 from ldm_jax.weights import compvis, rules
+from ldm_jax.weights.readers import READERS
 
 
 class OneConvolution(nn.Module):
@@ -34,7 +35,7 @@ def measure(case):
     part = {k.removeprefix("discriminator."): v for k, v in part.items() if k != "logvar"}
     layers = p.get("disc_num_layers", 3)
     path = case.folder / "compvis" / "lpips_vgg_random.ckpt.npz"
-    weights = lpips.load(path, path)
+    weights = READERS.get("lpips")(path, path)
     config = autoencode.Loss(
         kl_weight=p.get("kl_weight", 1.0),
         codebook_weight=p.get("codebook_weight", 1.0),

@@ -191,7 +191,7 @@ def test_sample_and_evaluate_want_a_fitting_run(first_stage, tmp_path, refused):
         (["--config.seed=-1"], "seed=-1"),
         (["--config.loss.perceptual_weight=1.0"], "vgg16-397923af.pth"),
         (["--config.loss.disc_loss=henge"], "did you mean 'hinge'"),
-        (["--config.model.bottleneck=kll"], "bottleneck='kll'"),
+        (["--config.model.bottleneck=kll"], "Unknown bottleneck 'kll'"),
         (["--config.discriminator.norm=bach"], "norm='bach'"),
         (["--config.optim.autoencoder.name=adan"], "did you mean 'adam'"),
         (["--config.optim.autoencoder.schedule=cosin"], "did you mean 'cosine'"),

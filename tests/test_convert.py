@@ -307,6 +307,7 @@ def test_a_checkpoint_that_holds_clip_takes_prompts(golden, tmp_path, capsys):
     import ldm_jax
     from ldm_jax.build import objects as build
     from ldm_jax.models import clip
+    from ldm_jax.weights.clip import from_state
 
     config = yaml.safe_load((golden / PIPELINE / "txt2img.yaml").read_text())
     config["model"]["params"]["cond_stage_config"] = {
@@ -334,7 +335,7 @@ def test_a_checkpoint_that_holds_clip_takes_prompts(golden, tmp_path, capsys):
     ready, run = (ldm_jax.load(tmp_path / name) for name in ("tokens", "run"))
     ids = build.make_conditions(run.config).of_prompts(["a red circle", ""])
     encoder = clip.ClipTransformer(514, 20, 32, depth=1, heads=1)
-    states = encoder.apply({"params": clip.from_state(weights, depth=1)}, ids["clip_ids"])
+    states = encoder.apply({"params": from_state(weights, depth=1)}, ids["clip_ids"])
     how = dict(steps=2, guidance=1.0, noise=np.ones((2, 8, 8, 4), np.float32))
     want = ready.sample(2, cond={"tokens": states}, **how)
     np.testing.assert_allclose(run.sample(2, cond=ids, **how), want, atol=1e-5)

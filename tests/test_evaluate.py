@@ -16,6 +16,7 @@ from ldm_jax.base import disk
 from ldm_jax.evaluation import imagesets, measures, reference, suite
 from ldm_jax.metrics import features
 from ldm_jax.metrics.frechet import Moments, frechet_distance
+from ldm_jax.weights.readers import READERS
 
 EVAL = "--config.eval."
 POCKET = f"{EVAL}features=pocket"
@@ -33,7 +34,7 @@ def pocket(weights, pixels):
 features.EXTRACTORS.register("pocket")(
     features.Extractor("pocket", D, 0, "none", "fd_pocket", "_pocket", pocket)
 )
-measures.WEIGHTS["pocket"] = np.load
+READERS.register("pocket")(np.load)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,11 @@ from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import loop, optim, step
 from ldm_jax.models import parallel
+from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.nn import attention, blocks
 from ldm_jax.stages import autoencode, diffuse
 from ldm_jax.stages.sampling import Sampling
+from ldm_jax.weights.readers import read_conditioners
 
 
 def check(config: ConfigDict, source):
@@ -46,7 +48,7 @@ def check(config: ConfigDict, source):
             build.make_autoencoder(config).f,
             "the downsampling factor f of config.model",
         )
-        _one_of("config.model.bottleneck", config.model.bottleneck, ("kl", "vq"))
+        BOTTLENECKS.get(build.make_autoencoder(config).bottleneck)
         _one_of(
             "config.discriminator.norm", config.discriminator.norm, ("batch", "group", "actnorm")
         )
@@ -79,7 +81,7 @@ def check(config: ConfigDict, source):
                     f"config.conditioners.{name}.dropout={conditioner.dropout}: give a share from "
                     "0 to 1, or leave it out for config.loss.cond_dropout."
                 )
-        build.make_denoiser(config, codec).read_frozen()
+        read_conditioners(build.make_denoiser(config, codec))
         build.make_conditions(config, source)
         build.open_cache(config, source)
     else:

@@ -25,6 +25,7 @@ from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
 from ldm_jax.stages import autoencode, diffuse
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.sampling import Sampling
+from ldm_jax.weights.readers import READERS
 
 IDENTITY = "identity"
 
@@ -160,7 +161,7 @@ def make_autoencode(config: ConfigDict, weights=None) -> autoencode.Autoencode:
     dtype = jnp.dtype(config.dtype)
     loss = autoencode.Loss(**config.loss)
     if loss.perceptual_weight and weights is None:
-        weights = lpips.load(**config.lpips)
+        weights = READERS.get("lpips")(**config.lpips)
     net = lpips.network(weights) if weights else "vgg"
     perceive = lambda params, x, y: lpips.LPIPS(net, dtype).apply({"params": params}, x, y)
     return autoencode.Autoencode(

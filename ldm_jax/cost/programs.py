@@ -143,8 +143,7 @@ def _diffuse(config, first_stage, cached):
     fields = _fields(model, b)
     if cached:
         height, width, channels = model.latent_shape(size, size)
-        first = model.codec.model
-        moments = channels * (2 if first and first.bottleneck == "kl" else 1)
+        moments = channels * model.codec.bottleneck.moments
         return model.stage(frozen), {"moments": _float32(b, height, width, moments)} | fields
     return model.stage(frozen), {"image": _float32(b, size, size, 3)} | fields
 

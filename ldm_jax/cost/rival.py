@@ -118,11 +118,10 @@ class Rival:
         moments = jax.jit(encode)(params, x)
         z = np.asarray(moments)[..., : model.latent_channels]
         pairs, z_theirs = {}, self._tensor(z)
-        kl = config.model.bottleneck == "kl"
         own = {"encode": (encode, x), "decode": (decode, z)}
         other = {
             "encode": lambda: net.encode(x_theirs).latent_dist.parameters
-            if kl
+            if kind == "AutoencoderKL"
             else net.encode(x_theirs).latents,
             "decode": lambda: net.decode(z_theirs).sample,
         }

@@ -9,7 +9,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import errors, raster, tensorfile
@@ -17,11 +16,7 @@ from ldm_jax.evaluation import imagesets, protocol, suite
 from ldm_jax.evaluation import reference as reference_lib
 from ldm_jax.metrics import features
 from ldm_jax.metrics import latents as latents_lib
-from ldm_jax.models import bottleneck, mobilenet
-from ldm_jax.weights import inception
-
-# {network of an extractor: (path) -> its weights}
-WEIGHTS = {"inception": inception.load, "mobilenet": mobilenet.load}
+from ldm_jax.weights.readers import READERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +59,7 @@ def plan(args, default) -> Plan:
 def open_features(name: str, path):
     """An extractor, its weights, and its part of a protocol."""
     extractor = features.EXTRACTORS.get(name)
-    weights = WEIGHTS[extractor.network](path)
+    weights = READERS.get(extractor.network)(path)
     extraction = {
         "features": name,
         "resize": extractor.resize,
@@ -132,7 +127,6 @@ class HeldOut:
 
     def __init__(self, codec, params, batches):
         self._codec, self._params, self._batches = codec, params, batches
-        self._entries = codec.model.codebook_size if codec.model.bottleneck == "vq" else 0
         self._latents, self._counts = None, 0
 
     def originals(self):
@@ -153,15 +147,12 @@ class HeldOut:
 
     def summary(self) -> dict:
         """Of the latents seen so far."""
-        codebook = latents_lib.codebook(self._counts) if self._entries else {}
+        codebook = latents_lib.codebook(self._counts) if len(self._counts) else {}
         return self._latents.summary() | codebook
 
     def _measure(self, params, images):
-        z, counts = self._codec.encode(params, images), jnp.zeros((len(images), 0))
-        if self._entries:
-            _, indices = bottleneck.quantise(params["codebook"], z)
-            count = lambda i: jnp.bincount(i.ravel(), length=self._entries)
-            counts = jax.vmap(count)(indices)
+        z = self._codec.encode(params, images)
+        counts = self._codec.bottleneck.counts(params, z)
         return z, counts, raster.to_uint8(self._codec.decode(params, z))
 
 

@@ -24,7 +24,7 @@ EXTRACTORS = Registry("feature extractor")
 class Extractor:
     """A network and how images enter it.
 
-    network: whose weights it takes; measures.WEIGHTS loads them.
+    network: whose weights it takes, a name of weights/readers.py's READERS.
     dimension: of the features; classes: of the logits, 0 for none.
     resize: in words, for the protocol.
     distance, suffix: the Frechet distance's name, and what other figures' names end in.

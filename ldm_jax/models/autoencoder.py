@@ -1,4 +1,4 @@
-"""The first stage: an autoencoder with a KL or VQ bottleneck (Rombach et al. 2022, app. G).
+"""The first stage: an autoencoder with a bottleneck, KL or VQ (Rombach et al. 2022, app. G).
 
 Level 0 is the image's resolution; level l works at a factor 2**l below it, on both sides.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.base import registry
-from ldm_jax.models import bottleneck
+from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.nn import attention, blocks
 
 AUTOENCODERS = registry.Registry("autoencoder")
@@ -75,28 +75,23 @@ class Autoencoder(nn.Module):
         return 2 ** (len(self.mult) - 1)
 
     def setup(self):
-        if self.bottleneck not in ("kl", "vq"):
-            raise ValueError(f"bottleneck={self.bottleneck!r} is unknown; use 'kl' or 'vq'.")
-        stack = {name: getattr(self, name) for name in SHARED}
-        double = 2 if self.bottleneck == "kl" else 1
-        self.encoder = Encoder(**stack, out_channels=double * self.z_channels)
+        self.between = BOTTLENECKS.get(self.bottleneck)
+        stack, moments = {name: getattr(self, name) for name in SHARED}, self.between.moments
+        self.encoder = Encoder(**stack, out_channels=moments * self.z_channels)
         self.decoder = Decoder(**stack, out_channels=self.image_channels)
         # These maps stay in float32: they are small, and the latent is what is kept.
         narrow = lambda key, shape, dtype=jnp.float32: jnp.where(
             jnp.arange(shape[0]) < self.latent_channels, 0.0, self.posterior_logvar
         ).astype(dtype)
         self.to_latent = blocks.dense(
-            double * self.latent_channels, None, dtype=jnp.float32, bias_init=narrow
+            moments * self.latent_channels, None, dtype=jnp.float32, bias_init=narrow
         )
         self.from_latent = blocks.dense(self.z_channels, None, dtype=jnp.float32)
-        if self.bottleneck == "vq":
-            k = self.codebook_size
-            # uniform in (-1/k, 1/k), as in VQ-GAN
-            init = lambda key, shape: (2 * nn.initializers.uniform(1.0)(key, shape) - 1) / k
-            self.codebook = self.param("codebook", init, (k, self.latent_channels))
+        wanted = self.between.parameters(self.codebook_size, self.latent_channels)
+        self.own = {name: self.param(name, *how) for name, how in wanted.items()}
 
     def encode(self, x, train=False):
-        """[b, h, w, 3] -> KL: moments [b, h/f, w/f, 2c]; VQ: unquantised [b, h/f, w/f, c]."""
+        """[b, h, w, 3] -> the bottleneck's moments [b, h/f, w/f, moments * c], not quantised."""
         h, w = x.shape[1:3]
         if h % self.f or w % self.f:
             raise ValueError(
@@ -107,19 +102,13 @@ class Autoencoder(nn.Module):
     def decode(self, z, train=False, quantise=True):
         """[b, h/f, w/f, c] -> [b, h, w, 3]. VQ quantises first, unless `quantise` is False."""
         z = z.astype(jnp.float32)
-        if self.bottleneck == "vq" and quantise:
-            z = bottleneck.straight_through(z, self.quantise(z)[0])
+        z = self.between.quantise(self.own, z) if quantise else z
         x = self.decoder(self.from_latent(z), train).astype(jnp.float32)
         return jnp.tanh(x) if self.tanh_out else x
 
-    def quantise(self, z):
-        """The nearest codebook entries: z_q [b, h, w, c], indices [b, h, w]."""
-        return bottleneck.quantise(self.codebook, z)
-
     def __call__(self, x, train=False):
         """Reconstruction by the posterior's mode or the codebook; meets every parameter."""
-        z = self.encode(x, train)
-        return self.decode(bottleneck.mode(z) if self.bottleneck == "kl" else z, train)
+        return self.decode(self.between.mode(self.encode(x, train)), train)
 
 
 class _Stack(nn.Module):

@@ -1,11 +1,67 @@
-"""The two ways to regularise a latent: a KL-penalised Gaussian, and a codebook.
+"""Bottlenecks: what happens to a latent between the encoder and the decoder, in float32.
 
-Pure functions in float32. KL: Kingma & Welling 2014. VQ: van den Oord et al. 2017, in the form of
-VQ-GAN (Esser et al. 2021).
+KL: Kingma & Welling 2014. VQ: van den Oord et al. 2017, in the form of VQ-GAN (Esser et al. 2021).
+Another one is one registered value, and `config.model.bottleneck` its name:
+
+    @dataclasses.dataclass(frozen=True)
+    class Signs(bottleneck.Bottleneck):
+        def quantise(self, params, z):
+            return bottleneck.straight_through(z, jnp.sign(z))
+
+    bottleneck.BOTTLENECKS.register("signs")(Signs())
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+
+from ldm_jax.base import registry
+
+BOTTLENECKS = registry.Registry("bottleneck")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+    """The bottleneck that changes nothing; others override what they do otherwise.
+
+    What the encoder makes is called moments, [b, h, w, moments * c]; a latent is [b, h, w, c].
+    `params` is the autoencoder's tree, in which a bottleneck finds the parameters it asked for.
+
+    moments: channels that the encoder makes for one channel of the latent.
+    summed: whether the reconstruction's error is summed over an image, with a log variance, or (as
+      the official VQ losses do) averaged.
+    """
+
+    moments: int = 1
+    summed: bool = True
+
+    def parameters(self, entries: int, channels: int) -> dict:
+        """{name: (initialiser, shape)} of its own. entries: `codebook_size`; channels: c."""
+        return {}
+
+    def mode(self, moments):
+        """The most likely latent, float32; what is to be quantised is not quantised yet."""
+        return jnp.asarray(moments, jnp.float32)
+
+    def sample(self, key, moments):
+        """A latent as training draws it; by default the only one there is."""
+        return self.mode(moments)
+
+    def regularise(self, params, moments, key, loss):
+        """The term of the autoencoder's loss, {metric: scalar}, and the latent to decode.
+
+        loss: the stage's weights (stages/autoencode.py's Loss), which the term contains already.
+        """
+        return 0.0, {"latent_std": jnp.std(moments)}, self.sample(key, moments)
+
+    def quantise(self, params, z):
+        """What the decoder sees of a latent, like z."""
+        return z
+
+    def counts(self, params, z):
+        """How often each image uses each entry of the codebook: int [b, entries], 0 without one."""
+        return jnp.zeros((len(z), 0))
 
 
 def split(moments):
@@ -62,3 +118,55 @@ def usage(indices, k):
     p = counts / indices.size
     perplexity = jnp.exp(-jnp.sum(p * jnp.log(p + 1e-10)))
     return {"perplexity": perplexity, "usage": jnp.mean((counts > 0).astype(jnp.float32))}
+
+
+def _uniform(key, shape):
+    """A codebook of k entries begins uniform in (-1/k, 1/k), as in VQ-GAN."""
+    return (2 * jax.nn.initializers.uniform(1.0)(key, shape) - 1) / shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Bottleneck):
+    """The moments are a mean and a log variance; the loss pulls them towards N(0, 1)."""
+
+    moments: int = 2
+
+    def mode(self, moments):
+        return mode(moments)
+
+    def sample(self, key, moments):
+        return sample(key, moments)
+
+    def regularise(self, params, moments, key, loss):
+        divergence = jnp.mean(kl(moments))
+        term, std = loss.kl_weight * divergence, jnp.std(mode(moments))
+        return term, {"kl": divergence, "latent_std": std}, sample(key, moments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codebook(Bottleneck):
+    """The decoder sees the nearest of k learned entries: params["codebook"], [k, c]."""
+
+    summed: bool = False
+
+    def parameters(self, entries, channels):
+        return {"codebook": (_uniform, (entries, channels))}
+
+    def regularise(self, params, moments, key, loss):
+        z_q, indices = quantise(params["codebook"], moments)
+        vq = vq_loss(moments, z_q, loss.beta, loss.legacy_vq)
+        term, used = loss.codebook_weight * vq, usage(indices, len(params["codebook"]))
+        return term, {"vq": vq, "latent_std": jnp.std(moments), **used}, moments
+
+    def quantise(self, params, z):
+        return straight_through(z, quantise(params["codebook"], z)[0])
+
+    def counts(self, params, z):
+        _, indices = quantise(params["codebook"], z)
+        count = lambda i: jnp.bincount(i.ravel(), length=len(params["codebook"]))
+        return jax.vmap(count)(indices)
+
+
+BOTTLENECKS.register("none")(Bottleneck())
+BOTTLENECKS.register("kl")(Gaussian())
+BOTTLENECKS.register("vq")(Codebook())

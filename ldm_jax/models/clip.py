@@ -2,11 +2,9 @@
 
 As Stable Diffusion conditions (Rombach et al. 2022, model card of v1): the last hidden states of
 ViT-L/14's text side. The weights are the Linen collection "frozen", which no optimizer sees and no
-checkpoint keeps; `ClipText.read_frozen` reads them from Hugging Face's or OpenAI's file.
+checkpoint keeps; weights/clip.py reads them from Hugging Face's or OpenAI's file.
 """
 
-import pathlib
-import re
 from typing import Any, ClassVar
 
 import jax
@@ -14,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ldm_jax.base import errors, hub, tensorfile, tree
+from ldm_jax.base import errors
 from ldm_jax.models.conditioners import CONDITIONERS, Cond, Conditioner
 from ldm_jax.nn.blocks import dense
 
@@ -92,6 +90,7 @@ class ClipText(Conditioner):
     mask_padding: bool = True
 
     fields: ClassVar[tuple] = ("clip_ids",)
+    reader: ClassVar[str] = "clip"
 
     @nn.nowrap
     def example(self, image, latent):
@@ -103,7 +102,7 @@ class ClipText(Conditioner):
         null[:2] = self.start, self.end
         ids = jnp.where(drop[:, None], null, batch["clip_ids"])
         encoder = self.encoder()
-        # No params of its own: whoever applies it gives the collection, see `read_frozen`.
+        # Whoever applies the module gives this collection; what `init` makes of it has its shapes.
         start = lambda: encoder.init(jax.random.key(0), ids)["params"]
         params = self.variable("frozen", "encoder", start).value
         tokens = jax.lax.stop_gradient(encoder.apply({"params": params}, ids))
@@ -128,92 +127,3 @@ class ClipText(Conditioner):
             self.dtype,
             parent=None,
         )
-
-    @nn.nowrap
-    def read_frozen(self) -> dict:
-        """{"encoder": params}. What does not fit the conditioner's sizes is one UsageError."""
-        file = weights_file(self.weights)
-        read = lambda: self.encoder().init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-        shapes = jax.eval_shape(read)["params"]
-        params = from_state(tensorfile.read(file), self.depth, file)
-        for name, leaf in tree.named_leaves(shapes):
-            found = dict(tree.named_leaves(params))[name].shape
-            if found != leaf.shape:
-                raise errors.UsageError(
-                    f"{file} is another text encoder than the clip conditioner's: {name} is "
-                    f"{found}, not {leaf.shape}; set its vocab_size, length and width."
-                )
-        return {"encoder": params}
-
-
-def weights_file(path: str) -> pathlib.Path:
-    """The file of weights that `path` is, or that lies in it under Hugging Face's names."""
-    if not path:
-        raise errors.UsageError(
-            "The clip conditioner's weights are empty: give a text encoder's, a file or "
-            "hf:openai/clip-vit-large-patch14, as --config.conditioners.NAME.weights=FILE."
-        )
-    names = ("model.safetensors", "pytorch_model.bin")
-    path = pathlib.Path(hub.folder(path, names[0]))
-    return next((path / name for name in names if (path / name).is_file()), path)
-
-
-def from_state(state: dict, depth: int, file="The state") -> dict:
-    """Params of a `ClipTransformer` from a state dict in either layout, whatever lies around it."""
-    ends = [key for key in state if key.endswith(_TABLE)]
-    prefix = ends[0].removesuffix(_TABLE).removesuffix("embeddings.") if ends else ""
-    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    own = own if f"embeddings.{_TABLE}" in own else _as_hugging_face(own)
-
-    def leaf(key):
-        if key not in own:
-            raise errors.UsageError(
-                f"{file} lacks {prefix}{key}, which a CLIP text encoder of depth={depth} has."
-            )
-        return np.asarray(own[key], np.float32)
-
-    if f"encoder.layers.{depth}.layer_norm1.weight" in own:
-        raise errors.UsageError(
-            f"{file} has more layers than the clip conditioner's depth={depth}."
-        )
-    norm = lambda name: {"scale": leaf(f"{name}.weight"), "bias": leaf(f"{name}.bias")}
-    linear = lambda name: {"kernel": leaf(f"{name}.weight").T, "bias": leaf(f"{name}.bias")}
-    params = {
-        "table": {"embedding": leaf(f"embeddings.{_TABLE}")},
-        "positions": leaf("embeddings.position_embedding.weight"),
-        "norm": norm("final_layer_norm"),
-    }
-    for i in range(depth):
-        layer = f"encoder.layers.{i}"
-        params[f"block_{i}"] = {n: norm(f"{layer}.{theirs}") for n, theirs in _NORMS.items()}
-        params[f"block_{i}"] |= {n: linear(f"{layer}.{theirs}") for n, theirs in _LINEAR.items()}
-    return params
-
-
-_TABLE = "token_embedding.weight"
-_NORMS = {"norm_1": "layer_norm1", "norm_2": "layer_norm2"}
-_LINEAR = {name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")}
-_LINEAR |= {"mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2"}
-_OPENAI = (  # OpenAI's and OpenCLIP's names, to Hugging Face's
-    (r"^token_embedding", "embeddings.token_embedding"),
-    (r"^positional_embedding$", "embeddings.position_embedding.weight"),
-    (r"^ln_final", "final_layer_norm"),
-    (r"^transformer\.resblocks", "encoder.layers"),
-    (r"\.ln_([12])\.", r".layer_norm\1."),
-    (r"\.attn\.", ".self_attn."),
-    (r"\.c_fc\.", ".fc1."),
-    (r"\.c_proj\.", ".fc2."),
-)
-
-
-def _as_hugging_face(state: dict) -> dict:
-    renamed = {}
-    for key, value in state.items():
-        for pattern, name in _OPENAI:
-            key = re.sub(pattern, name, key)
-        if match := re.fullmatch(r"(.*self_attn\.)in_proj_(weight|bias)", key):
-            parts = zip("qkv", np.split(np.asarray(value), 3))
-            renamed |= {f"{match[1]}{n}_proj.{match[2]}": part for n, part in parts}
-        else:
-            renamed[key] = value
-    return renamed

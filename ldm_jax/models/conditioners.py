@@ -8,8 +8,9 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
       ([b, h, w, 3] and [b, h/f, w/f, c]).
     latent_of: {field: image field}, those of its fields that the stage makes from an image of the
       batch with the first stage. Most have none.
-    read_frozen(): its Linen collection "frozen", weights that it has from elsewhere and that are
-      never trained, averaged or saved with a run. Most have none.
+    reader: the name in weights/readers.py's READERS of the function (conditioner) -> its Linen
+      collection "frozen", weights that it has from elsewhere and that are never trained, averaged
+      or saved with a run. Most have none.
 
 A new kind of condition is one class here, one maker of its field in `data/` where the records do
 not have it as it is (data/conditions.py), and one line in a config.
@@ -57,10 +58,7 @@ class Conditioner(nn.Module):
 
     fields: ClassVar[tuple] = ()
     latent_of: ClassVar[dict] = {}
-
-    @nn.nowrap
-    def read_frozen(self) -> dict:
-        return {}
+    reader: ClassVar[str] = ""
 
 
 @CONDITIONERS.register("class")

@@ -1,29 +1,17 @@
 """LPIPS, the perceptual distance of the first stage's loss (Zhang et al. 2018).
 
-On VGG16 as in the official losses, or on AlexNet or SqueezeNet 1.1. The weights are two public
-files, which tell the network themselves, and nothing here works without them: see `load`.
+On VGG16 as in the official losses, or on AlexNet or SqueezeNet 1.1. weights/lpips.py reads the
+weights, two public files, and finds the network in them.
 """
 
-import re
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-
-from ldm_jax.base import errors, tensorfile
 
 # The official scaling layer, for images in [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-
-BACKBONE_HELP = (
-    "torchvision's vgg16-397923af.pth, alexnet-owt-7be5be79.pth or squeezenet1_1-b8a52dc0.pth, "
-    "https://download.pytorch.org/models/"
-)
-HEADS_HELP = (
-    "lpips/weights/v0.1/{vgg,alex,squeeze}.pth of https://github.com/richzhang/PerceptualSimilarity"
-)
 
 
 class Conv(NamedTuple):
@@ -134,67 +122,9 @@ class Backbone(nn.Module):
         return lambda x: nn.relu(conv(x))
 
 
-def load(backbone, heads):
-    """LPIPS params from the two files, each .pth, .safetensors or .npz; one file may serve as both.
-
-    backbone: torchvision's network (`features.N.weight`) or an LPIPS state dict
-    (`net.sliceS.N...`); heads: `linI.model.1.weight`. What is missing is an error: random weights
-    never stand in.
-    """
-    convs, lins = {}, {}
-    pattern = r"(?:features|net\.slice\d)\.(\d+)\.(?:(\w+)\.)?(weight|bias)$"
-    for key, array in _read(backbone, BACKBONE_HELP).items():
-        if match := re.search(pattern, key):
-            name = f"conv_{match[1]}" + (f"_{match[2]}" if match[2] else "")
-            convs[name, match[3]] = array
-    for key, array in _read(heads, HEADS_HELP).items():
-        if match := re.search(r"lin(\d)\.model\.1\.weight$", key):
-            lins[int(match[1])] = array.reshape(-1)
-
-    net = _network(convs)
-    widths = [layer.width for layer, tap in zip(NETWORKS[net], NETWORKS[net][1:]) if tap == TAP]
-    params = {net: {}}
-    for name, shape in _shapes(net).items():
-        kernel, bias = (_need(convs, (name, leaf), net, backbone) for leaf in ("weight", "bias"))
-        if kernel.shape != shape:
-            raise errors.UsageError(
-                f"LPIPS weights {backbone}: {name} is {kernel.shape}, in {net} it is {shape}."
-            )
-        params[net][name] = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
-    for i, width in enumerate(widths):
-        params[f"head_{i}"] = head = _need(lins, i, net, heads)
-        if head.size != width:
-            raise errors.UsageError(
-                f"LPIPS weights {heads}: head {i} has {head.size} channels, in {net} {width}."
-            )
-    return params
-
-
 def network(params) -> str:
     """The name of the network whose params these are."""
     return next(name for name in NETWORKS if name in params)
-
-
-def _network(convs):
-    """Which network a state dict is of: they differ in the index of their second convolution."""
-    if ("conv_3_squeeze", "weight") in convs:
-        return "squeeze"
-    return "alex" if ("conv_3", "weight") in convs else "vgg"
-
-
-def _shapes(net) -> dict:
-    """{name of a convolution: its torch shape}."""
-    shapes, c = {}, 3
-    for layer in NETWORKS[net]:
-        if isinstance(layer, Conv):
-            shapes[f"conv_{layer.index}"] = (layer.width, c, layer.kernel, layer.kernel)
-        elif isinstance(layer, Fire):
-            name, s, half = f"conv_{layer.index}_", layer.squeeze, layer.width // 2
-            shapes[name + "squeeze"] = (s, c, 1, 1)
-            shapes[name + "expand1x1"] = (half, s, 1, 1)
-            shapes[name + "expand3x3"] = (half, s, 3, 3)
-        c = getattr(layer, "width", c)
-    return shapes
 
 
 def _pool(x, layer):
@@ -207,16 +137,3 @@ def _unit(x):
     """Unit norm over channels, float32. The inner epsilon keeps the gradient finite at zero."""
     x = x.astype(jnp.float32)
     return x / (jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-20) + 1e-10)
-
-
-def _need(weights, key, net, path):
-    if key not in weights:
-        raise errors.UsageError(f"LPIPS weights {path} lack {key}, which {net} has.")
-    return np.asarray(weights[key], np.float32)
-
-
-def _read(path, origin):
-    try:
-        return tensorfile.read(path)
-    except errors.UsageError as e:
-        raise errors.UsageError(f"LPIPS weights: {e} Get {origin}.") from e

@@ -1,45 +1,19 @@
 """MobileNetV2 1.0 as a fixed feature extractor (Sandler et al. 2018, arXiv 1801.04381, table 2).
 
-A pure function over a tuple of folded convolutions: nothing here is trained or initialised.
+A pure function of a tuple of convolutions that contain their batch norms: nothing here is trained or
+initialised; weights/mobilenet.py reads them.
 """
-
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base.errors import UsageError
-
-# (expansion, stride of the first block, blocks): widths come with the weights.
+# (expansion, stride of the first block, blocks): the widths are those of the weights.
 _GROUPS = ((1, 1, 1), (6, 2, 2), (6, 2, 3), (6, 2, 4), (6, 1, 3), (6, 2, 3), (6, 1, 1))
-_CONVS = 52
+CONVS = 52
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
-
-
-def load(path):
-    """Reads the 52 convolutions: a tuple of {"kernel": [h, w, in, out], "bias": [out]}, in order.
-
-    The file holds `conv_<i>_weight` [out, in, h, w] and `conv_<i>_bias`, batch norm folded in, `i`
-    rising through the network.
-    """
-    path = pathlib.Path(path)
-    expected = "a MobileNetV2 1.0 .npz of 52 convs named conv_<i>_weight, conv_<i>_bias"
-    if not path.is_file():
-        raise UsageError(f"No file {str(path)!r}; expected {expected}.")
-    with np.load(path) as arrays:
-        indices = sorted(int(k.split("_")[1]) for k in arrays if k.endswith("_weight"))
-        if len(indices) != _CONVS:
-            raise UsageError(f"{str(path)!r} holds {len(indices)} convs; expected {expected}.")
-        return tuple(
-            {
-                "kernel": jnp.asarray(arrays[f"conv_{i}_weight"].transpose(2, 3, 1, 0)),
-                "bias": jnp.asarray(arrays[f"conv_{i}_bias"]),
-            }
-            for i in indices
-        )
 
 
 def features(params, images):

@@ -50,7 +50,8 @@ def _convolutions(primitive, *_, **__):
     return primitive is jax.lax.conv_general_dilated_p
 
 
-# Attention's logits are products with a batch axis; to keep them would cost more than all others.
+# What the forward pass keeps. Of the products, attention's logits have a batch axis and are left
+# out: they would take more memory than all others together.
 REMAT_SAVES = {
     "": None,
     "products": jax.checkpoint_policies.save_from_both_policies(
@@ -60,16 +61,21 @@ REMAT_SAVES = {
 
 
 def remat(module, saves: str = "", **kwargs):
-    """`module`, whose inside the backward pass computes again but for what `saves` names."""
+    """`module`, rematerialised: the backward pass computes its inside again.
+
+    saves: what the forward pass keeps of it nevertheless, a key of REMAT_SAVES.
+    """
     return nn.remat(module, policy=REMAT_SAVES[saves], **kwargs)
 
 
 class DenseParts(nn.Module):
-    """Linear maps of one input, side by side in one kernel. [..., c] -> `parts` of [..., width].
+    """Several linear maps of one input, such as q, k and v. [..., c] -> `parts` of [..., width].
 
-    Params are those of Dense(parts * width). Each map is a product of its own: cut out of one wide
-    output, they would have to be exchanged on a mesh that splits its columns; as an axis of it,
-    they make a TPU keep the kernel's gradient transposed, and copy weights and moments for that.
+    The parameters are those of Dense(parts * width): the maps' kernels lie side by side in one. Yet
+    each map is multiplied by itself, because the two other ways cost more. If one wide output were
+    cut into the maps, then on a mesh that splits its columns the devices would have to exchange
+    them. If the maps were one more axis of the kernel, a TPU would keep the kernel's gradient
+    transposed, and would copy the weights and the optimizer's moments at every step to match.
     """
 
     parts: int
@@ -114,7 +120,14 @@ def downsample_average(x):
 
 
 def fitting_groups(channels, groups):
-    """The number of groups that `GroupNorm` makes of so many channels."""
+    """The number of groups that `GroupNorm` makes of so many channels.
+
+    It is `groups` wherever that divides the channels, as in the official models, even if only one
+    channel is left to each. Such a norm takes every shift of a channel away again, and with it what
+    the timestep adds; a recipe with so few channels sets fewer `groups`. Where `groups` does not
+    divide, as in small models, it is the largest divisor that leaves at least four channels to each
+    group, or 1.
+    """
     if channels % groups == 0:
         return groups
     most = max(1, min(groups, channels // 4))
@@ -127,11 +140,8 @@ NORM_KERNELS = ("xla", "pallas")
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018), computed in float32, SiLU behind it where asked.
 
-    [b, ..., c] -> same. kernel: "xla", the formula below, or "pallas", that of nn/group_norm.py.
-
-    Where `groups` does not divide the channels, as in small models, the largest divisor takes its
-    place that leaves four channels to a group: a group of one channel forgets every shift of it,
-    and with it the timestep.
+    [b, ..., c] -> same. groups: as many as `fitting_groups` makes of it. kernel: "xla", the formula
+    below, or "pallas", that of nn/group_norm.py.
     """
 
     eps: float = 1e-5
@@ -151,8 +161,8 @@ class GroupNorm(nn.Module):
 
             return group_norm(x, scale, bias, groups, self.eps, self.silu).astype(self.dtype)
 
-        # Moments per channel first, then per group: the image is never reshaped,
-        # and normalisation folds into one multiply-add per element.
+        # First the moments of each channel, then of each group: so the image is never reshaped, and
+        # an element costs one multiplication and one addition.
         x = x.astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
         moments = jnp.stack([jnp.mean(x, space), jnp.mean(x * x, space)])

@@ -1,6 +1,6 @@
 """The first stage: an autoencoder, and an adversary of patches (Rombach et al. 2022, sec. 3.1).
 
-    autoencoder loss = reconstruction + regulariser + weight * adversarial
+    autoencoder loss = reconstruction + regulariser + terms of your own + weight * adversarial
     discriminator loss = hinge or vanilla, on the same reconstruction
 
 Both players see one forward pass of the autoencoder per step (the official code runs a second one
@@ -14,12 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import errors, registry
-from ldm_jax.models import bottleneck, parallel
+from ldm_jax.models import parallel
 from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.stages import api
 
 DISCRIMINATOR_LOSSES = registry.Registry("discriminator loss")
+# (x, x_hat, step) -> scalar: images [b, h, w, 3], their reconstructions, the optimizer step. A term
+# is added where `config.loss.terms = dict(NAME=weight)` gives it a weight.
+TERMS = registry.Registry("loss term")
 PIXEL_LOSSES = registry.Registry("pixel loss")
 PIXEL_LOSSES.register("l1")(jnp.abs)
 PIXEL_LOSSES.register("l2")(jnp.square)
@@ -41,14 +45,15 @@ def vanilla(real, fake):
 class Loss:
     """The weights of the first stage's terms; one field is one key of `config.loss`.
 
-    kl_weight: on the KL summed over a latent (KL); codebook_weight: on the VQ loss (VQ), whose
-      `beta` and `legacy_vq` are those of bottleneck.vq_loss.
+    kl_weight: on the KL divergence, summed over a latent; codebook_weight: on the VQ loss, whose
+      `beta` and `legacy_vq` are those of bottleneck.vq_loss. The bottleneck takes its own.
     perceptual_weight: on LPIPS, added to every pixel's error; 0 needs no LPIPS weights.
     pixel_loss: that error, "l1" or "l2".
     disc_weight: on the adversarial term, times the adaptive weight; 0 trains no discriminator.
     disc_start: training step (counted in optimizer steps) at which the adversary begins.
     learn_logvar: learn the output's log variance, from `logvar`; otherwise it stays there (as in
       the official code, whose parameter no optimizer ever saw).
+    terms: {name in TERMS: weight}, added to the autoencoder's loss; logged as term_NAME, unweighted.
     """
 
     kl_weight: float
@@ -62,6 +67,7 @@ class Loss:
     logvar: float
     learn_logvar: bool
     pixel_loss: str = "l1"
+    terms: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,10 @@ class Autoencode:
     perceive: object = None
     lpips: object = None
     scores: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def bottleneck(self):
+        return BOTTLENECKS.get(self.model.bottleneck)
 
     def stage(self) -> api.Stage:
         """Its players: the autoencoder, and the discriminator where it has a weight."""
@@ -110,7 +120,7 @@ class Autoencode:
         return self.discriminator.init(key, images)["params"]
 
     def autoencoder_loss(self, params, frozen, batch, key, step, shared):
-        """Reconstruction, regulariser and, from disc_start on, the adversarial term."""
+        """Reconstruction, regulariser, further terms and, from disc_start on, the adversarial."""
         own, x = params["autoencoder"], batch["image"]
         sample_key, dropout_key = jax.random.split(key)
         x_hat, features, regulariser, metrics = self._reconstruct(own, x, sample_key, dropout_key)
@@ -123,6 +133,9 @@ class Autoencode:
 
         total = nll(x_hat) + regulariser
         metrics |= {"nll": nll(x_hat), "l1": jnp.mean(jnp.abs(x - x_hat))}
+        for name, weight in self.loss.terms.items():
+            metrics[f"term_{name}"] = term = TERMS.get(name)(x, x_hat, step)
+            total += weight * term
         if self.loss.disc_weight:
             weight = self._gate(step) * adaptive_weight(
                 nll, adversarial, x_hat, features, own["model"]["decoder"]["conv_out"]["kernel"]
@@ -166,21 +179,10 @@ class Autoencode:
         """x_hat, the features before the last convolution, the weighted regulariser, metrics."""
         bound = {"params": own["model"]}
         rngs = {"dropout": dropout_key}
-        z = self.model.apply(bound, x, train=True, method="encode", rngs=rngs)
-        if self.model.bottleneck == "kl":
-            kl = jnp.mean(bottleneck.kl(z))
-            regulariser = self.loss.kl_weight * kl
-            mean, _ = bottleneck.split(z)
-            metrics = {"kl": kl, "latent_std": jnp.std(mean)}
-            z = bottleneck.sample(sample_key, z)
-        elif self.model.bottleneck == "none":
-            regulariser, metrics = 0.0, {"latent_std": jnp.std(z)}
-        else:
-            z_q, indices = bottleneck.quantise(own["model"]["codebook"], z)
-            vq = bottleneck.vq_loss(z, z_q, self.loss.beta, self.loss.legacy_vq)
-            regulariser = self.loss.codebook_weight * vq
-            usage = bottleneck.usage(indices, self.model.codebook_size)
-            metrics = {"vq": vq, "latent_std": jnp.std(z), **usage}
+        moments = self.model.apply(bound, x, train=True, method="encode", rngs=rngs)
+        regulariser, metrics, z = self.bottleneck.regularise(
+            own["model"], moments, sample_key, self.loss
+        )
         x_hat, kept = self.model.apply(
             bound, z, train=True, method="decode", rngs=rngs, mutable=["intermediates"]
         )
@@ -188,19 +190,18 @@ class Autoencode:
         return x_hat, features, regulariser, metrics
 
     def _nll(self, own, frozen, x, x_hat):
-        """The reconstruction term: a sum over an image for KL, a mean for VQ, as officially."""
+        """The reconstruction term: by the bottleneck a sum over an image, or a mean."""
         error = PIXEL_LOSSES.get(self.loss.pixel_loss)(x - x_hat)
         if self.perceive:
             distance = self.perceive(frozen["lpips"], x, x_hat)
             error += self.loss.perceptual_weight * distance[:, None, None, None]
-        if self.model.bottleneck == "vq":
+        if not self.bottleneck.summed:
             return jnp.mean(error)
         logvar = own.get("logvar", jnp.float32(self.loss.logvar))
         return jnp.sum(error / jnp.exp(logvar) + logvar) / len(x)
 
     def _mode(self, params, x):
-        z = self.model.apply({"params": params}, x, method="encode")
-        z = bottleneck.mode(z) if self.model.bottleneck == "kl" else z
+        z = self.bottleneck.mode(self.model.apply({"params": params}, x, method="encode"))
         return self.model.apply({"params": params}, z, method="decode")
 
 
@@ -235,3 +236,5 @@ def check(loss: Loss, has_lpips: bool):
         )
     DISCRIMINATOR_LOSSES.get(loss.disc_loss)
     PIXEL_LOSSES.get(loss.pixel_loss)
+    for name in loss.terms:
+        TERMS.get(name)

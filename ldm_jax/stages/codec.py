@@ -4,8 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from ldm_jax.models import bottleneck
 from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.bottleneck import BOTTLENECKS, Bottleneck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Codec:
     def channels(self) -> int:
         return self.model.latent_channels if self.model else self.image_channels
 
+    @property
+    def bottleneck(self) -> Bottleneck:
+        return BOTTLENECKS.get(self.model.bottleneck if self.model else "none")
+
     def encode(self, params, x, key=None):
         """[b, h, w, 3] -> [b, h/f, w/f, c]: the posterior's mode, or with a key a sample of it."""
         return self.latents(self.moments(params, x), key)
@@ -38,16 +42,15 @@ class Codec:
         return self.encode(params, batch["image"], key)
 
     def moments(self, params, x):
-        """[b, h, w, 3] -> KL: the posterior's moments [b, h/f, w/f, 2c]; otherwise latents."""
+        """[b, h, w, 3] -> [b, h/f, w/f, bottleneck.moments * c], what `latents` takes."""
         if self.model is None:
             return x
         return self.model.apply({"params": params}, x, method="encode")
 
     def latents(self, moments, key=None):
         """What `moments` gave -> [b, h/f, w/f, c], float32; the mode, or with a key a sample."""
-        if self.model is None or self.model.bottleneck != "kl":
-            return jnp.asarray(moments, jnp.float32)
-        return bottleneck.mode(moments) if key is None else bottleneck.sample(key, moments)
+        own = self.bottleneck
+        return own.mode(moments) if key is None else own.sample(key, moments)
 
     def decode(self, params, z):
         """[b, h/f, w/f, c] -> [b, h, w, 3], not clipped."""

@@ -15,6 +15,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.30.0"  # of diffusers, at least
 SCHEDULES = {ours: theirs for theirs, ours in diffusers.SCHEDULES.items()}
 PREDICTIONS = {ours: theirs for theirs, ours in diffusers.PREDICTIONS.items()}
+AUTOENCODERS = {"kl": "AutoencoderKL", "vq": "VQModel"}  # by their bottleneck
 
 
 def write_first_stage(folder, model, params, scale=1.0, size=None):
@@ -59,7 +60,7 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     }
     slot = None
     if first:
-        kl = first[0].get("bottleneck") == "kl"
+        kl = AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL"
         slot = "vae" if config["model"]["cross_attention"] and kl else "vqvae"
         side = config["data"]["size"]
         kind = write_first_stage(folder / slot, *first, scale=scale, size=side)
@@ -103,7 +104,13 @@ def autoencoder_config(model, scale=1.0, size=None) -> dict:
     )
     _same(model, "first stage", name="autoencoder", attention_kind="softmax", resample_conv=True)
     _same({"tanh_out": False} | model, "first stage", tanh_out=False)
-    kl = model["bottleneck"] == "kl"
+    kind = AUTOENCODERS.get(model["bottleneck"])
+    if not kind:
+        raise errors.UsageError(
+            f"diffusers has no first stage with bottleneck={model['bottleneck']!r}: this run cannot "
+            "be exported."
+        )
+    kl = kind == "AutoencoderKL"
     if kl and model["z_channels"] != model["latent_channels"]:
         raise errors.UsageError(
             f"diffusers' AutoencoderKL has latents of z_channels={model['z_channels']} channels; "
@@ -112,7 +119,7 @@ def autoencoder_config(model, scale=1.0, size=None) -> dict:
     channels = model.get("image_channels", 3)
     blocks = ("Attn", "DownEncoderBlock2D", "UpDecoderBlock2D")
     config = _levels(model, *blocks, channels=(channels, channels)) | {
-        "_class_name": "AutoencoderKL" if kl else "VQModel",
+        "_class_name": kind,
         "latent_channels": model["z_channels"],
         "mid_block_add_attention": model["mid_attention"],
         "sample_size": size,

@@ -1,10 +1,14 @@
-"""Laws of the two bottlenecks."""
+"""Laws of the bottlenecks."""
+
+import ast
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ldm_jax
 from ldm_jax.models import bottleneck
 
 KEY = jax.random.key(0)
@@ -64,3 +68,33 @@ def test_usage_counts_entries():
     np.testing.assert_allclose([even["perplexity"], even["usage"]], [8.0, 0.5], rtol=1e-4)
     one = bottleneck.usage(jnp.zeros(5, int), 4)
     np.testing.assert_allclose([one["perplexity"], one["usage"]], [1.0, 0.25], rtol=1e-4)
+
+
+def test_counts_are_of_each_image_and_only_of_a_codebook():
+    codebook, z = jnp.eye(3), jnp.array([[[0, 0]], [[2, 1]]])  # two images of two positions
+    kl, vq = (bottleneck.BOTTLENECKS.get(name) for name in ("kl", "vq"))
+    counts = vq.counts({"codebook": codebook}, codebook[z])
+    assert counts.tolist() == [[2, 0, 0], [0, 1, 1]]
+    assert kl.counts({}, codebook[z]).shape == (2, 0)
+
+
+@pytest.mark.parametrize("name, drawn", [("none", False), ("kl", True), ("vq", False)])
+def test_only_a_distribution_is_sampled(name, drawn):
+    own = bottleneck.BOTTLENECKS.get(name)
+    moments = jax.random.normal(KEY, (1, 2, 2, 3 * own.moments))
+    mode, sample = own.mode(moments), own.sample(KEY, moments)
+    assert mode.shape == sample.shape == (1, 2, 2, 3)
+    assert drawn != np.array_equal(mode, sample)
+
+
+def test_no_module_asks_for_a_bottleneck_by_name():
+    names = set(bottleneck.BOTTLENECKS.names())
+    compared = [
+        f"{path.name}:{node.lineno}"
+        for path in pathlib.Path(ldm_jax.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in names
+    ]
+    assert not compared, f"{compared}: what a bottleneck is, its value in BOTTLENECKS says."

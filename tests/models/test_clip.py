@@ -1,6 +1,7 @@
 """The frozen text encoder against transformers' (5.23.0, random weights), and its two layouts."""
 
 import pathlib
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from ldm_jax.base import errors
-from ldm_jax.models import clip
+from ldm_jax.models import clip, conditioners
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.models.unet import UNet
+from ldm_jax.weights import clip as weights
+from ldm_jax.weights import readers
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "clip_text.npz"
 SIZES = dict(vocab_size=24, length=7, width=8, depth=2, heads=2, start=22, end=23, pad=23)
@@ -53,7 +56,7 @@ def save(path, state):
 @pytest.mark.parametrize("activation", clip.ACTIVATIONS)
 def test_hidden_states_are_those_of_transformers(golden, state, activation):
     own = clip.ClipText(**SIZES, activation=activation)
-    variables = {"frozen": {"encoder": clip.from_state(state, 2)}}
+    variables = {"frozen": {"encoder": weights.from_state(state, 2)}}
     apply = jax.jit(lambda ids: own.apply(variables, {"clip_ids": ids}, jnp.zeros(3, bool)))
     cond = apply(golden["ids"])
     np.testing.assert_allclose(cond.tokens, golden[activation], atol=1e-5)
@@ -62,16 +65,16 @@ def test_hidden_states_are_those_of_transformers(golden, state, activation):
 
 
 def test_the_layouts_hold_the_same_weights_whatever_lies_around_them(state):
-    plain = clip.from_state(state, 2)
+    plain = weights.from_state(state, 2)
     wrapped = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in state.items()}
     around = {"visual.transformer.resblocks.0.ln_1.weight": np.ones(3), "logit_scale": np.ones(())}
     for other in (wrapped | around, openai(state) | around):
-        jax.tree.map(np.testing.assert_array_equal, plain, clip.from_state(other, 2))
+        jax.tree.map(np.testing.assert_array_equal, plain, weights.from_state(other, 2))
 
 
 def test_a_dropped_row_is_the_empty_caption_without_regard_to_padding_ids(state):
     own = clip.ClipText(**SIZES)
-    variables = {"frozen": {"encoder": clip.from_state(state, 2)}}
+    variables = {"frozen": {"encoder": weights.from_state(state, 2)}}
     apply = jax.jit(lambda ids, drop: own.apply(variables, {"clip_ids": ids}, drop))
     ids = jnp.array([[22, 4, 5, 23, 23, 23, 23], [22, 23, 23, 23, 23, 23, 23]])
     dropped, kept = apply(ids, jnp.array([True, False])), apply(ids, jnp.zeros(2, bool))
@@ -91,9 +94,19 @@ def test_its_weights_are_no_parameters_of_the_denoiser(state, tmp_path):
     x, fields = jnp.zeros((1, 8, 8, 3)), model.example((1, 8, 8, 3), (1, 8, 8, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, jnp.zeros(1, int), fields))
     assert set(shapes["params"]) == {"unet"}
-    frozen = model.read_frozen()
+    frozen = readers.read_conditioners(model)
     same = lambda shape, leaf: shape.shape == leaf.shape
     assert all(jax.tree.leaves(jax.tree.map(same, shapes["frozen"], frozen)))
+
+
+def test_a_conditioner_names_its_reader_and_is_given_to_it(monkeypatch):
+    class Given(conditioners.GivenTokens):
+        reader: ClassVar[str] = "given"
+
+    monkeypatch.setattr(readers.READERS, "_entries", {"given": lambda own: {"width": own.width}})
+    plain, own = conditioners.GivenTokens(), Given(width=5)
+    model = Denoiser(UNet(), (plain, own))
+    assert readers.read_conditioners(model) == {"conditioners_1": {"width": 5}}
 
 
 @pytest.mark.parametrize(
@@ -111,5 +124,5 @@ def test_its_weights_are_no_parameters_of_the_denoiser(state, tmp_path):
 def test_a_file_that_does_not_fit_is_refused_in_one_line(state, tmp_path, changes, message):
     given = SIZES | {"weights": save(tmp_path / "w.npz", state)} | changes
     with pytest.raises(errors.UsageError, match=message) as caught:
-        clip.ClipText(**given).read_frozen()
+        weights.read(clip.ClipText(**given))
     assert "\n" not in str(caught.value)

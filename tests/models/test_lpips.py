@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax.base import errors
 from ldm_jax.models import lpips
+from ldm_jax.weights.lpips import load
 
 # torchvision's positions of VGG16's convolutions
 POSITIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -34,7 +35,7 @@ def files(tmp_path, monkeypatch):
 
 
 def test_it_is_a_symmetric_distance_with_finite_gradients(files):
-    params = {"params": lpips.load(*files)}
+    params = {"params": load(*files)}
     distance = jax.jit(lpips.LPIPS().apply)
     x, y = jax.random.uniform(jax.random.key(0), (2, 2, 32, 32, 3), minval=-1, maxval=1)
     assert distance(params, x, y).shape == (2,)
@@ -49,23 +50,23 @@ def test_it_is_a_symmetric_distance_with_finite_gradients(files):
 def test_loaded_params_are_the_modules(files):
     x = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(lambda: lpips.LPIPS().init(jax.random.key(0), x, x))["params"]
-    same = jax.tree.map(lambda a, b: a.shape == b.shape, shapes, lpips.load(*files))
+    same = jax.tree.map(lambda a, b: a.shape == b.shape, shapes, load(*files))
     assert jax.tree.all(same)
 
 
 def test_missing_files_and_weights_say_where_to_get_them(files, tmp_path):
     with pytest.raises(errors.UsageError, match=r"vgg16-397923af\.pth"):
-        lpips.load(tmp_path / "none.pth", files[1])
+        load(tmp_path / "none.pth", files[1])
     with pytest.raises(errors.UsageError, match="PerceptualSimilarity"):
-        lpips.load(files[0], tmp_path / "none.pth")
+        load(files[0], tmp_path / "none.pth")
     with pytest.raises(errors.UsageError, match="lack"):
-        lpips.load(files[1], files[1])
+        load(files[1], files[1])
 
 
 def test_a_damaged_file_is_one_line(files, tmp_path):
     (tmp_path / "vgg.pth").write_bytes(b"")
     with pytest.raises(errors.UsageError, match=r"vgg\.pth cannot be read"):
-        lpips.load(tmp_path / "vgg.pth", files[1])
+        load(tmp_path / "vgg.pth", files[1])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_other_networks_give_torchs_numbers(net, values, tmp_path):
     """values: computed with torch 2.13 on the same weights (torchvision's layers)."""
     weights = random_weights(net)
     np.savez(tmp_path / "all.npz", **weights)
-    params = lpips.load(tmp_path / "all.npz", tmp_path / "all.npz")
+    params = load(tmp_path / "all.npz", tmp_path / "all.npz")
     assert lpips.network(params) == net
     x, y = np.random.default_rng(1).uniform(-1, 1, (2, 2, 61, 75, 3)).astype(np.float32)
     got = jax.jit(lpips.LPIPS(net).apply)({"params": params}, x, y)
@@ -85,7 +86,12 @@ def test_other_networks_give_torchs_numbers(net, values, tmp_path):
 def random_weights(net):
     """A state dict as torchvision and lpips name it, from a seed."""
     rng, weights = np.random.default_rng(0), {}
-    for name, shape in lpips._shapes(net).items():
+    image = jnp.zeros((1, 64, 64, 3))
+    init = jax.eval_shape(lambda: lpips.LPIPS(net).init(jax.random.key(0), image, image))
+    order = lambda name: (int(name.split("_")[1]), "expand" in name, name)
+    for name in sorted(init["params"][net], key=order):
+        conv = init["params"][net][name]
+        shape = tuple(conv["kernel"].shape[i] for i in (3, 2, 0, 1))
         key = "features." + name.removeprefix("conv_").replace("_", ".")
         scale = (2 / np.prod(shape[1:])) ** 0.5
         weights[key + ".weight"] = (scale * rng.normal(size=shape)).astype(np.float32)

@@ -6,6 +6,7 @@ import pytest
 from ldm_jax.base.errors import UsageError
 from ldm_jax.metrics import features
 from ldm_jax.models import mobilenet
+from ldm_jax.weights.mobilenet import load
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def weights(tmp_path_factory):
 
 def test_features_are_1280_bounded_numbers_per_image(weights):
     images = np.random.default_rng(1).uniform(-1, 1, (3, 40, 48, 3)).astype(np.float32)
-    params = mobilenet.load(weights)
+    params = load(weights)
     extract = jax.jit(mobilenet.features)
     whole = extract(params, images)
     assert whole.shape == (3, 1280)
@@ -36,14 +37,14 @@ def test_the_depthwise_convolution_is_xlas_grouped_one(stride):
 
 
 def test_the_registered_extractor_takes_any_image_size(weights):
-    extract = features.EXTRACTORS.get("mobilenet").bind(mobilenet.load(weights))
+    extract = features.EXTRACTORS.get("mobilenet").bind(load(weights))
     pooled, logits = extract(np.zeros((2, 50, 20, 3), np.uint8))
     assert pooled.shape == (2, 1280) and logits is None
 
 
 def test_missing_or_foreign_weights_say_what_is_expected(tmp_path):
     with pytest.raises(UsageError, match="MobileNetV2"):
-        mobilenet.load(tmp_path / "absent.npz")
+        load(tmp_path / "absent.npz")
     np.savez(tmp_path / "other.npz", conv_0_weight=np.zeros(3))
     with pytest.raises(UsageError, match="holds 1 convs"):
-        mobilenet.load(tmp_path / "other.npz")
+        load(tmp_path / "other.npz")

@@ -29,7 +29,9 @@ def test_timestep_embedding_is_cosines_then_sines_of_geometric_frequencies():
 @pytest.mark.parametrize(
     "channels, groups", [(64, 32), (32, 32), (48, 12), (20, 5), (34, 2), (3, 1)]
 )
-def test_group_norm_has_32_groups_or_what_leaves_four_channels_to_each(channels, groups):
+def test_group_norm_has_32_groups_where_that_divides_and_else_four_channels_to_each(
+    channels, groups
+):
     x = 3 + 2 * np.random.default_rng(0).normal(size=(2, 4, 4, channels))
     grouped = einops.rearrange(x, "b h w (g c) -> b g (h w c)", g=groups)
     mean, var = grouped.mean(-1, keepdims=True), grouped.var(-1, keepdims=True)

@@ -1,0 +1,18 @@
+"""Frozen weights by name: what reads the files that a conditioner or a measure needs."""
+
+from ldm_jax.base import registry
+from ldm_jax.weights import clip, inception, lpips, mobilenet
+
+# A conditioner's reader takes the conditioner and returns its Linen collection "frozen"; a feature
+# extractor's takes the path of its weights.
+READERS = registry.Registry("reader of weights")
+READERS.register("clip")(clip.read)
+READERS.register("lpips")(lpips.load)  # (backbone, heads), two paths
+READERS.register("inception")(inception.load)
+READERS.register("mobilenet")(mobilenet.load)
+
+
+def read_conditioners(denoiser) -> dict:
+    """A Denoiser's collection "frozen": {"conditioners_<i>": tree} of those that name a reader."""
+    own = enumerate(denoiser.conditioners)
+    return {f"conditioners_{i}": READERS.get(c.reader)(c) for i, c in own if c.reader}
