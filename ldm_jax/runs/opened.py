@@ -84,10 +84,8 @@ class SecondStage:
         self.digest = tree.digest((params, first))
         self._mesh = mesh
         self._params = _place(params["denoiser"], mesh)
-        self._guide = self.guide_digest = None
-        if weaker:
-            guide = read_guide(weaker, params["denoiser"], ema)
-            self._guide, self.guide_digest = _place(guide, mesh), tree.digest(guide)
+        guide = read_guide(weaker, params["denoiser"], ema) if weaker else None
+        self.guide_digest = tree.digest(guide) if weaker else None
         own = self.model.denoiser.read_frozen()
         if own and tree.digest(own) != record["origin"].get("conditioners"):
             raise errors.UsageError(
@@ -95,7 +93,8 @@ class SecondStage:
                 "that its config.conditioners names."
             )
         frozen = {"first_stage": first, "scale": np.float32(record["scale"])}
-        self._frozen = _place(frozen | ({"conditioners": own} if own else {}), mesh)
+        frozen |= {"conditioners": own} if own else {}
+        self._frozen = _place(frozen | ({"guide": guide} if weaker else {}), mesh)
         self._encode, self._decode = jax.jit(self.model.encode), jax.jit(self.model.decode)
         self._predict = jax.jit(self.model.predict)
         self._condition = jax.jit(self.model.condition)
@@ -202,23 +201,22 @@ class SecondStage:
         null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
         if sampling.guidance == 1.0:
             null = None
-        elif self._guide is None or null:
+        elif self.guide_digest is None or null:
             null = self._cond(null, n, size)
         else:
-            null = self._cond(cond, n, size, self._guide)
+            null = self._cond(cond, n, size, self._frozen["guide"])
         program = self._sampler(sampling, *size, output)
         arrays = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
         keys = samplers.image_keys(seed, jnp.asarray(indices))
         inputs = self._rows((keys, self._cond(cond, n, size), null, arrays))
-        return program(self._params, self._guide, self._frozen, *inputs)
+        return program(self._params, self._frozen, *inputs)
 
     def _compile(self, sampling, height, width, output):
         """One program for the whole of sampling: denoising, guidance, decoding, to `output`."""
         how = dict(sampling=sampling, height=height, width=width, trace=output == "path")
 
-        def draw(params, guide, frozen, keys, cond, null, arrays):
-            given = dict(cond=cond, null=null, guide_params=guide)
-            z = self.model.sample(params, frozen, keys, **given, **arrays, **how)
+        def draw(params, frozen, keys, cond, null, arrays):
+            z = self.model.sample(params, frozen, keys, cond=cond, null=null, **arrays, **how)
             if output == "path":
                 return z[1]
             if output == "latents":
