@@ -175,10 +175,12 @@ def ldm() -> ConfigDict:
         beta_end=0.0195,
         prediction="eps",  # eps | x0 | v
         zero_terminal_snr=False,
+        density="uniform",  # of the timesteps that are trained
     )
     config.loss = dict(
         distance="l2",  # l1 | l2
         weight="uniform",  # uniform | min_snr | vlb
+        gamma=5.0,  # min_snr's
         cond_dropout=0.0,  # share of rows that train the null condition
         elbo_weight=0.0,  # of the variational bound, added
         logvar=0.0,  # log variance of every timestep's error
@@ -190,6 +192,8 @@ def ldm() -> ConfigDict:
         eta=0.0,  # ddim's
         guidance=1.0,
         spacing="exact",
+        rho=7.0,  # of spacing "karras"
+        rule="linear",  # how guidance puts two predictions together
         rescale=0.0,  # of guided predictions to the spread of unguided ones, 0..1
         interval=(),  # (low, high): noise levels sigma at which guidance acts; () is all
         clip=0.0,  # bound of the predicted x_0; 0 is none

@@ -61,7 +61,7 @@ def main(args, overrides):
             f"--run={args.run} is no second stage on scenes; only their pictures can be checked."
         )
     given = {"steps": args.steps} if args.steps else {}
-    sampling = dataclasses.replace(Sampling(**config.sample), **given)
+    sampling = Sampling(**config.sample).over(given)
     scales = read_scales(args.guidance) or [sampling.guidance]
     source = build.open_source(config.data)
     held_out = build.sources.holdout(source, config.data.holdout, train=False)

@@ -208,7 +208,7 @@ def read_sampling(args, config):
             given["interval"] = tuple(float(level) for level in given["interval"])
         except ValueError as e:
             raise errors.UsageError(f"--interval={args.interval} must be two numbers.") from e
-    sampling = dataclasses.replace(Sampling(**config.sample), **given)
+    sampling = Sampling(**config.sample).over(given)
     sampling.grid(build.make_process(**config.process))
     return sampling
 

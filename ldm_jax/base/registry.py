@@ -1,10 +1,16 @@
 """A registry is a dict of alternatives by name; an alternative is a new entry, not a new branch."""
 
+import inspect
+
 from ldm_jax.base import errors
 
 
 class Registry:
-    """Named alternatives of one kind: `@SAMPLERS.register("ddim")`, `SAMPLERS.get("ddim")`."""
+    """Named alternatives of one kind: `@SAMPLERS.register("ddim")`, `SAMPLERS.get("ddim")`.
+
+    The options of an entry are its keyword-only arguments, each with a default. Options of one name
+    mean the same in every entry that takes them.
+    """
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -30,5 +36,40 @@ class Registry:
             )
         return self._entries[name]
 
+    def call(self, name: str, *args, **options):
+        """Calls the entry `name` with those of `options` that it takes; see `taken`."""
+        return self.get(name)(*args, **self.taken(name, **options))
+
+    def taken(self, name: str, **options) -> dict:
+        """Those of `options` that the entry `name` takes.
+
+        The others must have their default: a setting that would do nothing is a UsageError.
+        """
+        own = _options(self.get(name))
+        for option, value in options.items():
+            defaults = self.takers(option)
+            if option not in own and value not in defaults.values():
+                raise errors.UsageError(self._idle(name, option, value, defaults))
+        return {option: value for option, value in options.items() if option in own}
+
+    def takers(self, option: str) -> dict:
+        """{entry: its default of `option`} for the entries that take it."""
+        named = {name: _options(self._entries[name]) for name in self.names()}
+        return {name: options[option] for name, options in named.items() if option in options}
+
     def names(self) -> list[str]:
         return sorted(self._entries)
+
+    def _idle(self, name, option, value, defaults):
+        if not defaults:
+            return f"{option}={value}: no {self.kind} takes an option {option!r}."
+        return (
+            f"{option}={value} does nothing with {self.kind} {name!r}; {', '.join(defaults)} "
+            f"take{'s' * (len(defaults) == 1)} it: leave it at {next(iter(defaults.values()))}."
+        )
+
+
+def _options(entry) -> dict:
+    """{name: default} of the keyword-only arguments."""
+    parameters = inspect.signature(entry).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -10,7 +10,8 @@ import numpy as np
 from ldm_jax.base.errors import UsageError
 from ldm_jax.base.registry import Registry
 
-GRIDS = Registry("time grid")
+GRIDS = Registry("time grid")  # (process, steps, **its own options) -> Grid
+CLEAN = 1.0, 0.0  # alpha^2, sigma^2 of data without noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,26 +20,31 @@ class Grid:
 
     timesteps: S of them, falling: what the network is told at the start of each step. Fractions
     lie between two trained levels (`Process.alpha`).
-    alpha_bar: the S + 1 levels themselves, rising; the last is where the last step lands: 1, data
-    without noise, for every grid but `legacy`.
+    signal, noise: alpha^2 and sigma^2 of the S + 1 levels; the last is where the last step lands:
+    (1, 0), data without noise, for every grid but `legacy`.
     """
 
     timesteps: tuple[float, ...]
-    alpha_bar: tuple[float, ...]
+    signal: tuple[float, ...]
+    noise: tuple[float, ...]
 
     def __len__(self):
         return len(self.timesteps)
 
     def noised(self, x_0, eps):
         """x_0 at the grid's first level, where a sampler begins."""
-        alpha_bar = self.alpha_bar[0]
-        return np.float32(alpha_bar**0.5) * x_0 + np.float32((1.0 - alpha_bar) ** 0.5) * eps
+        return np.float32(self.signal[0] ** 0.5) * x_0 + np.float32(self.noise[0] ** 0.5) * eps
+
+    def pure(self, eps):
+        """Noise as large as unit-variance data is at the grid's first level."""
+        return np.float32(np.sqrt(self.signal[0] + self.noise[0])) * eps
 
     def last(self, steps: int) -> "Grid":
         """The last `steps` steps: what is left to do from a state that is not pure noise."""
         if not 1 <= steps <= len(self):
             raise UsageError(f"{steps} last steps of a grid of {len(self)}: needs 1..{len(self)}.")
-        return Grid(self.timesteps[-steps:], self.alpha_bar[-steps - 1 :])
+        levels = slice(-steps - 1, None)
+        return Grid(self.timesteps[-steps:], self.signal[levels], self.noise[levels])
 
 
 @GRIDS.register("exact")
@@ -70,7 +76,7 @@ def linspace(process, steps: int) -> Grid:
 
 
 @GRIDS.register("leading")
-def leading(process, steps: int, offset: int = 0) -> Grid:
+def leading(process, steps: int, *, offset: int = 0) -> Grid:
     """diffusers' "leading": 0, c, 2c, ... with c = floor(T / S), all plus `offset`.
 
     Never visits T-1 (but for steps = T): the first noise is taken for a lower level than it has.
@@ -80,21 +86,26 @@ def leading(process, steps: int, offset: int = 0) -> Grid:
 
 
 @GRIDS.register("karras")
-def karras(process, steps: int, last: int = 0, rho: float = 7.0) -> Grid:
+def karras(process, steps: int, *, last: int = 0, rho: float = 7.0) -> Grid:
     """Levels equally spaced in s^(1/rho), s = sigma / alpha (Karras et al. 2022, eq. 5).
 
     From T-1 down to timestep `last`. The network is told the fraction of a timestep at which
     log s is right. Where T-1 has no signal (s infinite) the ramp begins at T-2, after it.
     """
     _check(process, steps)
-    terminal = int(process.alpha_bar[-1] == 0.0)
+    if not rho > 0:
+        raise UsageError(f"rho={rho} must be above 0.")
+    terminal = int(process.signal[-1] == 0.0)
     log_s = -0.5 * np.log(process.snr[: process.timesteps - terminal])
     ends = np.exp(log_s[[-1, last]] / rho)
     ramp = rho * np.log(np.linspace(*ends, steps - terminal))
     timesteps = np.interp(ramp, log_s, np.arange(len(log_s)))
+    share = 1.0 / (1.0 + np.exp(2.0 * ramp))  # of the variance that is signal
+    variance = np.interp(timesteps, np.arange(process.timesteps), process.variance)
     top = [process.timesteps - 1] * terminal
-    alpha_bar = np.concatenate([process.alpha_bar[top], 1.0 / (1.0 + np.exp(2.0 * ramp)), [1.0]])
-    return Grid((*map(float, top), *timesteps.tolist()), tuple(alpha_bar.tolist()))
+    signal = (*process.signal[top], *(variance * share), CLEAN[0])
+    noise = (*process.noise[top], *(variance * (1.0 - share)), CLEAN[1])
+    return Grid((*map(float, top), *timesteps.tolist()), _floats(signal), _floats(noise))
 
 
 @GRIDS.register("legacy")
@@ -103,7 +114,7 @@ def legacy(process, steps: int) -> Grid:
 
     It has ceil(T / c) entries, not always `steps` (30 gives 31, 400 gives 500), never visits T-1,
     and where T-1 is a multiple of c it runs past the table: the official code crashes there. It
-    lands on alpha_bar[0]: images keep sigma_0 (3.9 % for most LDMs) of the last predicted noise.
+    lands on timestep 0: images keep sigma_0 (3.9 % for most LDMs) of the last predicted noise.
     """
     _check(process, steps)
     total = process.timesteps
@@ -119,7 +130,7 @@ def legacy(process, steps: int) -> Grid:
             f"{rising[-1]} of 0..{total - 1}. Nearest that work: {near or 'none'}; "
             "time grid 'exact' works with any."
         )
-    return _grid(process, rising, process.alpha_bar[0])
+    return _grid(process, rising, (process.signal[0], process.noise[0]))
 
 
 def _legacy_timesteps(total, steps):
@@ -131,12 +142,17 @@ def _nearest_workable(total, counts):
 
 
 def _to_clean(process, rising):
-    return _grid(process, rising, 1.0)
+    return _grid(process, rising, CLEAN)
 
 
 def _grid(process, rising, end):
     falling = [int(t) for t in rising][::-1]
-    return Grid(tuple(falling), (*process.alpha_bar[falling].tolist(), float(end)))
+    signal, noise = (*process.signal[falling], end[0]), (*process.noise[falling], end[1])
+    return Grid(tuple(falling), _floats(signal), _floats(noise))
+
+
+def _floats(levels):
+    return tuple(map(float, levels))
 
 
 def _check(process, steps):

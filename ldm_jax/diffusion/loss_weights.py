@@ -8,7 +8,7 @@ import numpy as np
 
 from ldm_jax.base.registry import Registry
 
-WEIGHTS = Registry("loss weight")
+WEIGHTS = Registry("loss weight")  # (process, **its own options) -> float64 [timesteps]
 
 
 @WEIGHTS.register("uniform")
@@ -18,7 +18,7 @@ def uniform(process):
 
 
 @WEIGHTS.register("min_snr")
-def min_snr(process, gamma=5.0):
+def min_snr(process, *, gamma=5.0):
     """min(SNR, gamma) on the error of x_0 (Hang et al. 2023, arXiv 2303.09556, eq. 7).
 
     That is min(SNR, gamma) / SNR for eps and / (SNR + 1) for v. Under zero terminal SNR the last
@@ -50,5 +50,5 @@ def vlb_legacy(process):
     """
     if process.prediction != "x0":
         return vlb(process)
-    table = 0.5 * np.sqrt(process.alpha_bar) / (2.0 - process.alpha_bar)
+    table = 0.5 * np.sqrt(process.signal) / (2.0 - process.signal)
     return np.concatenate([table[1:2], table[1:]])

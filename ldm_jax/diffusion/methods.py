@@ -19,7 +19,7 @@ from ldm_jax.base.registry import Registry
 from ldm_jax.diffusion.grids import Grid
 from ldm_jax.diffusion.process import posterior
 
-SAMPLERS = Registry("sampler")  # (Grid, eta) -> Method; eta is ddim's, the others have none
+SAMPLERS = Registry("sampler")  # (Grid, **its own options) -> Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Method:
 
 
 @SAMPLERS.register("ddim")
-def ddim(grid: Grid, eta: float = 0.0) -> Method:
+def ddim(grid: Grid, *, eta: float = 0.0) -> Method:
     """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12, 16); eta 0 is deterministic. S calls."""
     x, x_0, z = _symbols(1)
     calls = []
@@ -59,7 +59,7 @@ def ddim(grid: Grid, eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("ddpm")
-def ddpm(grid: Grid, _eta: float = 0.0) -> Method:
+def ddpm(grid: Grid) -> Method:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), over any grid. S calls.
 
     On the full grid these are the official `p_sample` steps; elsewhere the posterior of the grid's
@@ -74,7 +74,7 @@ def ddpm(grid: Grid, _eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("euler")
-def euler(grid: Grid, _eta: float = 0.0) -> Method:
+def euler(grid: Grid) -> Method:
     """Euler's rule for dy/ds = (y - x_0) / s, y = x / alpha (Karras et al. 2022, eq. 1). S calls.
 
     Its step, y' = q y + (1 - q) x_0, is that of DDIM with eta 0: two names of one method.
@@ -83,7 +83,7 @@ def euler(grid: Grid, _eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("euler_ancestral")
-def euler_ancestral(grid: Grid, _eta: float = 0.0) -> Method:
+def euler_ancestral(grid: Grid) -> Method:
     """Euler down to s_down, then noise up to s' (as in k-diffusion). S calls.
 
     s_up^2 = s'^2 (s^2 - s'^2) / s^2 is the variance of the posterior in y: the same as `ddpm`.
@@ -92,7 +92,7 @@ def euler_ancestral(grid: Grid, _eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("heun")
-def heun(grid: Grid, _eta: float = 0.0) -> Method:
+def heun(grid: Grid) -> Method:
     """Heun's rule in s (Karras et al. 2022, algorithm 1). 2S - 1 calls: the last step has one."""
     x, start, first, x_0, _ = _symbols(3)
     calls = []
@@ -106,7 +106,7 @@ def heun(grid: Grid, _eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("plms")
-def plms(grid: Grid, _eta: float = 0.0) -> Method:
+def plms(grid: Grid) -> Method:
     """Pseudo linear multistep (Liu et al. 2022, arXiv 2202.09778), the official form. S + 1 calls.
 
     The first step is a pseudo improved Euler step with an extra call; then Adams-Bashforth of
@@ -130,13 +130,13 @@ def plms(grid: Grid, _eta: float = 0.0) -> Method:
 
 
 @SAMPLERS.register("dpmpp_2m")
-def dpmpp_2m(grid: Grid, _eta: float = 0.0) -> Method:
+def dpmpp_2m(grid: Grid) -> Method:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2). S calls."""
     return _dpmpp(grid, 0.0)
 
 
 @SAMPLERS.register("dpmpp_2m_sde")
-def dpmpp_2m_sde(grid: Grid, _eta: float = 0.0) -> Method:
+def dpmpp_2m_sde(grid: Grid) -> Method:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, sec. 5, midpoint form). S calls."""
     return _dpmpp(grid, 1.0)
 
@@ -154,7 +154,7 @@ def _dpmpp(grid, eta):
 
 
 @SAMPLERS.register("unipc")
-def unipc(grid: Grid, _eta: float = 0.0) -> Method:
+def unipc(grid: Grid) -> Method:
     """UniPC of order 2 with B(h) = e^h - 1, "bh2" (Zhao et al. 2023, arXiv 2302.04867). S calls.
 
     The predictor is DPM-Solver++(2M)'s step. The next call's prediction first corrects the point
@@ -189,11 +189,11 @@ class _Step:
     x' = keep x + gain x_0.
     """
 
-    def __init__(self, t, t_next, alpha_bar, alpha_bar_next):
+    def __init__(self, t, t_next, level, level_next):
         self.t, self.t_next = t, t_next
-        self.alpha, self.sigma = np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar)
-        self.alpha_next, self.sigma_next = np.sqrt(alpha_bar_next), np.sqrt(1.0 - alpha_bar_next)
-        self.posterior = posterior(alpha_bar, alpha_bar_next)
+        self.alpha, self.sigma = np.sqrt(level)
+        self.alpha_next, self.sigma_next = np.sqrt(level_next)
+        self.posterior = posterior(*level, *level_next)
         self.keep = self.sigma_next / self.sigma
         self.gain = self.alpha_next - self.alpha * self.keep
         self.q = self.keep * self.alpha / self.alpha_next
@@ -224,10 +224,8 @@ class _Step:
 
 def _steps(grid):
     t_next = (*grid.timesteps[1:], None)
-    return [
-        _Step(*step)
-        for step in zip(grid.timesteps, t_next, grid.alpha_bar, grid.alpha_bar[1:], strict=False)
-    ]
+    levels = np.stack([grid.signal, grid.noise], axis=1)
+    return [_Step(*step) for step in zip(grid.timesteps, t_next, levels, levels[1:])]
 
 
 def _symbols(states):

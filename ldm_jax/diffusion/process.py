@@ -1,6 +1,6 @@
-"""The forward process and what a network predicts of it: the only place that knows eps, x_0 and v.
+"""The forward process: a noise schedule, what a network predicts of it, and which times it trains.
 
-Everything is variance preserving: x_t = alpha_t x_0 + sigma_t eps, alpha^2 + sigma^2 = 1. Timesteps
+Only this module knows eps, x_0 and v. x_t = alpha_t x_0 + sigma_t eps, for any schedule. Timesteps
 are integers `t: [b]` in 0..T-1, where t = 0 is one step of noise, not none; alpha and sigma, and so
 the conversions, also take fractions (float `t`), which some time grids visit.
 """
@@ -8,6 +8,7 @@ the conversions, also take fractions (float `t`), which some time grids visit.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +16,42 @@ import numpy as np
 
 from ldm_jax.base.errors import UsageError
 from ldm_jax.base.registry import Registry
-from ldm_jax.diffusion import schedules
 from ldm_jax.diffusion.loss_weights import WEIGHTS
+from ldm_jax.diffusion.schedules import SCHEDULES
 
 PREDICTIONS = Registry("prediction")
+DENSITIES = Registry("time density")  # (key, shape, timesteps, **its own options) -> t, integers
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network predicts, as a linear function of (x_0, eps)."""
+    """What a network predicts, as a linear function of (x_0, eps).
+
+    refuse: (alpha, sigma), the tables of a schedule -> why it cannot be predicted there, or "".
+    """
 
     target: Callable  # (x_0, eps, alpha, sigma) -> pred
     to_x0: Callable  # (pred, x_t, alpha, sigma) -> x_0
     gain: Callable  # (alpha, sigma) -> (d x_0 / d pred)^2 at fixed x_t
-    terminal: bool = True  # whether it still tells x_0 where alpha = 0
+    refuse: Callable = lambda alpha, sigma: ""
+
+
+def _no_signal(alpha, sigma):
+    return (
+        ""
+        if np.all(alpha > 0)
+        else (
+            "at the last timestep x_t is pure noise and its eps says nothing of x_0; use prediction='v'"
+        )
+    )
+
+
+def _variance_changes(alpha, sigma):
+    return (
+        ""
+        if np.allclose(alpha**2 + sigma**2, 1.0)
+        else ("its formulas need alpha^2 + sigma^2 = 1; use prediction='x0'")
+    )
 
 
 PREDICTIONS.register("eps")(
@@ -36,7 +59,7 @@ PREDICTIONS.register("eps")(
         target=lambda x_0, eps, alpha, sigma: eps,
         to_x0=lambda eps, x_t, alpha, sigma: (x_t - sigma * eps) / alpha,
         gain=lambda alpha, sigma: (sigma / alpha) ** 2,
-        terminal=False,
+        refuse=_no_signal,
     )
 )
 PREDICTIONS.register("x0")(
@@ -51,43 +74,50 @@ PREDICTIONS.register("v")(  # Salimans & Ho 2022 (arXiv 2202.00512), sec. 4 and 
         target=lambda x_0, eps, alpha, sigma: alpha * eps - sigma * x_0,
         to_x0=lambda v, x_t, alpha, sigma: alpha * x_t - sigma * v,
         gain=lambda alpha, sigma: sigma**2,
+        refuse=_variance_changes,
     )
 )
 
 
+@DENSITIES.register("uniform")
+def uniform(key, shape, timesteps):
+    """Every timestep alike (Ho et al. 2020, algorithm 1)."""
+    return jax.random.randint(key, shape, 0, timesteps)
+
+
 def make_process(
-    schedule="scaled_linear",
-    timesteps=1000,
-    beta_start=0.0015,
-    beta_end=0.0195,
-    prediction="eps",
-    zero_terminal_snr=False,
+    schedule="scaled_linear", timesteps=1000, prediction="eps", density="uniform", **options
 ):
-    """The forward process by its names and numbers; bad ones are a UsageError here, not later."""
-    process = Process(schedule, timesteps, beta_start, beta_end, prediction, zero_terminal_snr)
-    process.alpha_bar  # noqa: B018  (checks the schedule and its numbers)
-    tells_x0_of_noise = PREDICTIONS.get(prediction).terminal
-    if zero_terminal_snr and not tells_x0_of_noise:
+    """The forward process by its names and numbers; bad ones are a UsageError here, not later.
+
+    options: of the schedule and of the time density.
+    """
+    process = Process(schedule, timesteps, prediction, density, tuple(sorted(options.items())))
+    for option, value in options.items():
+        if not SCHEDULES.takers(option) and not DENSITIES.takers(option):
+            raise UsageError(f"{option}={value}: no schedule and no time density takes it.")
+    DENSITIES.taken(density, **process.options_of(DENSITIES))
+    if reason := PREDICTIONS.get(prediction).refuse(*process.tables):
+        own = SCHEDULES.taken(schedule, **process.options_of(SCHEDULES))
+        given = "".join(f", {name}={value}" for name, value in own.items())
         raise UsageError(
-            f"prediction={prediction!r} cannot be used with zero_terminal_snr=True: at the last "
-            "timestep x_t is pure noise and its eps says nothing of x_0; use prediction='v'."
+            f"prediction={prediction!r} cannot be used with schedule={schedule!r}{given}: {reason}."
         )
     return process
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A value: equal and hashed by its six fields, so it can be a static argument of `jit`.
+    """A value: equal and hashed by its fields, so it can be a static argument of `jit`.
 
     Tables are float64 numpy, computed once; what enters a computation is cast to float32.
     """
 
     schedule: str
     timesteps: int
-    beta_start: float
-    beta_end: float
     prediction: str
-    zero_terminal_snr: bool
+    density: str = "uniform"
+    options: tuple[tuple[str, Any], ...] = ()  # of the schedule and of the density
 
     def corrupt(self, x_0, t, eps):
         """q(x_t | x_0) with a given eps (Ho et al. 2020, eq. 4). x_0, eps: [b, ...]; t: [b]."""
@@ -102,81 +132,120 @@ class Process:
         """The x_0 that a network's output implies at x_t. pred, x_t: [b, ...]; t: [b]."""
         return self._predicted.to_x0(pred, x_t, *self._coefficients(t, x_t))
 
-    def to_eps(self, x_0, x_t, t):
-        """The eps that takes x_0 to x_t. x_0, x_t: [b, ...]; t: [b]."""
-        alpha, sigma = self._coefficients(t, x_t)
-        return (x_t - alpha * x_0) / sigma
+    def draw_times(self, key, shape):
+        """Timesteps to train at, integers of this shape, from the process's time density."""
+        options = self.options_of(DENSITIES)
+        return DENSITIES.call(self.density, key, shape, self.timesteps, **options)
 
     def alpha(self, t):
-        """sqrt(alpha_bar_t), float32, in the shape of t."""
+        """The factor of x_0 in x_t, float32, in the shape of t."""
         if jnp.issubdtype(t.dtype, jnp.floating):
-            return jnp.sqrt(jax.nn.sigmoid(self._log_snr_between(t)))
-        return _lookup(np.sqrt(self.alpha_bar), t)
+            return self._radius_between(t) * jnp.sqrt(jax.nn.sigmoid(self._log_snr_between(t)))
+        return _lookup(self.tables[0], t)
 
     def sigma(self, t):
-        """sqrt(1 - alpha_bar_t), float32, in the shape of t."""
+        """The standard deviation of the noise in x_t, float32, in the shape of t."""
+        if jnp.issubdtype(t.dtype, jnp.floating):
+            return self._radius_between(t) * self.noise_share(t)
+        return _lookup(self.tables[1], t)
+
+    def noise_share(self, t):
+        """sigma / sqrt(alpha^2 + sigma^2), 0 to 1, float32, in the shape of t."""
         if jnp.issubdtype(t.dtype, jnp.floating):
             return jnp.sqrt(jax.nn.sigmoid(-self._log_snr_between(t)))
-        return _lookup(np.sqrt(1.0 - self.alpha_bar), t)
-
-    def log_snr(self, t):
-        """log(alpha^2 / sigma^2), float32, in the shape of t; -inf at a terminal SNR of zero."""
-        with np.errstate(divide="ignore"):
-            return _lookup(np.log(self.snr), t)
+        return _lookup(np.sqrt(self.noise / self.variance), t)
 
     def weight(self, t, kind="uniform", **options):
         """The loss weight of `WEIGHTS[kind]` for the squared error of this prediction, [b]."""
-        return _lookup(WEIGHTS.get(kind)(self, **options), t)
+        return _lookup(WEIGHTS.call(kind, self, **options), t)
 
-    @functools.cached_property
-    def alpha_bar(self):
-        """float64 [T], falling."""
-        return schedules.alpha_bar(
-            self.schedule, self.timesteps, self.beta_start, self.beta_end, self.zero_terminal_snr
-        )
+    def options_of(self, registry) -> dict:
+        """Those of the options that any entry of the registry takes."""
+        return {name: value for name, value in self.options if registry.takers(name)}
+
+    @property
+    def signal(self):
+        """alpha^2, float64 [T]."""
+        return self._variances[0]
+
+    @property
+    def noise(self):
+        """sigma^2, float64 [T]."""
+        return self._variances[1]
+
+    @property
+    def tables(self):
+        """(alpha, sigma), float64 [T] each."""
+        return np.sqrt(self.signal), np.sqrt(self.noise)
 
     @functools.cached_property
     def snr(self):
         """alpha^2 / sigma^2, float64 [T]."""
-        return self.alpha_bar / (1.0 - self.alpha_bar)
+        return self.signal / self.noise
+
+    @property
+    def variance(self):
+        """alpha^2 + sigma^2, of x_t for data of variance 1, float64 [T]."""
+        return _variance(self.signal, self.noise)
 
     @functools.cached_property
     def gain(self):
         """(d x_0 / d prediction)^2 at fixed x_t, float64 [T]."""
-        return self._predicted.gain(np.sqrt(self.alpha_bar), np.sqrt(1.0 - self.alpha_bar))
+        return self._predicted.gain(*self.tables)
 
     @functools.cached_property
     def posterior(self):
         """`posterior` of every step t -> t - 1, the last one to clean data; three float64 [T]."""
-        return posterior(self.alpha_bar, np.concatenate([[1.0], self.alpha_bar[:-1]]))
+        before = np.concatenate([[1.0], self.signal[:-1]]), np.concatenate([[0.0], self.noise[:-1]])
+        return posterior(self.signal, self.noise, *before)
+
+    @functools.cached_property
+    def _variances(self):
+        if self.timesteps < 1:
+            raise UsageError(f"timesteps={self.timesteps} must be at least 1.")
+        return SCHEDULES.call(self.schedule, self.timesteps, **self.options_of(SCHEDULES))
 
     @property
     def _predicted(self):
         return PREDICTIONS.get(self.prediction)
 
     def _log_snr_between(self, t):
-        """`log_snr` on straight lines between the integers; a terminal -inf counts as -80."""
+        """log(alpha^2 / sigma^2), straight between the integers; a terminal -inf counts as -80."""
         with np.errstate(divide="ignore"):
-            table = np.maximum(np.log(self.snr), -80.0)
-        return jnp.interp(t, np.arange(len(table), dtype=np.float32), jnp.float32(table))
+            return _interpolate(np.maximum(np.log(self.snr), -80.0), t)
+
+    def _radius_between(self, t):
+        """sqrt(alpha^2 + sigma^2), the variance being straight between the integers."""
+        still = np.all(self.variance == 1)
+        return 1.0 if still else jnp.sqrt(_interpolate(self.variance, t))
 
     def _coefficients(self, t, x):
         shape = t.shape + (1,) * (x.ndim - t.ndim)
         return self.alpha(t).reshape(shape), self.sigma(t).reshape(shape)
 
 
-def posterior(alpha_bar, alpha_bar_prev):
+def posterior(signal, noise, signal_prev, noise_prev):
     """q(x_prev | x_t, x_0) = N(coef_x0 x_0 + coef_xt x_t, variance) (Ho et al. 2020, eq. 6-7).
 
-    float64 arrays of one shape, for neighbours on any time grid. The variance is the paper's
-    beta-tilde, the official code's default (`v_posterior=0`).
+    alpha^2 and sigma^2 of x_t and of x_prev, float64 arrays of one shape, for neighbours on any
+    time grid. The variance is the paper's beta-tilde, the official code's `v_posterior=0`.
     """
-    ratio = alpha_bar / alpha_bar_prev
-    coef_x0 = (1.0 - ratio) * np.sqrt(alpha_bar_prev) / (1.0 - alpha_bar)
-    coef_xt = (1.0 - alpha_bar_prev) * np.sqrt(ratio) / (1.0 - alpha_bar)
-    variance = (1.0 - ratio) * (1.0 - alpha_bar_prev) / (1.0 - alpha_bar)
-    return coef_x0, coef_xt, variance
+    ratio = signal / signal_prev
+    added = _variance(signal, noise) - ratio * _variance(signal_prev, noise_prev)
+    coef_x0 = added * np.sqrt(signal_prev) / noise
+    coef_xt = noise_prev * np.sqrt(ratio) / noise
+    return coef_x0, coef_xt, added * noise_prev / noise
+
+
+def _variance(signal, noise):
+    # Exactly 1 where only rounding makes it something else.
+    variance = np.asarray(signal) + noise
+    return np.where(np.abs(variance - 1.0) < 1e-12, 1.0, variance)
 
 
 def _lookup(table, t):
     return jnp.asarray(table, jnp.float32)[t]
+
+
+def _interpolate(table, t):
+    return jnp.interp(t, np.arange(len(table), dtype=np.float32), jnp.float32(table))

@@ -16,7 +16,7 @@ __all__ = ["SAMPLERS", "Method", "image_keys", "initial_noise", "solve", "step_n
 _INITIAL = 2**32 - 1  # a fold that no call's index reaches
 
 
-def solve(method: Method, denoise, x_T, *, keys=None, temperature=1.0, noise=None, trace=False):
+def solve(method: Method, denoise, x_T, *, keys=None, trace=False):
     """Follows `method` down from x_T to x_0, [b, ...] float32.
 
     Args:
@@ -24,34 +24,24 @@ def solve(method: Method, denoise, x_T, *, keys=None, temperature=1.0, noise=Non
       x_T: [b, ...], at the first level of the method's grid.
       keys: [b] typed PRNG keys, one per image, so that an image depends on its own key and never on
         the batch that it is sampled in (threefry; for `rbg` keys draw by the batch under vmap).
-      temperature: factor of the noise added on the way, a Python number.
-      noise: [calls, b, ...], instead of what the keys would draw.
+        Methods that draw no noise need none.
       trace: return (x_0, {"x": [calls, b, ...], "x_0": [calls, b, ...]}): where the method is
         after each network call, and what was predicted in it.
     """
-    timesteps, tables = method.timesteps, method.tables
-    tables[..., -1] *= temperature
+    tables = method.tables
     noisy = bool(np.any(tables[..., -1]))
-    if noisy and noise is None and keys is None:
+    if noisy and keys is None:
         raise UsageError("This sampler draws noise: give keys, one PRNG key an image.")
-    if noise is not None and noise.shape != (len(method), *x_T.shape):
-        raise UsageError(f"noise {noise.shape} must have shape {(len(method), *x_T.shape)}.")
     visits = {
-        "t": timesteps,
+        "t": method.timesteps,
         "index": np.arange(len(method), dtype=np.uint32),
         "table": tables.astype(np.float32),
-        "noise": noise if noisy else None,
     }
 
     def visit(state, now):
         x = state[0]
         x_0 = denoise(x, jnp.full(x.shape[:1], now["t"])).astype(x.dtype)
-        if not noisy:
-            z = jnp.zeros_like(x)
-        elif noise is None:
-            z = step_noise(keys, now["index"], x.shape[1:])
-        else:
-            z = now["noise"]
+        z = step_noise(keys, now["index"], x.shape[1:]) if noisy else jnp.zeros_like(x)
         # A sum and no matrix product: products lose digits on accelerators.
         table = now["table"].reshape(now["table"].shape + (1,) * x.ndim)
         state = jnp.sum(table * jnp.concatenate([state, x_0[None], z[None]]), axis=1)

@@ -1,7 +1,11 @@
-"""Noise schedules: tables of beta_t, in float64, under their true names.
+"""Noise schedules: how much signal and how much noise x_t holds at each timestep.
 
-The official code calls `scaled_linear` "linear" and `linear` "sqrt_linear"; only the converter of
-its checkpoints knows those names.
+A schedule is (timesteps, **its own options) -> (alpha^2, sigma^2), float64 [timesteps] each, for
+x_t = alpha_t x_0 + sigma_t eps: the variances of signal and noise, of which betas give the first
+without rounding. Index 0 is one step of noise, not none: sigma > 0 everywhere, and alpha / sigma
+falls. Any such process will do. Those below preserve the variance, alpha^2 + sigma^2 = 1, and come
+from betas, under their true names: the official code calls `scaled_linear` "linear" and `linear`
+"sqrt_linear", which only the converter of its checkpoints knows.
 """
 
 import numpy as np
@@ -12,23 +16,31 @@ from ldm_jax.base.registry import Registry
 SCHEDULES = Registry("schedule")
 
 
-def alpha_bar(
-    schedule: str,
-    timesteps: int = 1000,
-    beta_start: float = 0.0015,
-    beta_end: float = 0.0195,
-    zero_terminal_snr: bool = False,
-) -> np.ndarray:
-    """The cumulative product of 1 - beta, float64 `[timesteps]`; index 0 is one noising step."""
-    if timesteps < 1:
-        raise UsageError(f"timesteps={timesteps} must be at least 1.")
-    if not 0 < beta_start <= beta_end < 1:
-        raise UsageError(
-            f"beta_start={beta_start}, beta_end={beta_end}: needs 0 < beta_start <= beta_end < 1."
-        )
-    betas = SCHEDULES.get(schedule)(beta_start, beta_end, timesteps)
-    table = np.cumprod(1.0 - betas)
-    return rescale_to_zero_terminal_snr(table) if zero_terminal_snr else table
+def from_betas(name):
+    """Registers (beta_start, beta_end, timesteps) -> betas [timesteps] as the schedule `name`."""
+
+    def decorate(make_betas):
+        @SCHEDULES.register(name)
+        def schedule(
+            timesteps, *, beta_start=0.0015, beta_end=0.0195, zero_terminal_snr=False
+        ) -> tuple[np.ndarray, np.ndarray]:
+            if not 0 < beta_start <= beta_end < 1:
+                raise UsageError(
+                    f"beta_start={beta_start}, beta_end={beta_end}: needs "
+                    "0 < beta_start <= beta_end < 1."
+                )
+            table = np.cumprod(1.0 - make_betas(beta_start, beta_end, timesteps))
+            table = rescale_to_zero_terminal_snr(table) if zero_terminal_snr else table
+            return table, 1.0 - table
+
+        return make_betas
+
+    return decorate
+
+
+def alpha_bar(schedule: str, timesteps: int = 1000, **options) -> np.ndarray:
+    """alpha^2 of a schedule, float64 [timesteps]: of one from betas the products of 1 - beta."""
+    return SCHEDULES.call(schedule, timesteps, **options)[0]
 
 
 def rescale_to_zero_terminal_snr(table: np.ndarray) -> np.ndarray:
@@ -43,27 +55,30 @@ def rescale_to_zero_terminal_snr(table: np.ndarray) -> np.ndarray:
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
 
 
-@SCHEDULES.register("linear")
+@from_betas("linear")
 def linear(beta_start, beta_end, timesteps):
     """Betas on a line (Ho et al. 2020, sec. 4)."""
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
 
 
-@SCHEDULES.register("scaled_linear")
+@from_betas("scaled_linear")
 def scaled_linear(beta_start, beta_end, timesteps):
     """Square roots of betas on a line (Rombach et al. 2022): the schedule of every official LDM."""
     return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
 
 
-@SCHEDULES.register("sqrt")
+@from_betas("sqrt")
 def sqrt(beta_start, beta_end, timesteps):
     """Betas are square roots of a line (in the official code; no model of the zoo uses it)."""
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64) ** 0.5
 
 
-@SCHEDULES.register("cosine")
+@from_betas("cosine")
 def cosine(beta_start, beta_end, timesteps, offset=8e-3):
-    """alpha_bar is a squared cosine (Nichol & Dhariwal 2021, eq. 17), which fixes its own ends."""
+    """alpha_bar is a squared cosine (Nichol & Dhariwal 2021, eq. 17).
+
+    It fixes its own ends; the betas that are given are ignored, as converted configs hold some.
+    """
     del beta_start, beta_end
     time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
     curve = np.cos((time + offset) / (1 + offset) * np.pi / 2) ** 2

@@ -35,6 +35,16 @@ class Denoiser(nn.Module):
         rows = jnp.broadcast_to(drop, (len(drop), len(self.conditioners))).T
         return conditioners.merge([c(batch, row) for c, row in zip(self.conditioners, rows)])
 
+    @property
+    def divisor(self) -> int:
+        """What the sides of latents must divide by."""
+        return 2 ** (len(self.unet.mult) - 1)
+
+    @nn.nowrap
+    def init_params(self, key, x, t, fields):
+        """Fresh parameters, shaped for arguments such as those of `__call__`."""
+        return self.init(key, x, t, fields)["params"]
+
     @nn.nowrap
     def draw_drop(self, key, b: int, dropout: float):
         """[b, conditioners] bool, or [b] without any: which rows of a training batch get the null.

@@ -4,8 +4,9 @@
     x_t = alpha_t z + sigma_t eps
     loss = |network(x_t, t, cond) - target|^2
 
-`frozen` holds the first stage's weights and the scale: {"first_stage": tree, "scale": scalar},
-and, where conditioners have weights from elsewhere, those: "conditioners".
+`frozen` holds the first stage's weights and the scale: {"first_stage": tree, "scale": scalar}. It
+also holds "conditioners", the weights of those that have some from elsewhere, and for sampling
+"guide", the parameters of a weaker denoiser of the same shapes, where there are any.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from ldm_jax.base import errors, registry
 from ldm_jax.diffusion import editing, guidance, samplers
+from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import Process
 from ldm_jax.models import parallel
 from ldm_jax.models.conditioners import Cond
@@ -35,7 +37,7 @@ TIME_BANDS = 4  # evaluation looks at every image once in each quarter of the ti
 class Loss:
     """One field is one key of `config.loss`.
 
-    distance: l2 or l1, per element; weight: a name of diffusion.loss_weights.
+    distance: l2 or l1, per element; weight: a name of diffusion.loss_weights; gamma: min_snr's.
     cond_dropout: share of rows trained with the null condition, for classifier-free guidance, by
       the conditioners that have no `dropout` of their own.
     elbo_weight: on the variational bound, added to that (the official `original_elbo_weight`).
@@ -49,6 +51,11 @@ class Loss:
     elbo_weight: float = 0.0
     logvar: float = 0.0
     learn_logvar: bool = False
+    gamma: float = 5.0
+
+    def __post_init__(self):
+        DISTANCES.get(self.distance)
+        WEIGHTS.taken(self.weight, gamma=self.gamma)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Diffuse:
     def init(self, key):
         x = jnp.zeros((1, *self.latent_shape(self.size, self.size)))
         fields = self.example(1, self.size, self.size)
-        params = self.denoiser.init(key, x, jnp.zeros((1,), jnp.int32), fields)["params"]
+        params = self.denoiser.init_params(key, x, jnp.zeros((1,), jnp.int32), fields)
         if self.loss and self.loss.learn_logvar:
             params["logvar"] = jnp.full((self.process.timesteps,), self.loss.logvar)
         return params
@@ -107,8 +114,8 @@ class Diffuse:
 
     @property
     def divisor(self) -> int:
-        """What the sides of an image must divide by: f, and the UNet's levels."""
-        return self.codec.f * 2 ** (len(self.denoiser.unet.mult) - 1)
+        """What the sides of an image must divide by: f times what latents must divide by."""
+        return self.codec.f * self.denoiser.divisor
 
     def encode(self, frozen, images, key=None):
         """[b, h, w, 3] -> the latents that the denoiser sees, scaled to unit variance."""
@@ -124,7 +131,7 @@ class Diffuse:
         # Gradients stop here: the first stage is frozen.
         z = self.codec.encode_batch(frozen["first_stage"], batch, encode_key)
         z = jax.lax.stop_gradient(z * frozen["scale"])
-        t = jax.random.randint(t_key, (len(z),), 0, self.process.timesteps)
+        t = self.process.draw_times(t_key, (len(z),))
         drop = self.denoiser.draw_drop(drop_key, len(z), self.loss.cond_dropout)
         eps = jax.random.normal(eps_key, z.shape)
         fields = self.encode_fields(frozen, batch)
@@ -136,13 +143,29 @@ class Diffuse:
 
         With its log variance s_t: weight_t error / exp(s_t) + s_t + elbo_weight vlb_t error.
         """
-        error = self._error(params, z, t, eps, fields, drop, dropout_key, frozen)
+        error = self.error_at(params, z, t, eps, fields, drop, dropout_key, frozen)
+        weight = functools.partial(self.process.weight, t)
         fixed = jnp.full((self.process.timesteps,), self.loss.logvar)
         logvar = params["denoiser"].get("logvar", fixed)[t]
-        loss = self.process.weight(t, self.loss.weight) * error / jnp.exp(logvar) + logvar
+        main = weight(self.loss.weight, gamma=self.loss.gamma)
+        loss = main * error / jnp.exp(logvar) + logvar
         if self.loss.elbo_weight:
-            loss += self.loss.elbo_weight * self.process.weight(t, "vlb") * error
+            loss += self.loss.elbo_weight * weight("vlb") * error
         return jnp.mean(loss), error
+
+    def error_at(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
+        """Mean distance between prediction and target over h, w, c; [b]."""
+        pred = self.denoiser.apply(
+            {"params": params["denoiser"], **_collection(frozen)},
+            self.process.corrupt(z, t, eps),
+            t,
+            fields,
+            drop,
+            train=dropout_key is not None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
+        )
+        distance = DISTANCES.get(self.loss.distance)(pred - self.process.target(z, eps, t))
+        return jnp.mean(distance, axis=(1, 2, 3))
 
     def evaluate(self, params, frozen, batch, key):
         """The unweighted error, [b], over all timesteps (`error`) and in each quarter of them."""
@@ -154,7 +177,7 @@ class Diffuse:
             t = jax.random.randint(t_key, (len(z),), low, high)
             eps = jax.random.normal(eps_key, z.shape)
             given = dict(drop=jnp.zeros(len(z), bool), frozen=frozen)
-            bands[f"error_t{low}"] = self._error(params, z, t, eps, fields, **given)
+            bands[f"error_t{low}"] = self.error_at(params, z, t, eps, fields, **given)
         return {"error": sum(bands.values()) / TIME_BANDS} | bands
 
     def draw(self, params, frozen, batch, key):
@@ -180,57 +203,61 @@ class Diffuse:
         noise=None,
         init=None,
         mask=None,
-        guide_params=None,
         trace: bool = False,
     ):
-        """Draws the scaled latents of one image for each of `keys` [b].
+        """Draws the scaled latents of one image for each of `keys` [b]; `render` shows them.
 
-        Image i depends on key i and condition i alone. What comes of them: `render`.
+        Image i depends on key i and condition i alone.
 
         Args:
-          params: the denoiser's.
+          params: the denoiser's. frozen["guide"]: a weaker one's, see `guided`.
           fields: the conditioners' batch fields, [b, ...]; or ready made `cond`, and `null`, what
             guidance leads away from.
-          noise: x_T, [b, h/f, w/f, c]; drawn from `keys` where not given.
+          noise: [b, h/f, w/f, c] of variance 1, to begin from; drawn from `keys` where not given.
           init: scaled latents to begin from, noised to the first level of the sampling's grid.
           mask: [b, h/f, w/f, 1]: where it is 0 the result is `init` (inpainting).
-          guide_params: a weaker checkpoint's, of the same shapes: guidance then leads away from it
-            (autoguidance), whose condition is `null` then, instead of from the null condition.
           trace: return (latents, {"x": [calls, b, ...], "x_0": [calls, b, ...]}), the path to them.
 
         Returns:
           [b, h/f, w/f, c].
         """
-        drop = jnp.zeros(len(keys), bool)
-        fields = self.encode_fields(frozen, fields or {})
+        fields, drop = self.encode_fields(frozen, fields or {}), jnp.zeros(len(keys), bool)
         if noise is None:
             noise = samplers.initial_noise(keys, self.latent_shape(height, width))
+        if cond is None:
+            cond = self.condition(params, fields, drop, frozen)
+        if null is None and sampling.guidance != 1.0:
+            away = (frozen["guide"], fields, drop) if "guide" in frozen else (params, fields, ~drop)
+            null = self.condition(*away, frozen)
         tiling = sampling.tiling(self, height, width)
-
-        def predictor(params):
-            """(x, t, cond) -> x_0 by these weights."""
-            return functools.partial(self.predict_x0, params, tiling=tiling)
-
-        cond = self.condition(params, fields, drop, frozen) if cond is None else cond
-        denoise = functools.partial(predictor(params), cond=cond)
-        if sampling.guidance != 1.0:
-            scale = sampling.guidance, sampling.rescale
-            if guide_params is None:
-                null = self.condition(params, fields, ~drop, frozen) if null is None else null
-                guided = guidance.guide(predictor(params), cond, null, *scale)
-            else:
-                null = self.condition(guide_params, fields, drop, frozen) if null is None else null
-                weaker = functools.partial(predictor(guide_params), cond=null)
-                guided = guidance.autoguide(denoise, weaker, *scale)
-            denoise = guidance.within(guided, denoise, self.process.sigma, sampling.interval)
+        denoise = self.guided(params, frozen, cond, null, sampling, tiling)
         if sampling.clip:
             denoise = guidance.clip_x0(denoise, sampling.clip)
         if mask is not None:
             denoise = editing.keep(denoise, init, mask)
         grid = sampling.grid(self.process)
-        x = noise if init is None else grid.noised(init, noise)
+        x = grid.pure(noise) if init is None else grid.noised(init, noise)
         method = sampling.method(self.process)
         return samplers.solve(method, denoise, x, keys=keys, trace=trace)
+
+    def guided(self, params, frozen, cond: Cond, null: Cond | None, sampling, tiling=None):
+        """(x [b, ...], t [b]) -> x_0 under `cond`, with the guidance that `sampling` asks for.
+
+        It leads away from the same network under `null`; or, where frozen["guide"] holds the
+        parameters of a weaker one, from that one, whose condition `null` is then (autoguidance).
+        """
+        predict = functools.partial(self.predict_x0, tiling=tiling)
+        strong = functools.partial(predict, params)
+        plain = functools.partial(strong, cond=cond)
+        if sampling.guidance == 1.0:
+            return plain
+        if "guide" in frozen:
+            weaker = functools.partial(predict, frozen["guide"], cond=null)
+            make = functools.partial(guidance.autoguide, plain, weaker)
+        else:
+            make = functools.partial(guidance.guide, strong, cond, null)
+        share, interval = self.process.noise_share, sampling.interval
+        return guidance.within(make, plain, sampling.combine, share, interval)
 
     def render(self, frozen, z, sampling: Sampling):
         """The images of scaled latents, [b, h, w, 3], not clipped; large ones tile by tile."""
@@ -257,20 +284,6 @@ class Diffuse:
 
         whole = {"x": x_t, "concat": cond.concat}
         return tiling.apply(predict, whole) if tiling else predict(whole)
-
-    def _error(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
-        """Mean distance between prediction and target over h, w, c; [b]."""
-        pred = self.denoiser.apply(
-            {"params": params["denoiser"], **_collection(frozen)},
-            self.process.corrupt(z, t, eps),
-            t,
-            fields,
-            drop,
-            train=dropout_key is not None,
-            rngs={} if dropout_key is None else {"dropout": dropout_key},
-        )
-        distance = DISTANCES.get(self.loss.distance)(pred - self.process.target(z, eps, t))
-        return jnp.mean(distance, axis=(1, 2, 3))
 
 
 def _collection(frozen) -> dict:
