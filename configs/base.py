@@ -76,7 +76,7 @@ def common() -> ConfigDict:
 
 
 def optimizer(**changes) -> dict:
-    """One player's optimizer: arguments of engine.optim.make_tx, and its EMA's decay (0: none)."""
+    """How one player learns, see engine.optim.make; an optimizer's own options may be added."""
     defaults = dict(
         name="adamw",
         lr=1e-4,
@@ -90,7 +90,8 @@ def optimizer(**changes) -> dict:
         mu_dtype="",  # of the first moment: bfloat16 takes half; "" is float32
         weight_decay=0.0,
         clip=0.0,
-        ema=0.0,
+        average="ema",  # of the weights, for evaluation and sampling
+        ema=0.0,  # its decay; 0: no average
     )
     return defaults | changes
 

@@ -83,12 +83,12 @@ def evaluate_run(args, other=None) -> dict:
     """The stage's measures over all held-out records, with averaged weights."""
     import jax
 
-    from ldm_jax import train
     from ldm_jax.base import shard
     from ldm_jax.build import objects as build
     from ldm_jax.engine import checkpoint
-    from ldm_jax.evaluation import judge as judge_lib
+    from ldm_jax.evaluation import held_out as held_out_lib
     from ldm_jax.evaluation import measures, protocol
+    from ldm_jax.training import latents as stages
 
     seconds = watch.stopwatch()
     path = pathlib.Path(args.run)
@@ -115,15 +115,12 @@ def evaluate_run(args, other=None) -> dict:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
 
     platforms.cache_compilations(path / "compilation_cache")
-    if first:
-        stage = build.make_autoencode(config).stage()
-    else:
-        stage = train.second_stage(config, source, path)
+    stage = stages.stage(config, source, path)
     whole = shard.replicated(mesh)
     batches = lambda: build.held_out_batches(config, held_out, stage.fields)
-    judge = judge_lib.Judge(stage, batches, jax.device_put(stage.frozen, whole), mesh)
-    figures = {}
-    for name, (mean, error) in judge.measure(jax.device_put(params, whole)).items():
+    weights, figures = jax.device_put((params, stage.frozen), whole), {}
+    evaluator = held_out_lib.HeldOutRecords(stage, batches, mesh)
+    for name, (mean, error) in evaluator.measure(*weights).items():
         figures |= {name: mean, f"{name}_std": error}
     latents = {}
     if first:

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from ldm_jax.base import tree
 from ldm_jax.build import objects as build
 from ldm_jax.engine import optim
 from ldm_jax.models import bottleneck
@@ -74,7 +74,7 @@ def _losses(case, run, prediction, distance):
     last, first = (unet[layer]["kernel"] for layer in ("conv_out", "conv_in"))
     case.compare(f"{name}0.0_grad_out.2.weight", last.transpose(3, 0, 1, 2))
     case.compare(f"{name}0.0_grad_input_blocks.0.0.weight", first.transpose(3, 0, 1, 2))
-    case.compare(f"{name}0.0_grad_norm_total", tree.global_norm(unet))
+    case.compare(f"{name}0.0_grad_norm_total", optax.tree.norm(unet))
 
 
 def ema(case):
@@ -83,8 +83,8 @@ def ema(case):
     average = {name: io[f"init/{name}"] for name in names}
     for n in range(1, 21):
         params = {name: io[f"params/{n}/{name}"] for name in names}
-        args = case.meta["decay"], case.meta["use_num_updates"]
-        average = optim.update_ema(average, params, jnp.int32(n - 1), *args)
+        update = optim.ema(case.meta["decay"], case.meta["use_num_updates"])
+        average = update(average, params, jnp.int32(n - 1))
         ours += [np.ravel(average[name]) for name in names]
         golden += [np.ravel(io[f"shadow/{n}/{dotless}"]) for dotless in names.values()]
     io["out_shadow"] = np.concatenate(golden)

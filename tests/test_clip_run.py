@@ -18,6 +18,7 @@ from ldm_jax.build import objects as build
 from ldm_jax.data import bytepairs
 from ldm_jax.engine import checkpoint
 from ldm_jax.models import clip
+from ldm_jax.training import latents as stages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LETTERS = sorted(ByteLevel.alphabet())
@@ -113,7 +114,7 @@ def test_other_weights_of_the_encoder_are_refused(run):
     try:
         np.savez(run / "weights.npz", **random_weights(seed=1))
         with pytest.raises(errors.UsageError, match="other weights of its conditioners"):
-            train.second_stage(config, source, run / "run")
+            stages.stage(config, source, run / "run")
     finally:
         (run / "weights.npz").write_bytes(kept)
 

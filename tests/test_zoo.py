@@ -194,7 +194,7 @@ def test_a_recipe_only_changes_what_base_has(name):
 
     assert keys(config) == keys(default)
     for player in config.optim.values():
-        optim.make_tx(total=config.steps.total, **{k: v for k, v in player.items() if k != "ema"})
+        optim.make(player, config.steps.total)
     if config.stage == "diffuse":
         assert bool(config.model.heads) != bool(config.model.head_channels)
         diffuse.Loss(**config.loss)

@@ -58,12 +58,6 @@ def digest(tree) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def global_norm(tree) -> jax.Array:
-    """sqrt of the sum of squares over all leaves, in float32."""
-    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, jnp.float32(0)))
-
-
 def size(count: float) -> str:
     """Bytes as people read them."""
     gib = count / 2**30

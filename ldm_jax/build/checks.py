@@ -1,24 +1,35 @@
 """What can be known to be wrong with a config before any device is touched."""
 
+from typing import NamedTuple
+
 import jax
 from ml_collections import ConfigDict
 
 from ldm_jax.base import errors, shard
 from ldm_jax.build import objects as build
-from ldm_jax.data import transforms
+from ldm_jax.data import latents, transforms
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import loop, optim, step
 from ldm_jax.models import parallel
-from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.nn import attention, blocks
 from ldm_jax.stages import autoencode, diffuse
 from ldm_jax.stages.sampling import Sampling
-from ldm_jax.weights.readers import read_conditioners
 
 
-def check(config: ConfigDict, source):
+class Opened(NamedTuple):
+    """What a check had to read, for who goes on with the config: it need not be read again.
+
+    frozen: the conditioners' frozen weights. cache: the latent cache, or None for images.
+    """
+
+    frozen: dict
+    cache: latents.Cache | None = None
+
+
+def check(config: ConfigDict, source) -> Opened:
     """Raises UsageError for what can be known to be wrong before any device is touched."""
+    opened = Opened({})
     size = config.data.size
     positive = {f"eval.{key}": config.eval[key] for key in ("records", "batch_size")}
     positive |= {key: config[key] for key in ("batch_size", "accumulate")}
@@ -39,7 +50,7 @@ def check(config: ConfigDict, source):
     transforms.standard(data.size, data.crop, data.flip, data.interpolation)
     loop.Intervals(**config.steps)
     for kwargs in config.optim.values():
-        optim.make_tx(total=config.steps.total, **{k: v for k, v in kwargs.items() if k != "ema"})
+        optim.make(kwargs, config.steps.total)
     _one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
     _one_of("config.model.remat_saves", config.model.get("remat_saves", ""), blocks.REMAT_SAVES)
     if config.stage == "autoencode":
@@ -48,7 +59,7 @@ def check(config: ConfigDict, source):
             build.make_autoencoder(config).f,
             "the downsampling factor f of config.model",
         )
-        BOTTLENECKS.get(build.make_autoencoder(config).bottleneck)
+        _one_of("config.model.bottleneck", config.model.bottleneck, ("kl", "vq"))
         _one_of(
             "config.discriminator.norm", config.discriminator.norm, ("batch", "group", "actnorm")
         )
@@ -81,15 +92,16 @@ def check(config: ConfigDict, source):
                     f"config.conditioners.{name}.dropout={conditioner.dropout}: give a share from "
                     "0 to 1, or leave it out for config.loss.cond_dropout."
                 )
-        read_conditioners(build.make_denoiser(config, codec))
+        frozen = build.make_denoiser(config, codec).read_frozen()
         build.make_conditions(config, source)
-        build.open_cache(config, source)
+        opened = Opened(frozen, build.open_cache(config, source))
     else:
         raise errors.UsageError(f"config.stage={config.stage!r}: use 'autoencode' or 'diffuse'.")
     if len(source) * (1 - config.data.holdout) < 1:
         raise errors.UsageError(
             f"config.data.holdout={config.data.holdout} leaves no training records."
         )
+    return opened
 
 
 def make_mesh(config: ConfigDict, devices=None):

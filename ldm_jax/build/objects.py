@@ -61,13 +61,18 @@ def resolve(config: ConfigDict, source) -> ConfigDict:
     return config
 
 
-def make_data(config: ConfigDict, source, fields, share: dict | None = None) -> loop.Data:
-    """Training and held-out batches of this host, or of `share`, {"host": i, "hosts": n}."""
+def make_data(
+    config: ConfigDict, source, fields, share: dict | None = None, cache=None
+) -> loop.Data:
+    """Training and held-out batches of this host, or of `share`, {"host": i, "hosts": n}.
+
+    cache: the latent cache to train from, see open_cache; None trains from images.
+    """
     data = config.data
     share = share or dict(host=jax.process_index(), hosts=jax.process_count())
     makers = make_conditions(config, source, fields).makers
     held_out = sources.holdout(source, data.holdout, train=False)
-    if train := open_cache(config, source):
+    if train := cache:
         chain = [latents.Choose(data.flip), *makers]
         train_fields = tuple("moments" if field == "image" else field for field in fields)
     else:

@@ -87,7 +87,8 @@ class Bench:
 
     def _read(self, config, source) -> tuple[float, float]:
         """Seconds a batch, and of this process's cores."""
-        data = build.make_data(config, source, ("image",), dict(host=0, hosts=1))
+        share, cache = dict(host=0, hosts=1), build.open_cache(config, source)
+        data = build.make_data(config, source, ("image",), share, cache)
         with data.train(0) as batches:
             next(batches)
             begin, work, count = time.perf_counter(), time.process_time(), 0

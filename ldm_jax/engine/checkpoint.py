@@ -125,9 +125,6 @@ class Checkpoints:
         self._manager.close()
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
-    def latest(self) -> int | None:
-        return self._manager.latest_step()
-
     def check(self) -> str:
         """Why the newest save failed, if that is known by now; "" otherwise."""
         return self._attempt(self._manager.check_for_errors)

@@ -14,7 +14,9 @@ from ldm_jax.base import progress as progress_lib
 
 
 class Ledger:
-    """The line of the present session; written again now and then, for who is killed says nothing.
+    """The line of the present session, written anew at every line of the log.
+
+    A process that is killed cannot write a last one; the newest then says how far it came.
 
     Args:
       workdir: the run's folder.

@@ -1,7 +1,7 @@
 """Several hosts as one: how they find each other, agree, and let one act for all.
 
-What is said here goes over jax's coordination service: it needs no devices, and every wait has an
-end, so that a host that does not answer costs minutes and not a night.
+Hosts talk over jax's coordination service, which needs no devices. Every wait has an end, so that a
+host that does not answer costs minutes and not a night.
 """
 
 import contextlib
@@ -106,7 +106,7 @@ def exchange(value, seconds: float = PATIENCE) -> list:
         who = f"Host {silent[0]}" if silent else "A host"
         raise errors.Restart(f"{who} did not answer within {seconds:.0f} s.") from e
     answers = _said(f"ldm_jax/{call}/")
-    if call:  # nobody would be here who had not read the one before
+    if call:  # a host that came to this barrier has read the answers to the call before
         state.client.key_value_delete(key(call - 1))
     return [json.loads(answers[host]) for host in range(state.num_processes)]
 
@@ -158,7 +158,7 @@ def on_first(action, seconds: float = PATIENCE):
 
 
 def everywhere(action):
-    """`action()` on every host, for its UsageError: one host's is everybody's."""
+    """Calls `action()` on every host; where it raises UsageError on one, all hosts raise that."""
     problem = ""
     try:
         action()

@@ -23,10 +23,10 @@ class Meter:
       max_bad: such steps in a row before `fetch` refuses to go on.
       pending: what `fetch` returned when a checkpoint was made, so that a resumed run averages over
         the same steps as an uncut one.
-      bad_before: and what that was.
+      bad_before: the attribute of that name when that checkpoint was made.
 
     Attributes:
-      bad_before: bad steps that the last flush ended with.
+      bad_before: number of bad steps in a row at the end of what was flushed.
     """
 
     def __init__(self, pending=(), max_bad: int = 0, bad_before: int = 0):

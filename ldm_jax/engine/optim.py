@@ -1,4 +1,12 @@
-"""Learning-rate schedules, the optax chain of a player, and its exponential moving average."""
+"""How a player learns: its learning-rate schedule, its optimizer, the average of its weights.
+
+Each is a registered value that the player's group of the config names. An optimizer's options are
+keys of that group: another optimizer is one more function here or in a plugin.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +14,12 @@ import optax
 
 from ldm_jax.base import errors, registry
 
+# (peak, steps, share of the peak at the end) -> optax schedule
 SCHEDULES = registry.Registry("learning-rate schedule")
-OPTIMIZERS = registry.Registry("optimizer")
+OPTIMIZERS = registry.Registry("optimizer")  # (rate, **its own options) -> optax transformation
+# (decay, warmup) -> update(average, params, step), the average after optimizer step `step`, from 0
+AVERAGES = registry.Registry("average of the weights")
+DTYPES = ("", "float32", "bfloat16")
 
 
 @SCHEDULES.register("constant")
@@ -26,38 +38,126 @@ def linear(lr, steps, floor):
 
 
 @OPTIMIZERS.register("adam")
-def adam(schedule, b1, b2, weight_decay, mu_dtype):
-    if weight_decay:
-        raise errors.UsageError(
-            f"optimizer 'adam' has no weight decay, given {weight_decay}; use 'adamw'."
-        )
-    return optax.adam(schedule, b1, b2, mu_dtype=mu_dtype)
+def adam(rate, b1=0.9, b2=0.999, mu_dtype=""):
+    """mu_dtype: "bfloat16" keeps the first moment in it; "" and "float32" do not.
+
+    The second moment stays float32: b2 = 0.999 moves it by less than bfloat16 resolves.
+    """
+    return optax.adam(rate, b1, b2, mu_dtype=_moment(mu_dtype))
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(schedule, b1, b2, weight_decay, mu_dtype):
+def adamw(rate, b1=0.9, b2=0.999, weight_decay=0.0, mu_dtype=""):
+    """Adam with decoupled weight decay; mu_dtype: see `adam`."""
     # Decay acts on kernels and tables only; norms, biases and scalars keep their scale.
     mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     decay = dict(weight_decay=weight_decay, mask=mask)
-    return optax.adamw(schedule, b1, b2, mu_dtype=mu_dtype, **decay)
+    return optax.adamw(rate, b1, b2, mu_dtype=_moment(mu_dtype), **decay)
+
+
+def _moment(dtype: str):
+    if dtype not in DTYPES:
+        raise errors.UsageError(f"mu_dtype={dtype!r}: use 'bfloat16' or 'float32'.")
+    return dtype or None
+
+
+@AVERAGES.register("ema")
+def ema(decay: float, warmup: bool = True):
+    """Exponential moving average; warmed up, its decay is min(decay, (1+n)/(10+n)) at n = step + 1.
+
+    The official LitEma and its `use_num_updates`; counted in optimizer steps, not in micro-batches.
+    """
+
+    def update(average, params, step):
+        n = step.astype(jnp.float32) + 1
+        keep = jnp.minimum(decay, (1 + n) / (10 + n)) if warmup else decay
+        return jax.tree.map(lambda e, p: e - (1 - keep) * (e - p), average, params)
+
+    return update
+
+
+class Optimizer(NamedTuple):
+    """How one player learns.
+
+    tx: optax transformation of its gradients.
+    rate: step -> learning rate.
+    average: (average, params, step) -> the next average of its weights; None keeps no average.
+    """
+
+    tx: optax.GradientTransformation
+    rate: optax.Schedule
+    average: Callable | None
+
+
+def make(settings: dict, total: int, ema_warmup: bool = True) -> Optimizer:
+    """The optimizer of a player.
+
+    Args:
+      settings: arguments of `make_schedule` and `make_tx`; "average", a name of AVERAGES, and
+        "ema", its decay, 0 for no average.
+      total: training steps.
+      ema_warmup: whether averages forget the weights that training starts from; those that start
+        as noise should be forgotten, inherited ones are worth keeping.
+    """
+    settings = dict(settings)
+    average, decay = AVERAGES.get(settings.pop("average", "ema")), settings.pop("ema", 0.0)
+    of_rate = inspect.signature(make_schedule).parameters
+    schedule = {key: settings.pop(key) for key in list(settings) if key in of_rate}
+    rate = make_schedule(**schedule, total=total)
+    return Optimizer(make_tx(rate, **settings), rate, average(decay, ema_warmup) if decay else None)
+
+
+def make_tx(rate, *, name: str = "adamw", clip: float = 0.0, **options):
+    """The named optimizer behind a bound on the gradients' global norm; clip 0 bounds nothing.
+
+    options: the optimizer's own. A key that only other optimizers have may be there, with its
+      default: a config has the keys of all of them.
+    """
+    tx = OPTIMIZERS.get(name)(rate, **_own(name, options))
+    return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
+
+
+def _own(name: str, options: dict) -> dict:
+    """Those of `options` that optimizer `name` takes."""
+    own = _defaults(name)
+    for key, value in options.items():
+        users = {other: _defaults(other) for other in OPTIMIZERS.names()}
+        users = {other: found[key] for other, found in users.items() if key in found}
+        if key not in own and value not in users.values():
+            hint = f"; use {' or '.join(map(repr, users))}" if users else errors.nearest(key, own)
+            raise errors.UsageError(
+                f"optimizer {name!r} has no {key}, given {value!r} (known: {', '.join(own)}){hint}."
+            )
+    return {key: value for key, value in options.items() if key in own}
+
+
+def _defaults(name: str) -> dict:
+    """{option: default} of an optimizer."""
+    _, *options = inspect.signature(OPTIMIZERS.get(name)).parameters.values()
+    return {option.name: option.default for option in options}
 
 
 def make_schedule(
     lr: float,
     *,
-    schedule: str,
-    warmup: int,
     total: int,
+    schedule: str = "constant",
+    warmup: int = 0,
     start: float = 0.0,
     floor: float = 0.0,
     length: int = 0,
 ) -> optax.Schedule:
     """Linear warm-up over `warmup` steps, then the named schedule up to step `length` or `total`.
 
+    lr: peak learning rate per step (never multiplied by batch or device count).
     start: share of lr at step 0, from where lr is reached at step `warmup`, as in the official
       schedules; 0 starts at lr / warmup and reaches lr a step earlier, so that none is wasted.
     floor: share of lr where the decay ends.
     """
+    if warmup > total:
+        raise errors.UsageError(f"warmup={warmup} is longer than steps.total={total}.")
+    if length and warmup > length:
+        raise errors.UsageError(f"warmup={warmup} is longer than length={length} of the decay.")
     main = SCHEDULES.get(schedule)(lr, (length or total) - warmup, floor)
     if not warmup:
         return main
@@ -67,51 +167,3 @@ def make_schedule(
         else optax.linear_schedule(lr / warmup, lr, warmup - 1)
     )
     return optax.join_schedules([ramp, main], [warmup])
-
-
-def make_tx(
-    *,
-    total: int,
-    lr: float,
-    name: str = "adamw",
-    schedule: str = "constant",
-    warmup: int = 0,
-    start: float = 0.0,
-    floor: float = 0.0,
-    length: int = 0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    weight_decay: float = 0.0,
-    clip: float = 0.0,
-    mu_dtype: str = "",
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """One player's optax chain, and its learning rate as a function of the step.
-
-    Args:
-      total: training steps, the length of the decay.
-      lr: peak learning rate per step (never multiplied by batch or device count).
-      start, floor, length: see make_schedule.
-      clip: largest global gradient norm; 0 does not clip.
-      mu_dtype: "bfloat16" keeps Adam's first moment in it; "" or "float32" does not. The second
-        moment stays float32: b2 = 0.999 moves it by less than bfloat16 resolves.
-    """
-    if warmup > total:
-        raise errors.UsageError(f"warmup={warmup} is longer than steps.total={total}.")
-    if length and warmup > length:
-        raise errors.UsageError(f"warmup={warmup} is longer than length={length} of the decay.")
-    if mu_dtype not in ("", "float32", "bfloat16"):
-        raise errors.UsageError(f"mu_dtype={mu_dtype!r}: use 'bfloat16' or 'float32'.")
-    decay = dict(schedule=schedule, start=start, floor=floor, length=length)
-    lr_fn = make_schedule(lr, warmup=warmup, total=total, **decay)
-    tx = OPTIMIZERS.get(name)(lr_fn, b1, b2, weight_decay, mu_dtype or None)
-    return (optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx), lr_fn
-
-
-def update_ema(ema, params, step, decay: float, warmup: bool = True):
-    """Exponential moving average; warmed up, its decay is min(decay, (1+n)/(10+n)) at n = step + 1.
-
-    The official LitEma and its `use_num_updates`; counted in optimizer steps, not in micro-batches.
-    """
-    n = step.astype(jnp.float32) + 1
-    keep = jnp.minimum(decay, (1 + n) / (10 + n)) if warmup else decay
-    return jax.tree.map(lambda e, p: e - (1 - keep) * (e - p), ema, params)

@@ -6,6 +6,7 @@
 `step` is pure. All randomness is `fold_in(key, step)`, so nothing random is ever saved.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldm_jax.base import errors, shard, tree
+from ldm_jax.base import errors, shard
 from ldm_jax.engine import optim
 
 HOST = "pinned_host"  # jax's name of the host's memory that devices read
@@ -22,12 +23,14 @@ HOST = "pinned_host"  # jax's name of the host's memory that devices read
 class Programs(NamedTuple):
     """What training a stage runs, for the devices of a mesh, which need not be there.
 
+    mesh: that mesh.
     init: key -> state, jitted; the state is born sharded.
     step: (state, frozen, batch, key) -> (state, metrics), jitted; the state is donated.
     state: its shapes, with shardings.
     rates: {player: step -> learning rate}.
     """
 
+    mesh: jax.sharding.Mesh
     init: Callable
     step: Callable
     state: Any
@@ -36,7 +39,7 @@ class Programs(NamedTuple):
 
 def programs(
     stage,
-    optimizers: dict[str, dict],
+    settings: dict[str, dict],
     *,
     mesh,
     total: int,
@@ -44,28 +47,25 @@ def programs(
     ema_warmup: bool = True,
     offload: bool = False,
 ) -> Programs:
-    """The programs of `stage`. optimizers, offload: see loop.train; the rest as in make_step."""
-    settings = {player.name: dict(optimizers[player.name]) for player in stage.players}
-    ema = {name: kwargs.pop("ema") for name, kwargs in settings.items()}
-    made = {name: optim.make_tx(total=total, **kwargs) for name, kwargs in settings.items()}
-    txs = {name: tx for name, (tx, _) in made.items()}
-    init = make_init(stage.players, txs, ema)
+    """The programs of `stage`.
+
+    Args:
+      settings: {player: its optimizer's}; they and `total`, `ema_warmup` are those of optim.make.
+      accumulate: micro-batches per step, see make_step.
+      offload: keep the optimizers' moments in the host's memory.
+    """
+    names = [player.name for player in stage.players]
+    optimizers = {name: optim.make(settings[name], total, ema_warmup) for name in names}
+    init = make_init(stage.players, optimizers)
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
     placement, whole = shard.infer(shapes, mesh, stage.rules), shard.replicated(mesh)
     near = placement["opt"]
     if offload:
         placement["opt"] = _on_host(near, shapes["opt"])
-    step = make_step(
-        stage.players,
-        txs,
-        ema,
-        mesh=mesh,
-        rules=stage.rules,
-        accumulate=accumulate,
-        ema_warmup=ema_warmup,
-        near=near if offload else None,
-    )
+    gather = lambda params: shard.gather(params, mesh, stage.rules)
+    step = make_step(stage.players, optimizers, gather, accumulate, near if offload else None)
     return Programs(
+        mesh=mesh,
         init=jax.jit(init, out_shardings=placement, compiler_options=_init_options(mesh)),
         step=jax.jit(
             step,
@@ -74,7 +74,7 @@ def programs(
             donate_argnums=0,
         ),
         state=shard.abstract(shapes, placement),
-        rates={name: rate for name, (_, rate) in made.items()},
+        rates={name: own.rate for name, own in optimizers.items()},
     )
 
 
@@ -91,7 +91,7 @@ def check_offload(offload: bool, mesh):
 
 
 def _on_host(placement, shapes):
-    """The same shardings in the host's memory; counters stay, as they are not worth the way."""
+    """The same shardings in the host's memory, but for scalars, whose moves cost more than room."""
     move = lambda where, leaf: where.with_memory_kind(HOST) if leaf.ndim else where
     return jax.tree.map(move, placement, shapes)
 
@@ -102,99 +102,88 @@ def _init_options(mesh) -> dict | None:
     return {"xla_backend_optimization_level": 0} if on_cpu else None
 
 
-def make_init(players, txs: dict, ema: dict):
+def make_init(players, optimizers: dict[str, optim.Optimizer]):
     """key -> state. Jit it with out_shardings, so that the state is born sharded."""
 
     def init(key):
         params = {
             player.name: player.init(jax.random.fold_in(key, i)) for i, player in enumerate(players)
         }
+        copy = lambda name: jax.tree.map(jnp.copy, params[name])
         return {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
-            "opt": {name: tx.init(params[name]) for name, tx in txs.items()},
+            "opt": {name: own.tx.init(params[name]) for name, own in optimizers.items()},
             # A copy: the same buffer under two names cannot be donated.
-            "ema": {name: jax.tree.map(jnp.copy, params[name]) for name in ema if ema[name]},
+            "ema": {name: copy(name) for name, own in optimizers.items() if own.average},
         }
 
     return init
 
 
-def make_step(
-    players,
-    txs: dict,
-    ema: dict,
-    *,
-    mesh,
-    rules: tuple = (),
-    accumulate: int = 1,
-    ema_warmup: bool = True,
-    near=None,
-):
-    """The training step.
+def make_step(players, optimizers, gather=lambda params: params, accumulate: int = 1, near=None):
+    """The training step: (state, frozen, batch, key) -> (state, metrics).
 
     Args:
       players: api.Player, in order.
-      txs: {player: optax transformation}.
-      ema: {player: decay}; 0 keeps no average for that player.
-      rules: sharding rules, see base/shard.py.
+      optimizers: {player: optim.Optimizer}.
+      gather: {player: tree} -> the same, whole on every device, see base/shard.py.
       accumulate: micro-batches per step; losses and gradients are their means. Statistics over a
         batch (the discriminator's BatchNorm) are those of a micro-batch.
-      ema_warmup: see optim.update_ema.
       near: where the optimizers' state is needed, if it does not lie there.
     """
-
-    def gradients(params, frozen, batch, key, step):
-        """One forward and backward pass of every player on one (micro-)batch."""
-        grads, metrics, shared = {}, {}, {}
-        for player in players:
-
-            def loss_fn(own, player=player, shared=shared):
-                everyone = shard.gather(params | {player.name: own}, mesh, rules)
-                return player.loss(everyone, frozen, batch, key, step, shared)
-
-            grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, (extra, shared)), grads[player.name] = grad_fn(params[player.name])
-            shared = jax.lax.stop_gradient(shared)
-            metrics |= {f"{player.name}/loss": loss, **extra}
-        return grads, metrics
-
-    def mean_gradients(params, frozen, batch, key, step):
-        if accumulate == 1:
-            return gradients(params, frozen, batch, key, step)
-        # Row r goes to micro-batch r % accumulate, so that every device keeps its own rows.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        keys = jax.random.split(key, accumulate)
-        one = lambda part: gradients(params, frozen, part[0], part[1], step)
-        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], (parts, keys)))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        add = lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None)
-        total, _ = jax.lax.scan(add, zeros, (parts, keys))
-        return jax.tree.map(lambda x: x / accumulate, total)
+    gradients = functools.partial(_gradients, players, gather)
+    if accumulate > 1:
+        gradients = functools.partial(_mean_gradients, gradients, accumulate)
 
     def train_step(state, frozen, batch, key):
         step, params = state["step"], state["params"]
         key = jax.random.fold_in(key, step)
         if near is not None:
             state = state | {"opt": jax.device_put(state["opt"], near)}
-        grads, metrics = mean_gradients(params, frozen, batch, key, step)
+        grads, metrics = gradients(params, frozen, batch, key, step)
         new = {"step": step + 1, "params": {}, "opt": {}, "ema": {}}
-        for name, tx in txs.items():
-            updates, new["opt"][name] = tx.update(grads[name], state["opt"][name], params[name])
+        for name, own in optimizers.items():
+            updates, new["opt"][name] = own.tx.update(grads[name], state["opt"][name], params[name])
             new["params"][name] = optax.apply_updates(params[name], updates)
-            if ema[name]:
-                new["ema"][name] = optim.update_ema(
-                    state["ema"][name], new["params"][name], step, ema[name], ema_warmup
-                )
-            metrics[f"{name}/grad_norm"] = tree.global_norm(grads[name])
+            if own.average:
+                new["ema"][name] = own.average(state["ema"][name], new["params"][name], step)
+            metrics[f"{name}/grad_norm"] = optax.tree.norm(grads[name])
         # A value that is not finite spoils no weight: the step counts, and changes nothing else.
         good = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
         old = state | {"step": new["step"]}
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old), metrics
 
     return train_step
+
+
+def _gradients(players, gather, params, frozen, batch, key, step):
+    """One forward and backward pass of every player on one (micro-)batch: (gradients, metrics)."""
+    grads, metrics, shared = {}, {}, {}
+    for player in players:
+
+        def loss_fn(own, player=player, shared=shared):
+            everyone = gather(params | {player.name: own})
+            return player.loss(everyone, frozen, batch, key, step, shared)
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (extra, shared)), grads[player.name] = grad_fn(params[player.name])
+        shared = jax.lax.stop_gradient(shared)
+        metrics |= {f"{player.name}/loss": loss, **extra}
+    return grads, metrics
+
+
+def _mean_gradients(gradients, parts: int, params, frozen, batch, key, step):
+    """The means of what `gradients` gives for so many equal parts of a batch, one after another."""
+    # Row r goes to part r % parts, so that every device keeps its own rows.
+    split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    batches = jax.tree.map(split, batch), jax.random.split(key, parts)
+    one = lambda part: gradients(params, frozen, part[0], part[1], step)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batches))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None)
+    total, _ = jax.lax.scan(add, zeros, batches)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def averaged(state) -> dict:

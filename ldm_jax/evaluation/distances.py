@@ -1,35 +1,33 @@
-"""Distances during training: what the averaged weights draw, against the data, always the same."""
+"""Distances between the data and what the averaged weights draw for it, always with one noise."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import raster, shard
-from ldm_jax.evaluation import judge, suite
+from ldm_jax.engine import loop
+from ldm_jax.evaluation import held_out, suite
 from ldm_jax.evaluation import reference as reference_lib
 
 
-class Distances:
-    """`distances(step, params, frozen) -> {"val/NAME": number}`, empty where none is due.
+class Distances(loop.Evaluator):
+    """{"val/NAME": number} of the figures that `plan` names.
 
     Args:
+      plan: measures.Plan; its features' weights and its metrics.
       draw: (params, frozen, batch, keys [b]) -> images [b, h, w, 3], the keys' images.
       batches: () -> this host's rows of the data, {"image": [b, h, w, 3], "real": [b], ...}; they
         are the reference, and what is drawn is drawn for their other fields.
       origin: what they are; their statistics are cached under it where there is one host.
-      metrics, settings: see metrics.suite. extractor, weights: see metrics.features.
       prefix: of the figures' names, "r" for reconstructions.
       due: (step) -> bool.
     """
 
-    def __init__(
-        self, draw, batches, origin, metrics, settings, extractor, weights, prefix, due, mesh
-    ):
-        whole = shard.replicated(mesh)
-        self._batches, self._origin = batches, origin
-        self._metrics, self._settings, self._due = metrics, settings, due
-        self._extractor, self._prefix, self._mesh = extractor, prefix, mesh
-        self._weights = jax.device_put(weights, whole)
+    def __init__(self, plan, draw, batches, origin, prefix, due, mesh):
+        whole, extractor = shard.replicated(mesh), plan.extractor
+        self._plan, self._batches, self._origin = plan, batches, plan.extraction | origin
+        self._prefix, self._due, self._mesh = prefix, due, mesh
+        self._weights = jax.device_put(plan.weights, whole)
         self._reference = None
 
         def extract(weights, batch, images):
@@ -37,7 +35,7 @@ class Distances:
 
         def generate(weights, batch, params, frozen, first):
             index = first + jnp.arange(len(batch["real"]))
-            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(judge.SEED), i))(index)
+            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(held_out.SEED), i))(index)
             return extract(weights, batch, draw(params, frozen, batch, keys))
 
         # Replicated results: every host holds the features of all.
@@ -56,9 +54,9 @@ class Distances:
         if self._reference is None:
             self._reference = self._measure_data()
         samples = suite.collect(self._samples(params, frozen))
-        figures = suite.measure(self._metrics, samples, self._reference, self._settings)
-        name = self._extractor.name
-        return {f"val/{self._prefix}{name(key)}": value for key, value in figures.items()}
+        plan = self._plan
+        figures = suite.measure(plan.metrics, samples, self._reference, plan.settings)
+        return {f"val/{self._prefix}{key}": value for key, value in plan.named(figures).items()}
 
     def _samples(self, params, frozen):
         first = 0

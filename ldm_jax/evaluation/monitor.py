@@ -1,4 +1,4 @@
-"""Distances to the data during training, from `config.eval` (engine/distances.py measures them)."""
+"""What a run measures while it trains, from `config.eval`."""
 
 import jax
 
@@ -63,12 +63,10 @@ def distances(plan: measures.Plan, config, source, mesh) -> distances_lib.Distan
     origin |= {"crop": "center", "interpolation": config.data.interpolation}
     every, total = config.eval.every, config.steps.total
     return distances_lib.Distances(
+        plan,
         draw,
         batches,
-        plan.extraction | origin,
-        plan.metrics,
-        plan.settings,
-        *(plan.extractor, plan.weights),
+        origin,
         prefix="r" if first else "",
         due=lambda step: not every or step % every == 0 or step == total,
         mesh=mesh,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.base import errors, tree
-from ldm_jax.engine import checkpoint, inherit
+from ldm_jax.engine import checkpoint, inherit, optim
 from ldm_jax.engine import step as step_lib
 from ldm_jax.stages import api
 
@@ -25,7 +25,8 @@ NET, JUDGE = player("net", w=(3, 2), b=(2,)), player("judge", v=(4,))
 
 
 def begin(players, ema, seed=0):
-    state = step_lib.make_init(players, {}, ema)(jax.random.key(seed))
+    optimizers = {name: optim.make({"lr": 0.1, "ema": decay}, 10) for name, decay in ema.items()}
+    state = step_lib.make_init(players, optimizers)(jax.random.key(seed))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=PLACE), state)
     return state, shapes
 

@@ -86,7 +86,8 @@ def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch
             self._file.flush()
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log, "open", Full, raising=False)
+    for module in (log, disk):
+        monkeypatch.setattr(module, "open", Full, raising=False)
     logs.metrics(2, {"loss": 2.0})
     logs.images(2, "x", np.zeros((1, 8, 8, 3)), 1)
     assert caplog.text.count("ALARM") == 2 and "No space left" in caplog.text

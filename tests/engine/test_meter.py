@@ -1,6 +1,5 @@
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,10 +47,28 @@ def test_a_resumed_meter_gives_exactly_the_mean_of_an_uncut_one(cut):
     assert first.flush().keys() == {"loss"}, "fetching forgets nothing"
 
 
-def test_a_meter_does_not_wait_for_the_device():
-    m = meter.Meter()
-    with jax.transfer_guard_device_to_host("disallow"):
-        m.add(1, {"loss": jnp.float32(1)})
+class OnTheDevice:
+    """A number whose reading would wait for the device."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def __array__(self, dtype=None, copy=None):
+        self.reads += 1
+        return np.array(1.0)
+
+    def __float__(self):
+        return float(self.__array__())
+
+
+def test_a_meter_reads_a_metric_once_and_only_when_somebody_asks():
+    m, value = meter.Meter(), OnTheDevice()
+    m.add(1, {"loss": value})
+    m.add(2, {"loss": jnp.float32(3)})
+    assert value.reads == 0
+    assert m.fetch() == [[1, {"loss": 1.0}], [2, {"loss": 3.0}]]
+    assert m.flush() == {"loss": 2.0}
+    assert value.reads == 1
 
 
 def test_bad_records_are_listed_once_over_all_sessions(tmp_path):

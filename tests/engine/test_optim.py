@@ -56,26 +56,60 @@ def test_the_official_schedules_are_reproduced(name):
     np.testing.assert_allclose(ours, golden[name][: len(steps)], rtol=2e-5, atol=1e-7)
 
 
-def test_names_and_numbers_that_do_not_exist_are_refused():
-    with pytest.raises(errors.UsageError, match="did you mean 'cosine'"):
-        optim.make_tx(total=10, lr=1.0, schedule="cosin")
-    with pytest.raises(errors.UsageError, match="did you mean 'adam'"):
-        optim.make_tx(total=10, lr=1.0, name="adan")
-    with pytest.raises(errors.UsageError, match="warmup=11 is longer"):
-        optim.make_tx(total=10, lr=1.0, warmup=11)
-    with pytest.raises(errors.UsageError, match="use 'adamw'"):
-        optim.make_tx(total=10, lr=1.0, name="adam", weight_decay=0.1)
+def make(total=10, lr=0.1, **settings):
+    return optim.make({"lr": lr} | settings, total)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"name": "adan"}, "did you mean 'adam'"),
+        ({"average": "emma"}, "did you mean 'ema'"),
+        ({"warmup": 11}, "warmup=11 is longer"),
+        ({"warmup": 5, "length": 4}, "length=4 of the decay"),
+        ({"name": "adam", "weight_decay": 0.1}, "no weight_decay, given 0.1 .*use 'adamw'"),
+        ({"weight_decays": 0.1}, "did you mean 'weight_decay'"),
+        ({"mu_dtype": "float16"}, "use 'bfloat16'"),
+    ],
+)
+def test_names_and_numbers_that_do_not_exist_are_refused(settings, words):
+    with pytest.raises(errors.UsageError, match=words):
+        make(**settings)
+
+
+@pytest.fixture
+def descent(monkeypatch):
+    """An optimizer of one's own, as a plugin registers it."""
+    monkeypatch.setattr(optim.OPTIMIZERS, "_entries", dict(optim.OPTIMIZERS._entries))
+
+    @optim.OPTIMIZERS.register("descent")
+    def descent(rate, momentum=0.0):
+        return optax.sgd(rate, momentum)
+
+
+def test_an_optimizer_is_one_function_with_options_of_its_own(descent):
+    of_the_config = dict(b1=0.9, b2=0.999, mu_dtype="", weight_decay=0.0)
+    own, grads = make(name="descent", momentum=0.5, **of_the_config), {"w": jnp.ones(2)}
+    first, state = own.tx.update(grads, own.tx.init(grads))
+    second, _ = own.tx.update(grads, state)
+    np.testing.assert_allclose([first["w"][0], second["w"][0]], [-0.1, -0.15], rtol=1e-6)
+    assert make(momentum=0.0).tx, "Adam in a config that has the other's key, at its default"
+    with pytest.raises(errors.UsageError, match=r"'adamw' has no momentum.*use 'descent'"):
+        make(momentum=0.5)
+    with pytest.raises(errors.UsageError, match=r"'descent' has no b1, given 0.5"):
+        make(name="descent", b1=0.5)
 
 
 def test_the_first_adam_step_moves_by_the_learning_rate():
-    tx, lr = optim.make_tx(total=10, lr=0.1, warmup=2, name="adam")
+    tx, lr, _ = make(warmup=2, name="adam")
     grads = {"w": jnp.array([3.0, -2.0])}
     updates, _ = tx.update(grads, tx.init(grads), grads)
     np.testing.assert_allclose(updates["w"], [-lr(0), lr(0)], rtol=1e-5)
 
 
 def test_decay_spares_norms_and_biases():
-    tx, _ = optim.make_tx(total=10, lr=0.1, weight_decay=0.5)
+    tx, *_ = make(weight_decay=0.5)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.05)
@@ -86,8 +120,7 @@ def test_clipping_acts_on_the_global_norm():
     grads = {"a": jnp.full((4,), 3.0), "b": jnp.full((4,), 4.0)}  # norm 10
     clip = optax.clip_by_global_norm(1.0)
     clipped, _ = clip.update(grads, clip.init(grads))
-    tx, _ = optim.make_tx(total=10, lr=0.1, clip=1.0)
-    plain, _ = optim.make_tx(total=10, lr=0.1)
+    tx, plain = make(clip=1.0).tx, make().tx
     expected, _ = plain.update(clipped, plain.init(grads), grads)
     updates, _ = tx.update(grads, tx.init(grads), grads)
     np.testing.assert_allclose(updates["a"], expected["a"])
@@ -97,9 +130,16 @@ def test_clipping_acts_on_the_global_norm():
 def test_ema_is_the_recurrence_of_lit_ema(decay):
     rng = np.random.default_rng(0)
     ema = expected = rng.normal(size=3).astype(np.float32)
+    update = optim.make({"lr": 0.1, "ema": decay}, 10).average
     for step in range(200):
         p = rng.normal(size=3).astype(np.float32)
-        ema = optim.update_ema(ema, p, jnp.int32(step), decay)
+        ema = update(ema, p, jnp.int32(step))
         keep = min(decay, (1 + step + 1) / (10 + step + 1))
         expected = keep * expected + (1 - keep) * p
     np.testing.assert_allclose(ema, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_inherited_weights_are_not_forgotten_and_without_a_decay_there_is_no_average():
+    average = optim.make({"lr": 0.1, "ema": 0.9}, 10, ema_warmup=False).average
+    assert float(average(jnp.float32(1), jnp.float32(0), jnp.int32(0))) == pytest.approx(0.9)
+    assert make().average is None

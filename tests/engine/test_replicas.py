@@ -9,7 +9,7 @@ import pytest
 from test_rollback import Rows, train
 
 from ldm_jax.base import errors, shard
-from ldm_jax.engine import replicas
+from ldm_jax.engine import loop, replicas
 
 
 def flip(array, device: int, byte: int = 0, bit: int = 0):
@@ -66,12 +66,13 @@ def test_shards_of_one_device_each_have_nothing_to_differ_from(monkeypatch):
 
 
 def test_a_run_leaves_before_it_saves_what_is_corrupt(tmp_path):
-    def strike(step, params, frozen):
-        if step == 24:
-            flip(params["line"]["w"], device=6, byte=1)
-        return {}
+    class Strike(loop.Evaluator):
+        def __call__(self, step, params, frozen):
+            if step == 24:
+                flip(params["line"]["w"], device=6, byte=1)
+            return {}
 
-    how = {"mesh": shard.make_mesh(), "check_replicas": 7, "evaluators": (strike,)}
+    how = {"mesh": shard.make_mesh(), "check_replicas": 7, "evaluators": (Strike(),)}
     steps = {"log": 4, "eval": 12, "checkpoint": 10, "total": 30}
     with pytest.raises(errors.Restart, match=r"at step 28: device 6 .* bits of params/line/w"):
         train(tmp_path / "run", Rows({}), steps=steps, **how)

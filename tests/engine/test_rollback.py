@@ -10,11 +10,12 @@ from test_resume import assert_the_same
 
 from ldm_jax.base import disk, errors, shard
 from ldm_jax.engine import loop, rollback
+from ldm_jax.engine import step as step_lib
+from ldm_jax.evaluation import held_out as held_out_lib
 from ldm_jax.stages import api
 
 STEPS = {"total": 60, "log": 2, "eval": 60, "checkpoint": 5}
-ADAM = {"name": "adam", "lr": 0.02, "schedule": "constant", "warmup": 0, "start": 0.0}
-ADAM |= {"floor": 0.0, "length": 0, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0, "clip": 0.0}
+ADAM = {"name": "adam", "lr": 0.02}
 
 
 def make_stage():
@@ -51,18 +52,17 @@ def held_out():
     yield {"x": np.ones(8, np.float32), "real": np.ones(8, np.float32)}
 
 
-def train(workdir, rows, most=2, steps=STEPS, **kwargs):
+def train(workdir, rows, most=2, steps=STEPS, mesh=None, check_replicas=0, evaluators=()):
     workdir.mkdir(exist_ok=True)
     data = loop.Data(rows, held_out, records=100, name=str, max_bad_fraction=0.0)
-    mesh = shard.make_mesh(data=1, devices=jax.devices()[:1])
-    how = {
-        "steps": loop.Intervals(**steps),
-        "optimizers": {"line": ADAM | {"ema": 0.0}},
-        "batch_size": 8,
-    }
-    how |= {"workdir": workdir, "mesh": mesh, "max_bad_steps": 3, "max_loss_spike": 20.0} | kwargs
-    session = lambda history: loop.train(make_stage(), data, history=history, **how)
-    rollback.persevere(session, workdir, most)
+    mesh = mesh or shard.make_mesh(data=1, devices=jax.devices()[:1])
+    stage, intervals = make_stage(), loop.Intervals(**steps)
+    programs = step_lib.programs(stage, {"line": ADAM}, mesh=mesh, total=intervals.total)
+    safety = loop.Safety(3, 20.0, check_replicas)
+    settings = loop.Settings(workdir, intervals, batch_size=8, safety=safety)
+    how = dict(evaluators=(held_out_lib.HeldOutRecords(stage, held_out, mesh), *evaluators))
+    session = lambda history: loop.train(stage, data, programs, settings, history=history, **how)
+    rollback.with_rollbacks(session, workdir, most)
 
 
 NANS = dict.fromkeys(range(31, 35), np.nan)

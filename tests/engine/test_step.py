@@ -27,13 +27,12 @@ FROZEN = {"target": jnp.float32(1.0)}
 BATCH = {"x": np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)}
 
 
-def make(players=(FIT, FOLLOW), accumulate=1, decay=0.5, data=1, **optimizer):
-    names = [player.name for player in players]
-    txs = {n: optim.make_tx(total=10, lr=0.1, name="adam", **optimizer)[0] for n in names}
-    ema = dict.fromkeys(names, 0.0) | {"fit": decay}
-    mesh = shard.make_mesh(data=data, devices=jax.devices()[:data])
-    train = step.make_step(players, txs, ema, mesh=mesh, accumulate=accumulate)
-    return step.make_init(players, txs, ema)(jax.random.key(0)), jax.jit(train)
+def make(players=(FIT, FOLLOW), accumulate=1, decay=0.5, **optimizer):
+    settings = {"lr": 0.1, "name": "adam"} | optimizer
+    optimizers = {player.name: optim.make(settings, 10) for player in players}
+    optimizers |= {"fit": optim.make(settings | {"ema": decay}, 10)}
+    train = step.make_step(players, optimizers, accumulate=accumulate)
+    return step.make_init(players, optimizers)(jax.random.key(0)), jax.jit(train)
 
 
 def test_each_player_gets_the_gradient_of_its_own_loss():
@@ -67,6 +66,20 @@ def test_only_players_with_a_decay_keep_an_average():
     np.testing.assert_allclose(new["ema"]["fit"]["w"], expected, rtol=1e-6)
     averaged = step.averaged(new)
     assert averaged["fit"] is new["ema"]["fit"] and averaged["follow"] is new["params"]["follow"]
+
+
+def test_an_average_is_a_registered_value():
+    @optim.AVERAGES.register("half_way_in_this_test")
+    def half_way(decay, warmup):
+        return lambda average, params, step: jax.tree.map(
+            lambda a, p: decay * a + step + p, average, params
+        )
+
+    state, train = make((FIT,), average="half_way_in_this_test")
+    state, _ = train(state, FROZEN, BATCH, jax.random.key(1))
+    new, _ = train(state, FROZEN, BATCH, jax.random.key(1))
+    expected = 0.5 * state["ema"]["fit"]["w"] + 1 + new["params"]["fit"]["w"]
+    np.testing.assert_allclose(new["ema"]["fit"]["w"], expected, rtol=1e-6)
 
 
 def test_the_state_has_no_buffer_twice():

@@ -1,0 +1,129 @@
+"""A session of training, from a config to the summary of its run: the whole story, in order."""
+
+import functools
+import pathlib
+import statistics
+
+import jax
+
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import disk, platforms, remote, watch
+from ldm_jax.build import checks
+from ldm_jax.build import objects as build
+from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback
+from ldm_jax.engine import step as step_lib
+from ldm_jax.evaluation import held_out, monitor
+from ldm_jax.training import latents
+from ldm_jax.training import workdir as workdir_lib
+
+
+def train(config, workdir, allow=(), devices: str = "") -> dict:
+    """Trains what `config` says in `workdir`, or goes on with it; returns the run's summary.
+
+    Args:
+      config: see configs/base.py; what the data decides of it is filled in here.
+      allow: keys of an existing run's config that may change.
+      devices: what must be there over all hosts, see hosts.check_devices.
+    """
+    seconds, workdir = watch.stopwatch(), pathlib.Path(workdir)
+
+    # Config and data, checked before any device is touched
+    source = build.open_source(config.data)
+    config = build.resolve(config, source)
+    opened = checks.check(config, source)
+    plan = monitor.plan(config)
+
+    # Hosts and devices
+    hosts.agree(
+        code_version=hosts.code_version(),
+        jax_version=jax.__version__,
+        config=config_lib.digest(config),
+        data=source.fingerprint,
+    )
+    hosts.check_devices(devices)
+    mesh = checks.make_mesh(config)
+
+    # Workdir: a run to go on with, or a new one
+    if workdir_lib.begun(workdir):
+        workdir_lib.can_resume(workdir)
+    elif config.init_from:
+        inherit.check(config.init_from, latents.shapes(config).players)
+    hosts.on_first(lambda: workdir_lib.claim(workdir, config, source, allow))
+    platforms.cache_compilations(workdir / "compilation_cache")
+
+    # Stage and data
+    stage = latents.stage(config, source, workdir, opened)
+    data = build.make_data(config, source, stage.fields, cache=opened.cache)
+
+    # Loop, again from an older checkpoint after bad steps
+    report = workdir / f"hang_{hosts.index():04d}.txt"
+    with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
+        session = functools.partial(
+            loop.train,
+            stage,
+            data,
+            _programs(config, stage, mesh),
+            _settings(config, workdir),
+            evaluators=_evaluators(config, source, stage, data, plan, mesh),
+            phase=phase,
+        )
+        most = config.get("max_rollbacks", 0)
+        rollback.with_rollbacks(lambda history: session(history=history), workdir, most)
+
+    # Summary
+    return hosts.on_first(lambda: summary(workdir) | {"seconds": seconds()})
+
+
+def _settings(config, workdir) -> loop.Settings:
+    return loop.Settings(
+        workdir=workdir,
+        steps=loop.Intervals(**config.steps),
+        safety=loop.Safety(
+            config.max_bad_steps,
+            config.get("max_loss_spike", 0.0),  # runs from before this key lack it
+            config.get("check_replicas", 0),
+        ),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        init_from=config.init_from,
+        **config.checkpoints,
+    )
+
+
+def _evaluators(config, source, stage, data, plan, mesh) -> tuple[loop.Evaluator, ...]:
+    own = held_out.HeldOutRecords(stage, data.held_out, mesh)
+    return (own, monitor.distances(plan, config, source, mesh)) if plan else (own,)
+
+
+def _programs(config, stage, mesh) -> step_lib.Programs:
+    return step_lib.programs(
+        stage,
+        config.optim.to_dict(),
+        mesh=mesh,
+        total=config.steps.total,
+        accumulate=config.accumulate,
+        ema_warmup=not config.init_from,
+        offload=config.get("offload", False),
+    )
+
+
+def summary(workdir) -> dict:
+    """Of a run: the newest value of every metric, the rates, the clock."""
+    newest = {}
+    for line in disk.read_jsonl(workdir / "metrics.jsonl"):
+        newest |= line
+    timing = disk.read_jsonl(workdir / "timing.jsonl")
+    rates = [line["images_per_second"] for line in timing if "images_per_second" in line]
+    found = {"steps": newest.pop("step"), "seconds": 0.0}
+    if rates:
+        found["images_per_second"] = statistics.median(rates)
+    held_out = {name: value for name, value in newest.items() if name.startswith("val/")}
+    found |= {name.removeprefix("val/"): value for name, value in held_out.items()}
+    found["train"] = {name: value for name, value in newest.items() if name not in held_out}
+    return found | {"goodput": goodput.report(workdir)}
+
+
+def words(workdir, summary: dict) -> list[str]:
+    """What a summary says beside its numbers, a line each."""
+    pictures = remote.shown(pathlib.Path(workdir) / "images")
+    return [f"goodput: {goodput.words(summary['goodput'])}", f"pictures: {pictures}"]

@@ -1,0 +1,94 @@
+"""The folder of a run in training: whether it may be gone on with, and under which config."""
+
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import disk, errors, remote
+from ldm_jax.engine import checkpoint
+
+# What of a run's config may differ when the run goes on, keys or whole groups, each with the reason
+# why it changes no number that the run was to compute. All other keys stay as they were.
+MAY_CHANGE = {
+    "limits": "say when a phase counts as stuck",
+    "max_bad_steps": "says when to go back",
+    "max_loss_spike": "says when to go back",
+    "max_rollbacks": "says when to stop",
+    "check_replicas": "only compares",
+    "data.max_bad_fraction": "says when to stop",
+    "data.path": "the data's fingerprint decides whether they are the same",
+    "data.workers": "rows follow from seed, step and row alone",
+    "data.threads": "as data.workers",
+    "checkpoints": "say which finished steps stay on disk",
+    "mesh": "is where the run computes, as the number of devices is",
+    "offload": "is where moments lie between steps",
+    "model.remat": "does operations of the forward pass again, the same ones",
+    "model.remat_saves": "as model.remat",
+}
+
+
+def may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+
+
+def begun(workdir) -> bool:
+    """Whether there is a checkpoint to go on from, or to protect."""
+    return any(remote.place(workdir / "checkpoints").glob("[0-9]*"))
+
+
+def can_resume(workdir):
+    """Raises UsageError for a run that was converted: it has no optimizer's state to go on with."""
+    try:
+        trained = checkpoint.saved(workdir).get("opt")
+    except errors.UsageError:
+        return  # a damaged checkpoint; restoring walks back to a sound one
+    if not trained:
+        raise errors.UsageError(
+            f"--workdir={workdir} holds weights without an optimizer's state, as converted runs "
+            f"do: take a new --workdir and start from it with --config.init_from={workdir}"
+        )
+
+
+def claim(workdir, config, source, allow=()):
+    """Writes config.json and data.txt into a workdir.
+
+    A workdir without a checkpoint holds nothing to protect: a corrected config may take it over.
+
+    Args:
+      allow: keys of an existing run's config that may change, besides MAY_CHANGE.
+
+    Raises:
+      UsageError: it holds a run with another config, or of other data.
+    """
+    file, data = workdir / "config.json", workdir / "data.txt"
+    text, saved = config_lib.to_json(config), file.read_text() if file.exists() else ""
+    if not begun(workdir):
+        _forget(workdir, another=saved != text)
+    elif saved:
+        _check_config(workdir, config_lib.from_json(saved), config, allow)
+        _check_data(workdir, data, source.fingerprint)
+    disk.write_text(file, text)
+    disk.write_text(data, source.fingerprint + "\n")
+
+
+def _forget(workdir, another: bool):
+    """Removes what a run left that came to no checkpoint. another: its config was another one."""
+    for name in ("latents.json", *(["rollbacks.jsonl"] if another else [])):
+        (workdir / name).unlink(missing_ok=True)
+
+
+def _check_config(workdir, saved, config, allow):
+    lines = config_lib.difference(saved, config, unset=config_lib.OFF)
+    changed = {line.split(":")[0]: line for line in lines}
+    changed = {key: line for key, line in changed.items() if not may_change(key)}
+    if changed.keys() - set(allow):
+        raise errors.UsageError(
+            f"{workdir} holds a run with another config ({'; '.join(changed.values())}): take "
+            f"another --workdir, or allow it with --allow_config_change={','.join(changed)}"
+        )
+
+
+def _check_data(workdir, file, now: str):
+    began = file.read_text().strip() if file.exists() else now
+    if began != now:
+        raise errors.UsageError(
+            f"{workdir}: the data has changed since this run began (fingerprint {began}, now "
+            f"{now}); restore it, or take another --workdir."
+        )

@@ -1,0 +1,80 @@
+"""Which changes of its config a run in training takes, and which it refuses."""
+
+import functools
+import pathlib
+import types
+
+import pytest
+
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+from ldm_jax.training import workdir
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+DATA = types.SimpleNamespace(fingerprint="0123")
+
+
+def load(**changes):
+    """changes: {"a.b": "text"}."""
+    return config_lib.load(f"{ROOT}/configs/debug.py:ldm", changes)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a checkpoint."""
+    workdir.claim(tmp_path, load(), DATA)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    return tmp_path
+
+
+CANNOT_MATTER = {"data.workers": "3", "data.threads": "5", "data.path": "elsewhere"}
+CANNOT_MATTER |= {"checkpoints.keep": "7", "checkpoints.keep_every": "10", "model.remat": "True"}
+CANNOT_MATTER |= {"model.remat_saves": "products", "limits.data": "1", "mesh.fsdp": "2"}
+CANNOT_MATTER |= {"max_rollbacks": "9", "check_replicas": "5", "offload": "True"}
+
+MATTERS = {"model.norm_kernel": "pallas", "model.attention_kernel": "cudnn", "batch_size": "16"}
+MATTERS |= {"eval.records": "8", "steps.total": "99", "data.flip": "False", "plugins": "re"}
+MATTERS |= {"optim.denoiser.lr": "1.0", "first_stage": "elsewhere", "accumulate": "2"}
+
+
+@pytest.mark.parametrize("key", CANNOT_MATTER)
+def test_a_change_that_no_number_depends_on_is_taken(key, run):
+    config = load(**{key: CANNOT_MATTER[key]})
+    workdir.claim(run, config, DATA)
+    assert (run / "config.json").read_text() == config_lib.to_json(config)
+
+
+@pytest.mark.parametrize("key", MATTERS)
+def test_a_change_that_numbers_depend_on_is_refused_unless_it_is_allowed(key, run):
+    before = (run / "config.json").read_text()
+    config = load(**{key: MATTERS[key]})
+    with pytest.raises(errors.UsageError, match=f"--allow_config_change={key}$"):
+        workdir.claim(run, config, DATA)
+    assert (run / "config.json").read_text() == before
+    workdir.claim(run, config, DATA, allow=[key])
+    assert (run / "config.json").read_text() == config_lib.to_json(config)
+
+
+@pytest.mark.parametrize("variant", ["first_stage", "ldm"])
+def test_every_key_that_may_change_is_one(variant):
+    config = config_lib.load(f"{ROOT}/configs/debug.py:{variant}").to_dict()
+    for key in workdir.MAY_CHANGE:
+        functools.reduce(lambda group, part: group[part], key.split("."), config)
+
+
+def test_data_may_lie_elsewhere_and_not_be_others(run):
+    with pytest.raises(errors.UsageError, match=r"fingerprint 0123, now 4567"):
+        workdir.claim(
+            run, load(**{"data.path": "moved"}), types.SimpleNamespace(fingerprint="4567")
+        )
+
+
+def test_a_run_without_a_checkpoint_may_become_another(tmp_path):
+    workdir.claim(tmp_path, load(), DATA)
+    for name in ("latents.json", "rollbacks.jsonl"):
+        (tmp_path / name).touch()
+    workdir.claim(tmp_path, load(), types.SimpleNamespace(fingerprint="4567"))
+    assert not (tmp_path / "latents.json").exists()
+    assert (tmp_path / "rollbacks.jsonl").exists(), "of the same run: it began with a rollback"
+    workdir.claim(tmp_path, load(seed="1"), DATA)
+    assert not (tmp_path / "rollbacks.jsonl").exists()
