@@ -16,7 +16,7 @@ def common() -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
-            plugins="",  # modules of your own: they register conditioners, sources, ...
+            plugins=(),  # modules of your own: they register conditioners, sources, ...
             init_from="",  # a run whose weights this one starts from
             data=dict(
                 source="scenes",  # scenes | folder | tar | arrayrecord | tfds
@@ -45,7 +45,7 @@ def common() -> ConfigDict:
             eval=dict(
                 records=1_024,
                 batch_size=32,
-                metrics="",  # distances to the data: some of "fd,kid,prc,dc,is"; "" measures none
+                metrics=(),  # distances to the data: some of fd, kid, prc, dc, is
                 features="",  # mobilenet (by default), inception, inception_clean
                 weights="",  # file of the features' weights
                 samples=0,  # images drawn for them; 0: as many as records
@@ -166,7 +166,7 @@ def ldm() -> ConfigDict:
         remat=False,  # compute what is inside of blocks again in the backward pass,
         remat_saves="",  # but for: "" nothing | products of matrices and convolutions
     )
-    config.conditioners = dict()  # {batch field: dict(name=conditioner, ...)}
+    config.conditioners = dict()  # {label: dict(name=registered name, ...)}; labels are free
     config.process = dict(
         schedule="scaled_linear",
         timesteps=1000,

@@ -53,6 +53,9 @@ def main(args, overrides):
     if args.deterministic:
         platforms.set_flags(platforms.DETERMINISTIC)
     config = config_lib.load(args.config, overrides)
+    from ldm_jax.build import objects as build
+
+    build.sources.check_flags(config.data, overrides)
     train(config, args.workdir, allow=args.allow_config_change, devices=args.devices)
 
 

@@ -72,7 +72,7 @@ def of_run(run) -> config_dict.ConfigDict:
 
 def _import_plugins(config):
     """Modules of the user's own register what the config names, in every command alike."""
-    for name in filter(None, config.get("plugins", "").split(",")):
+    for name in names(config.get("plugins", ())):
         try:
             importlib.import_module(name)
         except Exception as e:
@@ -131,7 +131,7 @@ def override(config, key: str, text: str):
         )
     value = text if isinstance(node, str) else _literal(text)
     if isinstance(node, tuple) and not isinstance(value, (tuple, list)):
-        value = (value,)
+        value = names(value) if isinstance(value, str) else (value,)
     try:
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError) as e:
@@ -139,6 +139,11 @@ def override(config, key: str, text: str):
             f"--config.{key}={text}: wants {type(node).__name__} (now {node!r}), "
             f"got {type(value).__name__}."
         ) from e
+
+
+def names(value: str | tuple) -> tuple[str, ...]:
+    """`"fd,kid"`, as flags and the configs of older runs say it, is ("fd", "kid"); "" is ()."""
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else tuple(value)
 
 
 def _literal(text: str):

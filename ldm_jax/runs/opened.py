@@ -20,7 +20,7 @@ from ldm_jax.base import disk, errors, platforms, raster, remote, shard, tree
 from ldm_jax.build import objects as build
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import checkpoint
-from ldm_jax.models.conditioners import Cond
+from ldm_jax.models.conditioners import Cond, num_classes
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.sampling import Sampling
 
@@ -105,7 +105,7 @@ class SecondStage:
     @property
     def num_classes(self) -> int:
         """Classes of a class-conditional run, otherwise 0."""
-        return self.config.conditioners.get("class", {}).get("num_classes", 0)
+        return num_classes(self.config.conditioners)
 
     def encode(self, images, key=None):
         """[n, h, w, 3] -> scaled latents [n, h/f, w/f, c]."""
