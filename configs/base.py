@@ -168,7 +168,7 @@ def ldm() -> ConfigDict:
         remat=False,  # compute what is inside of blocks again in the backward pass,
         remat_saves="",  # but for: "" nothing | products of matrices and convolutions
     )
-    config.conditioners = dict()  # {batch field: dict(name=conditioner, ...)}
+    config.conditioners = dict()  # {label: dict(name=registered name, ...)}; labels are free
     config.process = dict(
         schedule="scaled_linear",
         timesteps=1000,

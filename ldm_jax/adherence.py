@@ -63,6 +63,7 @@ def main(args, overrides):
     given = {"steps": args.steps} if args.steps else {}
     sampling = Sampling(**config.sample).over(given)
     scales = read_scales(args.guidance) or [sampling.guidance]
+    build.sources.check_flags(config.data, overrides)
     source = build.open_source(config.data)
     held_out = build.sources.holdout(source, config.data.holdout, train=False)
     fields, records = build.make_conditions(config, source).of_source(held_out, args.num)

@@ -43,6 +43,7 @@ def main(args, overrides):
         with config.unlocked():
             config.first_stage = build.IDENTITY  # only the size of small images depends on it
     data = config.data
+    build.sources.check_flags(data, overrides)
     source = build.open_source(data)
     config = build.resolve(config, source)
     count = min(args.records or len(source), len(source))

@@ -112,9 +112,10 @@ def upscale(args):
 
     from ldm_jax.build import objects as build
     from ldm_jax.jobs import easel, pictures
+    from ldm_jax.models.conditioners import label_of
 
     config = build.read_config(args.run)
-    if "low_res" not in config.get("conditioners", {}):
+    if not label_of(config.get("conditioners", {}), "low_res"):
         raise errors.UsageError(f"--run={args.run} was not trained for super-resolution (low_res).")
     found, images, open_easel = _prepare(args)
     f = build.open_codec(config.first_stage).f
@@ -217,13 +218,14 @@ def _easel(args, strength=1.0):
     """Checks the settings; the function that is returned opens the run."""
     from ldm_jax.build import objects as build
     from ldm_jax.jobs import conditions, easel
+    from ldm_jax.models.conditioners import num_classes
 
     config = build.read_config(args.run)
     sampling, size = sample.read_sampling(args, config), sample.read_size(args.size, config)
     sampling = dataclasses.replace(sampling, strength=strength)
     labels = None
     if args.labels:
-        classes = config.conditioners.get("class", {}).get("num_classes", 0)
+        classes = num_classes(config.conditioners)
         labels = conditions.read_labels(args.labels, classes, args.num, args.seed)
 
     def opened():

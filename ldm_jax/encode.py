@@ -51,6 +51,9 @@ def main(args, overrides):
     if args.dtype not in DTYPES:
         raise errors.UsageError(f"--dtype={args.dtype}: use {' or '.join(DTYPES)}.")
     given = config_lib.load(args.config or f"{args.run}/{config_lib.RUN_CONFIG}", overrides)
+    from ldm_jax.build import objects as build
+
+    build.sources.check_flags(given.data, overrides)
     encode(args, given.data)
 
 

@@ -109,6 +109,7 @@ def main(args, overrides):
     from ldm_jax.engine import preempt
     from ldm_jax.jobs import conditions as conditions_lib
     from ldm_jax.jobs import job as job_lib
+    from ldm_jax.models.conditioners import num_classes
     from ldm_jax.runs import opened as run_lib
 
     seconds = watch.stopwatch()
@@ -117,7 +118,7 @@ def main(args, overrides):
     size = read_size(args.size, config)
     model = build.make_diffuse(config)
     sampling.tiling(model, *size)
-    classes = config.conditioners.get("class", {}).get("num_classes", 0)
+    classes = num_classes(config.conditioners)
 
     def make_conditions():
         source = build.open_source(config.data)

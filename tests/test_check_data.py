@@ -8,7 +8,7 @@ import pytest
 from calling import call
 from PIL import Image
 
-from ldm_jax import check_data
+from ldm_jax import check_data, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.build import objects as build
 from ldm_jax.data import files
@@ -126,3 +126,11 @@ def test_maps_lie_beside_their_images(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(rows[3] + "\n")
     _, summary = check(*argv)
     assert "none.png is not there" in str(summary["found"]["unreadable"]["examples"])
+
+
+@pytest.mark.parametrize("command", [train, check_data])
+def test_a_key_that_the_source_does_not_take_is_refused(command, tmp_path, refused):
+    argv = [f"--config={ROOT}/configs/debug.py:ldm", "--config.data.split=nonsense"]
+    where = "workdir" if command is train else "out"
+    line = refused(call(command, *argv, f"--{where}={tmp_path}/out"))
+    assert "config.data.split=nonsense" in line and "scenes" in line

@@ -48,13 +48,14 @@ class Brightness(conditioners.Conditioner):
 
 def get_config(arg=None):
     config = debug.ldm()
-    config.plugins = "brightness_of_mine"
+    config.plugins = ("brightness_of_mine",)
     config.first_stage = "identity"
     config.model.update(mult=(1,), attention=())
     config.steps.update(total=2, log=1, eval=2)
     config.eval.records = 8
     config.latents.batches = 1
-    config.conditioners = {"light": dict(name="brightness", width=4 * config.model.width)}
+    light = dict(name="brightness", width=4 * config.model.width)
+    config.conditioners = {"light": light, "kind": dict(config.conditioners["class"])}
     return config
 """
 
@@ -77,7 +78,8 @@ def test_a_condition_in_a_file_of_ones_own_is_trained_and_drawn(module, tmp_path
     assert call(train, f"--config={recipe}", f"--workdir={tmp_path}/run") == 0
     run = ldm_jax.load(tmp_path / "run")
     made = build.make_conditions(run.config, build.open_source(run.config.data))
-    cond = made.of([{"brightness": 0.1}])
+    cond = made.of([{"brightness": 0.1, "class": "blue cross"}])
+    assert run.num_classes == 16, "under another label than `class`"
     noise = np.zeros((1, *run.encode(np.zeros((1, 16, 16, 3))).shape[1:]), np.float32)
     assert np.isfinite(run.sample(1, cond=cond, steps=2, guidance=2.0, noise=noise)).all()
 

@@ -46,7 +46,7 @@ def overridden(config, overrides: dict[str, str] | None) -> config_dict.ConfigDi
 
 def import_plugins(config):
     """Imports the modules of the user's own, which register what the config names."""
-    for name in filter(None, config.plugins.split(",") if "plugins" in config else ()):
+    for name in names(config.get("plugins", "")):
         try:
             importlib.import_module(name)
         except Exception as e:
@@ -105,7 +105,7 @@ def override(config, key: str, text: str):
         )
     value = text if isinstance(node, str) else _literal(text)
     if isinstance(node, tuple) and not isinstance(value, (tuple, list)):
-        value = (value,)
+        value = names(value) if isinstance(value, str) else (value,)
     try:
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError) as e:
@@ -113,6 +113,11 @@ def override(config, key: str, text: str):
             f"--config.{key}={text}: wants {type(node).__name__} (now {node!r}), "
             f"got {type(value).__name__}."
         ) from e
+
+
+def names(value: str | tuple) -> tuple[str, ...]:
+    """`"fd,kid"`, as texts and flags list names, is ("fd", "kid"); "" is ()."""
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else tuple(value)
 
 
 def _literal(text: str):

@@ -12,6 +12,7 @@ from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import loop, optim, step
 from ldm_jax.models import parallel
+from ldm_jax.models.conditioners import label_of, num_classes
 from ldm_jax.nn import attention, blocks
 from ldm_jax.stages import autoencode, diffuse
 from ldm_jax.stages.sampling import Sampling
@@ -76,10 +77,11 @@ def check(config: ConfigDict, source) -> Opened:
                 f"config.model.heads={config.model.heads} and config.model.head_channels="
                 f"{config.model.head_channels}: set one of them, the other 0."
             )
-        classes = config.conditioners.get("class", {}).get("num_classes", 0)
+        classes = num_classes(config.conditioners)
         if 0 < classes < len(source.classes or ()):
             raise errors.UsageError(
-                f"config.conditioners.class.num_classes={classes}, but the data has "
+                f"config.conditioners.{label_of(config.conditioners, 'class')}.num_classes="
+                f"{classes}, but the data has "
                 f"{len(source.classes)} classes: take other data, or a model of so many."
             )
         levels = 2 ** (len(config.model.mult) - 1)

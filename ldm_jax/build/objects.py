@@ -3,7 +3,6 @@
 Nothing in the first half of this module touches a device.
 """
 
-import dataclasses
 import inspect
 
 import jax
@@ -146,9 +145,8 @@ def make_conditions(config: ConfigDict, source=None, fields=None) -> conditions.
             shapes[picture] = image[1:]
         if fields is not None and not set(shapes) & set(fields):
             continue
-        attributes = {f.name: getattr(conditioner, f.name) for f in dataclasses.fields(conditioner)}
-        settings = {**data, **attributes, **config.conditioners[name]}
-        makers += conditions.makers(shapes, settings, source)
+        group = config.conditioners[name]
+        makers += conditions.makers(conditions.Given(shapes, conditioner, group, data, source))
         wanted += shapes
     framing = transforms.standard(data.size, "center", False, data.interpolation)[:-1]
     return conditions.Conditions(tuple(makers), tuple(dict.fromkeys(wanted)), tuple(framing))
@@ -238,7 +236,7 @@ def make_conditioners(config: ConfigDict) -> dict:
         conditioner = conditioners.CONDITIONERS.get(kwargs["name"])
         own = inspect.signature(conditioner).parameters.keys() - {"name", "parent", "dtype"}
         fields = [conditioner.latent_of.get(f, f) for f in conditioner.fields]
-        known = {"name"} | own | (conditions.arguments(fields) - {"shapes", "source"})
+        known = {"name"} | own | conditions.options(fields)
         if unknown := sorted(set(kwargs) - known):
             raise errors.UsageError(
                 f"config.conditioners.{name} has no key {unknown[0]!r}"

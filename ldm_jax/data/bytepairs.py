@@ -15,24 +15,25 @@ _WHERE = "hf:openai/clip-vit-large-patch14 fetches vocab.json and merges.txt"
 class ClipIds(captions.Ids):
     """`clip_ids` int32 [length]: start, caption, end, then padding.
 
-    Args:
-      tokenizer: folder of vocab.json and merges.txt, or hf:openai/clip-vit-large-patch14.
-      vocab_size, start, end, pad: the conditioner's; they have to agree with the vocabulary.
+    tokenizer: folder of vocab.json and merges.txt, or hf:openai/clip-vit-large-patch14. The
+    conditioner's vocab_size, start, end and pad have to agree with it.
     """
 
     field = "clip_ids"
+    options = ("tokenizer",)
 
-    def __init__(self, shapes: dict, vocab_size, start, end, pad, tokenizer: str = ""):
-        vocab, merges = read_tokenizer(tokenizer)
-        found = len(vocab), vocab[START], vocab[END]
-        if found != (vocab_size, start, end) or not 0 <= pad < vocab_size:
+    def __init__(self, given):
+        folder, own = given.options.get("tokenizer", ""), given.conditioner
+        vocab, merges = read_tokenizer(folder)
+        found, said = (len(vocab), vocab[START], vocab[END]), (own.vocab_size, own.start, own.end)
+        if found != said or not 0 <= own.pad < own.vocab_size:
             raise errors.UsageError(
-                f"The clip conditioner has vocab_size={vocab_size}, start={start}, end={end}, pad="
-                f"{pad}, but the tokenizer {tokenizer} {found[0]} tokens, start {found[1]} and end "
-                f"{found[2]}: give it these, or another tokenizer."
+                f"The clip conditioner has vocab_size={said[0]}, start={said[1]}, end={said[2]}, "
+                f"pad={own.pad}, but the tokenizer {folder} has {found[0]} tokens, start "
+                f"{found[1]} and end {found[2]}: give the conditioner these, or another tokenizer."
             )
-        [length] = shapes[self.field]
-        super().__init__(make_tokenizer(vocab, merges, length, pad), length, _LONGEST)
+        [length] = given.shapes[self.field]
+        super().__init__(make_tokenizer(vocab, merges, length, own.pad), length, _LONGEST)
 
 
 def make_tokenizer(vocab: dict[str, int], merges: list, length: int, pad: int):

@@ -51,24 +51,25 @@ class Ids(conditions.Maker):
 class TextIds(Ids):
     """`text_ids` int32 [length]: [CLS] caption [SEP], then [PAD].
 
-    Args:
-      vocabulary: path of a vocab.txt, a token a line, or hf:google-bert/bert-base-uncased; "" takes
-        the source's own words.
-      vocab_size, pad, null: the conditioner's; they have to agree with the vocabulary.
+    The vocabulary is `config.data.vocabulary`: the path of a vocab.txt, a token a line, or
+    hf:google-bert/bert-base-uncased; "" takes the source's own words. The conditioner's vocab_size,
+    pad and null have to agree with it.
     """
 
     field = "text_ids"
 
-    def __init__(self, shapes: dict, vocab_size, pad, null, source=None, vocabulary: str = ""):
-        vocab = read_vocabulary(vocabulary, source)
-        [length] = shapes[self.field]
+    def __init__(self, given):
+        path = given.data.get("vocabulary", "")
+        vocab, conditioner = read_vocabulary(path, given.source), given.conditioner
+        [length] = given.shapes[self.field]
         super().__init__(tokenizer(vocab, length), length, longest=_LONGEST + 1)
-        empty = [vocab["[CLS]"], vocab["[SEP]"]]
-        if len(vocab) > vocab_size or list(null) != empty or pad != vocab["[PAD]"]:
+        size, pad, null = conditioner.vocab_size, conditioner.pad, tuple(conditioner.null)
+        empty = (vocab["[CLS]"], vocab["[SEP]"])
+        if len(vocab) > size or null != empty or pad != vocab["[PAD]"]:
             raise errors.UsageError(
-                f"The text conditioner has vocab_size={vocab_size}, pad={pad}, null={tuple(null)}, "
-                f"but the vocabulary {vocabulary or 'of the source'} has {len(vocab)} tokens, pad "
-                f"{vocab['[PAD]']} and the empty caption {tuple(empty)}; give it these, or another "
+                f"The text conditioner has vocab_size={size}, pad={pad}, null={null}, but the "
+                f"vocabulary {path or 'of the source'} has {len(vocab)} tokens, pad "
+                f"{vocab['[PAD]']} and the empty caption {empty}; give it these, or another "
                 "--config.data.vocabulary."
             )
 

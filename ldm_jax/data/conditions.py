@@ -2,18 +2,15 @@
 
 A maker is a transform, `(record, rng) -> record`, that adds the field under which it is registered;
 it sees the cropped and flipped record, its image still uint8. A record that it can do nothing with
-is an images.BadRecord, which the pipeline replaces and reports. Its arguments are taken by name:
-
-    source: the data source;
-    shapes: {field: shape without the batch} of the conditioner's fields;
-    any attribute of the conditioner, any other key of its config, any key of config.data.
+is an images.BadRecord, which the pipeline replaces and reports. It is made from one argument, a
+`Given`.
 
 A new kind of condition is a conditioner (models/conditioners.py), a maker here, a line in a config.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,8 +22,32 @@ MAKERS = registry.Registry("condition field")
 OPEN = -1  # a key of a conditioner that the data decides
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a maker is made from.
+
+    shapes: {field: shape without the batch} of the fields that the conditioner reads; conditioner:
+    the module, for its sizes; options: its group in the config; data: config.data; source: the data
+    source, None where its names are not known.
+    """
+
+    shapes: dict
+    conditioner: Any = None
+    options: dict = dataclasses.field(default_factory=dict)
+    data: dict = dataclasses.field(default_factory=dict)
+    source: sources.Source | None = None
+
+
 class Maker:
-    """What makers have in common where they do not say otherwise."""
+    """What makers have in common where they do not say otherwise.
+
+    options: the keys that a maker takes from the conditioner's group in the config.
+    """
+
+    options: ClassVar[tuple] = ()
+
+    def __init__(self, given: Given):
+        pass
 
     def __call__(self, record: dict, rng: np.random.Generator) -> dict:
         raise NotImplementedError
@@ -52,21 +73,14 @@ def decide(fields, source, data: dict) -> dict | None:
     return decided
 
 
-def makers(shapes: dict, settings: dict, source) -> tuple:
-    """The makers of one conditioner's fields. shapes: {field: shape}; settings: arguments by name.
-
-    A field that nobody makes has to be in the records.
-    """
-    known = settings | {"shapes": shapes, "source": source}
-    return tuple(
-        factory(**{k: known[k] for k in inspect.signature(factory).parameters if k in known})
-        for factory in _factories(shapes)
-    )
+def makers(given: Given) -> tuple:
+    """The makers of one conditioner's fields; one that nobody makes has to be in the records."""
+    return tuple(factory(given) for factory in _factories(given.shapes))
 
 
-def arguments(fields) -> set[str]:
-    """Names that the makers of these fields take."""
-    return {name for f in _factories(fields) for name in inspect.signature(f).parameters}
+def options(fields) -> set[str]:
+    """The keys of a conditioner's group that the makers of these fields take."""
+    return {key for factory in _factories(fields) for key in factory.options}
 
 
 def _factories(fields) -> list:
@@ -146,11 +160,12 @@ def _rng(seed: int, i: int) -> np.random.Generator:
 
 @MAKERS.register("class")
 class Class(Maker):
-    """An id below `num_classes`, or a name of the source's classes."""
+    """An id below the conditioner's `num_classes`, or a name of the source's classes."""
 
-    def __init__(self, num_classes: int, source=None):
-        self._count = num_classes
-        self._ids = {name: i for i, name in enumerate(source.classes if source else ())}
+    def __init__(self, given):
+        self._count = given.conditioner.num_classes
+        names = given.source.classes if given.source else ()
+        self._ids = {name: i for i, name in enumerate(names)}
 
     def __call__(self, record, rng):
         if "class" not in record:
@@ -173,11 +188,12 @@ class Class(Maker):
 
 @MAKERS.register("segmentation")
 class Segmentation(Maker):
-    """A map of labels, checked. A label outside the conditioner's classes is none of them (zeros),
-    as 255 is in many data sets; here it stays what it is."""
+    """A map of labels, checked. A label outside the conditioner's classes, as 255 is in many data
+    sets, stays what it is here; the conditioner takes it as none of the classes."""
 
-    def __init__(self, shapes: dict, classes: int):
-        self._size, self._classes = tuple(shapes["segmentation"][:2]), classes
+    def __init__(self, given):
+        self._size = tuple(given.shapes["segmentation"][:2])
+        self._classes = given.conditioner.classes
 
     def __call__(self, record, rng):
         if "segmentation" not in record:
@@ -198,11 +214,16 @@ class Segmentation(Maker):
 
 @MAKERS.register("low_res")
 class LowResolution(Maker):
-    """The image at the size of the latents, degraded; float32 [h/f, w/f, 3] in [-1, 1]."""
+    """The image at the size of the latents, degraded; float32 [h/f, w/f, 3] in [-1, 1].
 
-    def __init__(self, shapes: dict, degradation: str = "bicubic"):
-        self._size = tuple(shapes["low_res"][:2])
-        self._degrade = degradations.DEGRADATIONS.get(degradation)
+    degradation: a name of `data.degradations`, bicubic by default.
+    """
+
+    options = ("degradation",)
+
+    def __init__(self, given):
+        self._size = tuple(given.shapes["low_res"][:2])
+        self._degrade = degradations.DEGRADATIONS.get(given.options.get("degradation", "bicubic"))
 
     def __call__(self, record, rng):
         if "low_res" not in record:
@@ -224,12 +245,14 @@ class Hole(Maker):
     """`mask` float32 [h, w, 1], 1 in the hole, and `masked_image` float32 [h, w, 3], -1 there.
 
     The hole is the record's own `mask`, bool [h, w], or one drawn; holes: {kind: share of the
-    records} over the kinds of `data.holes`.
+    records} over the kinds of `data.holes`, by default equal shares.
     """
 
-    def __init__(self, shapes: dict, holes: dict | None = None):
-        self._size = tuple(shapes["mask"][:2])
-        self._draw = holes_lib.Mix(dict(holes) if holes else holes_lib.EVEN)
+    options = ("holes",)
+
+    def __init__(self, given):
+        self._size = tuple(given.shapes["mask"][:2])
+        self._draw = holes_lib.Mix(dict(given.options.get("holes") or holes_lib.EVEN))
 
     def __call__(self, record, rng):
         image = record["image"]

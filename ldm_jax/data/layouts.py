@@ -26,18 +26,20 @@ class LayoutIds(conditions.Maker):
     fit, the largest stay. A record without boxes, or whose boxes lack classes, is bad; one whose
     boxes all lie outside the crop has a layout of no objects.
 
-    Args:
-      vocab_size, pad: the conditioner's; pad stands for a missing object.
-      places: box, two corners; or centre, one point.
-      encode_crop: add the crop's corners; otherwise boxes are relative to the crop.
+    The conditioner's `pad` stands for a missing object.
+
+    places: box, two corners (the default); or centre, one point.
+    encode_crop: add the crop's corners (the default); otherwise boxes are relative to the crop.
     """
 
-    def __init__(
-        self, shapes: dict, vocab_size, pad, source=None, places="box", encode_crop: bool = True
-    ):
+    options = ("places", "encode_crop")
+
+    def __init__(self, given):
+        places = given.options.get("places", "box")
+        encode_crop = given.options.get("encode_crop", True)
         if places not in _PLACES:
             raise errors.UsageError(f"places={places!r}: choose {' or '.join(_PLACES)}.")
-        [length] = shapes["layout_ids"]
+        [length] = given.shapes["layout_ids"]
         each = 1 + _PLACES[places]
         self._count, rest = divmod(length - 2 * encode_crop, each)
         if rest or self._count < 1:
@@ -46,13 +48,14 @@ class LayoutIds(conditions.Maker):
                 f"The layout conditioner's length={length} is no number of objects of {each} tokens"
                 f"{' and a crop of 2' if encode_crop else ''}; nearest: {nearest}."
             )
-        self._box_classes = {name: i for i, name in enumerate(source.box_classes if source else ())}
+        pad, names = given.conditioner.pad, given.source.box_classes if given.source else ()
+        self._box_classes = {name: i for i, name in enumerate(names)}
         if len(self._box_classes) > pad:
             raise errors.UsageError(
                 f"The data has {len(self._box_classes)} classes of boxes, the layout conditioner "
                 f"ids for {pad}: raise its vocab_size and pad."
             )
-        self._sections, self._none = math.isqrt(vocab_size), pad
+        self._sections, self._none = math.isqrt(given.conditioner.vocab_size), pad
         self._places, self._encode_crop = places, encode_crop
 
     def __call__(self, record, rng):

@@ -244,7 +244,7 @@ def _stack(field: str, values: list) -> np.ndarray:
     if len(shapes) > 1:
         raise errors.RunError(
             f"Data field {field!r} has shapes {sorted(shapes)} in one batch; "
-            "add a transform that makes them equal (Crop for images, PadBoxes for boxes)."
+            "add a transform that makes them equal, as Crop does for images."
         )
     return np.stack(values)
 

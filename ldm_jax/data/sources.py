@@ -7,6 +7,7 @@ str (`captions` list of str if there are several), `boxes` float32 [n, 4] as x0,
 
 import hashlib
 import inspect
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -33,6 +34,24 @@ def open_source(source: str, **kwargs) -> "Source":
             f"Data source {source!r} has no path: give --config.data.path=PATH."
         )
     return factory(**kwargs)
+
+
+def check_flags(data: dict, flags: Iterable[str]):
+    """Raises UsageError for a flag `data.KEY` that means nothing to the source that `data` names.
+
+    data: config.data, the flags applied. A recipe may set keys of a source that its user replaces,
+    and the user may set them back: what is empty, or the key's default, passes.
+    """
+    taken_by = lambda name: inspect.signature(SOURCES.get(name)).parameters
+    own, takes = taken_by(data["source"]), {name: taken_by(name) for name in SOURCES.names()}
+    for key in (flag.removeprefix("data.") for flag in flags if flag.startswith("data.")):
+        others = {name: taken[key] for name, taken in takes.items() if key in taken}
+        off = not data[key] or data[key] in [taken.default for taken in others.values()]
+        if others and key not in own and not off:
+            raise errors.UsageError(
+                f"--config.data.{key}={data[key]} means nothing to the data source "
+                f"{data['source']!r}, only to {', '.join(others)}: leave it out."
+            )
 
 
 class Source:

@@ -129,27 +129,6 @@ class AnyCaption:
         return record | {"caption": captions[rng.integers(len(captions))]} if captions else record
 
 
-class PadBoxes:
-    """`boxes` and `box_class` to exactly `count` rows, so that they batch: zeros and -1 fill up.
-
-    Of more than `count` boxes the largest stay, in their order.
-    """
-
-    def __init__(self, count: int):
-        self._count = count
-
-    def __call__(self, record, rng):
-        boxes = record.get("boxes", np.zeros((0, 4), np.float32))
-        ids = record.get("box_class", np.zeros(len(boxes), np.int32))
-        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        keep = np.sort(np.argsort(-area, kind="stable")[: self._count])
-        missing = self._count - len(keep)
-        return record | {
-            "boxes": np.pad(boxes[keep], ((0, missing), (0, 0))),
-            "box_class": np.pad(ids[keep], (0, missing), constant_values=-1),
-        }
-
-
 def _crop_boxes(record, corner, whole, side) -> dict:
     """Boxes relative to the window at `corner` (x, y pixels); those outside it are dropped."""
     boxes = record["boxes"] * np.tile(whole, 2) - np.tile(corner, 2)

@@ -2,6 +2,7 @@
 
 import jax
 
+from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.build import objects as build
 from ldm_jax.data import pipeline, sources, transforms
@@ -13,15 +14,14 @@ from ldm_jax.stages import codec
 
 def plan(config) -> measures.Plan | None:
     """From config.eval; reads the weights. None where nothing is to be measured."""
-    wanted = config.eval.get("metrics", "")  # runs from before this key lack it
-    if not wanted:
+    metrics = config_lib.names(config.eval.get("metrics", ()))  # older runs lack this key
+    if not metrics:
         return None
-    metrics = tuple(wanted.split(","))
     name, weights = config.eval.features or "mobilenet", config.eval.weights
     if not weights:
         raise errors.UsageError(
-            f"config.eval.metrics={wanted} needs config.eval.weights, the weights of {name} "
-            "(docs/evaluation.md says where they are)."
+            f"config.eval.metrics={','.join(metrics)} needs config.eval.weights, the weights of "
+            f"{name} (docs/evaluation.md says where they are)."
         )
     if config.eval.every % config.steps.eval:
         raise errors.UsageError(

@@ -304,6 +304,19 @@ class Inpainting(Conditioner):
         return Cond(concat=x.astype(self.dtype))
 
 
+def label_of(group: dict, field: str) -> str | None:
+    """The label under which `config.conditioners` has what reads `field` of the batch, the first of
+    several; None where nothing reads it. Labels are names that a recipe chooses."""
+    reads = lambda label: field in CONDITIONERS.get(group[label]["name"]).fields
+    return next(filter(reads, sorted(group)), None)
+
+
+def num_classes(group: dict) -> int:
+    """Classes of what reads the batch's class in `config.conditioners`; 0: nothing does."""
+    label = label_of(group, "class")
+    return group[label].get("num_classes", 0) if label else 0
+
+
 def merge(conds):
     """One Cond of many: tokens joined on their axis, concat on channels, vectors added."""
     conds = [cond for cond in conds if cond is not None]

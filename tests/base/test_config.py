@@ -21,6 +21,12 @@ def refused(spec, overrides=None) -> str:
     return message
 
 
+@pytest.mark.parametrize("text, words", [("fd", ("fd",)), ("fd,kid", ("fd", "kid")), ("", ())])
+def test_a_list_of_words_is_said_with_commas(text, words):
+    config = config_lib.load("configs/debug.py", {"eval.metrics": text})
+    assert config.eval.metrics == words
+
+
 def test_overrides_keep_the_type_of_the_value_that_stands_there():
     config = config_lib.load(
         f"{DEBUG}:first_stage",

@@ -1,6 +1,7 @@
 """Laws of the makers: what conditioners read follows from the record and the row's generator."""
 
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from ldm_jax.data import (
 from ldm_jax.scenes import scenes
 
 SCENES = scenes.scenes(size=32, count=40, objects=2, relations=True)
-TEXT = dict(vocab_size=19, pad=0, null=(2, 3), source=SCENES)
+TEXT = dict(vocab_size=19, pad=0, null=(2, 3))
+HOLE = {"masked_image": (32, 32, 3), "mask": (32, 32, 1)}
 # The first tokens of a BERT vocabulary in miniature.
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "runn", "##ing", ",", "cafe")
 
@@ -30,14 +32,20 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def text_ids(caption, length=8, **changes):
-    maker = captions.TextIds({"text_ids": (length,)}, **(TEXT | changes))
+def makers(shapes, source=None, options=None, vocabulary="", **conditioner):
+    """The makers of these fields, for a conditioner of these attributes."""
+    own, data = types.SimpleNamespace(**conditioner), {"vocabulary": vocabulary}
+    return conditions.makers(conditions.Given(shapes, own, options or {}, data, source))
+
+
+def text_ids(caption, length=8, source=SCENES, **changes):
+    [maker] = makers({"text_ids": (length,)}, source, **(TEXT | changes))
     return maker({"caption": caption}, rng())["text_ids"].tolist()
 
 
-def layout_ids(boxes, ids, record=None, length=92, vocab_size=8192, seed=0, **changes):
-    kwargs = dict(vocab_size=vocab_size, pad=vocab_size - 1) | changes
-    maker = layouts.LayoutIds({"layout_ids": (length,)}, **kwargs)
+def layout_ids(boxes, ids, record=None, length=92, vocab_size=8192, seed=0, source=None, **options):
+    own = dict(vocab_size=vocab_size, pad=vocab_size - 1)
+    [maker] = makers({"layout_ids": (length,)}, source, options, **own)
     given = {"boxes": np.array(boxes, np.float32).reshape(-1, 4), "box_class": np.array(ids, int)}
     return maker((record or {}) | given, rng(seed))["layout_ids"]
 
@@ -81,7 +89,7 @@ def test_long_captions_are_cut_and_keep_their_end():
 
 def test_an_empty_caption_is_the_null_condition_and_a_missing_one_is_bad():
     assert text_ids("") == text_ids("  ") == [2, 3, 0, 0, 0, 0, 0, 0]
-    maker = captions.TextIds({"text_ids": (8,)}, **TEXT)
+    [maker] = makers({"text_ids": (8,)}, SCENES, **TEXT)
     with pytest.raises(images.BadRecord, match="has no caption"):
         maker({}, rng())
 
@@ -92,7 +100,7 @@ def test_what_looks_like_a_special_token_is_only_text():
 
 @pytest.mark.parametrize("wrong", [dict(null=(101, 102)), dict(vocab_size=18), dict(pad=1)])
 def test_a_vocabulary_that_does_not_fit_the_conditioner_is_refused(wrong):
-    with pytest.raises(errors.UsageError, match=r"has 19 tokens, pad 0 and the empty .* \(2, 3\)"):
+    with pytest.raises(errors.UsageError, match=r"19 tokens, pad 0.*\(2, 3\)"):
         text_ids("a", **wrong)
 
 
@@ -194,11 +202,11 @@ def test_boxes_of_unknown_classes_or_without_any_are_bad_records():
     with pytest.raises(images.BadRecord, match="class 16"):
         layout_ids(box, [16], source=SCENES)
     with pytest.raises(images.BadRecord, match="has no boxes"):
-        layouts.LayoutIds({"layout_ids": (92,)}, 8192, 8191)({}, rng())
+        makers({"layout_ids": (92,)}, vocab_size=8192, pad=8191)[0]({}, rng())
     for wrong, message in [
-        (dict(length=91), "nearest: 89"),
-        (dict(places="corner"), "choose box or centre"),
-        (dict(source=SCENES, vocab_size=16), "16 classes of boxes"),
+        (dict(length=91), "length=91.*89"),
+        (dict(places="corner"), "places='corner'.*box.*centre"),
+        (dict(source=SCENES, vocab_size=16), "16 classes.*15"),
     ]:
         with pytest.raises(errors.UsageError, match=message):
             layout_ids(box, [1], **wrong)
@@ -214,9 +222,7 @@ def test_tokens_come_back_as_points():
 
 
 def test_low_res_is_pils_bicubic_of_the_cropped_and_flipped_image():
-    chain = transforms.standard(
-        32, "random", True, makers=conditions.makers({"low_res": (8, 8, 3)}, {}, None)
-    )
+    chain = transforms.standard(32, "random", True, makers=makers({"low_res": (8, 8, 3)}))
     image = rng().integers(0, 256, (40, 56, 3)).astype(np.uint8)
     for seed in range(4):
         record, draw = {"image": image}, rng(seed)
@@ -249,21 +255,20 @@ def test_an_image_that_is_no_square_is_degraded_along_the_right_axes():
 
 
 def test_a_given_small_image_must_have_its_size():
-    [maker] = conditions.makers({"low_res": (8, 8, 3)}, {}, None)
+    [maker] = makers({"low_res": (8, 8, 3)})
     given = rng().integers(0, 256, (8, 8, 3)).astype(np.uint8)
     np.testing.assert_allclose(
         maker({"low_res": given}, rng())["low_res"], given / 127.5 - 1, atol=1e-6
     )
-    with pytest.raises(images.BadRecord, match="resize it"):
+    with pytest.raises(images.BadRecord, match=r"\(4, 8, 3\).*\(8, 8, 3\)"):
         maker({"low_res": given[:4]}, rng())
 
 
 # Holes
 
 
-def hole_maker(**settings):
-    shapes = {"masked_image": (32, 32, 3), "mask": (32, 32, 1)}
-    [maker] = conditions.makers(shapes, settings, None)
+def hole_maker(**options):
+    [maker] = makers(HOLE, options=options)
     return maker
 
 
@@ -298,7 +303,7 @@ def test_the_mix_follows_its_weights():
     assert half - box > 0.15
     assert both == pytest.approx(0.75 * box + 0.25 * half, abs=0.02)
     for wrong in ({"box": 0}, {"box": -1, "half": 2}):
-        with pytest.raises(errors.UsageError, match="weight of 0 or"):
+        with pytest.raises(errors.UsageError, match="holes="):
             holes.Mix(wrong)
     with pytest.raises(errors.UsageError, match="did you mean 'stroke'"):
         holes.Mix({"strokes": 1})
@@ -306,7 +311,7 @@ def test_the_mix_follows_its_weights():
 
 def test_a_mask_of_another_size_is_refused():
     record = {"image": SCENES[0]["image"], "mask": np.ones((16, 32), bool)}
-    with pytest.raises(images.BadRecord, match="32x16 on an image of 32x32"):
+    with pytest.raises(images.BadRecord, match=r"32x16.*32x32"):
         hole_maker()(record, rng())
     given = hole_maker()(record | {"mask": np.eye(32) > 0}, rng())
     np.testing.assert_array_equal(given["mask"][..., 0], np.eye(32))
@@ -316,7 +321,7 @@ def test_a_mask_of_another_size_is_refused():
 
 
 def test_classes_are_ids_or_names_and_never_wrap_around():
-    [maker] = conditions.makers({"class": ()}, {"num_classes": 16}, SCENES)
+    [maker] = makers({"class": ()}, SCENES, num_classes=16)
     assert maker({"class": "blue square"}, rng())["class"] == scenes.CLASSES.index("blue square")
     for wrong in (-1, 16, "blue sqare"):
         with pytest.raises(images.BadRecord, match=r"0\.\.15|did you mean 'blue square'"):
@@ -324,14 +329,14 @@ def test_classes_are_ids_or_names_and_never_wrap_around():
 
 
 def test_maps_of_another_size_are_refused_and_labels_out_of_range_are_found():
-    [maker] = conditions.makers({"segmentation": (8, 8)}, {"classes": 5}, None)
-    with pytest.raises(images.BadRecord, match="4x8, not 8x8"):
+    [maker] = makers({"segmentation": (8, 8)}, classes=5)
+    with pytest.raises(images.BadRecord, match=r"4x8.*8x8"):
         maker({"segmentation": np.zeros((8, 4), int)}, rng())
     void = np.full((8, 8), 255)
     np.testing.assert_array_equal(maker({"segmentation": void}, rng())["segmentation"], void)
     assert list(maker.findings({"segmentation": void})) == ["labels of the map out of range"]
     wrong = {"image": np.zeros((8, 8, 3), np.uint8), "segmentation": np.zeros((8, 9), np.uint8)}
-    with pytest.raises(images.BadRecord, match="map of 9x8 on 8x8"):
+    with pytest.raises(images.BadRecord, match=r"9x8.*8x8"):
         transforms.Crop(8)(wrong, rng())
 
 
@@ -339,12 +344,10 @@ def test_maps_of_another_size_are_refused_and_labels_out_of_range_are_found():
 
 
 def everything(source):
-    settings = dict(TEXT, vocab_size=19) | {"places": "box"}
-    made = conditions.makers({"text_ids": (16,)}, settings, source)
-    made += conditions.makers({"layout_ids": (8,)}, {"vocab_size": 512, "pad": 511}, source)
-    made += conditions.makers({"low_res": (8, 8, 3)}, {"degradation": "bsr_light"}, source)
-    made += conditions.makers({"masked_image": (32, 32, 3), "mask": (32, 32, 1)}, {}, source)
-    return made + conditions.makers({"segmentation": (32, 32)}, {"classes": 17}, source)
+    made = makers({"text_ids": (16,)}, source, **TEXT)
+    made += makers({"layout_ids": (8,)}, source, vocab_size=512, pad=511)
+    made += makers({"low_res": (8, 8, 3)}, source, {"degradation": "bsr_light"})
+    return made + makers(HOLE, source) + makers({"segmentation": (32, 32)}, source, classes=17)
 
 
 FIELDS = ("image", "text_ids", "layout_ids", "low_res", "masked_image", "mask", "segmentation")
@@ -428,33 +431,33 @@ def test_makers_travel_to_worker_processes():
 # Conditions for drawing
 
 
-def of(fields, makers, **kwargs):
-    return conditions.Conditions(tuple(makers), tuple(fields), **kwargs)
+def of(fields, made, **kwargs):
+    return conditions.Conditions(tuple(made), tuple(fields), **kwargs)
 
 
 def test_conditions_of_prompts_pictures_and_records():
-    text = of(["text_ids"], conditions.makers({"text_ids": (16,)}, TEXT, SCENES))
+    text = of(["text_ids"], makers({"text_ids": (16,)}, SCENES, **TEXT))
     ids = text.of_prompts(["a red circle", "a blue cross"])["text_ids"]
     assert ids.shape == (2, 16) and ids[0].tolist() == text_ids("a red circle", 16)
-    named = of(["class"], conditions.makers({"class": ()}, {"num_classes": 16}, SCENES))
+    named = of(["class"], makers({"class": ()}, SCENES, num_classes=16))
     assert named.of_prompts(["red circle", "blue cross"])["class"].tolist() == [0, 14]
-    with pytest.raises(errors.UsageError, match=r"Condition 1 is of class 'red cirle'.*red circle"):
+    with pytest.raises(errors.UsageError, match=r"1 .*'red cirle'.*'red circle'"):
         named.of_prompts(["red circle", "red cirle"])
     hole = of(["masked_image", "mask"], [hole_maker()])
     image, mask = SCENES[0]["image"], np.eye(32) > 0
     fields = hole.of([{"image": image, "mask": mask}] * 3)
     assert fields["mask"].shape == (3, 32, 32, 1)
-    with pytest.raises(errors.UsageError, match="Condition 0 has a mask of 4x4"):
+    with pytest.raises(errors.UsageError, match=r"0 .*4x4"):
         hole.of([{"image": image, "mask": np.ones((4, 4))}])
     framing = tuple(transforms.standard(32)[:-1])
     fields, records = of(FIELDS[1:], everything(SCENES), framing=framing).of_source(SCENES, 5)
     assert len(records) == 5 and records[2]["caption"] == SCENES[2]["caption"]
     assert {len(fields[field]) for field in FIELDS[1:]} == {5}
-    with pytest.raises(errors.UsageError, match="has 40 records that do, not 41"):
+    with pytest.raises(errors.UsageError, match=r"40 .*41"):
         text.of_source(SCENES, 41)
     _, records = text.of_source(Odd(), 5)
     assert records[3]["caption"] == SCENES[4]["caption"], "record 3 has none"
-    with pytest.raises(errors.UsageError, match="at least one"):
+    with pytest.raises(errors.UsageError):
         text.of([])
-    with pytest.raises(errors.UsageError, match="Condition 0 has no caption"):
+    with pytest.raises(errors.UsageError, match=r"0 .*caption"):
         text.of([{"image": image}])

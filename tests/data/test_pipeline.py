@@ -101,9 +101,9 @@ def test_bad_records_are_replaced_by_the_same_others_and_reported():
 
 
 def test_too_many_bad_records_stop_with_a_reason():
-    with pytest.raises(errors.RunError, match=r"number \d+ is bad, and so are the 3 records"):
+    with pytest.raises(errors.RunError, match=r"number \d+.*\b3 "):
         take(30, Numbered(bad=range(1, COUNT)), max_replacements=3)
-    with pytest.raises(errors.UsageError, match="check the data"):
+    with pytest.raises(errors.UsageError, match="number 0"):
         take(1, Numbered(bad=range(COUNT)))
 
 
@@ -144,7 +144,7 @@ def test_ragged_fields_say_what_is_missing():
         pipeline.train_batches(
             sources.open_source("scenes", size=8, count=9), [Shrink()], batch_size=4, seed=0
         ) as batches,
-        pytest.raises(errors.RunError, match="Crop for images"),
+        pytest.raises(errors.RunError, match=r"image.*8, 2, 3"),
     ):
         next(batches)
 
@@ -166,7 +166,8 @@ def test_a_closed_iterator_ends():
 
 def test_only_grain_brings_jax_in():
     code = (
-        "import sys; from ldm_jax.data import scene_checker, sources, transforms;"
+        "import sys; from ldm_jax.data import sources, transforms;"
+        "from ldm_jax.scenes import checker;"
         "sys.exit(bool({'jax', 'grain', 'tensorflow'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -114,7 +114,7 @@ def test_every_task_scores_the_right_pictures_above_others(field):
         "low_res": {"low_res": (8, 8, 3)},
         "masked_image": {"masked_image": (32, 32, 3), "mask": (32, 32, 1)},
     }
-    makers = conditions.makers(shapes.get(field, {}), {}, None)
+    makers = conditions.makers(conditions.Given(shapes.get(field, {})))
     records, images, others = draw(32, 1 if field == "class" else 2)
     for i, maker in itertools.product(range(COUNT), makers):
         records[i] = maker(records[i], np.random.default_rng(i))
@@ -126,9 +126,10 @@ def test_every_task_scores_the_right_pictures_above_others(field):
 
 
 def test_outside_its_hole_a_picture_is_not_looked_at():
-    makers = conditions.makers({"masked_image": (32, 32, 3), "mask": (32, 32, 1)}, {}, None)
+    shapes = {"masked_image": (32, 32, 3), "mask": (32, 32, 1)}
+    [maker] = conditions.makers(conditions.Given(shapes))
     records, images, others = draw(32, 2)
-    records = [makers[0](record, np.random.default_rng(i)) for i, record in enumerate(records)]
+    records = [maker(record, np.random.default_rng(i)) for i, record in enumerate(records)]
     hole = np.stack([record["mask"] for record in records]) > 0
     score = scene_scores.SCORES["masked_image"]
     whole, mixed = score(images, records), score(np.where(hole, images, others), records)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ldm_jax.base import errors
 from ldm_jax.data import images, records, sources
+from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
 
 CLASSES = ("cat", "dog")
 
@@ -112,7 +113,7 @@ def test_splits_part_the_records_and_share_class_ids(root, metadata):
     assert (len(train), len(val)) == (6, 2)
     assert train.classes == val.classes == CLASSES
     assert [int(val[i]["class"]) for i in range(2)] == [0, 1]
-    with pytest.raises(errors.UsageError, match="available: train, val; did you mean 'train'"):
+    with pytest.raises(errors.UsageError, match=r"train, val.*'train'"):
         sources.open_source("folder", path=str(root), split="trian")
 
 
@@ -162,14 +163,14 @@ def test_bad_records_are_named(root):
     whole = file.read_bytes()
     source = sources.open_source("folder", path=str(root))
     capped = sources.open_source("folder", path=str(root), max_pixels=100)
-    with pytest.raises(images.BadRecord, match=r"train/cat/0.png: 12x9 is more than"):
+    with pytest.raises(images.BadRecord, match=r"train/cat/0.png.*12x9"):
         capped[0]
     for broken in (b"", b"rubbish", whole[: len(whole) // 2]):
         file.write_bytes(broken)
         with pytest.raises(images.BadRecord, match=r"train/cat/0.png"):
             source[0]
     file.unlink()
-    with pytest.raises(images.BadRecord, match="cannot be read"):
+    with pytest.raises(images.BadRecord, match=r"train/cat/0.png"):
         source[0]
 
 
@@ -194,13 +195,13 @@ def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
         ("foldr", {}, "did you mean 'folder'"),
         ("folder", {"pth": "x"}, "did you mean 'path'"),
         ("folder", {}, "path"),
-        ("folder", {"path": str(tmp_path / "nothing")}, "is not a folder"),
+        ("folder", {"path": str(tmp_path / "nothing")}, "nothing"),
         ("folder", {"path": ""}, "give --config.data.path=PATH"),
-        ("folder", {"path": str(tmp_path / "empty")}, "holds no images"),
-        ("folder", {"path": str(root), "label_field": "kind"}, "no row of metadata.jsonl"),
-        ("tar", {"path": str(tmp_path / "empty")}, "no .tar file there"),
-        ("tar", {"path": str(packed)}, r"compressed \(gzip\)"),
-        ("arrayrecord", {"path": str(tmp_path / "empty")}, "no ArrayRecord file there"),
+        ("folder", {"path": str(tmp_path / "empty")}, "empty"),
+        ("folder", {"path": str(root), "label_field": "kind"}, "kind"),
+        ("tar", {"path": str(tmp_path / "empty")}, "empty.*tar"),
+        ("tar", {"path": str(packed)}, "gzip"),
+        ("arrayrecord", {"path": str(tmp_path / "empty")}, "empty.*array_record"),
     ]
     for name, kwargs, message in cases:
         with pytest.raises(errors.UsageError, match=message) as caught:
@@ -208,9 +209,40 @@ def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+DATA = dict(source="scenes", path="", split="", label_field="label", count=9, relations=False)
+
+
+@pytest.mark.parametrize(
+    "source, key, value, refused",
+    [
+        ("scenes", "split", "nonsense", True),
+        ("scenes", "path", "photos", True),
+        ("folder", "count", 9, True),
+        ("tar", "relations", True, True),
+        ("scenes", "count", 9, False),
+        ("folder", "split", "train", False),
+        # What the recipe of another source set, switched off; and what is no source's key.
+        ("tar", "relations", False, False),
+        ("scenes", "label_field", "label", False),
+        ("scenes", "flip", True, False),
+    ],
+)
+def test_a_flag_that_means_nothing_to_the_source_is_refused(source, key, value, refused):
+    data = DATA | {"source": source, key: value}
+    check = lambda: sources.check_flags(data, {f"data.{key}": str(value), "batch_size": "2"})
+    if not refused:
+        return check()
+    with pytest.raises(errors.UsageError, match=f"{key}={value}.*{source}"):
+        check()
+
+
+def test_what_a_recipe_sets_for_another_source_is_let_pass():
+    sources.check_flags(DATA | {"source": "tar", "count": 5}, {"data.source": "tar"})
+
+
 def test_metadata_that_does_not_fit_is_a_usage_error(root):
     (root / "metadata.jsonl").write_text('{"file": "gone.png"}\n')
-    with pytest.raises(errors.UsageError, match=r"not there, e.g. gone.png"):
+    with pytest.raises(errors.UsageError, match=r"gone.png"):
         sources.open_source("folder", path=str(root))
     (root / "metadata.jsonl").write_text('{"file": "gone.png"\n')
     with pytest.raises(errors.UsageError, match=r"metadata.jsonl:1"):

@@ -53,6 +53,15 @@ def test_merge_joins_tokens_and_channels_and_adds_vectors():
     assert conditioners.merge([]) == Cond()
 
 
+def test_what_reads_a_field_is_found_under_any_label():
+    group = {"light": {"name": "image"}, "kind": {"name": "class", "num_classes": 7}}
+    assert conditioners.label_of(group, "class") == "kind"
+    assert conditioners.label_of(group, "low_res") == "light"
+    assert conditioners.label_of(group, "text_ids") is None
+    assert conditioners.num_classes(group) == 7
+    assert conditioners.num_classes({"class": {"name": "image"}}) == 0
+
+
 def test_denoising_a_ready_condition_is_the_whole_call(filled):
     model, batch = _denoiser(ClassEmbedder(10, 6)), {"class": jnp.array([3, 7])}
     params = filled(model, X, T, batch, KEEP)
