@@ -11,8 +11,6 @@ config along.
 import functools
 import pathlib
 
-from absl import flags
-
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, platforms, remote, watch
@@ -22,29 +20,13 @@ MAY_CHANGE = ("limits.", "max_bad_steps", "max_loss_spike", "max_rollbacks", "ch
 MAY_CHANGE += ("mesh.", "offload", "model.attention_kernel", "model.norm_kernel")
 
 
-def define(values):
-    flags.DEFINE_string(
-        "config", None, "config file: path.py[:variant], or RUN/config.json", flag_values=values
-    )
-    flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
-    flags.DEFINE_string(
-        "devices",
-        "",
-        "what must be there over all hosts, e.g. tpu:16 or gpu; stops where it is not",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "deterministic",
-        False,
-        "the same bits in every run on GPUs too, more slowly; CPUs and TPUs always do",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
-        "allow_config_change",
-        [],
-        "keys of an existing run's config that may change, e.g. steps.total",
-        flag_values=values,
-    )
+FLAGS = dict(
+    config=cli.Text("Config file, path.py[:variant], or RUN/config.json."),
+    workdir=cli.Text("Folder of this run."),
+    devices=cli.Text("Devices that must be there over all hosts, e.g. tpu:16 or gpu.", ""),
+    deterministic=cli.Switch("Give the same bits on GPUs too, more slowly; others always do."),
+    allow_config_change=cli.Listed("Keys of a run's config that may change, e.g. steps.total."),
+)
 
 
 def main(args, overrides):
@@ -271,4 +253,4 @@ def summarise(workdir, seconds: float) -> dict:
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, define, main)
+    cli.start(__doc__, FLAGS, main)

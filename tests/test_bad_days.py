@@ -120,7 +120,7 @@ def test_storage_that_fails_in_the_midst_of_a_command_is_one_line(refused, tmp_p
     def main(args, overrides):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x.npy"))
 
-    code = cli.run("", lambda values: None, main, [])
+    code = cli.run("", {}, main, [])
     assert refused(code, 1) == f"ldm_jax: {tmp_path}/x.npy: No space left on device"
 
 
