@@ -95,11 +95,15 @@ class Choice(Text):
 
 @dataclasses.dataclass(frozen=True)
 class Listed(Text):
-    """Values with commas between them: names in `of` where it is given, numbers by `each=float`."""
+    """Values with commas between them.
+
+    of: all that there are; each: what makes a value of a text; least: of finite numbers.
+    """
 
     default: tuple | None = ()
     of: tuple[str, ...] = ()
     each: Callable = str
+    least: float | None = None
 
     def parse(self, argument):
         words = flags.ListParser().parse(argument if isinstance(argument, str) else [*argument])
@@ -108,8 +112,8 @@ class Listed(Text):
                 hint = errors.nearest(word, self.of)
                 raise ValueError(f"{word} is unknown: use some of {', '.join(self.of)}{hint}")
         values = [self.each(word) for word in words]
-        if self.each is float and not all(map(math.isfinite, values)):
-            raise ValueError("the numbers must be finite")
+        if self.least is not None and not all(self.least <= v < math.inf for v in values):
+            raise ValueError(f"the numbers must be finite and at least {self.least}")
         return values
 
     def serialize(self, value):
@@ -130,7 +134,7 @@ class Fields:
         kinds = {str: Text, int: Integer, float: Number, tuple: Listed}
         for field in self._fields():
             kind, given = kinds[type(field.default)], dict(field.metadata)
-            given |= {"each": float} if kind is Listed else {}
+            given |= {"each": float, "least": 0} if kind is Listed else {}
             kind(default=None, **given).define(field.name, values)
 
     def given(self, args) -> dict:
@@ -275,7 +279,9 @@ def require(values: flags.FlagValues, *names: str):
 def refuse_overrides(overrides: dict, why: str = "the run's own config is read"):
     """Raises UsageError where --config.* was given to a command that takes none."""
     if overrides:
-        raise errors.UsageError(f"--config.{next(iter(overrides))}: {why}; --config.* is for train.")
+        raise errors.UsageError(
+            f"--config.{next(iter(overrides))}: {why}; --config.* is for train."
+        )
 
 
 def fill(cls, args, **others):

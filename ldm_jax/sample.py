@@ -24,12 +24,14 @@ FLAGS = dict(
     batch_size=cli.Integer("Images drawn at a time, over all devices.", 32, least=1),
     **cli.SAMPLING,
     size=cli.Text("Height and width in pixels, HxW; the training size by default.", ""),
-    labels=cli.Text("balanced, random, class ids taken in turn (3,5), or a file of ids.", "balanced"),
+    labels=cli.Text(
+        "Class ids taken in turn (3,5), a file of them, random or balanced.", "balanced"
+    ),
     prompts=cli.Text("A caption, or a file with a caption on each line, taken in turn.", ""),
     held_out=cli.Switch("Draw under the conditions of the run's held-out records."),
     cond=cli.Text("File .npz with the other conditions: an array [n, ...] for each field.", ""),
     format=cli.Text("Format of the images: png, webp, tar, arrayrecord, or npz (ADM's).", "png"),
-    shard_size=cli.Integer("Images of a shard, the unit of work that a kill can cost.", 256, least=1),
+    shard_size=cli.Integer("Images of a shard, which is what a kill can cost.", 256, least=1),
     worker=cli.Text("K/N draws every N-th shard from the K-th on, counted from 0.", ""),
     export=cli.Text("File to write the compiled sampler to, in place of images.", ""),
     platforms=cli.Listed("Platforms that --export compiles for.", ("cpu",), of=PLATFORMS),

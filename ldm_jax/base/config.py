@@ -45,7 +45,7 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
         config = _execute(spec, file, variant)
     for key, text in (overrides or {}).items():
         override(config, key, text)
-    _import_plugins(config)
+    import_plugins(config.get("plugins", ""))
     return config
 
 
@@ -66,19 +66,19 @@ def of_run(run) -> config_dict.ConfigDict:
         for group, key in places:
             if (inside := group.get(key)) and (run / inside).is_dir():
                 group[key] = str(run / inside)
-    _import_plugins(config)
+    import_plugins(config.get("plugins", ""))
     return config
 
 
-def _import_plugins(config):
-    """Modules of the user's own register what the config names, in every command alike."""
-    for name in filter(None, config.get("plugins", "").split(",")):
+def import_plugins(names: str, key: str = "config.plugins"):
+    """Imports modules, with commas between them: they register what configs and flags may name."""
+    for name in filter(None, names.split(",")):
         try:
             importlib.import_module(name)
         except Exception as e:
             raise errors.UsageError(
-                f"config.plugins: {name} cannot be imported ({type(e).__name__}: {e}); put its "
-                "folder on PYTHONPATH."
+                f"{key}: {name} cannot be imported ({type(e).__name__}: {e}); put its folder on "
+                "PYTHONPATH."
             ) from e
 
 

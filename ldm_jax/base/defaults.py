@@ -1,4 +1,4 @@
-"""Every key of a config with its default; a recipe (configs/) is a short file that changes a few."""
+"""Every key of a config with its default; a recipe in configs/ changes a few of them."""
 
 from ml_collections import ConfigDict
 

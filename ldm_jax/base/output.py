@@ -1,6 +1,5 @@
 """Where a command writes: folders that can be written, and the summary at its end."""
 
-import json
 import os
 import pathlib
 import tempfile
@@ -35,7 +34,7 @@ def check_writable(flag: str, folder):
 
 def finish(path, summary: dict, lines=()):
     """Writes `summary` as JSON to `path` and prints its plain values, then `lines`."""
-    disk.write_text(pathlib.Path(path), json.dumps(summary, indent=2) + "\n")
+    disk.write_json(path, summary)
     width = max(map(len, summary), default=0)
     for name, value in summary.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value

@@ -90,7 +90,9 @@ def write_file(wanted: Drawing, file: pathlib.Path, platforms: list[str]) -> dic
     """The sampler of one batch as a file that runs without this code (runs.exported)."""
     seconds = watch.stopwatch()
     if wanted.weaker:
-        raise errors.UsageError(f"--weaker={wanted.weaker}: an exported sampler holds one run alone.")
+        raise errors.UsageError(
+            f"--weaker={wanted.weaker}: an exported sampler holds one run alone."
+        )
     how = wanted.settings()
     run = how.open()
     export.write(file, run, wanted.batch_size, how.sampling, how.size, platforms)
@@ -108,7 +110,7 @@ def _maker(config):
 def timings(clocks: dict, compiling: float, drawn: int, decode: float) -> dict:
     """Where the seconds of `clocks` (job.run) went.
 
-    compiling: seconds of it; decode: seconds of all batches, measured apart with the device drained.
+    compiling: seconds of it; decode: seconds of all batches, measured apart, the device drained.
     """
     drawing = clocks["draw"] - compiling
     return {

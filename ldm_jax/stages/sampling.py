@@ -26,14 +26,20 @@ class Sampling:
 
     sampler: str = _field("ddim", "Name of the sampler: ddim, ddpm, ... (docs/samplers.md).")
     steps: int = _field(50, "Number of steps of the time grid.")
-    eta: float = _field(0.0, "How much noise ddim adds at each step, 1 for as much as ddpm.", least=0)
+    eta: float = _field(
+        0.0, "How much noise ddim adds at each step, 1 for as much as ddpm.", least=0
+    )
     guidance: float = _field(1.0, "Scale of classifier-free guidance, 1 for none.", least=0)
     spacing: str = _field("exact", "Name of the time grid: exact, legacy, trailing, linspace, ...")
-    rescale: float = _field(0.0, "How far guided predictions are scaled back to the spread of others, 0 to 1.")
+    rescale: float = _field(
+        0.0, "How far guided predictions are scaled back to the spread of others, 0 to 1."
+    )
     interval: tuple[float, ...] = _field((), "Noise levels LOW,HIGH between which guidance acts.")
     clip: float = _field(0.0, "Largest magnitude of every predicted x_0, 0 for no limit.", least=0)
     strength: float = 1.0
-    tile: int = _field(0, "Side of the tiles in pixels; 0 takes tiles for large images alone.", least=0)
+    tile: int = _field(
+        0, "Side of the tiles in pixels; 0 takes tiles for large images alone.", least=0
+    )
 
     def __post_init__(self):
         object.__setattr__(self, "interval", tuple(self.interval))  # JSON has lists
