@@ -38,9 +38,9 @@ def main(args, overrides):
     records, replaced = summary["records"], summary["replaced"]
     if replaced > config.data.max_bad_fraction * records:
         raise errors.RunError(
-            f"{replaced} of {records} records cannot be used, more than "
-            f"config.data.max_bad_fraction={config.data.max_bad_fraction}: mend them, leave them out, "
-            "or raise it."
+            f"{replaced} of {records} records cannot be used, more than config.data."
+            f"max_bad_fraction={config.data.max_bad_fraction}: mend them, leave them out, or "
+            "raise it."
         )
     print(f"{records:,} records read, {replaced} would be replaced.", flush=True)
 

@@ -65,7 +65,8 @@ def read(wanted, *, classes: int, known: list[str], make) -> Conditioning:
         if unknown := sorted(arrays.keys() - set(known)):
             raise errors.UsageError(
                 f"--cond={wanted.cond} has a field {unknown[0]!r}"
-                f"{errors.nearest(unknown[0], known)}; this run is conditioned on {', '.join(known) or 'nothing'}."
+                f"{errors.nearest(unknown[0], known)}; this run is conditioned on "
+                f"{', '.join(known) or 'nothing'}."
             )
         fields |= arrays
     if fields and (lacking := sorted(set(known) - fields.keys())):

@@ -100,7 +100,7 @@ def upscale(edit: Edit) -> dict:
 
 
 def interpolate(edit: Edit) -> dict:
-    """Goes from each to the next, between pictures' latents or on the sphere between seeds' noise."""
+    """Goes between pictures' latents in turn, or on the sphere between seeds' noise."""
     if bool(edit.images) == bool(edit.seeds):
         raise errors.UsageError("interpolate goes between --images or --seeds: give one of them.")
     names, _, images = edit.read() if edit.images else (_numbers("--seeds", edit.seeds), None, None)
