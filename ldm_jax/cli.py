@@ -1,38 +1,179 @@
 """What the commands share: flags, errors as one line, exit codes.
 
-Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "restart me" (preempted, and saved).
+A command's module has a table FLAGS, {name: flag}, and `main(args, overrides)`, which turns the
+flags into one call. Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "restart me"
+(preempted, and saved).
 """
 
+import dataclasses
 import errno
-import functools
-import json
-import os
-import pathlib
+import importlib
+import math
+import shlex
 import sys
-import tempfile
 import traceback
+from collections.abc import Callable
 
 from absl import flags
 
-from ldm_jax.base import disk, errors, platforms, remote
+from ldm_jax.base import errors, platforms, remote
+from ldm_jax.base.output import check_mounted, check_writable, finish  # noqa: F401  (for commands)
 
 EXIT_FAILED, EXIT_USAGE = errors.EXIT_FAILED, errors.EXIT_USAGE
 EXIT_RESTART = errors.EXIT_RESTART
-# What storage says of itself, and no trace of ours explains.
+# An error of storage explains itself, and no traceback of ours would add to it.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def start(doc: str, define, main, argv=None):
+@dataclasses.dataclass(frozen=True)
+class Text(flags.ArgumentParser):
+    """A flag whose value is its text. The other kinds differ in `parse` and `serialize`.
+
+    help: the sentence that --help prints; default: None where there is none.
+    """
+
+    help: str
+    default: object = None
+
+    def parse(self, argument):
+        return argument
+
+    def serialize(self, value) -> str:
+        return str(value)
+
+    def define(self, name: str, values: flags.FlagValues):
+        flags.DEFINE(self, name, self.default, self.help, values, serializer=self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Integer(Text):
+    """A whole number from `least` to `most`, where those are given."""
+
+    least: int | None = None
+    most: int | None = None
+
+    def parse(self, argument):
+        return flags.IntegerParser(self.least, self.most).parse(argument)
+
+
+@dataclasses.dataclass(frozen=True)
+class Number(Text):
+    """A finite number from `least` to `most`, where those are given."""
+
+    least: float | None = None
+    most: float | None = None
+
+    def parse(self, argument):
+        number = flags.FloatParser(self.least, self.most).parse(argument)
+        if not math.isfinite(number):
+            raise ValueError(f"{argument} is not a finite number")
+        return number
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch(Text):
+    """On or off: --name and --noname."""
+
+    default: bool = False
+
+    def define(self, name, values):
+        flags.DEFINE_boolean(name, self.default, self.help, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Text):
+    """One of the names in `of`."""
+
+    of: tuple[str, ...] = ()
+
+    def parse(self, argument):
+        if argument not in self.of:
+            hint = errors.nearest(argument, self.of)
+            raise ValueError(f"use {' or '.join(filter(None, self.of))}{hint}")
+        return argument
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed(Text):
+    """Values with commas between them.
+
+    of: all that there are; each: what makes a value of a text; least: of finite numbers.
+    """
+
+    default: tuple | None = ()
+    of: tuple[str, ...] = ()
+    each: Callable = str
+    least: float | None = None
+
+    def parse(self, argument):
+        words = flags.ListParser().parse(argument if isinstance(argument, str) else [*argument])
+        for word in words:
+            if self.of and word not in self.of:
+                hint = errors.nearest(word, self.of)
+                raise ValueError(f"{word} is unknown: use some of {', '.join(self.of)}{hint}")
+        values = [self.each(word) for word in words]
+        if self.least is not None and not all(self.least <= v < math.inf for v in values):
+            raise ValueError(f"the numbers must be finite and at least {self.least}")
+        return values
+
+    def serialize(self, value):
+        return ",".join(map(str, value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """A flag for each field of a dataclass whose metadata has a `help`; without a default.
+
+    Its module is imported when the flags are defined: it may be slow to import.
+    """
+
+    module: str
+    name: str
+
+    def define(self, name, values):
+        kinds = {str: Text, int: Integer, float: Number, tuple: Listed}
+        for field in self._fields():
+            kind, given = kinds[type(field.default)], dict(field.metadata)
+            given |= {"each": float, "least": 0} if kind is Listed else {}
+            kind(default=None, **given).define(field.name, values)
+
+    def given(self, args) -> dict:
+        """{field: value} of the flags that were given."""
+        values = {field.name: args[field.name].value for field in self._fields()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _fields(self):
+        cls = getattr(importlib.import_module(self.module), self.name)
+        return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
+
+
+_SAMPLING = Fields("ldm_jax.stages.sampling", "Sampling")
+# How images are drawn, for every command that draws some.
+SAMPLING = dict(
+    sampling=_SAMPLING,
+    weaker=Text("Run of the same model, less trained, that guidance leads away from.", ""),
+    seed=Integer("Seed of the noise.", 0, least=0),
+    ema=Switch("Use the moving average of the weights, where the run keeps one.", True),
+)
+
+
+def sampling(args) -> dict:
+    """{field of stages.sampling.Sampling: value} of the flags that were given."""
+    return _SAMPLING.given(args)
+
+
+def start(doc: str, table, main, argv=None, verbs=None):
     """Runs one command and exits the process.
 
     Args:
       doc: the command's module docstring, the head of its --help.
-      define: (absl FlagValues) -> None, defines the command's flags in it.
+      table: {name: flag}, or (arguments) -> that.
       main: (parsed FlagValues, {"a.b": "text"} config overrides) -> None.
       argv: without the program's name; sys.argv's by default.
+      verbs: names of which the first argument must be one; main then takes it, before the flags.
     """
     try:
-        code = run(doc, define, main, sys.argv[1:] if argv is None else argv)
+        code = run(doc, table, main, sys.argv[1:] if argv is None else argv, verbs)
     except Exception:
         traceback.print_exc()
         code = EXIT_FAILED
@@ -41,19 +182,20 @@ def start(doc: str, define, main, argv=None):
     sys.exit(code)
 
 
-def run(doc, define, main, argv) -> int:
+def run(doc, table, main, argv, verbs=None) -> int:
     """`start` without the exit: returns the exit code."""
     platforms.quiet_libraries()
     platforms.set_flags()
-    values = flags.FlagValues()
-    define(values)
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv):
-        print(f"{doc.strip()}\n\n{describe(values)}")
-        return 0
+    argv = list(argv)
+    verb = argv.pop(0) if verbs and argv and not argv[0].startswith("-") else None
     try:
+        values = define(table, argv)
+        if {"--help", "-help", "-h", "--helpfull"} & set(argv):
+            print(f"{doc.strip()}\n\n{describe(values)}")
+            return 0
         overrides, rest = split_overrides(argv)
         parse(values, rest)
-        main(values, overrides)
+        main(*([_one_of(verb, verbs)] if verbs else []), values, overrides)
         return 0
     except errors.UsageError as e:
         return _say(e, EXIT_USAGE)
@@ -71,21 +213,22 @@ def run(doc, define, main, argv) -> int:
         remote.push()
 
 
-def run_command(doc, define, main, argv) -> int:
-    """`run` of a program whose first argument names a command: main(command or None, ...)."""
-    argv = list(argv)
-    command = argv.pop(0) if argv and not argv[0].startswith("-") else None
-    return run(doc, define, functools.partial(main, command), argv)
+def call(name: str, *argv: str):
+    """Runs the command ldm_jax.NAME in this process; what it raises goes to the caller."""
+    print("$", shlex.join(["python", "-m", f"ldm_jax.{name}", *argv]), flush=True)
+    command = importlib.import_module(f"ldm_jax.{name}")
+    values = define(command.FLAGS, argv)
+    overrides, rest = split_overrides(argv)
+    parse(values, rest)
+    command.main(values, overrides)
 
 
-def command(program: str, name: str | None, known: dict):
-    """`known[name]`; a name that it lacks, or none, is a UsageError."""
-    if name not in known:
-        hint = errors.nearest(name or "", known)
-        raise errors.UsageError(
-            f"python -m ldm_jax.{program} {' | '.join(known)}: say which, first{hint}"
-        )
-    return known[name]
+def define(table, argv=()) -> flags.FlagValues:
+    """The flags of a command, with their defaults."""
+    values = flags.FlagValues()
+    for name, flag in (table(argv) if callable(table) else table).items():
+        flag.define(name, values)
+    return values
 
 
 def describe(values: flags.FlagValues) -> str:
@@ -93,7 +236,8 @@ def describe(values: flags.FlagValues) -> str:
     lines = []
     for name in values:
         flag = values[name]
-        given = f"--{name}" if flag.default in (None, "", []) else f"--{name}={flag.default}"
+        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        given = f"--{name}" if default in (None, "") else f"--{name}={default}"
         lines.append(f"  {given:26} {flag.help}")
     return "\n".join(lines)
 
@@ -132,6 +276,20 @@ def require(values: flags.FlagValues, *names: str):
             raise errors.UsageError(f"--{name} is missing: {values[name].help}")
 
 
+def refuse_overrides(overrides: dict, why: str = "the run's own config is read"):
+    """Raises UsageError where --config.* was given to a command that takes none."""
+    if overrides:
+        raise errors.UsageError(
+            f"--config.{next(iter(overrides))}: {why}; --config.* is for train."
+        )
+
+
+def fill(cls, args, **others):
+    """`cls`, a dataclass, of `others` and of the flags that are called like its other fields."""
+    names = [f.name for f in dataclasses.fields(cls) if f.name in args and f.name not in others]
+    return cls(**{name: args[name].value for name in names}, **others)
+
+
 def mirror(args):
     """Puts the local mirror (base.remote) in place of each folder flag that names a gs:// URL.
 
@@ -150,42 +308,12 @@ def mirror(args):
             args[name].value = remote.local(args[name].value, write=write)
 
 
-def check_mounted(flag: str, folder):
-    """Raises UsageError for a URL, which would become a folder of that name here."""
-    if "://" in str(folder):
+def _one_of(verb: str | None, verbs):
+    if verb not in verbs:
         raise errors.UsageError(
-            f"{flag}={folder}: mount the bucket (gcsfuse, Filestore) on every host and give the "
-            "mounted path; gs:// itself is for train, sample, evaluate, encode, edit, adherence."
+            f"Say which, first: {' | '.join(verbs)}{errors.nearest(verb or '', verbs)}"
         )
-
-
-def check_writable(flag: str, folder):
-    """Raises UsageError where `folder`, which need not be there yet, cannot be written."""
-    check_mounted(flag, folder)
-    place = pathlib.Path(folder).absolute()
-    while not os.path.lexists(place):
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(prefix=".ldm_jax.", dir=place):
-            pass
-    except OSError as e:
-        raise errors.UsageError(
-            f"{flag}={folder} cannot be written ({place}: {e.strerror}): give a folder on a file "
-            "system that takes files, where this user may write."
-        ) from e
-
-
-def finish(path, summary: dict, lines=()):
-    """Writes summary.json and prints the same in a few readable lines."""
-
-    disk.write_text(pathlib.Path(path), json.dumps(summary, indent=2) + "\n")
-    width = max(map(len, summary), default=0)
-    for name, value in summary.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        if not isinstance(value, (dict, list)):
-            print(f"  {name:{width}}  {shown}")
-    for line in (*lines, f"summary: {remote.shown(path)}"):
-        print(line, flush=True)
+    return verb
 
 
 def _say(message, code) -> int:

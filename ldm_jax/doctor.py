@@ -7,128 +7,26 @@ much of a device's memory it takes. With a workdir: that it can be written, and 
 Exits with 1 where a check failed.
 """
 
-import importlib.metadata
-import pathlib
-import shutil
-import tempfile
-
-from absl import flags
-
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors, remote, tree, watch
+from ldm_jax.base import errors
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
-STEPS_KEPT = 4  # checkpoints at a time: those kept, the one being written, and one to spare
-
-
-def define(values):
-    flags.DEFINE_string("config", None, "config file, path.py[:variant]", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run to be", flag_values=values)
-    flags.DEFINE_string("devices", "", "what must be there, e.g. tpu:16 or gpu", flag_values=values)
+FLAGS = dict(
+    config=cli.Text("Config file, path.py[:variant]."),
+    workdir=cli.Text("Folder of the run that is to be trained."),
+    devices=cli.Text("Devices that must be there over all hosts, e.g. tpu:16 or gpu.", ""),
+)
 
 
 def main(args, overrides):
-    checks = [("versions", versions), ("devices", lambda: devices(args.devices))]
-    if args.workdir:
-        checks.append(("workdir", lambda: writable(args.workdir)))
-    if args.config:
-        config = config_lib.load(args.config, overrides)
-        checks += [("record", lambda: record(config)), ("step", lambda: step(config, args.workdir))]
-    failed = [name for name, check in checks if not passes(name, check)]
+    from ldm_jax.cost import machine
+
+    config = config_lib.load(args.config, overrides) if args.config else None
+    checks = machine.checks(config, args.workdir, args.devices)
+    failed = [name for name, check in checks.items() if not machine.passes(name, check)]
     if failed:
         raise errors.RunError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
-def passes(name: str, check) -> bool:
-    """Prints what `check` returns or why it failed."""
-    try:
-        word, text = "ok", check()
-    except Exception as e:  # whatever is wrong here would be wrong in the job
-        word, text = "FAILED", str(e) or type(e).__name__
-    print(f"{word:6}  {name:8}  {' '.join(text.split())}", flush=True)
-    return word == "ok"
-
-
-def versions() -> str:
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-
-
-def devices(expected: str) -> str:
-    """What JAX finds, proved by a sum on every device."""
-    import jax
-    import jax.numpy as jnp
-
-    from ldm_jax.engine import hosts
-
-    hosts.connect()
-    hosts.check_devices(expected)
-    for device in jax.local_devices():
-        total = float(jnp.sum(jax.device_put(jnp.arange(8.0), device)))
-        if total != 28.0:
-            raise errors.RunError(f"{device} adds 0 to 7 up to {total}: take it out of service.")
-    kind = jax.devices()[0].device_kind
-    return f"{jax.device_count()} {kind} on {jax.process_count()} host(s)"
-
-
-def writable(workdir: str) -> str:
-    """Writes, renames and reads a file there; into a bucket, an object."""
-    folder = remote.local(workdir, write=True)
-    if folder != workdir:
-        return f"{workdir} can be read and written"
-    workdir = pathlib.Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".doctor", dir=workdir) as folder:
-            one, two = pathlib.Path(folder, "one"), pathlib.Path(folder, "two")
-            one.write_bytes(b"x" * 2**20)
-            one.rename(two)
-            if two.read_bytes() != b"x" * 2**20:
-                raise errors.RunError(f"{workdir} does not give back what was written.")
-    except OSError as e:
-        raise errors.RunError(f"{workdir} cannot be written: {e.strerror}.") from e
-    return f"{workdir} can be written, {tree.size(shutil.disk_usage(workdir).free)} free"
-
-
-def record(config) -> str:
-    """Reads one batch as the training would."""
-    from ldm_jax.build import checks
-    from ldm_jax.build import objects as build
-
-    source = build.open_source(config.data)
-    build.resolve(config, source)
-    checks.check(config, source)
-    with build.make_data(config, source, ("image",)).train(0) as batches:
-        image = next(batches)["image"]
-    return f"{len(source)} records; a batch of images {image.shape}"
-
-
-def step(config, workdir) -> str:
-    """Compiles the training step for these devices and weighs it."""
-    from ldm_jax.build import checks
-    from ldm_jax.build import objects as build
-    from ldm_jax.cost import programs
-
-    seconds = watch.stopwatch()
-    build.resolve(config, build.open_source(config.data))
-    mesh = checks.make_mesh(config)
-    program = programs.training(config, mesh)
-    memory = program.lower().compile().memory_analysis()
-    disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)
-    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
-    return f"compiled in {seconds():.0f} s, {tree.size(used)} of a device's memory; {disk}"
-
-
-def disk_for(size: int, workdir) -> str:
-    """Raises RunError where the checkpoints would fill the disk."""
-    wanted = STEPS_KEPT * size
-    if workdir and (free := shutil.disk_usage(workdir).free) < wanted:
-        raise errors.RunError(
-            f"{workdir} has {tree.size(free)} free; {STEPS_KEPT} checkpoints take "
-            f"{tree.size(wanted)}."
-        )
-    return f"a checkpoint takes {tree.size(size)}"
-
-
 if __name__ == "__main__":
-    cli.start(__doc__, define, main)
+    cli.start(__doc__, FLAGS, main)

@@ -12,33 +12,31 @@ reads them. docs/data.md says where each data set comes from.
 import inspect
 import json
 import pathlib
-import sys
-
-from absl import flags
 
 from ldm_jax import cli
 from ldm_jax.base import disk, errors
 
-FILES = ("captions", "instances", "maps", "boxes", "classes")
+FORMATS = ("coco", "openimages", "shards")  # data/annotations.py reads them
+FILES = dict(
+    captions=cli.Text("COCO's file of captions.", ""),
+    instances=cli.Text("COCO's file of instances, for boxes and maps.", ""),
+    maps=cli.Text("Folder inside --path to write maps of COCO's instances to.", ""),
+    boxes=cli.Text("Open Images' table of boxes.", ""),
+    classes=cli.Text("Open Images' table of class names.", ""),
+)
+FLAGS = dict(path=cli.Text("Folder of the images, or of the tars."), **FILES)
 
 
-def define(values):
-    flags.DEFINE_string("path", None, "folder of the images or tars", flag_values=values)
-    for name in FILES:
-        flags.DEFINE_string(name, "", "see above", flag_values=values)
-
-
-def main(command, args, overrides):
+def main(name, args, overrides):
+    cli.refuse_overrides(overrides, "prepare_data has no config")
     from ldm_jax.data import annotations
 
-    read = annotations.FORMATS.get(command or "")
-    if overrides:
-        raise errors.UsageError("prepare_data has no config; --config.* is for training.")
+    read = annotations.FORMATS.get(name)
     cli.require(args, "path")
     wanted = inspect.signature(read).parameters
-    given = {name: value for name in FILES if (value := getattr(args, name))}
+    given = {file: args[file].value for file in FILES if args[file].value}
     if unknown := sorted(given.keys() - set(wanted)):
-        raise errors.UsageError(f"--{unknown[0]} is not for {command}.")
+        raise errors.UsageError(f"--{unknown[0]} is not for {name}.")
     cli.require(args, *(n for n, p in wanted.items() if p.default is inspect.Parameter.empty))
     if not pathlib.Path(args.path).is_dir():
         raise errors.UsageError(f"--path={args.path} is not a folder.")
@@ -46,7 +44,7 @@ def main(command, args, overrides):
     try:
         lines = [json.dumps(row) + "\n" for row in read(args.path, **given)]
     except (OSError, KeyError) as e:
-        raise errors.UsageError(f"These are not the files of {command}: {e!r}.") from e
+        raise errors.UsageError(f"These are not the files of {name}: {e!r}.") from e
     if not lines:
         raise errors.UsageError(f"--path={args.path} holds no image of these annotations.")
     file = pathlib.Path(args.path) / "metadata.jsonl"
@@ -55,4 +53,4 @@ def main(command, args, overrides):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run_command(__doc__, define, main, sys.argv[1:]))
+    cli.start(__doc__, FLAGS, main, verbs=FORMATS)

@@ -10,30 +10,18 @@ config along.
 
 import pathlib
 
-from absl import flags
-
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import platforms
 
 
-def define(values):
-    text = lambda *args: flags.DEFINE_string(*args, flag_values=values)
-    text("config", None, "config file: path.py[:variant], or RUN/config.json")
-    text("workdir", None, "folder of this run")
-    text("devices", "", "what must be there over all hosts, e.g. tpu:16 or gpu; else it stops")
-    flags.DEFINE_bool(
-        "deterministic",
-        False,
-        "the same bits in every run on GPUs too, more slowly; CPUs and TPUs always do",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
-        "allow_config_change",
-        [],
-        "keys of an existing run's config that may change, e.g. steps.total",
-        flag_values=values,
-    )
+FLAGS = dict(
+    config=cli.Text("Config file, path.py[:variant], or RUN/config.json."),
+    workdir=cli.Text("Folder of this run."),
+    devices=cli.Text("Devices that must be there over all hosts, e.g. tpu:16 or gpu.", ""),
+    deterministic=cli.Switch("Give the same bits on GPUs too, more slowly; others always do."),
+    allow_config_change=cli.Listed("Keys of a run's config that may change, e.g. steps.total."),
+)
 
 
 def main(args, overrides):
@@ -54,4 +42,4 @@ def main(args, overrides):
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, define, main)
+    cli.start(__doc__, FLAGS, main)

@@ -5,4 +5,4 @@ from ldm_jax import cli
 
 def call(command, *argv) -> int:
     """A command's exit code; command: its module."""
-    return cli.run(command.__doc__, command.define, command.main, [str(arg) for arg in argv])
+    return cli.run(command.__doc__, command.FLAGS, command.main, [str(arg) for arg in argv])

@@ -24,7 +24,8 @@ from ldm_jax import (
     sweep,
     train,
 )
-from ldm_jax.base import disk
+from ldm_jax.base import disk, errors
+from ldm_jax.cost import machine
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "latents.scale=1.0"]
@@ -120,7 +121,7 @@ def test_storage_that_fails_in_the_midst_of_a_command_is_one_line(refused, tmp_p
     def main(args, overrides):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x.npy"))
 
-    code = cli.run("", lambda values: None, main, [])
+    code = cli.run("", {}, main, [])
     assert refused(code, 1) == f"ldm_jax: {tmp_path}/x.npy: No space left on device"
 
 
@@ -143,9 +144,9 @@ def test_the_doctor_names_what_is_wrong_and_goes_on(tmp_path, capfd):
 
 
 def test_the_doctor_weighs_checkpoints_against_the_disk(tmp_path):
-    with pytest.raises(doctor.errors.RunError, match="4 checkpoints take"):
-        doctor.disk_for(2**60, tmp_path)
-    assert "1.00 GiB" in doctor.disk_for(2**30, None)
+    with pytest.raises(errors.RunError, match="4 checkpoints take"):
+        machine.disk_for(2**60, tmp_path)
+    assert "1.00 GiB" in machine.disk_for(2**30, None)
 
 
 def test_a_run_says_where_its_time_went(pixel_run):

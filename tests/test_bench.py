@@ -55,7 +55,7 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
     [
         ([], "--config is missing"),
         ([*FIRST, "--parts=trian"], "did you mean 'train'"),
-        ([*FIRST, "--against=rust"], "only diffusers"),
+        ([*FIRST, "--against=rust"], "use diffusers"),
         (["--compare=one.json"], "wants two files"),
         (["--compare=one.json,two.json"], "no file of bench"),
         ([*FIRST, "--batch_size=3"], "must divide by 8"),
@@ -71,7 +71,7 @@ def test_wrong_input_is_one_line(argv, said, refused):
 def test_a_steps_work_is_three_forward_passes():
     config = programs.with_data(config_lib.load("configs/debug.py:ldm", PIXELS))
     mesh = shard.make_mesh(data=8)
-    work = benchmarks.Bench(config, mesh, 1.0, 1, cached=True).training_flops()
+    work = benchmarks.Benchmark(config, mesh, 1.0, 1, cached=True).training_flops()
     program = programs.training(config, mesh, cached=True)
     step = flops.count(program.function, *program.arguments.values())
     # No gradient leads to the images, so a step does a little less.

@@ -8,8 +8,9 @@ import fake_gcs
 import pytest
 from calling import call
 
-from ldm_jax import doctor, evaluate, sample, train
+from ldm_jax import evaluate, sample, train
 from ldm_jax.base import errors, remote
+from ldm_jax.cost import machine
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "steps.total=6"]
@@ -96,9 +97,9 @@ def test_pictures_are_drawn_from_a_bucket_into_one(trained, server):
 
 def test_doctor_says_of_a_bucket_what_it_says_of_a_folder(server):
     server.forbidden.add("theirs")
-    assert "can be read and written" in doctor.writable("gs://runs/other")
+    assert "can be read and written" in machine.writable("gs://runs/other")
     with pytest.raises(errors.UsageError, match=r"gs://theirs/x cannot be written .*403"):
-        doctor.writable("gs://theirs/x")
+        machine.writable("gs://theirs/x")
 
 
 def test_workers_who_would_not_see_one_another_are_refused(refused):

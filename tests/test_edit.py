@@ -11,14 +11,14 @@ from PIL import Image
 import ldm_jax
 from ldm_jax import cli, edit, sample
 from ldm_jax.diffusion import editing
-from ldm_jax.jobs import easel
+from ldm_jax.jobs import painter
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZE = 16
 
 
 def call_edit(name, *argv) -> int:
-    return cli.run_command(edit.__doc__, edit.define, edit.main, [name, *map(str, argv)])
+    return cli.run(edit.__doc__, edit.FLAGS, edit.main, [name, *map(str, argv)], edit.EDITS)
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def test_the_network_sees_the_surroundings_of_the_hole():
 def test_the_ring_around_a_hole_is_painted_too():
     holes = np.zeros((1, 32, 32), bool)
     holes[0, 13, 13] = True
-    cells = easel.holes_of_latents(holes, 4)[0, :, :, 0]
+    cells = painter.holes_of_latents(holes, 4)[0, :, :, 0]
     np.testing.assert_array_equal(
         np.argwhere(cells), [(i, j) for i in (2, 3, 4) for j in (2, 3, 4)]
     )
-    assert easel.holes_of_latents(holes, 1).sum() == 1
+    assert painter.holes_of_latents(holes, 1).sum() == 1
 
 
 def test_little_strength_changes_little(run, folder, tmp_path):
@@ -159,7 +159,7 @@ def test_large_images_are_drawn_tile_by_tile_and_seams_do_not_show(run, tmp_path
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
-        (None, [], "say which"),
+        (None, [], "Say which"),
         ("inpant", [], "did you mean 'inpaint'"),
         ("inpaint", ["--images={images}"], "--masks is missing"),
         ("inpaint", ["--images={images}", "--masks={images}/a.png", "--run=none"], "is not a run"),
@@ -186,7 +186,7 @@ def test_edit_refuses_in_one_line(name, flags, words, run, folder, tmp_path, cap
     places = dict(images=folder / "images", root=folder, small=small, black=black, one=one)
     flags = [f"--run={run}", f"--out={tmp_path / 'out'}", *(f.format(**places) for f in flags)]
     argv = [*([name] if name else []), *flags]
-    assert cli.run_command(edit.__doc__, edit.define, edit.main, argv) == cli.EXIT_USAGE
+    assert cli.run(edit.__doc__, edit.FLAGS, edit.main, argv, edit.EDITS) == cli.EXIT_USAGE
     err = capfd.readouterr().err.strip().splitlines()
     assert len(err) == 1 and words in err[0], err
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from calling import call
 from ldm_jax import plan
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, shard, tree
-from ldm_jax.cost import planner, programs, topologies
+from ldm_jax.cost import estimates, programs, topologies
 
 TINY = {"first_stage": "identity", "model.mult": "(1,)", "model.attention": "()"}
 CONFIG = ["--config=configs/debug.py:ldm", *(f"--config.{k}={v}" for k, v in TINY.items())]
@@ -41,8 +41,8 @@ def test_a_plan_weighs_the_step_and_the_sampler(planned):
 
 
 def test_shapes_say_how_much_each_device_holds(config):
-    whole = planner.arguments(programs.training(config, shard.make_mesh(data=8)))
-    parts = planner.arguments(programs.training(config, shard.make_mesh(data=1, fsdp=8)))
+    whole = estimates.arguments(programs.training(config, shard.make_mesh(data=8)))
+    parts = estimates.arguments(programs.training(config, shard.make_mesh(data=1, fsdp=8)))
     state = programs.training(config, shard.make_mesh(data=8)).arguments["state"]
     assert whole["params"] == tree.nbytes(state["params"])
     assert parts["params"] <= whole["params"] and parts["batch"] == whole["batch"]
@@ -80,7 +80,7 @@ def test_too_little_memory_is_refused_with_advice(capfd):
     ],
 )
 def test_what_the_compiler_says_when_it_runs_out(message, peak, limit):
-    found = planner.exhausted(f"RESOURCE_EXHAUSTED: {message}", held=2 * 2**30)
+    found = estimates.exhausted(f"RESOURCE_EXHAUSTED: {message}", held=2 * 2**30)
     assert found == (peak * 2**30, limit * 2**30)
 
 

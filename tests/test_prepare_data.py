@@ -13,7 +13,8 @@ from ldm_jax.data import images, sources
 
 
 def prepare(*argv) -> int:
-    return cli.run_command("", prepare_data.define, prepare_data.main, [str(a) for a in argv])
+    table, main, verbs = prepare_data.FLAGS, prepare_data.main, prepare_data.FORMATS
+    return cli.run("", table, main, [str(a) for a in argv], verbs)
 
 
 @pytest.fixture

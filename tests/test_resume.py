@@ -134,7 +134,7 @@ def test_a_finished_run_stays_as_it_is(uncut, capfd):
 def test_another_config_in_the_same_workdir_is_refused_with_the_difference(uncut, capfd):
     before = (uncut / "config.json").read_bytes()
     argv = arguments(uncut, batch_size=16, **{"model.width": 16})
-    assert cli.run(train.__doc__, train.define, train.main, argv) == cli.EXIT_USAGE
+    assert cli.run(train.__doc__, train.FLAGS, train.main, argv) == cli.EXIT_USAGE
     err = capfd.readouterr().err
     assert len(err.splitlines()) == 1
     assert "batch_size: 8 -> 16" in err and "model.width: 8 -> 16" in err

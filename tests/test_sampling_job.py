@@ -21,7 +21,7 @@ import ldm_jax
 from ldm_jax import cli, sample
 from ldm_jax.base import errors
 from ldm_jax.data import sources
-from ldm_jax.jobs import conditions, job, outputs
+from ldm_jax.jobs import conditioning, job, outputs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NUM, SHARD, STEPS = 21, 8, 2
@@ -183,7 +183,7 @@ def test_kill_9_and_sigterm_leave_a_job_that_goes_on(run, whole, tmp_path):
 def read_conditions(classes=5, known=("class",), make=None, **changes):
     settings = dict(labels="balanced", prompts="", held_out=False, cond="", num=12, seed=3)
     args = types.SimpleNamespace(**settings | changes)
-    return conditions.read(args, classes=classes, known=list(known), make=make)
+    return conditioning.read(args, classes=classes, known=list(known), make=make)
 
 
 def test_labels_are_read_and_checked_before_anything_else(tmp_path):

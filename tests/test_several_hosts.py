@@ -122,7 +122,7 @@ MAY_STICK = """
 import signal, sys, threading
 signal.signal(signal.SIGUSR1, lambda *args: threading.Event().wait())
 from ldm_jax import cli, train
-cli.start(train.__doc__, train.define, train.main, sys.argv[1:])
+cli.start(train.__doc__, train.FLAGS, train.main, sys.argv[1:])
 """
 # Lines of the log after which it comes; what a step usually takes is known after twenty phases.
 BLOWS = {"killed": (signal.SIGKILL, 2), "frozen": (signal.SIGSTOP, 2)}

@@ -40,19 +40,19 @@ def overridden(config, overrides: dict[str, str] | None) -> config_dict.ConfigDi
     """`config` with `{"a.b": "text"}` set in it, and the modules that it names imported."""
     for key, text in (overrides or {}).items():
         override(config, key, text)
-    import_plugins(config)
+    import_plugins(config.get("plugins", ""))
     return config
 
 
-def import_plugins(config):
-    """Imports the modules of the user's own, which register what the config names."""
-    for name in names(config.get("plugins", "")):
+def import_plugins(modules: str | tuple, key: str = "config.plugins"):
+    """Imports modules of the user's own, which register what configs and flags may name."""
+    for name in names(modules):
         try:
             importlib.import_module(name)
         except Exception as e:
             raise errors.UsageError(
-                f"config.plugins: {name} cannot be imported ({type(e).__name__}: {e}); put its "
-                "folder on PYTHONPATH."
+                f"{key}: {name} cannot be imported ({type(e).__name__}: {e}); put its folder on "
+                "PYTHONPATH."
             ) from e
 
 

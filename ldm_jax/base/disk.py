@@ -10,6 +10,11 @@ def write_text(path: pathlib.Path, text: str):
     write_atomic(path, lambda f: f.write(text.encode()))
 
 
+def write_json(path: pathlib.Path, value):
+    """Atomic, indented, with an end of line."""
+    write_text(pathlib.Path(path), json.dumps(value, indent=2) + "\n")
+
+
 def write_atomic(path: pathlib.Path, write):
     """Calls `write(file)` on a temporary file beside `path` and renames it into place."""
     path = pathlib.Path(path)

@@ -1,23 +1,114 @@
-"""The parts of a benchmark; `bench` chooses and prints them."""
+"""What a config's programs take on the devices that are here; see `bench`."""
 
 import collections
+import dataclasses
 import functools
+import json
+import os
+import pathlib
 import tempfile
 import time
 
 import jax
 import numpy as np
 
-from ldm_jax.base import errors, shard, tree, watch
+from ldm_jax.base import errors, platforms, shard, tree, watch
+from ldm_jax.build import checks
 from ldm_jax.build import objects as build
-from ldm_jax.cost import convolutions, flops, programs, timing, traces
-from ldm_jax.cost import rival as rival_lib
+from ldm_jax.cost import baseline, convolutions, flops, programs, reports, timing, traces
 from ldm_jax.engine.checkpoint import Checkpoints
 
 DATA_SECONDS = 3.0
+USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
+PARTS = (*USUAL, "dispatch", "convolutions")
 
 
-class Bench:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What to time: the flags of `bench`, which say what each field means."""
+
+    parts: tuple[str, ...] = USUAL
+    batch_size: int = 0
+    images: bool = False
+    steps: int | None = None
+    guidance: float | None = None
+    repeats: int = 5
+    against: str = ""
+    profile: str = ""
+
+
+def measure(name: str, config, wanted: Wanted) -> dict:
+    """Times the parts and prints each; the summary. name: what the config is called."""
+    with config.unlocked():
+        config.batch_size = wanted.batch_size or config.batch_size
+        given = {"steps": wanted.steps, "guidance": wanted.guidance}
+        if config.stage == "diffuse":
+            config.sample.update({k: v for k, v in given.items() if v is not None})
+    config = programs.with_data(config)
+    mesh = checks.make_mesh(config)
+    other = baseline.open_baseline(config) if wanted.against else None
+    pairs = other.pairs() if other else {}
+    on_cpu = jax.devices()[0].platform == "cpu"
+    summary = {
+        "config": name,
+        "batch_size": config.batch_size,
+        "dtype": config.dtype,
+        "machine": _machine(),
+        "matmul": timing.matmul_rate(config.dtype if on_cpu else "bfloat16", wanted.repeats),
+    }
+    rate = summary["matmul"]["flops_per_second"] * mesh.size
+    with tempfile.TemporaryDirectory() as folder:
+        platforms.cache_compilations(pathlib.Path(folder) / "cache")
+        how = dict(cached=not wanted.images, profile=wanted.profile)
+        benchmark = Benchmark(config, mesh, rate, wanted.repeats, **how)
+        for part in wanted.parts:
+            if found := getattr(benchmark, part)():
+                summary[part] = found
+                print(*reports.of_part(part, found), sep="\n", flush=True)
+        if other:
+            summary["against"] = benchmark.against(other, pairs)
+            print(*reports.of_pairs(summary["against"]), sep="\n", flush=True)
+    return summary
+
+
+def _machine() -> dict:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def compare(files, tolerance: float):
+    """Raises RunError where a part of the second file is more than `tolerance` times slower."""
+    if len(files) != 2:
+        raise errors.UsageError("--compare wants two files: --compare=old.json,new.json")
+    old, new = (_read(file) for file in files)
+    parts = [part for part in PARTS if "seconds" in old.get(part, {}) and part in new]
+    if not parts:
+        raise errors.UsageError(f"{files[0]} and {files[1]} have no timed part in common.")
+    slower = []
+    for part in parts:
+        ratio = new[part]["seconds"] / old[part]["seconds"]
+        print(f"{part:10}  {ratio:.3f} times the seconds")
+        slower += [part] if ratio > tolerance else []
+    if old["machine"] != new["machine"] or old["batch_size"] != new["batch_size"]:
+        print("note: machines, versions or batches differ")
+    if slower:
+        raise errors.RunError(f"more than {tolerance} times slower: {', '.join(slower)}")
+
+
+def _read(file) -> dict:
+    try:
+        found = json.loads(pathlib.Path(file).read_text())
+        return found if "machine" in found else found["not a benchmark"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise errors.UsageError(f"{file} is no file of bench --json ({e!r}).") from e
+
+
+class Benchmark:
     """One config's parts on one mesh. Every method returns what it measured, {} where nothing is.
 
     rate: operations a second of all devices at a large product; cached: a second stage trains on
@@ -157,17 +248,17 @@ class Bench:
             jax.block_until_ready(state)
         return timing.summary(seconds) | {"arrays": len(jax.tree.leaves(given))}
 
-    def against(self, rival, pairs: dict) -> dict:
-        """Both clocks of `rival.pairs()`, in turns."""
+    def against(self, other, pairs: dict) -> dict:
+        """Both clocks of the pairs of a baseline.Baseline, in turns."""
         found = {}
         for name, (ours, theirs, difference) in pairs.items():
-            own, other = rival_lib.race(ours, theirs, rival.wait, self._repeats)
+            own, clock = baseline.clock_both(ours, theirs, other.wait, self._repeats)
             found[name] = own | {
-                "rival": rival.name,
-                "rival_seconds": other["seconds"],
-                "rival_seconds_min": other["seconds_min"],
-                "rival_seconds_max": other["seconds_max"],
-                "ratio": other["seconds"] / own["seconds"],
+                "baseline": other.name,
+                "baseline_seconds": clock["seconds"],
+                "baseline_seconds_min": clock["seconds_min"],
+                "baseline_seconds_max": clock["seconds_max"],
+                "ratio": clock["seconds"] / own["seconds"],
                 "difference": difference,
             }
         return found

@@ -67,7 +67,7 @@ class Convolution:
 
 
 def clock(counted: dict, repeats: int) -> dict:
-    """What `Bench` reports: all passes of a training step, and each convolution with its rates."""
+    """All passes of a training step, and each convolution with its rates, for `Benchmark`."""
     shapes = []
     for convolution, times in counted.items():
         seconds = convolution.clock(repeats)

@@ -15,6 +15,7 @@ import numpy as np
 from ldm_jax.base import errors, tensorfile
 from ldm_jax.build import objects as build
 from ldm_jax.data import pipeline, sources, transforms
+from ldm_jax.evaluation import protocol
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs
 
@@ -117,11 +118,9 @@ def _of_source(source, changes, records, size, interpolation):
                     raise errors.RunError(f"{name} does not decode: draw it again, or remove it.")
                 yield row["image"], row["real"]
 
-    origin = {"fingerprint": source.fingerprint, "records": count, "size": list(size)}
     crop = "center" if changes else "none"
-    return ImageSet(
-        count, tuple(size), origin | {"crop": crop, "interpolation": interpolation}, batches
-    )
+    origin = protocol.origin(source, count, size, crop, interpolation)
+    return ImageSet(count, tuple(size), origin, batches)
 
 
 def _of_npz(path):

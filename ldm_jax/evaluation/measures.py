@@ -18,9 +18,11 @@ from ldm_jax.metrics import features
 from ldm_jax.metrics import latents as latents_lib
 from ldm_jax.weights.readers import READERS
 
+DEFAULT = ("fd", "kid", "prc", "dc")
+
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Request:
     """What is to be measured, on which features. extraction: their part of the protocol."""
 
     metrics: tuple[str, ...]
@@ -38,22 +40,20 @@ class Plan:
         return {self.extractor.name(name): value for name, value in figures.items()}
 
 
-def plan(args, default) -> Plan:
-    """From the flags of `evaluate`; reads the weights."""
-    if not args.weights:
+def make_request(
+    metrics, features: str, weights, bootstrap: int, reference_records: int
+) -> Request:
+    """Of metrics by name, DEFAULT where there are none; reads the file `weights` of `features`."""
+    if not weights:
         raise errors.UsageError(
-            f"--metrics={','.join(args.metrics)} needs --weights=FILE, the weights of "
-            f"--features={args.features} (docs/evaluation.md says where they are)."
+            f"--metrics={','.join(metrics)} needs --weights=FILE, the weights of "
+            f"--features={features} (docs/evaluation.md says where they are)."
         )
-    for name in args.metrics:
+    for name in metrics:
         suite.METRICS.get(name)
-    extractor, weights, extraction = open_features(args.features, args.weights)
-    return Plan(
-        tuple(args.metrics) or default,
-        suite.Settings(bootstrap=args.bootstrap),
-        *(extractor, weights, extraction),
-        args.reference_records,
-    )
+    settings = suite.Settings(bootstrap=bootstrap)
+    opened = open_features(features, weights)
+    return Request(tuple(metrics) or DEFAULT, settings, *opened, reference_records)
 
 
 def open_features(name: str, path):
@@ -68,58 +68,62 @@ def open_features(name: str, path):
     return extractor, weights, extraction
 
 
-def of_samples(samples, manifest: dict, reference, plan: Plan, other=None) -> dict:
+def of_samples(samples, manifest: dict, reference, request: Request, other=None) -> dict:
     """The figures of an ImageSet and their "protocol". reference: its path, or None.
 
     other: a summary to be compared with later, so that a difference is found at once.
     """
-    statistics, images, origin = _open_reference(reference, samples.size, plan)
+    statistics, images, origin = _open_reference(reference, samples.size, request)
     has_features = images is not None or getattr(statistics, "features", None) is not None
     has_reference = reference is not None
-    suite.check(plan.metrics, plan.extractor.classes, has_reference, has_features)
-    measurement = _measurement(plan, samples.count, samples.size, origin)
+    suite.check(request.metrics, request.extractor.classes, has_reference, has_features)
+    measurement = _measurement(request, samples.count, samples.size, origin)
     subject = {k: v for k, v in manifest.items() if k != "run"} or samples.origin
     protocols = protocol.protocol(measurement, subject)
     if other:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
     count = statistics.count if statistics else (images.count if images else None)
-    _warn(plan, samples.count, count)
+    _warn(request, samples.count, count)
     if images:
-        compute = lambda: plan.gather(images.batches(), reference_lib.KEEP)
-        statistics = reference_lib.cached(plan.extraction | origin, compute)
-    figures = suite.measure(plan.metrics, plan.gather(samples.batches()), statistics, plan.settings)
-    return stored(plan.named(figures), protocols)
+        compute = lambda: request.gather(images.batches(), reference_lib.KEEP)
+        statistics = reference_lib.cached(request.extraction | origin, compute)
+    figures = suite.measure(
+        request.metrics, request.gather(samples.batches()), statistics, request.settings
+    )
+    return stored(request.named(figures), protocols)
 
 
-def protocol_of_run(plan: Plan | None, data: dict, subject: dict, lpips=()) -> dict:
-    """The protocol of a run's own measures and, with a plan, of figures of reconstructions.
+def protocol_of_run(request: Request | None, data: dict, subject: dict, lpips=()) -> dict:
+    """The protocol of a run's own measures and, with a request, of figures of reconstructions.
 
     data: origin of the images. lpips: files of its weights.
     """
     n = data["records"]
     measurement = {"n": n, "size": data["size"], "reference": data}
-    if plan:
-        suite.check(plan.metrics, False, True, True)
-        _warn(plan, n, n)
-        measurement = _measurement(plan, n, data["size"], data)
+    if request:
+        suite.check(request.metrics, False, True, True)
+        _warn(request, n, n)
+        measurement = _measurement(request, n, data["size"], data)
     measurement["scores"] = "of unrounded floats"
     measurement["lpips"] = [tensorfile.digest(file)[:16] for file in lpips]
     return protocol.protocol(measurement, subject)
 
 
-def of_first_stage(codec, params, batches, data: dict, plan: Plan | None) -> tuple[dict, dict]:
-    """Statistics of the latents of some images and, with a plan, figures of reconstructions.
+def of_first_stage(
+    codec, params, batches, data: dict, request: Request | None
+) -> tuple[dict, dict]:
+    """Statistics of the latents of some images and, with a request, figures of reconstructions.
 
     batches: () -> {"image": [b, h, w, 3], "real": [b]}. data: origin of the images.
     """
     held_out = HeldOut(codec, params, batches)
-    if plan is None:
+    if request is None:
         collections.deque(held_out.reconstructions(), maxlen=0)
         return held_out.summary(), {}
-    real, fake = plan.gather(held_out.originals()), plan.gather(held_out.reconstructions())
+    real, fake = request.gather(held_out.originals()), request.gather(held_out.reconstructions())
     reference = reference_lib.Reference.of(real, data)
-    figures = suite.measure(plan.metrics, fake, reference, plan.settings)
-    return held_out.summary(), {f"r{k}": value for k, value in plan.named(figures).items()}
+    figures = suite.measure(request.metrics, fake, reference, request.settings)
+    return held_out.summary(), {f"r{k}": value for k, value in request.named(figures).items()}
 
 
 class HeldOut:
@@ -156,26 +160,26 @@ class HeldOut:
         return z, counts, raster.to_uint8(self._codec.decode(params, z))
 
 
-def _open_reference(path, size, plan):
+def _open_reference(path, size, request):
     """(statistics or None, ImageSet or None, origin) of --reference."""
     if path is None:
         return None, None, {}
     if imagesets.is_statistics(path):
-        statistics = reference_lib.load(pathlib.Path(path), plan.extraction)
+        statistics = reference_lib.load(pathlib.Path(path), request.extraction)
         width = len(statistics.mean)
-        if width != plan.extractor.dimension:
+        if width != request.extractor.dimension:
             raise errors.UsageError(
-                f"--reference={path} is of {width} features, {plan.extraction['features']} has "
-                f"{plan.extractor.dimension}: take the extractor it was made with."
+                f"--reference={path} is of {width} features, {request.extraction['features']} has "
+                f"{request.extractor.dimension}: take the extractor it was made with."
             )
         if statistics.origin.get("size", list(size)) != list(size):
             raise errors.UsageError(
                 f"--reference={path} is of images of {statistics.origin['size']}, the samples are "
                 f"{list(size)}."
             )
-        origin = {k: v for k, v in statistics.origin.items() if k not in plan.extraction}
+        origin = {k: v for k, v in statistics.origin.items() if k not in request.extraction}
         return statistics, None, origin
-    images = imagesets.open_set(path, "--reference", size, plan.reference_records)
+    images = imagesets.open_set(path, "--reference", size, request.reference_records)
     return None, images, images.origin
 
 
@@ -184,20 +188,20 @@ def stored(figures: dict, protocols: dict) -> dict:
     return figures | {"protocol": protocols | {"figures": list(figures)}}
 
 
-def _measurement(plan, n, size, origin):
-    return plan.extraction | {
+def _measurement(request, n, size, origin):
+    return request.extraction | {
         "n": n,
         "size": list(size),
         "reference": origin,
-        "settings": dataclasses.asdict(plan.settings),
+        "settings": dataclasses.asdict(request.settings),
     }
 
 
-def _warn(plan, n, reference_n):
+def _warn(request, n, reference_n):
     if min(n, reference_n or n) < 2:
         raise errors.UsageError(
             f"{n} samples against {reference_n} images: figures need 2 images or more of each."
         )
-    dimension = plan.extractor.dimension
-    for line in suite.warnings(plan.metrics, n, reference_n, dimension, plan.settings):
+    dimension = request.extractor.dimension
+    for line in suite.warnings(request.metrics, n, reference_n, dimension, request.settings):
         print(line, file=sys.stderr, flush=True)

@@ -7,12 +7,12 @@ from ldm_jax.base import errors
 from ldm_jax.build import objects as build
 from ldm_jax.data import pipeline, sources, transforms
 from ldm_jax.evaluation import distances as distances_lib
-from ldm_jax.evaluation import measures, suite
+from ldm_jax.evaluation import measures, protocol, suite
 from ldm_jax.metrics import features
 from ldm_jax.stages import codec
 
 
-def plan(config) -> measures.Plan | None:
+def plan(config) -> measures.Request | None:
     """From config.eval; reads the weights. None where nothing is to be measured."""
     metrics = config_lib.names(config.eval.get("metrics", ()))  # older runs lack this key
     if not metrics:
@@ -31,12 +31,12 @@ def plan(config) -> measures.Plan | None:
     has_classes = config.stage == "diffuse" and features.EXTRACTORS.get(name).classes
     suite.check(metrics, has_classes, True, True, "config.eval.metrics")
     settings = suite.Settings(bootstrap=0)  # a curve shows its own noise
-    return measures.Plan(
+    return measures.Request(
         metrics, settings, *measures.open_features(name, weights), reference_records=0
     )
 
 
-def distances(plan: measures.Plan, config, source, mesh) -> distances_lib.Distances:
+def distances(plan: measures.Request, config, source, mesh) -> distances_lib.Distances:
     """The evaluator of a run in training, always on the same records.
 
     Of a first stage held-out records against their reconstructions; of a second stage training
@@ -59,8 +59,8 @@ def distances(plan: measures.Plan, config, source, mesh) -> distances_lib.Distan
             hosts=jax.process_count(),
         )
 
-    origin = {"fingerprint": data.fingerprint, "records": count, "size": [config.data.size] * 2}
-    origin |= {"crop": "center", "interpolation": config.data.interpolation}
+    size, interpolation = (config.data.size,) * 2, config.data.interpolation
+    origin = protocol.origin(data, count, size, "center", interpolation)
     every, total = config.eval.every, config.steps.total
     return distances_lib.Distances(
         plan,

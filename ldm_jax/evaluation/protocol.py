@@ -17,6 +17,17 @@ def protocol(measurement: dict, subject: dict) -> dict:
     return {"measurement": {"quantiser": QUANTISER} | measurement, "subject": subject}
 
 
+def origin(source, records: int, size, crop: str, interpolation: str) -> dict:
+    """What images of the first `records` records of a data source are, for a protocol."""
+    return {
+        "fingerprint": source.fingerprint,
+        "records": records,
+        "size": list(size),
+        "crop": crop,
+        "interpolation": interpolation,
+    }
+
+
 def refuse_unless_equal(ours: dict, theirs: dict, name: str):
     """Raises UsageError with the difference where two protocols do not measure the same."""
     if not theirs:

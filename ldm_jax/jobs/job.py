@@ -26,11 +26,12 @@ class Job:
       shard_size: images of a shard, the unit of work that a kill can cost.
       format: a name of outputs.FORMATS.
       classes: how many classes the images are of, 0 for none.
+      layout: an outputs.Format of one's own, where `format` is only what the manifest says.
     """
 
-    def __init__(self, out, num: int, shard_size: int, format: str, classes: int = 0):
+    def __init__(self, out, num, shard_size: int, format: str, classes: int = 0, layout=None):
         self.out, self.num, self._classes = pathlib.Path(out), num, classes
-        self.format = outputs.FORMATS.get(format)
+        self.format = layout or outputs.FORMATS.get(format)
         self.shards = outputs.shards(num, shard_size)
         self._own = {"shard_size": shard_size, "format": format}
 

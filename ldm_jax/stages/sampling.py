@@ -16,32 +16,38 @@ CHOICES = {  # field: the registry that its value names an entry of, and the fie
 }
 
 
+def _field(default, help: str, **limits):
+    """A field that is also a flag: `help` and the limits are the flag's (cli.Fields)."""
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """One field is one key of `config.sample`.
+    """One field is one key of `config.sample`, and a flag of every command that draws images.
 
-    sampler: a name of diffusion.methods; eta: ddim's share of fresh noise.
-    spacing: a name of diffusion.grids; rho: how karras spaces its levels.
-    guidance: scale, 1 for none; rule: a name of diffusion.guidance; rescale: of rule "linear".
-    interval: noise levels (low, high) at which guidance acts (`guidance.within`), () for all.
-    clip: bound of every predicted x_0, in scaled latents, as pixel models want it; 0 for none.
-    strength: share of the steps that are taken, the last ones, where an image is the beginning.
-    tile: pixels of the tiles' sides; 0 takes tiles, of twice the training size, only for images
-      that are larger than that.
+    See guidance.linear for `rescale`, guidance.within for `interval`, grids.karras for `rho`. `clip`
+    bounds scaled latents, as pixel models want it. strength: share of the steps that are taken, the
+    last ones, where an image is the beginning.
     """
 
-    sampler: str = "ddim"
-    steps: int = 50
-    eta: float = 0.0
-    guidance: float = 1.0
-    spacing: str = "exact"
-    rescale: float = 0.0
-    interval: tuple[float, ...] = ()
-    clip: float = 0.0
+    sampler: str = _field("ddim", "Name of the sampler: ddim, ddpm, ... (docs/samplers.md).")
+    steps: int = _field(50, "Number of steps of the time grid.")
+    eta: float = _field(
+        0.0, "How much noise ddim adds at each step, 1 for as much as ddpm.", least=0
+    )
+    guidance: float = _field(1.0, "Scale of classifier-free guidance, 1 for none.", least=0)
+    spacing: str = _field("exact", "Name of the time grid: exact, legacy, trailing, linspace, ...")
+    rescale: float = _field(
+        0.0, "How far guided predictions are scaled back to the spread of others, 0 to 1."
+    )
+    interval: tuple[float, ...] = _field((), "Noise levels LOW,HIGH between which guidance acts.")
+    clip: float = _field(0.0, "Largest magnitude of every predicted x_0, 0 for no limit.", least=0)
     strength: float = 1.0
-    tile: int = 0
-    rho: float = 7.0
-    rule: str = "linear"
+    tile: int = _field(
+        0, "Side of the tiles in pixels; 0 takes tiles for large images alone.", least=0
+    )
+    rho: float = _field(7.0, "How the karras grid spaces its noise levels.")
+    rule: str = _field("linear", "Name of the rule by which guidance combines two predictions.")
 
     def __post_init__(self):
         object.__setattr__(self, "interval", tuple(self.interval))  # JSON has lists

@@ -19,7 +19,7 @@ from ldm_jax.weights import to_diffusers
 LEARNING_RATE = 1e-4
 
 
-class Rival:
+class Baseline:
     """A config's networks in PyTorch, and ours with the same weights.
 
     On a GPU compiled, channels last; on the CPU eager. Precision is the config's: bfloat16 by
@@ -41,7 +41,7 @@ class Rival:
             return make(pathlib.Path(folder))
 
     def wait(self, value):
-        """Until the rival's device is idle."""
+        """Returns `value` once the baseline's device is idle."""
         if self._device == "cuda":
             self._torch.cuda.synchronize()
         return value
@@ -163,7 +163,7 @@ class Rival:
         return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
-def open_rival(config) -> Rival:
+def open_baseline(config) -> Baseline:
     """Raises UsageError where the packages are missing."""
     try:
         import diffusers  # noqa: F401
@@ -172,10 +172,10 @@ def open_rival(config) -> Rival:
         raise errors.UsageError(
             f"--against=diffusers needs {e.name}: pip install torch diffusers"
         ) from e
-    return Rival(config)
+    return Baseline(config)
 
 
-def race(ours, theirs, wait, repeats: int) -> tuple[dict, dict]:
+def clock_both(ours, theirs, wait, repeats: int) -> tuple[dict, dict]:
     """Both clocks, (ours, theirs), a repeat of one after a repeat of the other."""
     clocks = [], []
     for _ in range(repeats):

@@ -1,17 +1,96 @@
-"""Compiles a config's programs for one mesh, and reads what the compiler made of them."""
+"""What a config's programs take of devices that are elsewhere, by their compiler; see `plan`."""
 
+import dataclasses
+import pathlib
 import re
+import tempfile
 from collections import Counter
 
 import jax
 
-from ldm_jax.base import errors, tree, watch
-from ldm_jax.cost import budget, hlo, programs
+from ldm_jax.base import errors, platforms, tree, watch
+from ldm_jax.build import checks
+from ldm_jax.cost import budget, hlo, programs, topologies
 
 GIB = 2**30
+PARTS = ("train", "sample")
+# Of the compiler, under the name of jax before 0.12 and since.
+EFFORTS = {
+    "reduced": {"jax_exec_time_optimization_effort": -1.0, "jax_optimization_level": "O0"},
+    "full": {"jax_exec_time_optimization_effort": 0.0, "jax_optimization_level": "UNKNOWN"},
+}
 
 
-class Planner:
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What to compile and for which devices: the flags of `plan`, which say what each means."""
+
+    topology: str
+    target: str = ""
+    parts: tuple[str, ...] = PARTS
+    effort: str = "reduced"
+    largest: bool = False
+    sample_batch: int = 0
+    memory_gib: float = 0.0
+
+
+def estimate(name: str, config, wanted: Target) -> tuple[dict, dict]:
+    """(the summary, {part: text of its compiled program}). name: what the config is called."""
+    devices, chip = topologies.open_topology(wanted.topology, wanted.target)
+    seconds = watch.stopwatch()
+    key = next(key for key in EFFORTS[wanted.effort] if hasattr(jax.config, key))
+    jax.config.update(key, EFFORTS[wanted.effort][key])
+    platforms.cache_compilations(pathlib.Path(tempfile.gettempdir()) / "ldm_jax_plan_cache")
+    config = programs.with_data(config)
+    mesh = checks.make_mesh(config, devices)
+    estimator = Estimator(config, mesh, chip, wanted.memory_gib * GIB)
+    summary = {
+        "config": name,
+        "topology": wanted.topology,
+        "devices": len(devices),
+        "chip": chip.name,
+        "mesh": dict(mesh.shape),
+        "batch_size": config.batch_size,
+        "effort": wanted.effort,
+    }
+    if "train" in wanted.parts:
+        summary["train"] = estimator.training(config.batch_size)
+    if "sample" in wanted.parts and config.stage == "diffuse":
+        summary["sample"] = estimator.sampling(wanted.sample_batch or len(devices))
+    if wanted.largest and "train" in wanted.parts:
+        summary["largest_batch"] = estimator.largest(summary["train"])
+    return summary | {"seconds": seconds()}, estimator.texts
+
+
+def refuse_misfits(config, summary: dict):
+    """Raises UsageError, with advice, where a part does not fit into a device's memory."""
+    for part in PARTS:
+        if not summary.get(part, {}).get("fits", True):
+            raise errors.UsageError(advice(config, summary, part))
+
+
+def advice(config, summary, part) -> str:
+    """What to do where memory does not suffice."""
+    found = summary[part]
+    peak, limit = found["memory"]["peak"], found["memory_limit"]
+    text = f"{part} does not fit: {tree.size(peak)} of {tree.size(limit)} a device"
+    if part == "sample":
+        return f"{text}: take a smaller --sample_batch."
+    remedies = []
+    devices = summary["devices"]
+    if summary.get("largest_batch"):
+        remedies.append(f"--config.batch_size={summary['largest_batch']}")
+    elif config.batch_size > devices:
+        remedies.append(f"--config.batch_size={max(devices, config.batch_size // 2)}")
+        remedies.append(f"--config.accumulate={2 * config.accumulate}")
+    if not config.model.get("remat", True):
+        remedies.append("--config.model.remat=True")
+    if summary["mesh"]["fsdp"] == 1 and devices > 1:
+        remedies.append(f"--config.mesh.fsdp={devices} --config.mesh.data=1")
+    return f"{text}: try {', or '.join(remedies) or 'a larger topology'}."
+
+
+class Estimator:
     """Compiles a config's programs for one mesh. limit: bytes of a device, 0 for the compiler's."""
 
     def __init__(self, config, mesh, chip, limit: float):
@@ -22,32 +101,32 @@ class Planner:
         """What one training step of `batch_size` images takes."""
         config = self._config.copy_and_resolve_references()
         config.batch_size = batch_size
-        plan = self._compile("train", programs.training(config, self._mesh))
+        part = self._compile("train", programs.training(config, self._mesh))
         flops = budget.training_flops(config, cached=False)
-        return plan | self._roofline(plan, flops)
+        return part | self._roofline(part, flops)
 
     def sampling(self, batch_size: int) -> dict:
         """What a batch of samples takes."""
         return self._compile("sample", programs.sampling(self._config, self._mesh, batch_size))
 
-    def largest(self, plan: dict) -> int:
+    def largest(self, part: dict) -> int:
         """Images of the largest batch whose training step fits; 0 where none does.
 
         Memory is taken as linear in the batch, by two compilations, and the answer is compiled.
         """
         unit = self._mesh.shape["data"] * self._mesh.shape["fsdp"] * self._config.accumulate
-        limit, here = plan["memory_limit"], self._config.batch_size
+        limit, here = part["memory_limit"], self._config.batch_size
         if not limit:
             return 0
-        other = 2 * here if plan["fits"] and 3 * plan["memory"]["peak"] < 2 * limit else here // 2
+        other = 2 * here if part["fits"] and 3 * part["memory"]["peak"] < 2 * limit else here // 2
         other = max(unit, other // unit * unit)
         if other == here:
-            return here if plan["fits"] else 0
+            return here if part["fits"] else 0
         twice = self.training(other)
-        if not (plan["memory"]["peak"] and twice["memory"]["peak"]):
+        if not (part["memory"]["peak"] and twice["memory"]["peak"]):
             return other if twice["fits"] else 0
-        slope = (twice["memory"]["peak"] - plan["memory"]["peak"]) / (other - here)
-        room = limit - plan["memory"]["peak"]
+        slope = (twice["memory"]["peak"] - part["memory"]["peak"]) / (other - here)
+        room = limit - part["memory"]["peak"]
         guess = int((here + room / max(slope, 1.0)) // unit * unit)
         while guess >= unit:
             if guess in (here, other) or self.training(guess)["fits"]:
@@ -90,7 +169,7 @@ class Planner:
             **read(parsed, self._chip),
         }
 
-    def _roofline(self, plan: dict, flops: float) -> dict:
+    def _roofline(self, part: dict, flops: float) -> dict:
         """What bounds a step, in seconds, and the MFU that the longest of them leaves.
 
         Bytes are the compiler's count: every fusion reads all its operands from memory. Where it
@@ -99,14 +178,14 @@ class Planner:
         each = flops / self._mesh.size
         found = {"flops": flops}
         chip = self._chip
-        if chip.flops and "matrix_efficiency" in plan:
+        if chip.flops and "matrix_efficiency" in part:
             bounds = {
-                "matrix_seconds": each / chip.flops / (plan["matrix_efficiency"] or 1.0),
-                "collective_seconds": plan["collective_bytes"] / chip.link,
+                "matrix_seconds": each / chip.flops / (part["matrix_efficiency"] or 1.0),
+                "collective_seconds": part["collective_bytes"] / chip.link,
             }
-            if not plan["bytes_accessed"]:
+            if not part["bytes_accessed"]:
                 return found | bounds
-            bounds["memory_seconds"] = plan["bytes_accessed"] / chip.bandwidth
+            bounds["memory_seconds"] = part["bytes_accessed"] / chip.bandwidth
             longest = max(bounds.values())
             found |= bounds | {
                 "images_per_second_estimate": self._config.batch_size / longest,

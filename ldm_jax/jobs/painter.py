@@ -8,17 +8,16 @@ from PIL import Image
 from ldm_jax.base import disk, raster
 
 
-class Easel:
-    """A second stage (ldm_jax.run) with settings, drawing any number of pictures by the batch.
+class Painter:
+    """A second stage (runs.opened) with its settings, drawing any number of pictures by the batch.
 
     Args:
-      sampling: a stages.sampling.Sampling.
-      size: (height, width) in pixels.
+      how: a jobs.settings.Settings.
       labels: class ids [m] that pictures take in turn, or None for the null class.
     """
 
-    def __init__(self, run, sampling, size, seed: int, labels, batch_size: int):
-        self.run, self.sampling, self.size, self.seed = run, sampling, size, seed
+    def __init__(self, run, how, seed: int, labels, batch_size: int):
+        self.run, self.sampling, self.size, self.seed = run, how.sampling, how.size, seed
         self._labels, self._batch_size = labels, batch_size
 
     def draw(self, n: int, cond=None, same: bool = False, **arrays):
@@ -90,9 +89,9 @@ def floats(pixels):
 
 
 def holes_of_latents(holes, f: int):
-    """bool [n, h, w] -> float32 [n, h/f, w/f, 1]: the cells that a hole touches, and their ring.
+    """bool [n, h, w] -> float32 [n, h/f, w/f, 1]: the cells in or around a hole.
 
-    The ring goes too, for from there the encoder saw what filled the hole.
+    The cells around a hole go too, because the encoder saw from there what filled the hole.
     """
     n, h, w = holes.shape
     cells = holes.reshape(n, h // f, f, w // f, f).any((2, 4))

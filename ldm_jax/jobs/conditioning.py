@@ -12,7 +12,7 @@ from ldm_jax.base import errors
 BALANCED, RANDOM = "balanced", "random"
 
 
-class Conditions:
+class Conditioning:
     """Image i is drawn under row i of every field, the rows over and over.
 
     Attributes:
@@ -36,36 +36,37 @@ class Conditions:
         return row
 
 
-def read(args, *, classes: int, known: list[str], make) -> Conditions:
-    """Conditions from the flags that `define` in sample.py lists.
+def read(wanted, *, classes: int, known: list[str], make) -> Conditioning:
+    """Conditions as a drawing.Drawing asks for them.
 
     Args:
-      args: labels (balanced, random, ids such as 3,5, or a file with an id a line), prompts (one,
-        or a file with one a line), held_out (the held-out records' conditions), cond (an .npz with
-        an array [n, ...] per field), num and seed.
+      wanted: with labels (balanced, random, ids such as 3,5, or a file with an id on each line),
+        prompts (one, or a file with one on each line), held_out (the held-out records' conditions),
+        cond (an .npz with an array [n, ...] for each field), num and seed.
       classes: how many classes the run knows; 0 if it is not conditioned on any.
       known: the run's condition fields.
       make: () -> (data.conditions.Conditions, held-out source), opened where it is needed.
     """
     fields, names, captions = {}, {}, ()
-    if args.prompts:
-        captions = _read_prompts(args.prompts)
+    if wanted.prompts:
+        captions = _read_prompts(wanted.prompts)
         maker, _ = make()
-        fields, names["prompts"] = maker.of_prompts(captions), _identity(args.prompts)
-    elif args.held_out:
+        fields, names["prompts"] = maker.of_prompts(captions), _identity(wanted.prompts)
+    elif wanted.held_out:
         maker, held_out = make()
-        fields, _ = maker.of_source(held_out, min(args.num, len(held_out)))
+        fields, _ = maker.of_source(held_out, min(wanted.num, len(held_out)))
         names["held_out"] = held_out.fingerprint
-    elif classes or args.labels != BALANCED:
-        fields["class"] = read_labels(args.labels, classes, args.num, args.seed)
-        names["labels"] = _identity(args.labels)
-    if args.cond:
-        arrays = _read_arrays(args.cond)
-        names["cond"] = _identity(args.cond)
+    elif classes or wanted.labels != BALANCED:
+        fields["class"] = read_labels(wanted.labels, classes, wanted.num, wanted.seed)
+        names["labels"] = _identity(wanted.labels)
+    if wanted.cond:
+        arrays = _read_arrays(wanted.cond)
+        names["cond"] = _identity(wanted.cond)
         if unknown := sorted(arrays.keys() - set(known)):
             raise errors.UsageError(
-                f"--cond={args.cond} has a field {unknown[0]!r}{errors.nearest(unknown[0], known)};"
-                f" this run is conditioned on {', '.join(known) or 'nothing'}."
+                f"--cond={wanted.cond} has a field {unknown[0]!r}"
+                f"{errors.nearest(unknown[0], known)}; this run is conditioned on "
+                f"{', '.join(known) or 'nothing'}."
             )
         fields |= arrays
     if fields and (lacking := sorted(set(known) - fields.keys())):
@@ -73,7 +74,7 @@ def read(args, *, classes: int, known: list[str], make) -> Conditions:
             f"This run is also conditioned on {', '.join(lacking)}: give --held_out, or "
             f"--cond=FILE.npz with an array [n, ...] for each."
         )
-    return Conditions(fields, names, captions)
+    return Conditioning(fields, names, captions)
 
 
 def _read_prompts(text: str) -> list[str]:

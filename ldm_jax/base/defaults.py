@@ -1,0 +1,203 @@
+"""Every key of a config with its default; a recipe in configs/ changes a few of them."""
+
+from ml_collections import ConfigDict
+
+
+def common() -> ConfigDict:
+    """What both stages share."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            plugins="",  # modules of your own: they register conditioners, sources, ...
+            init_from="",  # a run whose weights this one starts from
+            data=dict(
+                source="scenes",  # scenes | folder | tar | arrayrecord | tfds
+                path="",  # folder, tar, arrayrecord; tfds: its data_dir
+                name="",  # tfds: the data set's name
+                split="",  # of tfds, or of a metadata.jsonl that has the key; "" takes all
+                label_field="label",  # folder, tar: the metadata's class
+                count=100_000,  # scenes: how many
+                objects=1,  # scenes: shapes in one picture
+                relations=False,  # scenes: captions say which of two objects is where
+                combinations="",  # scenes: pairs of classes, seen | unseen | "" for all
+                seed=0,  # scenes: which ones
+                vocabulary="",  # captions: a vocab.txt, or hf:NAME; "" is the source's own words
+                size=256,  # pixels of a side, after cropping
+                crop="center",  # center | random
+                interpolation="bicubic",
+                flip=True,  # mirror at random
+                holdout=0.05,  # share of the records that is never trained on, for evaluation
+                workers=0,  # reading processes; 0 reads in threads of this one
+                threads=8,
+                max_bad_fraction=0.01,  # share of records that may fail to decode
+            ),
+            batch_size=32,  # over all devices and hosts
+            accumulate=1,  # micro-batches per step
+            steps=dict(total=100_000, log=100, eval=5_000, checkpoint=1_000),
+            eval=dict(
+                records=1_024,
+                batch_size=32,
+                metrics="",  # distances to the data: some of "fd,kid,prc,dc,is"; "" measures none
+                features="",  # mobilenet (by default), inception, inception_clean
+                weights="",  # file of the features' weights
+                samples=0,  # images drawn for them; 0: as many as records
+                every=0,  # steps between them, a multiple of steps.eval; 0: at every evaluation
+            ),
+            checkpoints=dict(keep=2, keep_every=0),
+            # Seconds after which a phase counts as stuck and the process ends with 42; 0: never.
+            limits=dict(
+                start=3_600,
+                compile=7_200,
+                data=600,
+                step=1_800,
+                eval=7_200,
+                save=3_600,
+                stuck=60,  # a step of several hosts, as long as none tells of another phase
+            ),
+            max_bad_steps=5,  # in a row, skipped because a value was not finite
+            max_loss_spike=20.0,  # robust deviations of a log line above those before; 0: any
+            max_rollbacks=3,  # to before more of them or a spike; once more ends the run
+            check_replicas=0,  # steps between comparisons of what devices hold twice; 0: never
+            # Devices along each axis, -1: the rest. data: batch rows; fsdp: rows and weights;
+            # spatial: the images' height; tensor: channels of attention, MLPs and residual blocks
+            mesh=dict(data=-1, fsdp=1, spatial=1, tensor=1),
+            offload=False,  # keep optimizer moments in the host's memory
+            dtype="float32",  # of the computation; weights, optimizer and losses stay float32
+        )
+    )
+
+
+def optimizer(**changes) -> dict:
+    """How one player learns, see engine.optim.make; an optimizer's own options may be added."""
+    defaults = dict(
+        name="adamw",
+        lr=1e-4,
+        schedule="constant",  # constant | cosine | linear
+        warmup=0,
+        start=0.0,  # share of lr that the warm-up begins with; 0: 1 / warmup
+        floor=0.0,  # share of lr where the decay ends
+        length=0,  # step where it ends; 0: the last one
+        b1=0.9,
+        b2=0.999,
+        mu_dtype="",  # of the first moment: bfloat16 takes half; "" is float32
+        weight_decay=0.0,
+        clip=0.0,
+        average="ema",  # of the weights, for evaluation and sampling
+        ema=0.0,  # its decay; 0: no average
+    )
+    return defaults | changes
+
+
+def first_stage() -> ConfigDict:
+    """A first stage: the official KL-f4 autoencoder and its losses."""
+    config = common()
+    config.stage = "autoencode"
+    config.model = dict(
+        name="autoencoder",  # autoencoder | tiny, which has keys of its own
+        bottleneck="kl",  # kl | vq | none
+        width=128,
+        mult=(1, 2, 4),  # f = 2 ** (len(mult) - 1)
+        blocks=2,
+        attention=(),  # downsampling factors with attention
+        mid_attention=True,
+        z_channels=3,
+        latent_channels=3,
+        posterior_logvar=0.0,  # kl: log variance that training starts from
+        codebook_size=8192,  # vq
+        groups=32,  # of GroupNorm
+        norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
+        dropout=0.0,
+        remat=False,  # compute what is inside of blocks again in the backward pass,
+        remat_saves="",  # but for: "" nothing | products of matrices and convolutions
+    )
+    config.discriminator = dict(width=64, layers=3, norm="batch")
+    config.lpips = dict(backbone="", heads="")  # paths of the weights
+    config.loss = dict(
+        kl_weight=1e-6,
+        codebook_weight=1.0,
+        beta=0.25,
+        legacy_vq=True,
+        perceptual_weight=1.0,
+        pixel_loss="l1",  # l1 | l2
+        disc_weight=0.5,
+        disc_start=50_001,
+        disc_loss="hinge",  # hinge | vanilla
+        logvar=0.0,
+        learn_logvar=False,
+        terms=dict(),  # {name in stages/autoencode.py's TERMS: weight}
+    )
+    config.optim = dict(
+        autoencoder=optimizer(name="adam", lr=5.4e-5, b1=0.5, b2=0.9),
+        discriminator=optimizer(name="adam", lr=5.4e-5, b1=0.5, b2=0.9),
+    )
+    return config
+
+
+def ldm() -> ConfigDict:
+    """A second stage: the official LDM-4's UNet, unconditional."""
+    config = common()
+    config.stage = "diffuse"
+    config.first_stage = ""  # a run, or "identity" for pixel diffusion (f = 1)
+    config.latents = dict(
+        scale=0.0,  # 0 measures 1 / std over so many batches
+        batches=64,
+        cache="",  # folder that `encode` wrote: training reads its moments instead of images
+    )
+    config.model = dict(
+        name="unet",  # a backbone, the others of which have keys of their own
+        width=224,
+        mult=(1, 2, 3, 4),
+        blocks=2,
+        attention=(8, 4, 2),  # downsampling factors with attention
+        heads=0,  # heads, or channels per head; 0 leaves it to the other
+        head_channels=32,
+        transformer_depth=1,
+        cross_attention=False,
+        dropout=0.0,
+        scale_shift=False,
+        resblock_updown=False,
+        groups=32,  # of GroupNorm; with one channel a group the network is deaf to the timestep
+        attention_kernel="xla",  # xla | cudnn | auto: cuDNN's on a GPU for heads that it takes
+        norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
+        remat=False,  # compute what is inside of blocks again in the backward pass,
+        remat_saves="",  # but for: "" nothing | products of matrices and convolutions
+    )
+    config.conditioners = dict()  # {label: dict(name=registered name, ...)}; labels are free
+    config.process = dict(
+        schedule="scaled_linear",
+        timesteps=1000,
+        beta_start=0.0015,
+        beta_end=0.0195,
+        prediction="eps",  # eps | x0 | v
+        zero_terminal_snr=False,
+        density="uniform",  # of the timesteps that are trained
+    )
+    config.loss = dict(
+        distance="l2",  # l1 | l2
+        weight="uniform",  # uniform | min_snr | vlb
+        gamma=5.0,  # min_snr's
+        cond_dropout=0.0,  # share of rows that train the null condition
+        elbo_weight=0.0,  # of the variational bound, added
+        logvar=0.0,  # log variance of every timestep's error
+        learn_logvar=False,
+    )
+    config.sample = dict(
+        sampler="ddim",
+        steps=50,
+        eta=0.0,  # ddim's
+        guidance=1.0,
+        spacing="exact",
+        rho=7.0,  # of spacing "karras"
+        rule="linear",  # how guidance puts two predictions together
+        rescale=0.0,  # of guided predictions to the spread of unguided ones, 0..1
+        interval=(),  # (low, high): noise levels sigma at which guidance acts; () is all
+        clip=0.0,  # bound of the predicted x_0; 0 is none
+        tile=0,  # pixels of tiles' sides; 0: tiles only beyond twice the training size
+    )
+    config.optim = dict(denoiser=optimizer(lr=9.6e-5, ema=0.9999))
+    return config
+
+
+def class_condition(width: int) -> dict:
+    """One token a class; num_classes -1 takes the data's, without classes it is unconditional."""
+    return {"class": dict(name="class", num_classes=-1, width=width)}

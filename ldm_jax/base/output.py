@@ -1,0 +1,44 @@
+"""Where a command writes: folders that can be written, and the summary at its end."""
+
+import os
+import pathlib
+import tempfile
+
+from ldm_jax.base import disk, errors, remote
+
+
+def check_mounted(flag: str, folder):
+    """Raises UsageError for a URL, which would become a folder of that name here."""
+    if "://" in str(folder):
+        raise errors.UsageError(
+            f"{flag}={folder}: mount the bucket (gcsfuse, Filestore) on every host and give the "
+            "mounted path; gs:// itself is for train, sample, evaluate, encode, edit, adherence."
+        )
+
+
+def check_writable(flag: str, folder):
+    """Raises UsageError where `folder`, which need not be there yet, cannot be written."""
+    check_mounted(flag, folder)
+    place = pathlib.Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(prefix=".ldm_jax.", dir=place):
+            pass
+    except OSError as e:
+        raise errors.UsageError(
+            f"{flag}={folder} cannot be written ({place}: {e.strerror}): give a folder on a file "
+            "system that takes files, where this user may write."
+        ) from e
+
+
+def finish(path, summary: dict, lines=()):
+    """Writes `summary` as JSON to `path` and prints its plain values, then `lines`."""
+    disk.write_json(path, summary)
+    width = max(map(len, summary), default=0)
+    for name, value in summary.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        if not isinstance(value, (dict, list)):
+            print(f"  {name:{width}}  {shown}")
+    for line in (*lines, f"summary: {remote.shown(path)}"):
+        print(line, flush=True)

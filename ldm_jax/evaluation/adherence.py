@@ -1,0 +1,117 @@
+"""How well pictures obey the conditions of scenes that they were drawn under; see `adherence`."""
+
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors, platforms, raster, watch
+from ldm_jax.build import objects as build
+from ldm_jax.data import transforms
+from ldm_jax.runs import opened
+from ldm_jax.scenes import scores
+from ldm_jax.stages.sampling import Sampling
+
+SHOWN = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Adherence:
+    """What to draw and to score: the flags of `adherence`, which say what each field means."""
+
+    run: str
+    num: int = 256
+    batch_size: int = 64
+    steps: int | None = None
+    guidance: tuple[float, ...] = ()
+    null: bool = False
+    seed: int = 0
+
+
+def measure(wanted: Adherence, overrides: dict[str, str], picture: pathlib.Path) -> dict:
+    """The summary; writes to `picture` what was drawn, each beside the record of its condition.
+
+    overrides: {"data.key": "text"}, changes to the data that the conditions come from.
+    """
+    seconds = watch.stopwatch()
+    config = read_config(wanted.run, overrides)
+    given = {"steps": wanted.steps} if wanted.steps else {}
+    sampling = dataclasses.replace(Sampling(**config.sample), **given)
+    scales = tuple(wanted.guidance) or (sampling.guidance,)
+    source = build.open_source(config.data)
+    held_out = build.sources.holdout(source, config.data.holdout, train=False)
+    fields, records = build.make_conditions(config, source).of_source(held_out, wanted.num)
+    platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
+    run = opened.load(wanted.run)
+    score = functools.partial(_score, () if wanted.null else fields, records)
+
+    by_guidance = {}
+    for scale in scales:
+        how = dataclasses.replace(sampling, guidance=scale)
+        drawn = _whole(_draw(run, wanted, how, fields), wanted.num)
+        by_guidance[f"{scale:g}"] = score(drawn)
+    real = score(_whole(_reconstruct(run, wanted, records), wanted.num))
+    found = by_guidance[f"{scales[-1]:g}"] | {f"real_{name}": x for name, x in real.items()}
+    if len(scales) > 1:
+        found["by_guidance"] = by_guidance
+    beside = np.stack([record["image"] for record in records])
+    cells = np.stack([drawn, beside], axis=1)[:SHOWN].reshape(-1, *drawn.shape[1:])
+    raster.write_png(picture, raster.grid(cells, 8))
+    settings = dataclasses.asdict(sampling) | {"guidance": scales[-1], "null": wanted.null}
+    settings |= {"seed": wanted.seed, "data": overrides}
+    about = {"run": str(wanted.run), "step": run.step, "num": wanted.num}
+    return about | settings | found | {"seconds": seconds()}
+
+
+def words(summary: dict) -> list[str]:
+    """A line for every guidance scale, where there are several."""
+    return [
+        f"guidance {scale}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        for scale, found in summary.get("by_guidance", {}).items()
+    ]
+
+
+def read_config(run, overrides: dict):
+    """The config of a second stage on scenes, with changes to its data."""
+    config = build.read_config(run)
+    for key, text in overrides.items():
+        if not key.startswith("data."):
+            raise errors.UsageError(f"--config.{key}: only the data of the conditions may change.")
+        config_lib.override(config, key, text)
+    if config.stage != "diffuse" or config.data.source != "scenes":
+        raise errors.UsageError(
+            f"--run={run} is no second stage on scenes; only their pictures can be checked."
+        )
+    return config
+
+
+def _batches(wanted):
+    """Indices of the records, [batch_size] each; the last record fills up the last batch."""
+    for begin in range(0, wanted.num, wanted.batch_size):
+        yield np.minimum(np.arange(begin, begin + wanted.batch_size), wanted.num - 1)
+
+
+def _draw(run, wanted, how, fields):
+    for rows in _batches(wanted):
+        cond = None if wanted.null else {f: values[rows] for f, values in fields.items()}
+        yield run.draw(len(rows), how, wanted.seed, cond, indices=rows)
+
+
+def _reconstruct(run, wanted, records):
+    for rows in _batches(wanted):
+        pixels = transforms.to_float(np.stack([records[i]["image"] for i in rows]))
+        yield np.asarray(raster.to_uint8(run.decode(run.encode(pixels))))
+
+
+def _whole(parts, num):
+    return np.concatenate(list(parts))[:num]
+
+
+def _score(fields, records, pictures) -> dict:
+    """Means over the pictures: of what any picture shows, and of each of these condition fields."""
+    found = {"marginal_distance": scores.marginal_distance(pictures)}
+    for scorer in (scores.plain_scores, *(scores.SCORES[f] for f in fields if f in scores.SCORES)):
+        found |= {k: float(np.mean(v)) for k, v in scorer(pictures, records).items()}
+    return found

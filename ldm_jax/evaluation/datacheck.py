@@ -1,0 +1,40 @@
+"""What is wrong with the records of a config's data, as training would read them."""
+
+import numpy as np
+
+from ldm_jax.base import watch
+from ldm_jax.build import objects as build
+from ldm_jax.data import survey
+
+
+def check(config, records: int = 0) -> dict:
+    """What `check_data` writes of `records` records, evenly spread, or of all."""
+    seconds = watch.stopwatch()
+    if config.stage == "diffuse" and not config.first_stage:
+        with config.unlocked():
+            config.first_stage = build.IDENTITY  # only the size of small images depends on it
+    source = build.open_source(config.data)
+    config = build.resolve(config, source)
+    count = min(records or len(source), len(source))
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    conditions = build.make_conditions(config, source)
+    seen = survey.survey(source, conditions, config.data.size, chosen, config.data.threads)
+    return {
+        "records": seen.records,
+        "replaced": seen.refused,
+        "classes": len(source.classes),
+        "box_classes": len(source.box_classes),
+        "with": dict(seen.fields),
+        "found": {kind: {"count": n, "examples": e} for kind, (n, e) in seen.found.items()},
+        "seconds": seconds(),
+    }
+
+
+def words(summary: dict) -> list[str]:
+    """A line for every field that records have, then for every problem, the commonest first."""
+    lines = [f"  {n:>9,} of {summary['records']:,} have {f}" for f, n in summary["with"].items()]
+    found = sorted(summary["found"].items(), key=lambda item: -item[1]["count"])
+    return lines + [
+        f"  {problem['count']:>9,} {kind}, e.g. {'; '.join(problem['examples'])}"
+        for kind, problem in found
+    ]

@@ -1,0 +1,150 @@
+"""Edits of pictures by a second stage that was not trained for them; see `edit`."""
+
+import dataclasses
+import itertools
+import pathlib
+
+import numpy as np
+
+from ldm_jax.base import errors, raster
+from ldm_jax.build import objects as build
+from ldm_jax.diffusion import editing as maths
+from ldm_jax.jobs import conditioning, painter, pictures, settings
+from ldm_jax.runs import opened
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """What to edit and how: the flags of `edit`, which say what each field means."""
+
+    run: str
+    out: str
+    sampling: dict
+    images: str = ""
+    masks: str = ""
+    strength: float = 0.6
+    seeds: str = ""
+    frames: int = 8
+    num: int = 8
+    labels: str = ""
+    size: str = ""
+    batch_size: int = 16
+    seed: int = 0
+    ema: bool = True
+    weaker: str = ""
+
+    def read(self):
+        """(the names of `images`, [pictures.Picture], uint8 [n, h, w, 3] of them at their size)."""
+        if not self.images:
+            raise errors.UsageError("--images is missing: give a picture or a folder of them.")
+        found = pictures.read("--images", self.images)
+        size = settings.read_size(self.size, build.read_config(self.run))
+        images = np.stack([pictures.fit(picture.pixels, size) for picture in found])
+        return [picture.name for picture in found], found, images
+
+    def painter(self, strength: float = 1.0) -> painter.Painter:
+        """Checks the settings, then opens the run."""
+        changes = self.sampling | {"strength": strength}
+        how = settings.read(self.run, changes, self.size, self.ema, self.weaker)
+        labels = None
+        if self.labels:
+            classes = settings.num_classes(how.config)
+            labels = conditioning.read_labels(self.labels, classes, self.num, self.seed)
+        return painter.Painter(how.open(), how, self.seed, labels, self.batch_size)
+
+    def write(self, names, drawn, **how) -> dict:
+        """See painter.write."""
+        return painter.write(self.out, names, drawn, **how)
+
+
+def inpaint(edit: Edit) -> dict:
+    """Draws what lies under the masks from noise, so that it suits what surrounds it."""
+    names, found, images = edit.read()
+    if not edit.masks:
+        raise errors.UsageError("--masks is missing: give masks by the pictures' names.")
+    masks = pictures.read_masks(edit.masks, found)
+    holes = np.stack([pictures.fit(mask, images.shape[1:3]) for mask in masks])
+    grey = np.where(holes[..., None], 128, images).astype(np.uint8)
+    artist = edit.painter()
+    if "masked_image" in artist.run.model.fields:
+        black = np.where(holes[..., None], 0, images)
+        mask = holes[..., None].astype(np.float32)
+        drawn = artist.draw(len(images), {"masked_image": painter.floats(black), "mask": mask})
+    else:
+        init = artist.run.encode(painter.floats(grey))
+        mask = painter.holes_of_latents(holes, artist.run.model.codec.f)
+        drawn = artist.draw(len(images), init=init, mask=mask)
+    painted = np.where(holes[..., None], drawn, images)  # the official code leaves this step out
+    return edit.write(names, painted, beside=[images, grey])
+
+
+def vary(edit: Edit) -> dict:
+    """Noises pictures to `strength` of the way and denoises them (SDEdit, Meng et al. 2021)."""
+    names, _, images = edit.read()
+    artist = edit.painter(edit.strength)
+    drawn = artist.draw(len(images), init=artist.run.encode(painter.floats(images)))
+    return edit.write(names, drawn, beside=[images])
+
+
+def upscale(edit: Edit) -> dict:
+    """Draws pictures of the training size from small ones, or from pictures made small."""
+    config = build.read_config(edit.run)
+    if "low_res" not in config.get("conditioners", {}):
+        raise errors.UsageError(f"--run={edit.run} was not trained for super-resolution (low_res).")
+    names, found, images = edit.read()
+    f = build.open_codec(config.first_stage).f
+    small = tuple(side // f for side in images.shape[1:3])
+    images = np.stack([pictures.fit(picture.pixels, small) for picture in found])
+    drawn = edit.painter().draw(len(images), {"low_res": painter.floats(images)})
+    return edit.write(names, drawn, beside=[images.repeat(f, 1).repeat(f, 2)])
+
+
+def interpolate(edit: Edit) -> dict:
+    """Goes between pictures' latents in turn, or on the sphere between seeds' noise."""
+    if bool(edit.images) == bool(edit.seeds):
+        raise errors.UsageError("interpolate goes between --images or --seeds: give one of them.")
+    names, _, images = edit.read() if edit.images else (_numbers("--seeds", edit.seeds), None, None)
+    if len(names) < 2:
+        raise errors.UsageError("interpolate needs two pictures, or seeds, at least.")
+    along = np.linspace(0, 1, edit.frames, dtype=np.float32)
+    artist = edit.painter(edit.strength if edit.images else 1.0)
+    if edit.images:
+        ends = np.asarray(artist.run.encode(painter.floats(images)))
+        mix = lambda a, b: a + along.reshape(-1, 1, 1, 1) * (b - a)
+    else:
+        ends = np.concatenate([artist.run.noise(seed, [0], artist.size) for seed in names])
+        mix = lambda a, b: maths.slerp(a.repeat(edit.frames, 0), b.repeat(edit.frames, 0), along)
+    states = [np.asarray(mix(a[None], b[None])) for a, b in itertools.pairwise(ends)]
+    states = np.concatenate([s[1 if i else 0 :] for i, s in enumerate(states)])
+    # All frames share one noise and one class: they differ only in where they are on the way.
+    drawn = artist.draw(len(states), same=True, **{"init" if edit.images else "noise": states})
+    painter.animate(pathlib.Path(edit.out) / "animation.gif", drawn)
+    frames = [f"{i:04d}" for i in range(len(drawn))]
+    return edit.write(frames, drawn, columns=edit.frames) | {"between": names}
+
+
+def progress(edit: Edit) -> dict:
+    """Shows a row of x_t and a row of predicted x_0 for every picture."""
+    noisy, clean = edit.painter().trace(edit.num, edit.frames)  # [frames, n, h, w, 3]
+    summary = edit.write([f"{i:04d}" for i in range(edit.num)], clean[-1])
+    rows = [series[:, i] for i in range(edit.num) for series in (noisy, clean)]
+    return summary | painter.sheet(edit.out, np.concatenate(rows), edit.frames)
+
+
+def reconstruct(edit: Edit) -> dict:
+    """Sends pictures through the first stage and back."""
+    names, _, images = edit.read()
+    run = opened.load(edit.run, ema=edit.ema)
+    batches = [images[i : i + edit.batch_size] for i in range(0, len(images), edit.batch_size)]
+    parts = [raster.to_uint8(run.decode(run.encode(painter.floats(batch)))) for batch in batches]
+    drawn = np.concatenate([np.asarray(part) for part in parts])
+    squared = np.mean((drawn.astype(np.float64) - images) ** 2, axis=(1, 2, 3))
+    quality = {"psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(squared, 1e-9))))}
+    return edit.write(names, drawn, beside=[images]) | quality
+
+
+def _numbers(flag, text):
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as e:
+        raise errors.UsageError(f"{flag}={text} must be numbers such as 1,2,3.") from e

@@ -1,0 +1,146 @@
+"""The job that fills a latent cache: posterior moments in the place of images (data/latents.py)."""
+
+import concurrent.futures
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from ldm_jax.base import disk, errors, platforms, shard, tree, watch
+from ldm_jax.base.progress import Progress
+from ldm_jax.build import checks
+from ldm_jax.build import objects as build
+from ldm_jax.data import latents, pipeline, sources
+from ldm_jax.engine import preempt
+from ldm_jax.jobs import job as job_lib
+from ldm_jax.jobs import outputs, settings
+
+TRIES = 8  # records in the place of a bad one, as in training
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """What to encode: the flags of `encode`, which say what each field means."""
+
+    run: str
+    out: str
+    dtype: str = "float16"
+    batch_size: int = 64
+    shard_size: int = 4096
+    worker: str = ""
+
+
+def encode(wanted: Encoding, data) -> dict | None:
+    """Encodes the shards that are missing of `data`, a config's group of that name.
+
+    Returns the summary, or None while other workers still encode.
+    """
+    seconds = watch.stopwatch()
+    worker, workers = settings.read_worker(wanted.worker)
+    chains = latents.variants(data.size, data.crop, data.flip, data.interpolation)
+    codec = build.open_codec(wanted.run)
+    checks.divides(data.size, codec.f, "the downsampling factor f of --run")
+    records = sources.holdout(build.open_source(data), data.holdout, train=True)
+    readers = [pipeline.Rows(records, tuple(chain), 1, 0, 1, (), TRIES) for chain in chains]
+    reader = Reader(readers, data.threads)
+
+    platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
+    mesh = shard.make_mesh(devices=jax.local_devices())
+    shard.check_batch(wanted.batch_size, mesh, key="--batch_size")
+    params, step = build.codec_params(wanted.run)
+    origin = {"run": str(wanted.run), "step": step, "weights": tree.digest(params)}
+    index = {"data": latents.about(records, data), "first_stage": origin, "dtype": wanted.dtype}
+    job = job_lib.Job(
+        wanted.out, len(records), wanted.shard_size, "arrayrecord", layout=Shards(index)
+    )
+    job.claim(index)
+    params = jax.device_put(params, shard.replicated(mesh))
+    moments = jax.jit(codec.moments)
+
+    def batch(first, count):
+        """[count, variants, h/f, w/f, c] of records first, ...; the last one fills up a batch."""
+        parts = reader.read(np.minimum(range(first, first + count), len(records) - 1))
+        parts = [moments(params, shard.put_batch({"image": x}, mesh)["image"]) for x in parts]
+        return narrow(np.stack(jax.device_get(parts), 1), wanted.dtype)
+
+    todo = job.missing(worker, workers)
+    with preempt.Preemption() as preemption:
+        stop, progress = lambda: preemption.requested(0), Progress(0, sum(map(len, todo)))
+        clocks = job_lib.run(job, todo, batch, reader.take, wanted.batch_size, stop, progress)
+    progress.close()
+    if left := job.missing():
+        print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
+        return None
+    digest = job.finish()
+    encoded, size = sum(map(len, todo)), sum(latents.open_cache(job.out).index["files"].values())
+    summary = {"records": len(records), "variants": len(chains), "bytes": size, "digest": digest}
+    summary |= {"encoded": encoded, "seconds": seconds()}
+    if todo:
+        summary["records_per_second"] = encoded / clocks["draw"]
+    return summary | {"index": index}
+
+
+class Shards(outputs.Format):
+    """An ArrayRecord file a shard; the index when all are there.
+
+    images: [n, variants, h/f, w/f, c]; rows: {"fields": [of each variant]}.
+    """
+
+    def __init__(self, index: dict):
+        self._index = index
+
+    def files(self, shard):
+        return [f"{shard.number:05d}.array_record"]
+
+    def write(self, folder, shard, images, rows, classes):
+        [name] = self.files(shard)
+        partial = folder / f".{name}.tmp"
+        latents.write(partial, images, [row["fields"] for row in rows])
+        partial.replace(folder / name)
+
+    def assemble(self, out, shards, rows):
+        names = [f"images/{name}" for shard in shards for name in self.files(shard)]
+        files = {name: (out / name).stat().st_size for name in names}
+        text = json.dumps(self._index | {"files": files}, indent=2)
+        disk.write_text(out / latents.INDEX, text + "\n")
+
+
+class Reader:
+    """Reads records as images, and keeps their other fields until they are taken.
+
+    readers: pipeline.Rows, one for each variant of a record.
+    """
+
+    def __init__(self, readers, threads: int):
+        self._readers, self._fields = readers, {}
+        self._pool = concurrent.futures.ThreadPoolExecutor(max(1, threads))
+
+    def read(self, indices) -> list[np.ndarray]:
+        """The records' images, [n, h, w, 3] for each variant. A bad one's place is taken."""
+        records = list(self._pool.map(self._record, map(int, indices)))
+        return [np.stack([r["image"] for r in variant]) for variant in zip(*records)]
+
+    def take(self, i: int) -> dict:
+        """{"fields": [of each variant]} of record i, which is then forgotten."""
+        return {"fields": self._fields.pop(i)}
+
+    def _record(self, i):
+        # No transform of a variant draws from the key.
+        record = [rows.whole(i, (0, i))[0] for rows in self._readers]
+        self._fields[i] = [latents.plain_fields(variant) for variant in record]
+        return record
+
+
+def narrow(moments: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 -> float16 or bfloat16; raises RunError for what that cannot hold."""
+    with np.errstate(over="ignore"):
+        small = moments.astype(dtype)
+    if not np.all(np.isfinite(small.astype(np.float32))):
+        remedy = "take --dtype=bfloat16" if np.all(np.isfinite(moments)) else "check its training"
+        raise errors.RunError(
+            f"The first stage's moments reach {np.abs(moments).max():.3g}, which {dtype} cannot "
+            f"hold: {remedy}."
+        )
+    return small
