@@ -16,7 +16,8 @@ from absl import app, flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ldm_jax import cli, evaluate, sample
-from ldm_jax.build import objects as build
+from ldm_jax.base import record as record_lib
+from ldm_jax.diffusion.process import make_process
 from ldm_jax.stages.sampling import Sampling
 
 RUN = flags.DEFINE_string("run", None, "a second stage", required=True)
@@ -31,7 +32,7 @@ SPACINGS = flags.DEFINE_list("spacings", ["exact", "karras"], "time grids")
 
 def main(_):
     out, rows = pathlib.Path(OUT.value), []
-    process = build.make_process(**build.read_config(RUN.value).process)
+    process = make_process(**record_lib.read(RUN.value).process)
     for name, spacing, most in itertools.product(SAMPLERS.value, SPACINGS.value, CALLS.value):
         steps = max(
             s

@@ -11,7 +11,6 @@ of a large product measured in the same run (docs/performance.md).
 """
 
 from ldm_jax import cli
-from ldm_jax.base import config as config_lib
 
 USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS = (*USUAL, "dispatch", "convolutions")
@@ -33,11 +32,12 @@ FLAGS = dict(
 
 def main(args, overrides):
     from ldm_jax.cost import benchmarks
+    from ldm_jax.runs import data
 
     if args.compare:
         return benchmarks.compare(args.compare, args.tolerance)
     cli.require(args, "config")
-    config = config_lib.load(args.config, overrides)
+    config = data.load(args.config, overrides)
     summary = benchmarks.measure(args.config, config, cli.fill(benchmarks.Wanted, args))
     cli.finish(args.json or "bench.json", summary)
 

@@ -12,7 +12,6 @@ would be replaced. --out writes summary.json.
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors
 
 FLAGS = dict(
@@ -27,8 +26,9 @@ def main(args, overrides):
     if args.out:
         cli.check_writable("--out", args.out)
     from ldm_jax.evaluation import datacheck
+    from ldm_jax.runs import data
 
-    config = config_lib.load(args.config, overrides)
+    config = data.load(args.config, overrides)
     summary = datacheck.check(config, args.records)
     print(*datacheck.words(summary), sep="\n")
     if args.out:

@@ -8,7 +8,6 @@ Exits with 1 where a check failed.
 """
 
 from ldm_jax import cli
-from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
 FLAGS = dict(
@@ -20,8 +19,9 @@ FLAGS = dict(
 
 def main(args, overrides):
     from ldm_jax.cost import machine
+    from ldm_jax.runs import data
 
-    config = config_lib.load(args.config, overrides) if args.config else None
+    config = data.load(args.config, overrides) if args.config else None
     checks = machine.checks(config, args.workdir, args.devices)
     failed = [name for name, check in checks.items() if not machine.passes(name, check)]
     if failed:

@@ -13,8 +13,6 @@ missing. Several machines that share DIR encode one cache: --worker=0/4 ... --wo
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
 
 FLAGS = dict(
     run=cli.Text("Folder of a trained first stage."),
@@ -31,13 +29,10 @@ def main(args, overrides):
     cli.require(args, "run", "out")
     cli.mirror(args)
     cli.check_writable("--out", args.out)
-    config = config_lib.of_run(args.run)
-    if config.stage != "autoencode":
-        raise errors.UsageError(
-            f"--run={args.run} is of stage {config.stage!r}: give the run of a first stage."
-        )
-    given = config_lib.load(args.config or f"{args.run}/{config_lib.RUN_CONFIG}", overrides)
     from ldm_jax.jobs import encoding
+    from ldm_jax.runs import data
+
+    given = data.load(args.config or f"{args.run}/config.json", overrides)
 
     if summary := encoding.encode(cli.fill(encoding.Encoding, args), given.data):
         cli.finish(pathlib.Path(args.out) / "summary.json", summary)

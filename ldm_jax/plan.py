@@ -12,7 +12,6 @@ may name a recipe. Exits with 2, and says what would help, where a device's memo
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk
 
 PARTS = ("train", "sample")
@@ -36,8 +35,9 @@ FLAGS = dict(
 def main(args, overrides):
     cli.require(args, "config", "topology")
     from ldm_jax.cost import estimates, reports
+    from ldm_jax.runs import data
 
-    config = config_lib.load(args.config, overrides)
+    config = data.load(args.config, overrides)
     wanted = cli.fill(estimates.Target, args)
     summary, programs = estimates.estimate(args.config, config, wanted)
     print(*reports.of_estimate(summary), sep="\n")

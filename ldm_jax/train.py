@@ -11,9 +11,7 @@ config along.
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import config as config_lib
 from ldm_jax.base import platforms
-
 
 FLAGS = dict(
     config=cli.Text("Config file, path.py[:variant], or RUN/config.json."),
@@ -29,11 +27,11 @@ def main(args, overrides):
     cli.mirror(args)
     if args.deterministic:
         platforms.set_flags(platforms.DETERMINISTIC)
-    config = config_lib.load(args.config, overrides)
-
     from ldm_jax.engine import hosts
+    from ldm_jax.runs import data
     from ldm_jax.training import session
 
+    config = data.load(args.config, overrides)
     hosts.connect()
     hosts.everywhere(lambda: cli.check_writable("--workdir", args.workdir))
     found = session.train(config, args.workdir, args.allow_config_change, args.devices)

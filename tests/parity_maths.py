@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldm_jax.build import objects as build
 from ldm_jax.engine import optim
 from ldm_jax.models import bottleneck
+from ldm_jax.runs import kinds
 from ldm_jax.stages import autoencode
 
 KEYS = "model.diffusion_model."
@@ -47,7 +47,7 @@ def _losses(case, run, prediction, distance):
         config.unlock()
         config.process.prediction = prediction
         config.loss.update(distance=distance, **loss)
-        return build.make_diffuse(config)
+        return kinds.of(config).model(config)
 
     def loss(own, stage):
         noise, drop = jnp.asarray(io["in_noise"]), jnp.zeros(len(io["in_t"]), bool)

@@ -11,6 +11,7 @@ from ldm_jax import bench
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import shard
 from ldm_jax.cost import benchmarks, convolutions, flops, programs
+from ldm_jax.runs import data as data_lib
 
 FIRST = ["--config=configs/debug.py", "--repeats=2"]
 SECOND = ["--config=configs/debug.py:ldm", "--config.first_stage=identity"]
@@ -69,7 +70,7 @@ def test_wrong_input_is_one_line(argv, said, refused):
 
 
 def test_a_steps_work_is_three_forward_passes():
-    config = programs.with_data(config_lib.load("configs/debug.py:ldm", PIXELS))
+    config = data_lib.resolved(config_lib.load("configs/debug.py:ldm", PIXELS))
     mesh = shard.make_mesh(data=8)
     work = benchmarks.Benchmark(config, mesh, 1.0, 1, cached=True).training_flops()
     program = programs.training(config, mesh, cached=True)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ldm_jax import check_data, train
 from ldm_jax.base import config as config_lib
-from ldm_jax.build import objects as build
 from ldm_jax.data import files
+from ldm_jax.runs import data as data_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXT, LAYOUT, SEMANTIC = (f"{ROOT}/configs/tasks.py:{t}" for t in ("text", "layout", "semantic"))
@@ -92,11 +92,11 @@ def test_training_replaces_what_the_checker_says_it_will(root, tmp_path):
     overrides = {"data.source": "folder", "data.path": str(root), "first_stage": "identity"}
     overrides |= {"batch_size": "16", "data.holdout": "0.01", "data.size": "16"}
     config = config_lib.load(LAYOUT, overrides)
-    source = build.open_source(config.data)
-    config = build.resolve(config, source)
+    source = data_lib.open_source(config.data)
+    config = data_lib.resolve(config, source)
     with config.unlocked():
         config.eval.update(records=12, batch_size=12)
-    [batch] = build.held_out_batches(config, source, ("image", "layout_ids"))
+    [batch] = data_lib.held_out_batches(config, source, ("image", "layout_ids"))
     assert {source.name(i).removesuffix(".png") for i in batch["bad"] if i >= 0} == {
         "truncated",
         "bare",

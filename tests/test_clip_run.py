@@ -13,11 +13,13 @@ import ldm_jax
 from ldm_jax import train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.build import checks
-from ldm_jax.build import objects as build
 from ldm_jax.data import bytepairs
 from ldm_jax.engine import checkpoint
 from ldm_jax.models import clip
+from ldm_jax.runs import check as check_lib
+from ldm_jax.runs import conditions as conditions_of
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds
 from ldm_jax.training import latents as stages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -95,7 +97,7 @@ def test_the_encoder_is_neither_trained_nor_kept_with_the_run(run):
 @pytest.mark.slow
 def test_samples_follow_prompts(run):
     opened = ldm_jax.load(run / "run")
-    conditions = build.make_conditions(opened.config)
+    conditions = conditions_of.make(opened.config)
 
     def draw(*prompts):
         cond = conditions.of_prompts(prompts)
@@ -109,7 +111,7 @@ def test_samples_follow_prompts(run):
 @pytest.mark.slow
 def test_other_weights_of_the_encoder_are_refused(run):
     config = config_lib.load(str(run / "recipe.py"), {"steps.total": "3"})
-    config = build.resolve(config, source := build.open_source(config.data))
+    config = data_lib.resolve(config, source := data_lib.open_source(config.data))
     kept = (run / "weights.npz").read_bytes()
     try:
         np.savez(run / "weights.npz", **random_weights(seed=1))
@@ -122,6 +124,6 @@ def test_other_weights_of_the_encoder_are_refused(run):
 def test_a_recipe_without_weights_is_refused_in_one_line():
     without = {"first_stage": "identity:4", "conditioners.text.weights": ""}
     config = config_lib.load(f"{ROOT}/configs/sd_v1.py:captions", without)
-    assert set(build.make_diffuse(config).fields) == {"clip_ids"}
+    assert set(kinds.of(config).model(config).fields) == {"clip_ids"}
     with pytest.raises(errors.UsageError, match=r"weights are empty.*hf:openai"):
-        checks.check(config, range(100))
+        check_lib.check(config, range(100))

@@ -305,8 +305,8 @@ def test_a_converted_run_may_move(golden, tmp_path):
 def test_a_checkpoint_that_holds_clip_takes_prompts(golden, tmp_path, capsys):
     """As Stable Diffusion v1's do; its vocabulary is not in the checkpoint."""
     import ldm_jax
-    from ldm_jax.build import objects as build
     from ldm_jax.models import clip
+    from ldm_jax.runs import conditions as conditions_of
     from ldm_jax.weights.clip import from_state
 
     config = yaml.safe_load((golden / PIPELINE / "txt2img.yaml").read_text())
@@ -333,7 +333,7 @@ def test_a_checkpoint_that_holds_clip_takes_prompts(golden, tmp_path, capsys):
     assert convert.run([*argv_of("sd", tmp_path / "run"), f"--tokenizer={tmp_path}"]) == 0
 
     ready, run = (ldm_jax.load(tmp_path / name) for name in ("tokens", "run"))
-    ids = build.make_conditions(run.config).of_prompts(["a red circle", ""])
+    ids = conditions_of.make(run.config).of_prompts(["a red circle", ""])
     encoder = clip.ClipTransformer(514, 20, 32, depth=1, heads=1)
     states = encoder.apply({"params": from_state(weights, depth=1)}, ids["clip_ids"])
     how = dict(steps=2, guidance=1.0, noise=np.ones((2, 8, 8, 4), np.float32))

@@ -19,8 +19,8 @@ from test_pipelines import FIELDS, TEXT, UNCONDITIONAL, convert_ok, tiny_run  # 
 from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 
 import ldm_jax  # noqa: E402
-from ldm_jax.build import objects as build  # noqa: E402
 from ldm_jax.data import bytepairs  # noqa: E402
+from ldm_jax.runs import conditions as conditions_of  # noqa: E402
 
 NOISE = np.random.default_rng(1).normal(size=(2, 8, 8, 2)).astype(np.float32)
 GRIDS = [("legacy", 20), ("trailing", 4)]
@@ -222,7 +222,7 @@ def test_a_stable_diffusion_folder_is_sampled_from_prompts_and_goes_back(tmp_pat
     convert_ok("diffusers", f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'there'}")
     (tmp_path / "there").rename(tmp_path / "run")  # what lies in a run is found wherever it is
     run = ldm_jax.load(tmp_path / "run")
-    conditions = build.make_conditions(run.config)
+    conditions = conditions_of.make(run.config)
     how = dict(steps=10, guidance=4.0, spacing=run.config.sample.spacing, noise=NOISE)
     for prompts in (["a Red  circle, 2", ""], ["blue" * 20, "it's a cross"]):
         drawn = run.sample(2, cond=conditions.of_prompts(prompts), **how)

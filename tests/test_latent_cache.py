@@ -15,9 +15,9 @@ from test_commands import DEBUG, ROOT, SMALL, call_train
 from ldm_jax import encode
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors
-from ldm_jax.build import objects as build
 from ldm_jax.data import latents
 from ldm_jax.jobs import moments
+from ldm_jax.runs import data as data_lib
 
 SHORT = ["--config.steps.total=3", "--config.steps.log=1", "--config.steps.eval=3"]
 
@@ -49,7 +49,7 @@ def test_a_cache_says_what_it_is_of(first_stage, cache):
     assert index["first_stage"]["step"] == 3 and len(index["files"]) == 3
     assert json.loads((cache / "summary.json").read_text())["variants"] == 2
     config = config_lib.load(f"{DEBUG}:ldm")
-    records = build.sources.holdout(build.open_source(config.data), 0.25, train=True)
+    records = data_lib.training(config, data_lib.open_source(config.data))
     record, original = latents.open_cache(cache)[7], records[7]
     assert record["moments"].shape == (2, 8, 8, 4) and record["moments"].dtype == np.float16
     assert [v["class"] for v in record["variants"]] == [original["class"]] * 2

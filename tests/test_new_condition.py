@@ -8,9 +8,10 @@ from calling import call
 
 import ldm_jax
 from ldm_jax import train
-from ldm_jax.build import objects as build
 from ldm_jax.data import conditions
 from ldm_jax.models import conditioners
+from ldm_jax.runs import conditions as conditions_of
+from ldm_jax.runs import data as data_lib
 
 BRIGHTNESS = """
 from typing import ClassVar
@@ -77,7 +78,7 @@ def test_a_condition_in_a_file_of_ones_own_is_trained_and_drawn(module, tmp_path
     recipe.write_text("from brightness_of_mine import get_config\n")
     assert call(train, f"--config={recipe}", f"--workdir={tmp_path}/run") == 0
     run = ldm_jax.load(tmp_path / "run")
-    made = build.make_conditions(run.config, build.open_source(run.config.data))
+    made = conditions_of.make(run.config, data_lib.open_source(run.config.data))
     cond = made.of([{"brightness": 0.1, "class": "blue cross"}])
     assert run.num_classes == 16, "under another label than `class`"
     noise = np.zeros((1, *run.encode(np.zeros((1, 16, 16, 3))).shape[1:]), np.float32)

@@ -15,6 +15,7 @@ import parity
 import ldm_jax
 from ldm_jax import convert
 from ldm_jax.base import config as config_lib
+from ldm_jax.base import record as record_lib
 from ldm_jax.base import tensorfile, tree
 from ldm_jax.runs import conversion
 
@@ -58,9 +59,9 @@ def tiny_run(folder, variant, conditioners=None, **changes):
 
 
 def params_of(first_stage):
-    from ldm_jax.build import objects as build
+    from ldm_jax.runs import codecs
 
-    return build.codec_params(first_stage)[0]
+    return codecs.read_params(first_stage)[0]
 
 
 def convert_ok(*argv):
@@ -184,7 +185,7 @@ def test_a_scheduler_says_how_to_sample(golden, tmp_path, changes, process, spac
     parts = dict(unet="unet2dcond_sd2_linearproj", vae="autoencoder_kl_sd_legacykeys")
     folder = assemble(golden, tmp_path / "pipe", SD | changes, **parts)
     convert_ok("diffusers", f"--checkpoint={folder}", f"--out={tmp_path / 'run'}")
-    config = config_lib.of_run(tmp_path / "run")
+    config = record_lib.read(tmp_path / "run")
     assert process.items() <= config.process.to_dict().items()
     said = capfd.readouterr().out
     assert config.sample.spacing == (spacing or "exact")

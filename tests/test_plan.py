@@ -10,7 +10,9 @@ from calling import call
 from ldm_jax import plan
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, shard, tree
+from ldm_jax.base import record as record_lib
 from ldm_jax.cost import estimates, programs, topologies
+from ldm_jax.runs import data as data_lib
 
 TINY = {"first_stage": "identity", "model.mult": "(1,)", "model.attention": "()"}
 CONFIG = ["--config=configs/debug.py:ldm", *(f"--config.{k}={v}" for k, v in TINY.items())]
@@ -19,7 +21,7 @@ FLAGS = [*CONFIG, "--topology=cpu:8"]
 
 @pytest.fixture(scope="module")
 def config():
-    return programs.with_data(config_lib.load("configs/debug.py:ldm", TINY))
+    return data_lib.resolved(config_lib.load("configs/debug.py:ldm", TINY))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_what_is_planned_is_what_is_trained(pixel_run):
     """The abstract state has the leaves of a checkpoint that training wrote."""
     from ldm_jax.engine import checkpoint
 
-    config = config_lib.of_run(pixel_run)
+    config = record_lib.read(pixel_run)
     state = programs.training(config, shard.make_mesh(data=1, devices=jax.devices()[:1]))
     planned = {name: leaf.shape for name, leaf in tree.named_leaves(state.arguments["state"])}
     saved = checkpoint.saved(pixel_run)

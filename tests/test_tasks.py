@@ -13,8 +13,10 @@ from calling import call
 from ldm_jax import adherence, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.build import checks
-from ldm_jax.build import objects as build
+from ldm_jax.runs import check as check_lib
+from ldm_jax.runs import conditions as conditions_of
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TASKS = {
@@ -56,8 +58,8 @@ def load(task, **overrides):
 
 def resolved(task, **overrides):
     config = load(task, **overrides)
-    source = build.open_source(config.data)
-    return build.resolve(config, source), source
+    source = data_lib.open_source(config.data)
+    return data_lib.resolve(config, source), source
 
 
 def run(task, workdir, *more):
@@ -104,11 +106,11 @@ def test_a_task_trains_from_its_recipe(task, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_held_out_batches_have_the_fields_that_the_task_reads(task):
     config, source = resolved(task, first_stage=f"{ROOT}/configs/quickstart.py:first_stage")
-    stage = build.make_diffuse(config)
+    stage = kinds.of(config).model(config)
     assert set(stage.fields) == TASKS[task]
-    assert set(build.make_conditions(config, source).fields) == TASKS[task]
+    assert set(conditions_of.make(config, source).fields) == TASKS[task]
     fields = ("image", *stage.fields)
-    batch, again = (next(build.held_out_batches(config, source, fields)) for _ in range(2))
+    batch, again = (next(data_lib.held_out_batches(config, source, fields)) for _ in range(2))
     example = jax.eval_shape(lambda: stage.example(8, 16, 16))
     for field in TASKS[task]:
         np.testing.assert_array_equal(batch[field], again[field])
@@ -118,7 +120,7 @@ def test_held_out_batches_have_the_fields_that_the_task_reads(task):
 
 def test_the_first_stage_says_how_small_the_small_image_is():
     config, source = resolved("superres", first_stage=f"{ROOT}/configs/quickstart.py:first_stage")
-    fields, _ = build.make_conditions(config, source).of_source(source, 2)
+    fields, _ = conditions_of.make(config, source).of_source(source, 2)
     assert fields["low_res"].shape == (2, 4, 4, 3)
 
 
@@ -126,7 +128,7 @@ def test_the_vocabulary_decides_the_size_of_the_text_conditioner():
     config, source = resolved("text")
     text = config.conditioners.text
     assert (text.vocab_size, text.null, text.pad) == (19, (2, 3), 0)
-    checks.check(config, source)
+    check_lib.check(config, source)
     with pytest.raises(errors.UsageError, match="cannot be read"):
         resolved("text", data__vocabulary="nowhere.txt")
 
@@ -146,8 +148,8 @@ def test_conditioners_keep_to_their_own_dropout():
         config.conditioners.third = copy.deepcopy(config.conditioners.text)
         for name in ("other", "third"):
             del config.conditioners[name]["dropout"]
-    checks.check(config, source)
-    denoiser = build.make_diffuse(config).denoiser  # in the order of names
+    check_lib.check(config, source)
+    denoiser = kinds.of(config).model(config).denoiser  # in the order of names
     other, own, third = np.asarray(denoiser.draw_drop(jax.random.key(0), 4_000, 0.1)).T
     np.testing.assert_array_equal(other, third)
     assert other.mean() == pytest.approx(0.1, abs=0.02)
@@ -159,9 +161,10 @@ def test_without_rates_of_their_own_all_rows_are_drawn_as_ever():
     """Runs that began before conditioners had a dropout go on with the same numbers."""
     config, _ = resolved("text")
     key = jax.random.key(3)
-    drop = build.make_diffuse(config).denoiser.draw_drop(key, 64, 0.3)
+    drop = kinds.of(config).model(config).denoiser.draw_drop(key, 64, 0.3)
     np.testing.assert_array_equal(drop[:, 0], jax.random.bernoulli(key, 0.3, (64,)))
-    plain = build.make_diffuse(resolved("uncond")[0]).denoiser.draw_drop(key, 64, 0.3)
+    uncond = resolved("uncond")[0]
+    plain = kinds.of(uncond).model(uncond).denoiser.draw_drop(key, 64, 0.3)
     np.testing.assert_array_equal(plain, jax.random.bernoulli(key, 0.3, (64,)))
 
 
@@ -169,8 +172,8 @@ def test_each_conditioner_gets_its_own_null():
     config, source = with_keys("text", vector=64)
     with config.unlocked():
         config.conditioners.map = dict(name="rescaler", stages=0, classes=17, channels=0)
-    model = build.make_diffuse(config)
-    fields, _ = build.make_conditions(config, source).of_source(source, 2)
+    model = kinds.of(config).model(config)
+    fields, _ = conditions_of.make(config, source).of_source(source, 2)
     params = model.init(jax.random.key(0))
     condition = jax.jit(model.condition)
     whole = condition(params, fields, jnp.zeros(2, bool))
@@ -196,7 +199,7 @@ def test_each_conditioner_gets_its_own_null():
 )
 def test_a_wrong_key_is_one_line_before_any_device_is_touched(task, changes, message):
     with pytest.raises(errors.UsageError, match=message) as caught:
-        checks.check(*with_keys(task, **changes))
+        check_lib.check(*with_keys(task, **changes))
     assert "\n" not in str(caught.value)
 
 
@@ -207,8 +210,8 @@ def test_a_config_saved_before_these_keys_still_loads():
         del saved["data"][key]
     del saved["conditioners"]["hole"]["holes"]
     old = config_lib.from_json(json.dumps(saved))
-    checks.check(old, build.open_source(old.data))
-    fields, _ = build.make_conditions(old, source).of_source(source, 1)
+    check_lib.check(old, data_lib.open_source(old.data))
+    fields, _ = conditions_of.make(old, source).of_source(source, 1)
     assert fields["mask"].shape == (1, 16, 16, 1)
 
 

@@ -12,9 +12,9 @@ import pytest
 from configs import base
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, tree
-from ldm_jax.build import checks
-from ldm_jax.build import objects as build
 from ldm_jax.engine import optim
+from ldm_jax.runs import check as check_lib
+from ldm_jax.runs import kinds
 from ldm_jax.stages import diffuse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -132,10 +132,10 @@ def abstract(name):
 
 def _build(config):
     if config.stage == "autoencode":
-        model = build.make_autoencoder(config)
+        model = kinds.of(config).network(config)
         x = jnp.zeros((1, model.f, model.f, 3))
         return jax.eval_shape(lambda: model.init(jax.random.key(0), x))["params"]
-    return jax.eval_shape(build.make_diffuse(config).init, jax.random.key(0))
+    return jax.eval_shape(kinds.of(config).model(config).init, jax.random.key(0))
 
 
 def millions(name):
@@ -202,7 +202,7 @@ def test_a_recipe_only_changes_what_base_has(name):
 
 def test_a_recipe_in_the_place_of_a_first_stage_is_refused_with_the_way_to_train_it():
     with pytest.raises(errors.UsageError, match=r"--config=configs/vq_f4.py --workdir=RUN"):
-        checks.check(load("ldm_celebahq"), range(10))
+        check_lib.check(load("ldm_celebahq"), range(10))
 
 
 TASKS = {
@@ -222,7 +222,7 @@ def test_the_loss_of_each_task_takes_the_fields_that_it_names(name):
     config.model.update(heads=1, head_channels=0, remat=False)
     for kwargs in config.conditioners.values():
         kwargs.update({"depth": 1} if "depth" in kwargs else {})
-    stage = build.make_diffuse(config)
+    stage = kinds.of(config).model(config)
     assert set(stage.fields) == TASKS[name]
 
     def loss(key):

@@ -97,6 +97,10 @@ class Record:
         for name, content in files.items():
             disk.write_text(self.path / f"{name}.json", json.dumps(content, indent=2) + "\n")
 
+    def inside(self, path) -> str:
+        """The path of what lies inside the run, as config.json says it."""
+        return str(pathlib.Path(path).relative_to(self.path))
+
     def forget(self, *names: str):
         """Removes files that a run which begins anew in this folder must not find."""
         for name in names:
@@ -117,3 +121,8 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
     if file.name != CONFIG or not file.is_file():
         return config_lib.load(spec, overrides)
     return config_lib.overridden(Record(file.parent).config, overrides)
+
+
+def read(run) -> config_dict.ConfigDict:
+    """The config of a run; see Record."""
+    return Record(run).config

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import errors
-from ldm_jax.build import objects as build
 from ldm_jax.cost import timing
+from ldm_jax.runs import kinds
 from ldm_jax.weights import to_diffusers
 
 LEARNING_RATE = 1e-4
@@ -36,7 +36,7 @@ class Baseline:
 
     def pairs(self) -> dict:
         """{part: (ours, theirs, the largest difference of one output)}: () -> arrays each."""
-        make = self._first_stage if self._config.stage == "autoencode" else self._denoiser
+        make = self._denoiser if kinds.of(self._config).draws else self._first_stage
         with tempfile.TemporaryDirectory() as folder:
             return make(pathlib.Path(folder))
 
@@ -50,7 +50,7 @@ class Baseline:
         import diffusers
 
         torch, config = self._torch, self._config
-        model = build.make_diffuse(config)
+        model = kinds.of(config).model(config)
         params = _random(jax.eval_shape(model.init, jax.random.key(0)))
         whole = config.to_dict() | {"f": model.codec.f}
         to_diffusers.write_second_stage(folder, whole, params)
@@ -102,7 +102,7 @@ class Baseline:
         import diffusers
 
         torch, config = self._torch, self._config
-        model = build.make_autoencoder(config)
+        model = kinds.of(config).network(config)
         side, b = config.data.size, config.batch_size
         image = jnp.zeros((1, side, side, 3))
         params = _random(jax.eval_shape(model.init, jax.random.key(0), image)["params"])

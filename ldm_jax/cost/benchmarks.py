@@ -10,13 +10,13 @@ import tempfile
 import time
 
 import jax
-import numpy as np
 
 from ldm_jax.base import errors, platforms, shard, tree, watch
-from ldm_jax.build import checks
-from ldm_jax.build import objects as build
 from ldm_jax.cost import baseline, convolutions, flops, programs, reports, timing, traces
 from ldm_jax.engine.checkpoint import Checkpoints
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds
+from ldm_jax.runs import mesh as mesh_lib
 
 DATA_SECONDS = 3.0
 USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
@@ -42,10 +42,10 @@ def measure(name: str, config, wanted: Wanted) -> dict:
     with config.unlocked():
         config.batch_size = wanted.batch_size or config.batch_size
         given = {"steps": wanted.steps, "guidance": wanted.guidance}
-        if config.stage == "diffuse":
+        if kinds.of(config).draws:
             config.sample.update({k: v for k, v in given.items() if v is not None})
-    config = programs.with_data(config)
-    mesh = checks.make_mesh(config)
+    config = data_lib.resolved(config)
+    mesh = mesh_lib.make_mesh(config)
     other = baseline.open_baseline(config) if wanted.against else None
     pairs = other.pairs() if other else {}
     on_cpu = jax.devices()[0].platform == "cpu"
@@ -138,7 +138,7 @@ class Benchmark:
 
     def sample(self) -> dict:
         """A batch of samples by the config's sampler, decoded."""
-        if self._config.stage != "diffuse":
+        if not kinds.of(self._config).draws:
             return {}
         program = programs.sampling(self._config, self._mesh, self._config.batch_size)
         compiled, clocks = self._compile(program)
@@ -160,7 +160,7 @@ class Benchmark:
         """Batches as training reads them, and the work of a core for an image."""
         config = self._config
         try:
-            source = build.open_source(config.data)
+            source = data_lib.open_source(config.data)
             seconds, work = self._read(config, source)
         except errors.UsageError as e:
             return {"left_out": str(e)}
@@ -178,8 +178,8 @@ class Benchmark:
 
     def _read(self, config, source) -> tuple[float, float]:
         """Seconds a batch, and of this process's cores."""
-        share, cache = dict(host=0, hosts=1), build.open_cache(config, source)
-        data = build.make_data(config, source, ("image",), share, cache)
+        share, cache = dict(host=0, hosts=1), data_lib.open_cache(config, source)
+        data = data_lib.make(config, source, ("image",), share, cache)
         with data.train(0) as batches:
             next(batches)
             begin, work, count = time.perf_counter(), time.process_time(), 0
@@ -218,14 +218,13 @@ class Benchmark:
         """Each convolution of the network by itself, with both gradients, on one device."""
         config = self._config.copy_and_resolve_references()
         config.batch_size //= self._mesh.size
-        if config.stage == "diffuse":
-            program = programs.training(config, self._mesh, cached=True)
-            passes = [forward(config, program)]
+        if one := kinds.of(config).forward(config):
+            passes = [one]
         else:
             found = programs.codec(config, self._mesh, config.batch_size).values()
-            passes = [(program.function, *program.arguments.values()) for program in found]
+            passes = [(program.function, program.arguments.values()) for program in found]
         counted = collections.Counter()
-        for function, *arguments in passes:
+        for function, arguments in passes:
             counted.update(convolutions.find(function, *arguments))
         clock = convolutions.clock(counted, self._repeats)
         return clock | {"mfu": clock["flops_per_second"] * self._mesh.size / self._rate}
@@ -272,10 +271,10 @@ class Benchmark:
         config.accumulate = 1
         if "remat" in config.model:
             config.model.remat = False
+        if one := kinds.of(config).forward(config):
+            return 3 * flops.count(one[0], *one[1])
         program = programs.training(config, self._mesh, cached=True)
-        if config.stage == "autoencode":
-            return flops.count(program.function, *program.arguments.values())
-        return 3 * forward_flops(config, program)
+        return flops.count(program.function, *program.arguments.values())
 
     def _codec(self, name) -> dict:
         found = programs.codec(self._config, self._mesh, self._config.batch_size)
@@ -310,21 +309,3 @@ class Benchmark:
     def _efficiency(self, work: float, found: dict) -> dict:
         rate = work / found["seconds"]
         return {"flops": work, "flops_per_second": rate, "mfu": rate / self._rate}
-
-
-def forward_flops(config, program) -> float:
-    """One forward pass of a second stage's denoiser and conditioners over a batch."""
-    return flops.count(*forward(config, program))
-
-
-def forward(config, program) -> tuple:
-    """(that pass, its arguments as shapes)."""
-    model = build.make_diffuse(config)
-    b, size = config.batch_size, config.data.size
-    x = jax.ShapeDtypeStruct((b, *model.latent_shape(size, size)), np.float32)
-    t = jax.ShapeDtypeStruct((b,), np.int32)
-    fields = jax.eval_shape(lambda: model.example(b, size, size))
-    frozen = program.arguments["frozen"].get("conditioners")
-    variables = {"params": program.arguments["state"]["params"]["denoiser"]}
-    variables |= {"frozen": frozen} if frozen else {}
-    return model.denoiser.apply, variables, x, t, fields

@@ -9,8 +9,10 @@ from collections import Counter
 import jax
 
 from ldm_jax.base import errors, platforms, tree, watch
-from ldm_jax.build import checks
 from ldm_jax.cost import budget, hlo, programs, topologies
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds
+from ldm_jax.runs import mesh as mesh_lib
 
 GIB = 2**30
 PARTS = ("train", "sample")
@@ -41,8 +43,8 @@ def estimate(name: str, config, wanted: Target) -> tuple[dict, dict]:
     key = next(key for key in EFFORTS[wanted.effort] if hasattr(jax.config, key))
     jax.config.update(key, EFFORTS[wanted.effort][key])
     platforms.cache_compilations(pathlib.Path(tempfile.gettempdir()) / "ldm_jax_plan_cache")
-    config = programs.with_data(config)
-    mesh = checks.make_mesh(config, devices)
+    config = data_lib.resolved(config)
+    mesh = mesh_lib.make_mesh(config, devices)
     estimator = Estimator(config, mesh, chip, wanted.memory_gib * GIB)
     summary = {
         "config": name,
@@ -55,7 +57,7 @@ def estimate(name: str, config, wanted: Target) -> tuple[dict, dict]:
     }
     if "train" in wanted.parts:
         summary["train"] = estimator.training(config.batch_size)
-    if "sample" in wanted.parts and config.stage == "diffuse":
+    if "sample" in wanted.parts and kinds.of(config).draws:
         summary["sample"] = estimator.sampling(wanted.sample_batch or len(devices))
     if wanted.largest and "train" in wanted.parts:
         summary["largest_batch"] = estimator.largest(summary["train"])

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import errors, remote, tree, watch
-from ldm_jax.build import checks as config_checks
-from ldm_jax.build import objects as build
 from ldm_jax.cost import programs
 from ldm_jax.engine import hosts
+from ldm_jax.runs import check as check_lib
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import mesh as mesh_lib
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 STEPS_KEPT = 4  # checkpoints at a time: those kept, the one being written, and one to spare
@@ -77,10 +78,10 @@ def writable(workdir: str) -> str:
 
 def record(config) -> str:
     """Reads one batch as the training would."""
-    source = build.open_source(config.data)
-    build.resolve(config, source)
-    config_checks.check(config, source)
-    with build.make_data(config, source, ("image",)).train(0) as batches:
+    source = data_lib.open_source(config.data)
+    data_lib.resolve(config, source)
+    check_lib.check(config, source)
+    with data_lib.make(config, source, ("image",)).train(0) as batches:
         image = next(batches)["image"]
     return f"{len(source)} records; a batch of images {image.shape}"
 
@@ -88,8 +89,8 @@ def record(config) -> str:
 def step(config, workdir) -> str:
     """Compiles the training step for these devices and weighs it."""
     seconds = watch.stopwatch()
-    build.resolve(config, build.open_source(config.data))
-    mesh = config_checks.make_mesh(config)
+    data_lib.resolve(config, data_lib.open_source(config.data))
+    mesh = mesh_lib.make_mesh(config)
     program = programs.training(config, mesh)
     memory = program.lower().compile().memory_analysis()
     disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)

@@ -11,13 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import raster, shard, tree
-from ldm_jax.build import objects as build
-from ldm_jax.data import conditions
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import step as step_lib
-from ldm_jax.models import lpips
+from ldm_jax.runs import kinds
 from ldm_jax.stages.codec import Codec
-from ldm_jax.stages.sampling import Sampling
 
 
 class Program(NamedTuple):
@@ -36,20 +33,21 @@ def training(config, mesh, first_stage: Codec | None = None, cached: bool = Fals
     first_stage: of a second stage, in the place of the one that the config names.
     cached: the batch is of a latent cache.
     """
-    stage, batch = _autoencode(config) if _first(config) else _diffuse(config, first_stage, cached)
+    kind, given = kinds.of(config), {"codec": first_stage} if first_stage else {}
+    stage = kind.stage(config, kind.frozen_shapes(config, **given), **given)
     programs = step_lib.programs(
         stage,
         config.optim.to_dict(),
         mesh=mesh,
         total=config.steps.total,
         accumulate=config.accumulate,
-        offload=config.get("offload", False),
+        offload=config.offload,
     )
     whole = shard.replicated(mesh)
     arguments = {
         "state": programs.state,
         "frozen": shard.abstract(stage.frozen, whole),
-        "batch": shard.abstract_batch(batch, mesh),
+        "batch": shard.abstract_batch(kind.batch(config, cached, **given), mesh),
         "key": shard.abstract(_keys(), whole),
     }
     return Program(programs.step, arguments)
@@ -57,8 +55,9 @@ def training(config, mesh, first_stage: Codec | None = None, cached: bool = Fals
 
 def sampling(config, mesh, batch_size: int) -> Program:
     """A batch of samples by the config's sampling: (params, frozen, keys, fields) -> uint8."""
-    model, frozen = _model(config)
-    how, size = Sampling(**config.sample), config.data.size
+    kind = kinds.of(config)
+    model, frozen = kind.model(config), kind.frozen_shapes(config)
+    how, size = model.sampling, config.data.size
 
     def draw(params, frozen, keys, fields):
         z = model.sample(params, frozen, keys, fields, sampling=how, height=size, width=size)
@@ -69,7 +68,7 @@ def sampling(config, mesh, batch_size: int) -> Program:
         "params": shard.abstract(jax.eval_shape(model.init, _keys()), whole),
         "frozen": shard.abstract(frozen, whole),
         "keys": shard.abstract(_keys(batch_size), rows),
-        "fields": shard.abstract(_fields(model, batch_size), rows),
+        "fields": shard.abstract(kind.fields(model, batch_size), rows),
     }
     return Program(jax.jit(draw, out_shardings=rows), arguments)
 
@@ -79,7 +78,7 @@ def codec(config, mesh, batch_size: int) -> dict[str, Program]:
 
     Of a first stage, or of a second one's; {} for pixels.
     """
-    own = Codec(build.make_autoencoder(config)) if _first(config) else _model(config)[0].codec
+    own = kinds.of(config).codec(config)
     if own.model is None:
         return {}
     side = config.data.size
@@ -112,64 +111,6 @@ def fill(program: Program) -> tuple:
         return jax.device_put(values, leaf.sharding)
 
     return tuple(jax.tree_util.tree_map_with_path(make, list(program.arguments.values())))
-
-
-def with_data(config):
-    """`config` with what its data decides filled in; data that decide nothing are not opened."""
-    conditioners = config.get("conditioners", {}).values()
-    if any(conditions.OPEN in kwargs.values() for kwargs in conditioners):
-        return build.resolve(config, build.open_source(config.data))
-    return config
-
-
-def _first(config) -> bool:
-    return config.stage == "autoencode"
-
-
-def _autoencode(config):
-    """The stage, with LPIPS of shapes alone, and a batch."""
-    size, weights = config.data.size, None
-    if config.loss.perceptual_weight and not config.lpips.backbone:
-        image = jnp.zeros((1, size, size, 3))
-        weights = jax.eval_shape(lambda: lpips.LPIPS().init(_key(), image, image))["params"]
-    stage = build.make_autoencode(config, weights).stage()
-    return stage, {"image": _float32(config.batch_size, size, size, 3)}
-
-
-def _diffuse(config, first_stage, cached):
-    """The stage, its first stage of shapes alone, and a batch of images or of cached moments."""
-    model, frozen = _model(config, first_stage)
-    b, size = config.batch_size, config.data.size
-    fields = _fields(model, b)
-    if cached:
-        height, width, channels = model.latent_shape(size, size)
-        moments = channels * model.codec.bottleneck.moments
-        return model.stage(frozen), {"moments": _float32(b, height, width, moments)} | fields
-    return model.stage(frozen), {"image": _float32(b, size, size, 3)} | fields
-
-
-def _model(config, first_stage=None):
-    """The second stage, and its frozen weights as shapes."""
-    model = build.make_diffuse(config, first_stage)
-    image = jnp.zeros((1, config.data.size, config.data.size, 3))
-    first = {}
-    if model.codec.model:
-        first = jax.eval_shape(model.codec.model.init, _keys(), image)["params"]
-    frozen = {"first_stage": first, "scale": _float32()}
-    inputs = jnp.zeros((1, *model.latent_shape(model.size, model.size))), jnp.zeros(1, jnp.int32)
-    fields = model.example(1, model.size, model.size)
-    if own := jax.eval_shape(model.denoiser.init, _keys(), *inputs, fields).get("frozen"):
-        frozen["conditioners"] = own
-    return model, frozen
-
-
-def _fields(model, b: int) -> dict:
-    """What the conditioners read of a batch; images in the place of their latents."""
-    fields = dict(jax.eval_shape(lambda: model.example(b, model.size, model.size)))
-    for field, image in model.denoiser.latent_of.items():
-        del fields[field]
-        fields[image] = _float32(b, model.size, model.size, 3)
-    return fields
 
 
 def _key():

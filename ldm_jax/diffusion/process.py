@@ -41,7 +41,8 @@ def _no_signal(alpha, sigma):
         ""
         if np.all(alpha > 0)
         else (
-            "at the last timestep x_t is pure noise and its eps says nothing of x_0; use prediction='v'"
+            "at the last timestep x_t is pure noise and its eps says nothing of x_0; use "
+            "prediction='v'"
         )
     )
 

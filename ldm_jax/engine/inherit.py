@@ -11,12 +11,11 @@ from ldm_jax.base import errors, tree
 from ldm_jax.engine import checkpoint
 
 
-def check(run, players):
-    """Raises UsageError unless `run` holds weights that these players can start from.
+def check(run, params: dict):
+    """Raises UsageError unless `run` holds weights that players can start from.
 
-    players: api.Player. Reads shapes alone, so it takes no device and little time.
+    params: {player: its parameters' shapes}. Reads shapes alone, so it takes no device.
     """
-    params = {p.name: jax.eval_shape(lambda p=p: p.init(jax.random.key(0))) for p in players}
     _common(run, checkpoint.saved(run), {"params": params, "ema": params})
 
 

@@ -8,9 +8,11 @@ import numpy as np
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, platforms, raster, watch
-from ldm_jax.build import objects as build
+from ldm_jax.base import record as record_lib
 from ldm_jax.data import transforms
-from ldm_jax.runs import opened
+from ldm_jax.runs import conditions as conditions_of
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds, opened
 from ldm_jax.scenes import scores
 from ldm_jax.stages.sampling import Sampling
 
@@ -40,9 +42,9 @@ def measure(wanted: Adherence, overrides: dict[str, str], picture: pathlib.Path)
     given = {"steps": wanted.steps} if wanted.steps else {}
     sampling = dataclasses.replace(Sampling(**config.sample), **given)
     scales = tuple(wanted.guidance) or (sampling.guidance,)
-    source = build.open_source(config.data)
-    held_out = build.sources.holdout(source, config.data.holdout, train=False)
-    fields, records = build.make_conditions(config, source).of_source(held_out, wanted.num)
+    source = data_lib.open_source(config.data)
+    held_out = data_lib.held_out(config, source)
+    fields, records = conditions_of.make(config, source).of_source(held_out, wanted.num)
     platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
     run = opened.load(wanted.run)
     score = functools.partial(_score, () if wanted.null else fields, records)
@@ -75,15 +77,14 @@ def words(summary: dict) -> list[str]:
 
 def read_config(run, overrides: dict):
     """The config of a second stage on scenes, with changes to its data."""
-    config = build.read_config(run)
+    config = record_lib.read(run)
     for key, text in overrides.items():
         if not key.startswith("data."):
             raise errors.UsageError(f"--config.{key}: only the data of the conditions may change.")
         config_lib.override(config, key, text)
-    if config.stage != "diffuse" or config.data.source != "scenes":
-        raise errors.UsageError(
-            f"--run={run} is no second stage on scenes; only their pictures can be checked."
-        )
+    kinds.expect(config, "diffuse", f"--run={run}")
+    if config.data.source != "scenes":
+        raise errors.UsageError(f"--run={run} is not on scenes; only their pictures are checked.")
     return config
 
 

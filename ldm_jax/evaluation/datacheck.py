@@ -3,21 +3,23 @@
 import numpy as np
 
 from ldm_jax.base import watch
-from ldm_jax.build import objects as build
 from ldm_jax.data import survey
+from ldm_jax.runs import codecs
+from ldm_jax.runs import conditions as conditions_of
+from ldm_jax.runs import data as data_lib
 
 
 def check(config, records: int = 0) -> dict:
     """What `check_data` writes of `records` records, evenly spread, or of all."""
     seconds = watch.stopwatch()
-    if config.stage == "diffuse" and not config.first_stage:
+    if not config.get("first_stage", codecs.IDENTITY):
         with config.unlocked():
-            config.first_stage = build.IDENTITY  # only the size of small images depends on it
-    source = build.open_source(config.data)
-    config = build.resolve(config, source)
+            config.first_stage = codecs.IDENTITY  # only the size of small images depends on it
+    source = data_lib.open_source(config.data)
+    config = data_lib.resolve(config, source)
     count = min(records or len(source), len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
-    conditions = build.make_conditions(config, source)
+    conditions = conditions_of.make(config, source)
     seen = survey.survey(source, conditions, config.data.size, chosen, config.data.threads)
     return {
         "records": seen.records,

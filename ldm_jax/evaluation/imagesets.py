@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ldm_jax.base import errors, tensorfile
-from ldm_jax.build import objects as build
+from ldm_jax.base import record as record_lib
 from ldm_jax.data import pipeline, sources, transforms
 from ldm_jax.evaluation import protocol
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs
+from ldm_jax.runs import data as data_lib
 
 BATCH = 64
 HEADERS = {
@@ -87,9 +88,9 @@ def _of_job(path):
 
 
 def _of_run(path, records):
-    config = build.read_config(path)
+    config = record_lib.read(path)
     data = config.data
-    source = build.open_source(data)
+    source = data_lib.open_source(data)
     train = sources.holdout(source, data.holdout, train=True)
     crop = transforms.Crop(data.size, "center", data.interpolation)
     return _of_source(train, [crop], records, (data.size,) * 2, data.interpolation)

@@ -4,17 +4,17 @@ import jax
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.build import objects as build
-from ldm_jax.data import pipeline, sources, transforms
+from ldm_jax.data import pipeline, transforms
 from ldm_jax.evaluation import distances as distances_lib
 from ldm_jax.evaluation import measures, protocol, suite
 from ldm_jax.metrics import features
-from ldm_jax.stages import codec
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds
 
 
 def plan(config) -> measures.Request | None:
     """From config.eval; reads the weights. None where nothing is to be measured."""
-    metrics = config_lib.names(config.eval.get("metrics", ()))  # older runs lack this key
+    metrics = config_lib.names(config.eval.metrics)
     if not metrics:
         return None
     name, weights = config.eval.features or "mobilenet", config.eval.weights
@@ -28,7 +28,7 @@ def plan(config) -> measures.Request | None:
             f"config.eval.every={config.eval.every} must be a multiple of config.steps.eval="
             f"{config.steps.eval}."
         )
-    has_classes = config.stage == "diffuse" and features.EXTRACTORS.get(name).classes
+    has_classes = kinds.of(config).draws and features.EXTRACTORS.get(name).classes
     suite.check(metrics, has_classes, True, True, "config.eval.metrics")
     settings = suite.Settings(bootstrap=0)  # a curve shows its own noise
     return measures.Request(
@@ -42,11 +42,11 @@ def distances(plan: measures.Request, config, source, mesh) -> distances_lib.Dis
     Of a first stage held-out records against their reconstructions; of a second stage training
     records against samples under their conditions.
     """
-    first = config.stage == "autoencode"
-    data = sources.holdout(source, config.data.holdout, train=not first)
+    kind = kinds.of(config)
+    data = getattr(data_lib, kind.judged_on)(config, source)
     count = min(config.eval.samples or config.eval.records, len(data))
     changes = transforms.standard(config.data.size, "center", False, config.data.interpolation)
-    draw, fields = (_reconstruction if first else _sampling)(config)
+    draw, fields = kind.drawing(config)
 
     def batches():
         return pipeline.eval_batches(
@@ -67,31 +67,7 @@ def distances(plan: measures.Request, config, source, mesh) -> distances_lib.Dis
         draw,
         batches,
         origin,
-        prefix="r" if first else "",
+        prefix=kind.prefix,
         due=lambda step: not every or step % every == 0 or step == total,
         mesh=mesh,
     )
-
-
-def _reconstruction(config):
-    """(params, frozen, batch, keys) -> images, and the fields that it reads besides the image."""
-    first_stage = codec.Codec(build.make_autoencoder(config))
-
-    def draw(params, frozen, batch, keys):
-        own = params["autoencoder"]["model"]
-        return first_stage.decode(own, first_stage.encode(own, batch["image"]))
-
-    return draw, ()
-
-
-def _sampling(config):
-    """The same of a second stage."""
-    model = build.make_diffuse(config)
-    how = dict(sampling=model.sampling, height=model.size, width=model.size)
-
-    def draw(params, frozen, batch, keys):
-        fields = {name: batch[name] for name in model.fields}
-        z = model.sample(params["denoiser"], frozen, keys, fields, **how)
-        return model.render(frozen, z, model.sampling)
-
-    return draw, model.fields

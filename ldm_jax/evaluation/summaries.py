@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from ldm_jax.base import disk, errors, platforms, shard, watch
-from ldm_jax.build import objects as build
+from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint
 from ldm_jax.evaluation import imagesets, measures, protocol
 from ldm_jax.evaluation import judge as judge_lib
-from ldm_jax.runs import opened
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds
 from ldm_jax.scenes import checker
 from ldm_jax.stages import autoencode
 
@@ -44,18 +45,18 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     other: a summary to be compared with later, so that a difference in protocol is found at once.
     """
     seconds = watch.stopwatch()
-    path = pathlib.Path(wanted.run)
-    config = build.read_config(path)
-    first = config.stage == "autoencode"
-    if not first and (wanted.weights or wanted.lpips):
-        raise errors.UsageError(f"{path} is a second stage: sample from it, then --samples=FOLDER.")
+    record = record_lib.Record(wanted.run)
+    path, config = record.path, record.config
+    kind = kinds.of(config)
+    if kind.draws and (wanted.weights or wanted.lpips):
+        raise errors.UsageError(f"{path} is {kind.title}: sample from it, then --samples=FOLDER.")
     if wanted.lpips:
         _measure_lpips(config, wanted.lpips)
     request = wanted.request() if wanted.weights else None
     mesh = shard.make_mesh()
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
-    source = build.open_source(config.data)
-    held_out = build.sources.holdout(source, config.data.holdout, train=False)
+    source = data_lib.open_source(config.data)
+    held_out = data_lib.held_out(config, source)
     with config.unlocked():
         config.eval.records = len(held_out)
     data = protocol.origin(
@@ -69,15 +70,15 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
 
     platforms.cache_compilations(path / "compilation_cache")
-    stage = build.make_autoencode(config).stage() if first else _second_stage(path)
+    stage = kind.evaluated(config, record)
     whole = shard.replicated(mesh)
-    batches = lambda: build.held_out_batches(config, held_out, stage.fields)
+    batches = lambda: data_lib.held_out_batches(config, held_out, stage.fields)
     judge = judge_lib.Judge(stage, batches, jax.device_put(stage.frozen, whole), mesh)
     figures, latents = {}, {}
     for name, (mean, error) in judge.measure(jax.device_put(params, whole)).items():
         figures |= {name: mean, f"{name}_std": error}
-    if first:
-        codec, own = build.Codec(build.make_autoencoder(config)), params["autoencoder"]["model"]
+    if not kind.draws:
+        codec, own = kind.codec(config), params[kind.player]["model"]
         latents, distances = measures.of_first_stage(codec, own, batches, data, request)
         figures |= distances
     summary = subject | {"records": len(held_out)}
@@ -118,14 +119,9 @@ def read(path, flag: str) -> dict:
         raise errors.UsageError(f"{flag}={path} is no summary.json of evaluate.") from e
 
 
-def _second_stage(path):
-    run = opened.load(path)
-    return run.model.stage(run.weights["frozen"])
-
-
 def _of_scenes(run) -> bool:
     try:
-        return build.read_config(run).data.source == "scenes"
+        return record_lib.read(run).data.source == "scenes"
     except errors.UsageError:  # the run is no longer there; its samples are
         return False
 

@@ -9,10 +9,12 @@ import numpy as np
 
 from ldm_jax.base import errors, raster, shard, watch
 from ldm_jax.base.progress import Progress
-from ldm_jax.build import objects as build
 from ldm_jax.engine import preempt
 from ldm_jax.jobs import conditioning, export, settings
 from ldm_jax.jobs import job as job_lib
+from ldm_jax.runs import conditions as conditions_of
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds
 
 GRID_COLUMNS = 8
 GRID_ROWS = 16
@@ -47,9 +49,9 @@ def draw(wanted: Drawing) -> dict | None:
     """Draws the shards that are missing; the summary, or None while other workers still draw."""
     seconds = watch.stopwatch()
     how = wanted.settings()
-    model = build.make_diffuse(how.config)
+    model = kinds.of(how.config).model(how.config)
     how.sampling.tiling(model, *how.size)
-    classes = settings.num_classes(how.config)
+    classes = conditions_of.classes(how.config)
     conditions = conditioning.read(
         wanted, classes=classes, known=model.fields, make=functools.partial(_maker, how.config)
     )
@@ -102,9 +104,9 @@ def write_file(wanted: Drawing, file: pathlib.Path, platforms: list[str]) -> dic
 
 def _maker(config):
     """(data.conditions.Conditions, held-out records) of a run's data."""
-    source = build.open_source(config.data)
-    held_out = build.sources.holdout(source, config.data.holdout, train=False)
-    return build.make_conditions(config, source), held_out
+    source = data_lib.open_source(config.data)
+    held_out = data_lib.held_out(config, source)
+    return conditions_of.make(config, source), held_out
 
 
 def timings(clocks: dict, compiling: float, drawn: int, decode: float) -> dict:

@@ -7,10 +7,10 @@ import pathlib
 import numpy as np
 
 from ldm_jax.base import errors, raster
-from ldm_jax.build import objects as build
+from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion import editing as maths
 from ldm_jax.jobs import conditioning, painter, pictures, settings
-from ldm_jax.runs import opened
+from ldm_jax.runs import codecs, opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Edit:
         if not self.images:
             raise errors.UsageError("--images is missing: give a picture or a folder of them.")
         found = pictures.read("--images", self.images)
-        size = settings.read_size(self.size, build.read_config(self.run))
+        size = settings.read_size(self.size, record_lib.read(self.run))
         images = np.stack([pictures.fit(picture.pixels, size) for picture in found])
         return [picture.name for picture in found], found, images
 
@@ -88,11 +88,11 @@ def vary(edit: Edit) -> dict:
 
 def upscale(edit: Edit) -> dict:
     """Draws pictures of the training size from small ones, or from pictures made small."""
-    config = build.read_config(edit.run)
+    config = record_lib.read(edit.run)
     if "low_res" not in config.get("conditioners", {}):
         raise errors.UsageError(f"--run={edit.run} was not trained for super-resolution (low_res).")
     names, found, images = edit.read()
-    f = build.open_codec(config.first_stage).f
+    f = codecs.open_codec(config.first_stage).f
     small = tuple(side // f for side in images.shape[1:3])
     images = np.stack([pictures.fit(picture.pixels, small) for picture in found])
     drawn = edit.painter().draw(len(images), {"low_res": painter.floats(images)})

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 
 from ldm_jax.base import disk, errors, platforms, shard, tree, watch
+from ldm_jax.base import record as record_lib
 from ldm_jax.base.progress import Progress
-from ldm_jax.build import checks
-from ldm_jax.build import objects as build
 from ldm_jax.data import latents, pipeline, sources
 from ldm_jax.engine import preempt
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs, settings
+from ldm_jax.runs import check as check_lib
+from ldm_jax.runs import codecs, kinds
+from ldm_jax.runs import data as data_lib
 
 TRIES = 8  # records in the place of a bad one, as in training
 
@@ -40,16 +42,18 @@ def encode(wanted: Encoding, data) -> dict | None:
     seconds = watch.stopwatch()
     worker, workers = settings.read_worker(wanted.worker)
     chains = latents.variants(data.size, data.crop, data.flip, data.interpolation)
-    codec = build.open_codec(wanted.run)
-    checks.divides(data.size, codec.f, "the downsampling factor f of --run")
-    records = sources.holdout(build.open_source(data), data.holdout, train=True)
+    config = record_lib.read(wanted.run)
+    kinds.expect(config, "autoencode", f"--run={wanted.run}")
+    codec = kinds.of(config).codec(config)
+    check_lib.divides(data.size, codec.f, "the downsampling factor f of --run")
+    records = sources.holdout(data_lib.open_source(data), data.holdout, train=True)
     readers = [pipeline.Rows(records, tuple(chain), 1, 0, 1, (), TRIES) for chain in chains]
     reader = Reader(readers, data.threads)
 
     platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
     mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(wanted.batch_size, mesh, key="--batch_size")
-    params, step = build.codec_params(wanted.run)
+    params, step = codecs.read_params(wanted.run)
     origin = {"run": str(wanted.run), "step": step, "weights": tree.digest(params)}
     index = {"data": latents.about(records, data), "first_stage": origin, "dtype": wanted.dtype}
     job = job_lib.Job(

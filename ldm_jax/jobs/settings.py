@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from ldm_jax.base import errors, platforms
-from ldm_jax.build import objects as build
-from ldm_jax.runs import opened
+from ldm_jax.base import record as record_lib
+from ldm_jax.diffusion.process import make_process
+from ldm_jax.runs import kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
 
@@ -38,11 +39,10 @@ def read(run: str, changes: dict, size: str = "", ema: bool = True, weaker: str 
       size: see `read_size`.
       ema, weaker: see runs.opened.load.
     """
-    config = build.read_config(run)
-    if config.stage != "diffuse":
-        raise errors.UsageError(f"--run={run} is a first stage; sampling needs a second stage.")
-    sampling = dataclasses.replace(Sampling(**config.sample), **changes)
-    sampling.grid(build.make_process(**config.process))
+    config = record_lib.read(run)
+    kinds.expect(config, "diffuse", f"--run={run}")
+    sampling = Sampling(**config.sample).over(changes)
+    sampling.grid(make_process(**config.process))
     return Settings(run, config, sampling, read_size(size, config), ema, weaker)
 
 
@@ -55,18 +55,12 @@ def read_size(text: str, config) -> tuple[int, int]:
         height, width = sides if len(sides) == 2 else sides * 2
     except ValueError as e:
         raise errors.UsageError(f"--size={text} must read HxW in pixels, e.g. 64x96.") from e
-    first = config.stage == "autoencode"
-    factor = build.make_autoencoder(config).f if first else build.make_diffuse(config).divisor
+    factor, _ = kinds.of(config).divisor(config)
     if height < 1 or width < 1 or height % factor or width % factor:
         raise errors.UsageError(
             f"--size={text}: both sides must be positive multiples of {factor}."
         )
     return height, width
-
-
-def num_classes(config) -> int:
-    """Classes that a second stage is conditioned on, 0 for none."""
-    return config.conditioners.get("class", {}).get("num_classes", 0)
 
 
 def read_worker(text: str) -> tuple[int, int]:

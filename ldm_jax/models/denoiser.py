@@ -38,12 +38,7 @@ class Denoiser(nn.Module):
     @property
     def divisor(self) -> int:
         """What the sides of latents must divide by."""
-        return 2 ** (len(self.unet.mult) - 1)
-
-    @nn.nowrap
-    def init_params(self, key, x, t, fields):
-        """Fresh parameters, shaped for arguments such as those of `__call__`."""
-        return self.init(key, x, t, fields)["params"]
+        return self.backbone.divisor
 
     @nn.nowrap
     def draw_drop(self, key, b: int, dropout: float):

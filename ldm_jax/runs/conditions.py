@@ -1,6 +1,5 @@
 """The conditioners of a config, and the condition fields that they read, made of records."""
 
-import dataclasses
 import inspect
 
 import jax
@@ -10,18 +9,18 @@ from ml_collections import ConfigDict
 from ldm_jax.base import errors, upgrade
 from ldm_jax.data import conditions, transforms
 from ldm_jax.models import clip  # noqa: F401  (registers itself)
-from ldm_jax.models.conditioners import CONDITIONERS
+from ldm_jax.models.conditioners import CONDITIONERS, num_classes
 from ldm_jax.runs import kinds
 
 
 def make_conditioners(config: ConfigDict) -> dict:
-    """{label: conditioner}, by label. The other keys of a group are for the makers of its fields."""
+    """{label: conditioner}, by label; other keys of a group are for the makers of its fields."""
     made, dtype = {}, jnp.dtype(config.dtype)
     for label, kwargs in sorted(config.conditioners.items()):
         conditioner = CONDITIONERS.get(kwargs["name"])
         own = inspect.signature(conditioner).parameters.keys() - {"name", "parent", "dtype"}
         fields = [conditioner.latent_of.get(f, f) for f in conditioner.fields]
-        known = {"name"} | own | (conditions.arguments(fields) - {"shapes", "source"})
+        known = {"name"} | own | conditions.options(fields)
         if unknown := sorted(set(kwargs) - known):
             raise errors.UsageError(
                 f"config.conditioners.{label} has no key {unknown[0]!r}"
@@ -55,9 +54,8 @@ def make(config: ConfigDict, source=None, fields=None) -> conditions.Conditions:
             shapes[picture] = image[1:]
         if fields is not None and not set(shapes) & set(fields):
             continue
-        attributes = {f.name: getattr(conditioner, f.name) for f in dataclasses.fields(conditioner)}
-        settings = {**data, **attributes, **config.conditioners[label]}
-        makers += conditions.makers(shapes, settings, source)
+        group = config.conditioners[label]
+        makers += conditions.makers(conditions.Given(shapes, conditioner, group, data, source))
         wanted += shapes
     framing = transforms.standard(data.size, "center", False, data.interpolation)[:-1]
     return conditions.Conditions(tuple(makers), tuple(dict.fromkeys(wanted)), tuple(framing))
@@ -65,7 +63,4 @@ def make(config: ConfigDict, source=None, fields=None) -> conditions.Conditions:
 
 def classes(config: ConfigDict) -> int:
     """Classes that a run is conditioned on, under whatever label; 0: none."""
-    for kwargs in config.get("conditioners", {}).values():
-        if "class" in CONDITIONERS.get(kwargs["name"]).fields:
-            return kwargs.get("num_classes", 0)
-    return 0
+    return num_classes(config.get("conditioners", {}))

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -12,12 +11,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import defaults, disk, errors, output, tree, watch
-from ldm_jax.build import objects as build
+from ldm_jax.base import disk, errors, output, tree, watch
+from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint
-from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.runs import kinds
 from ldm_jax.weights import from_diffusers as diffusers_reader
-from ldm_jax.weights import official, rules, taesd, to_diffusers
+from ldm_jax.weights import official, rules, taesd
 
 FIRST_STAGE = "first_stage"  # where a converted second stage keeps its first one
 OPENERS = {
@@ -55,7 +54,9 @@ def export(run, out, ema: bool = True) -> dict:
     """Writes a run into the folder `out` as diffusers loads it, whole or not at all."""
     seconds = watch.stopwatch()
     with _new_folder(out) as folder:
-        loads_as = write_diffusers(run, folder, ema)
+        record = record_lib.Record(run)
+        config = record.config
+        loads_as = kinds.of(config).export(record, config, folder, ema)
         summary = {"exported": run, "loads_as": loads_as, "seconds": seconds()}
         disk.write_json(folder / "summary.json", summary)
     return summary
@@ -63,16 +64,14 @@ def export(run, out, ema: bool = True) -> dict:
 
 def write_run(source, folder, overrides) -> dict:
     """config.json, checkpoints and, of a second stage, latents.json and the first stage's run."""
-    counts = {}
-    changes = dict(source.config)
-    if source.stage == "diffuse":
+    counts, changes, record = {}, dict(source.config), record_lib.Record(folder)
+    if source.first_stage:
         changes["first_stage"] = source.first_stage
         if not isinstance(source.first_stage, str):
             changes["first_stage"] = FIRST_STAGE
             inner = write_run(source.first_stage, folder / FIRST_STAGE, {})
             counts["first_stage_parameters"] = inner["parameters"]
-    config = make_config(source.stage, changes, overrides)
-    disk.write_text(folder / "config.json", config_lib.to_json(config))
+    record.write_config(make_config(source.stage, changes, overrides))
 
     for place, file in source.files.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -82,68 +81,29 @@ def write_run(source, folder, overrides) -> dict:
             (folder / place).write_bytes(file)
         else:
             shutil.copyfile(file, folder / place)
-    config = build.read_config(folder)
-    shapes = abstract(config)
+    config, kind = record.config, kinds.KINDS.get(source.stage)
+    shapes = kind.shapes(config)
     trees = {
-        kind: {
+        name: {
             player: rules.convert(*tables, expected=shapes[player])
             for player, tables in players.items()
         }
-        for kind, players in (("params", source.tables), ("ema", source.ema))
+        for name, players in (("params", source.tables), ("ema", source.ema))
     }
     save(folder, source.step, trees)
-    if source.stage == "diffuse":
-        first, step = build.codec_params(config.first_stage)
-        digest = tree.digest(first) if first else build.IDENTITY
-        origin = {"first_stage": changes["first_stage"], "step": step, "digest": digest}
-        if frozen := build.make_diffuse(config).denoiser.read_frozen():
-            origin["conditioners"] = tree.digest(frozen)
-        record = {"scale": source.scale, "origin": origin}
-        disk.write_text(folder / "latents.json", json.dumps(record, indent=2) + "\n")
+    kind.converted(record, config, source)
     return {"parameters": tree.count(trees["params"])} | counts
-
-
-def write_diffusers(run, folder, ema=True) -> str:
-    """The run as diffusers' folder; returns the class that loads it."""
-    config = build.read_config(run)
-    player = {"autoencode": "autoencoder", "diffuse": "denoiser"}[config.stage]
-    params = checkpoint.read_params(run, (player,), ema=ema)[0][player]
-    if config.stage == "autoencode":
-        return to_diffusers.write_first_stage(
-            folder, dict(config.model), {"model": params["model"]}, size=config.data.size
-        )
-    codec = build.open_codec(config.first_stage)
-    beneath, _ = build.codec_params(config.first_stage)
-    first = None
-    if codec.model:
-        first = dict(build.read_config(config.first_stage).model), {"model": beneath}
-    scale = disk.read_json(pathlib.Path(run) / "latents.json")["scale"]
-    return to_diffusers.write_second_stage(
-        folder, config.to_dict() | {"f": codec.f}, params, first, scale
-    )
 
 
 def make_config(stage: str, changes: dict, overrides: dict):
     """The defaults of a stage with these changes, resolved and locked."""
-    keys = {"autoencode": defaults.first_stage, "diffuse": defaults.ldm}[stage]().to_dict()
+    keys = kinds.KINDS.get(stage).defaults().to_dict()
     if "name" in changes.get("model", {}):  # another network, with keys of its own
         keys["model"] = {}
     config = ConfigDict(_merge(keys, changes)).lock()
     for key, text in overrides.items():
         config_lib.override(config, key, text)
     return config
-
-
-def abstract(config) -> dict:
-    """{player: parameters without memory} of a config."""
-    key, size = jax.random.key(0), config.data.size
-    if config.stage == "diffuse":
-        return {"denoiser": jax.eval_shape(build.make_diffuse(config).init, key)}
-    model = build.make_autoencoder(config)
-    image = jnp.zeros((1, size, size, model.image_channels))
-    init = lambda module: jax.eval_shape(module.init, key, image)["params"]
-    own = {"model": init(model)}
-    return {"autoencoder": own, "discriminator": init(PatchDiscriminator(**config.discriminator))}
 
 
 def save(folder, step: int, trees: dict):

@@ -14,6 +14,13 @@ from ldm_jax.runs import codecs, conditions, kinds
 from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
 
 
+def load(spec: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """`record.load`; a flag for the data that means nothing to their source is refused."""
+    config = record.load(spec, overrides)
+    sources.check_flags(config.data, overrides or ())
+    return config
+
+
 def open_source(data: ConfigDict) -> sources.Source:
     """The data source that `config.data` names; it takes the keys that are its arguments."""
     wanted = inspect.signature(sources.SOURCES.get(data.source)).parameters

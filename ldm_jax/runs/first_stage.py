@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base import errors, shard, tree
+from ldm_jax.base import defaults, errors, shard, tree
 from ldm_jax.engine import checkpoint
 from ldm_jax.metrics import scores
 from ldm_jax.models import lpips, tiny  # noqa: F401  (tiny registers itself)
 from ldm_jax.models.autoencoder import AUTOENCODERS
+from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.runs import kinds
@@ -28,8 +29,11 @@ class AutoencodeKind(kinds.Kind):
     prefix = "r"
     judged_on = "held_out"
 
+    def defaults(self):
+        return defaults.first_stage()
+
     def check(self, config, source):
-        self.network(config).check()
+        BOTTLENECKS.get(self.network(config).bottleneck)
         _one_of("config.discriminator.norm", config.discriminator.norm, NORMS)
         autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
 
@@ -42,8 +46,11 @@ class AutoencodeKind(kinds.Kind):
         return AUTOENCODERS.get(kwargs.pop("name"))(**kwargs, dtype=jnp.dtype(config.dtype))
 
     def stage(self, config, frozen):
-        dtype, weights = jnp.dtype(config.dtype), frozen.get("lpips")
-        perceive = None
+        return self.model(config, frozen.get("lpips")).stage()
+
+    def model(self, config, weights=None) -> autoencode.Autoencode:
+        """weights: LPIPS's, or their shapes; None measures none."""
+        dtype, perceive = jnp.dtype(config.dtype), None
         if weights is not None:
             distance = lpips.LPIPS(lpips.network(weights), dtype)
             perceive = lambda params, x, y: distance.apply({"params": params}, x, y)
@@ -55,7 +62,7 @@ class AutoencodeKind(kinds.Kind):
             perceive=perceive,
             lpips=weights,
             scores={"psnr_db": scores.psnr, "ssim": scores.ssim},
-        ).stage()
+        )
 
     def frozen(self, config) -> tuple[frozen_lib.Frozen, ...]:
         """LPIPS, where it has a weight in the loss."""
@@ -80,11 +87,15 @@ class AutoencodeKind(kinds.Kind):
     def frozen_shapes(self, config):
         return frozen_lib.shapes(self.frozen(config))
 
-    def begin(self, config, source, record):
+    def begin(self, config, source, record, cache=None):
         weights, digests = frozen_lib.read(self.frozen(config), record.frozen, record.shown)
         if digests and not record.frozen:
             record.write(frozen=digests)
         return self.stage(config, weights)
+
+    def evaluated(self, config, record):
+        # LPIPS may be another than the run was trained on: it measures here.
+        return self.stage(config, frozen_lib.read(self.frozen(config), {}, record.shown)[0])
 
     def batch(self, config, cached=False):
         return {"image": jax.ShapeDtypeStruct(_images(config), jnp.float32)}

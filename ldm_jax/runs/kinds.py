@@ -29,7 +29,7 @@ class Kind(abc.ABC):
       player: whose weights a run of this kind is known by.
       draws: whether its runs draw images from noise.
       prefix: of the names of distances between data and what it makes.
-      judged_on: "train" or "held_out": the records that those distances are measured on.
+      judged_on: "training" or "held_out": the records that those distances are measured on.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Kind(abc.ABC):
     player: str
     draws: bool = False
     prefix: str = ""
-    judged_on: str = "train"
+    judged_on: str = "training"
 
     @abc.abstractmethod
     def check(self, config, source):
@@ -56,11 +56,16 @@ class Kind(abc.ABC):
         """The frozen weights of the stage, without memory: nothing is read."""
 
     @abc.abstractmethod
-    def begin(self, config, source, record) -> api.Stage:
-        """The stage with its frozen weights, for a run to train or to be measured.
+    def begin(self, config, source, record, cache=None) -> api.Stage:
+        """The stage with its frozen weights, for a run in training.
 
-        Their digests are recorded by the run that begins, and compared by one that goes on.
+        Their digests are recorded by the run that begins, and compared by one that goes on. cache:
+        of `open_cache`.
         """
+
+    @abc.abstractmethod
+    def evaluated(self, config, record) -> api.Stage:
+        """The stage with its frozen weights, of a run that was trained."""
 
     @abc.abstractmethod
     def batch(self, config, cached: bool = False) -> dict:
@@ -85,6 +90,22 @@ class Kind(abc.ABC):
     def export(self, record, config, folder, ema=True) -> str:
         """Writes the run as a folder of diffusers; returns the class that loads it."""
 
+    @abc.abstractmethod
+    def defaults(self) -> ConfigDict:
+        """Every key of such a config; see base/defaults.py."""
+
+    def converted(self, record, config, source):
+        """Writes what a run converted from a foreign checkpoint says beside its weights.
+
+        source: a weights.source.Source.
+        """
+        return
+
+    def forward(self, config):
+        """(function, shapes of its arguments): a forward pass, whose work a training step does
+        three times; None where players share their passes."""
+        return None
+
     def shapes(self, config) -> dict:
         """{player: its parameters without memory}, of every player that it could have."""
         players = self.stage(config, self.frozen_shapes(config)).players
@@ -108,5 +129,6 @@ def expect(config, wanted: str, flag: str, remedy: str = ""):
     """Raises UsageError unless a run is of the kind `wanted`. flag: what the user called it."""
     if config.stage != wanted:
         raise errors.UsageError(
-            f"{flag} is of stage {config.stage!r}: give the run of {KINDS.get(wanted).title}{remedy}."
+            f"{flag} is of stage {config.stage!r}: give the run of "
+            f"{KINDS.get(wanted).title}{remedy}."
         )

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base import errors, raster, shard, tree, upgrade
+from ldm_jax.base import defaults, errors, raster, shard, tree, upgrade
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import checkpoint, hosts
 from ldm_jax.models.backbones import BACKBONES
-from ldm_jax.models.conditioners import Cond
+from ldm_jax.models.conditioners import Cond, label_of
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.runs import codecs, conditions, data, kinds
 from ldm_jax.runs import frozen as frozen_lib
@@ -36,6 +36,9 @@ class DiffuseKind(kinds.Kind):
     player = "denoiser"
     draws = True
 
+    def defaults(self):
+        return defaults.ldm()
+
     def check(self, config, source):
         codecs.check_trained(config.first_stage)
         model = self.model(config)
@@ -44,8 +47,9 @@ class DiffuseKind(kinds.Kind):
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):
             raise errors.UsageError(
-                f"A conditioner of config.conditioners has num_classes={classes}, but the data has "
-                f"{len(source.classes)} classes: take other data, or a model of so many."
+                f"config.conditioners.{label_of(config.conditioners, 'class')}.num_classes="
+                f"{classes}, but the data has {len(source.classes)} classes: take other data, or a "
+                "model of so many."
             )
         conditions.make(config, source)
 
@@ -135,6 +139,12 @@ class DiffuseKind(kinds.Kind):
         scale = hosts.on_first(measured, seconds=3600)["scale"]
         return self.stage(config, weights | {"scale": jnp.float32(scale)})
 
+    def evaluated(self, config, record):
+        if not record.latents:
+            raise errors.UsageError(f"{record.shown} was never trained: it holds no latents.json.")
+        weights, _ = frozen_lib.read(self.frozen(config), record.frozen, record.shown)
+        return self.stage(config, weights | {"scale": np.float32(record.latents["scale"])})
+
     def _statistics(self, config, source, params, origin, cache) -> dict:
         """Scale and moments of the latents: inherited, given, or measured on some batches."""
         if config.init_from:
@@ -192,6 +202,19 @@ class DiffuseKind(kinds.Kind):
         cache.check(latents_lib.about(data.training(config, source), how))
         return cache
 
+    def converted(self, record, config, source):
+        _, origin = frozen_lib.read(self.frozen(config), {}, record.shown)
+        if not isinstance(source.first_stage, str):  # inside, wherever the run will be
+            origin["first_stage"] = record.inside(config.first_stage)
+        record.write(latents={"scale": source.scale, "origin": origin})
+
+    def forward(self, config):
+        model, b, size = self.model(config), config.batch_size, config.data.size
+        x = jax.ShapeDtypeStruct((b, *model.latent_shape(size, size)), jnp.float32)
+        fields = jax.eval_shape(lambda: model.example(b, size, size))
+        variables = jax.eval_shape(lambda: model.initial(jax.random.key(0)))
+        return model.denoiser.apply, (variables, x, jax.ShapeDtypeStruct((b,), jnp.int32), fields)
+
     def open(self, record, config, ema=True, mesh=None, weaker=None):
         return SecondStage(record, config, ema, mesh, weaker)
 
@@ -225,9 +248,7 @@ class SecondStage:
         self.path, self.config = record.path, config
         kind = kinds.of(config)
         self.model = kind.model(config)
-        if not record.latents:
-            raise errors.UsageError(f"{record.shown} was never trained: it holds no latents.json.")
-        frozen, _ = frozen_lib.read(kind.frozen(config), record.frozen, record.shown)
+        frozen = dict(kind.evaluated(config, record).frozen)
         params, self.step = checkpoint.read_params(record.path, ("denoiser",), ema=ema)
         self.digest = tree.digest((numbered(config, params), frozen["first_stage"]))
         self.guide_digest = None
@@ -237,7 +258,7 @@ class SecondStage:
             frozen["guide"] = guide
         self._mesh = mesh
         self._params = shard.place(params["denoiser"], mesh)
-        self._frozen = shard.place(frozen | {"scale": np.float32(record.latents["scale"])}, mesh)
+        self._frozen = shard.place(frozen, mesh)
         self._encode, self._decode = jax.jit(self.model.encode), jax.jit(self.model.decode)
         self._predict = jax.jit(self.model.predict)
         self._condition = jax.jit(self.model.condition)

@@ -19,7 +19,6 @@ from ldm_jax.base import errors, registry
 from ldm_jax.diffusion import editing, guidance, samplers
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import Process
-from ldm_jax.models import parallel
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.stages import api
@@ -79,13 +78,17 @@ class Diffuse:
             draw=self.draw,
             columns={"samples": 8},
             watched="error",
-            rules=parallel.RULES,
+            rules=self.denoiser.backbone.rules,
         )
 
-    def init(self, key):
+    def initial(self, key) -> dict:
+        """The denoiser's first variables; see Denoiser.initial."""
         x = jnp.zeros((1, *self.latent_shape(self.size, self.size)))
         fields = self.example(1, self.size, self.size)
-        params = self.denoiser.init_params(key, x, jnp.zeros((1,), jnp.int32), fields)
+        return self.denoiser.initial(key, x, jnp.zeros((1,), jnp.int32), fields)
+
+    def init(self, key):
+        params = self.initial(key)["params"]
         if self.loss and self.loss.learn_logvar:
             params["logvar"] = jnp.full((self.process.timesteps,), self.loss.logvar)
         return params

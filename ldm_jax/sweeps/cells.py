@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, tree
-from ldm_jax.build import checks
-from ldm_jax.build import objects as build
+from ldm_jax.runs import check as check_lib
+from ldm_jax.runs import codecs, kinds
+from ldm_jax.runs import data as data_lib
 from ldm_jax.stages.codec import Codec
 
 BUDGETS = ("flops", "steps", "seconds")
@@ -123,16 +124,16 @@ def _cell(sweep, f, bottleneck, channels, seed) -> Cell:
         first.model.bottleneck = bottleneck
         if channels:
             first.model.update(z_channels=channels, latent_channels=channels)
-        codec = Codec(build.make_autoencoder(first))
+        codec = Codec(kinds.of(first).network(first))
         if codec.f != f:
             raise errors.UsageError(
                 f"config.first_stages.f{f}.model.mult={tuple(first.model.mult)} has f={codec.f}."
             )
     ldm = _unlocked(sweep.ldms[f"f{f}"])
     ldm.seed = seed
-    ldm.first_stage = build.IDENTITY
-    ldm = build.resolve(ldm, build.open_source(ldm.data))
-    checks.divides(ldm.data.size, f * 2 ** (len(ldm.model.mult) - 1), f"f={f} times levels")
+    ldm.first_stage = codecs.IDENTITY
+    ldm = data_lib.resolve(ldm, data_lib.open_source(ldm.data))
+    check_lib.divides(ldm.data.size, f * 2 ** (len(ldm.model.mult) - 1), f"f={f} times levels")
     if sweep.parameters:
         ldm = solve_width(ldm, codec, sweep.parameters, sweep.tolerance)
     return Cell(f, bottleneck, seed, first, ldm, codec, parameters(ldm, codec))
@@ -140,7 +141,7 @@ def _cell(sweep, f, bottleneck, channels, seed) -> Cell:
 
 def parameters(ldm: ConfigDict, codec: Codec) -> int:
     """Scalars of the denoiser and its conditioners."""
-    model = build.make_diffuse(ldm, codec)
+    model = kinds.of(ldm).model(ldm, codec)
     return tree.count(jax.eval_shape(model.init, jax.random.key(0)))
 
 

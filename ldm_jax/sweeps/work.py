@@ -10,6 +10,7 @@ import shutil
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output
+from ldm_jax.base import record as record_lib
 from ldm_jax.cost import budget
 from ldm_jax.sweeps import cells, page
 
@@ -167,7 +168,7 @@ class Work:
     def train(self, config, workdir):
         """Trains `config` in `workdir` to its end, where that was not reached."""
         if not finished(workdir):
-            recipe = workdir / config_lib.RUN_CONFIG
+            recipe = workdir / record_lib.CONFIG
             recipe = recipe if recipe.exists() else write_config(config, workdir)
             self.call("train", f"--config={recipe}", f"--workdir={workdir}")
 
@@ -186,7 +187,7 @@ def freeze(run, step: int, folder):
         shutil.rmtree(partial, ignore_errors=True)
         where = f"checkpoints/{step}"
         shutil.copytree(run / where, partial / where, copy_function=os.link)
-        for name in (config_lib.RUN_CONFIG, "latents.json"):
+        for name in (record_lib.CONFIG, "latents.json"):
             shutil.copy(run / name, partial / name)
         partial.rename(folder)
     return folder
@@ -210,7 +211,7 @@ def read(folder) -> dict:
 
 
 def write_config(config, folder) -> pathlib.Path:
-    file = pathlib.Path(folder) / config_lib.RUN_CONFIG
+    file = pathlib.Path(folder) / record_lib.CONFIG
     disk.write_text(file, config_lib.to_json(config))
     return file
 

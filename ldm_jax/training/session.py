@@ -8,12 +8,13 @@ import jax
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, platforms, remote, watch
-from ldm_jax.build import checks
-from ldm_jax.build import objects as build
+from ldm_jax.base.record import Record
 from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback
 from ldm_jax.engine import step as step_lib
 from ldm_jax.evaluation import held_out, monitor
-from ldm_jax.training import latents
+from ldm_jax.runs import check, kinds
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import mesh as mesh_lib
 from ldm_jax.training import workdir as workdir_lib
 
 
@@ -28,9 +29,11 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     seconds, workdir = watch.stopwatch(), pathlib.Path(workdir)
 
     # Config and data, checked before any device is touched
-    source = build.open_source(config.data)
-    config = build.resolve(config, source)
-    opened = checks.check(config, source)
+    source = data_lib.open_source(config.data)
+    config = data_lib.resolve(config, source)
+    check.check(config, source)
+    kind, record = kinds.of(config), Record(workdir)
+    cache = kind.open_cache(config, source)
     plan = monitor.plan(config)
 
     # Hosts and devices
@@ -41,19 +44,19 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
         data=source.fingerprint,
     )
     hosts.check_devices(devices)
-    mesh = checks.make_mesh(config)
+    mesh = mesh_lib.make_mesh(config)
 
     # Workdir: a run to go on with, or a new one
     if workdir_lib.begun(workdir):
         workdir_lib.can_resume(workdir)
     elif config.init_from:
-        inherit.check(config.init_from, latents.shapes(config).players)
-    hosts.on_first(lambda: workdir_lib.claim(workdir, config, source, allow))
+        inherit.check(config.init_from, kind.shapes(config))
+    hosts.on_first(lambda: workdir_lib.claim(record, config, source, allow))
     platforms.cache_compilations(workdir / "compilation_cache")
 
     # Stage and data
-    stage = latents.stage(config, source, workdir, opened)
-    data = build.make_data(config, source, stage.fields, cache=opened.cache)
+    stage = kind.begin(config, source, record, cache)
+    data = data_lib.make(config, source, stage.fields, cache=cache)
 
     # Loop, again from an older checkpoint after bad steps
     report = workdir / f"hang_{hosts.index():04d}.txt"
@@ -67,8 +70,8 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
             evaluators=_evaluators(config, source, stage, data, plan, mesh),
             phase=phase,
         )
-        most = config.get("max_rollbacks", 0)
-        rollback.with_rollbacks(lambda history: session(history=history), workdir, most)
+        again = lambda history: session(history=history)
+        rollback.with_rollbacks(again, workdir, config.max_rollbacks)
 
     # Summary
     return hosts.on_first(lambda: summary(workdir) | {"seconds": seconds()})
@@ -78,11 +81,7 @@ def _settings(config, workdir) -> loop.Settings:
     return loop.Settings(
         workdir=workdir,
         steps=loop.Intervals(**config.steps),
-        safety=loop.Safety(
-            config.max_bad_steps,
-            config.get("max_loss_spike", 0.0),  # runs from before this key lack it
-            config.get("check_replicas", 0),
-        ),
+        safety=loop.Safety(config.max_bad_steps, config.max_loss_spike, config.check_replicas),
         batch_size=config.batch_size,
         seed=config.seed,
         init_from=config.init_from,
@@ -103,7 +102,7 @@ def _programs(config, stage, mesh) -> step_lib.Programs:
         total=config.steps.total,
         accumulate=config.accumulate,
         ema_warmup=not config.init_from,
-        offload=config.get("offload", False),
+        offload=config.offload,
     )
 
 

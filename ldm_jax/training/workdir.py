@@ -1,7 +1,7 @@
 """The folder of a run in training: whether it may be gone on with, and under which config."""
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, remote
+from ldm_jax.base import errors, remote
 from ldm_jax.engine import checkpoint
 
 # What of a run's config may differ when the run goes on, keys or whole groups, each with the reason
@@ -46,7 +46,7 @@ def can_resume(workdir):
         )
 
 
-def claim(workdir, config, source, allow=()):
+def claim(record, config, source, allow=()):
     """Writes config.json and data.txt into a workdir.
 
     A workdir without a checkpoint holds nothing to protect: a corrected config may take it over.
@@ -57,25 +57,16 @@ def claim(workdir, config, source, allow=()):
     Raises:
       UsageError: it holds a run with another config, or of other data.
     """
-    file, data = workdir / "config.json", workdir / "data.txt"
-    text, saved = config_lib.to_json(config), file.read_text() if file.exists() else ""
-    if not begun(workdir):
-        _forget(workdir, another=saved != text)
-    elif saved:
-        _check_config(workdir, config_lib.from_json(saved), config, allow)
-        _check_data(workdir, data, source.fingerprint)
-    disk.write_text(file, text)
-    disk.write_text(data, source.fingerprint + "\n")
+    if not begun(record.path):
+        record.forget("latents.json", "frozen.json", "rollbacks.jsonl")
+    elif record.exists():
+        _check_config(record.shown, config_lib.difference(record.config, config), allow)
+        _check_data(record.shown, record.data or source.fingerprint, source.fingerprint)
+    record.write_config(config)
+    record.write_data(source.fingerprint)
 
 
-def _forget(workdir, another: bool):
-    """Removes what a run left that came to no checkpoint. another: its config was another one."""
-    for name in ("latents.json", *(["rollbacks.jsonl"] if another else [])):
-        (workdir / name).unlink(missing_ok=True)
-
-
-def _check_config(workdir, saved, config, allow):
-    lines = config_lib.difference(saved, config, unset=config_lib.OFF)
+def _check_config(workdir, lines, allow):
     changed = {line.split(":")[0]: line for line in lines}
     changed = {key: line for key, line in changed.items() if not may_change(key)}
     if changed.keys() - set(allow):
@@ -85,8 +76,7 @@ def _check_config(workdir, saved, config, allow):
         )
 
 
-def _check_data(workdir, file, now: str):
-    began = file.read_text().strip() if file.exists() else now
+def _check_data(workdir, began: str, now: str):
     if began != now:
         raise errors.UsageError(
             f"{workdir}: the data has changed since this run began (fingerprint {began}, now "

@@ -13,6 +13,5 @@ READERS.register("mobilenet")(mobilenet.load)
 
 
 def read_conditioners(denoiser) -> dict:
-    """A Denoiser's collection "frozen": {"conditioners_<i>": tree} of those that name a reader."""
-    own = enumerate(denoiser.conditioners)
-    return {f"conditioners_{i}": READERS.get(c.reader)(c) for i, c in own if c.reader}
+    """A Denoiser's collection "frozen": {"conditioners_<label>": tree} of those with a reader."""
+    return {c.name: READERS.get(c.reader)(c) for c in denoiser.conditioners if c.reader}

@@ -4,6 +4,7 @@ import pytest
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.base import record as record_lib
 
 DEBUG = "configs/debug.py"
 
@@ -131,4 +132,4 @@ def test_the_config_of_a_run_is_a_recipe(tmp_path):
     config = config_lib.load(spec, {"init_from": "x", "first_stage": "inside"})
     assert config.init_from == "x" and config.model == config_lib.load(f"{DEBUG}:ldm").model
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
-    assert config_lib.of_run(tmp_path).first_stage == str(tmp_path / "inside")
+    assert record_lib.read(tmp_path).first_stage == str(tmp_path / "inside")

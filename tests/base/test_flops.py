@@ -114,10 +114,10 @@ def test_an_autoencoder_is_within_a_tenth_of_xlas_count():
 def test_the_published_unets_cost_what_others_count(recipe, gflop):
     """By an independent count of the official architectures' convolutions and products."""
     from ldm_jax.base import config as config_lib
-    from ldm_jax.build import objects as build
+    from ldm_jax.runs import kinds
 
     config = config_lib.load(f"configs/{recipe}.py")
-    model = build.make_diffuse(config)
+    model = kinds.of(config).model(config)
     x = shape(1, *model.latent_shape(config.data.size, config.data.size))
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     fields = model.example(1, config.data.size, config.data.size)

@@ -14,8 +14,8 @@ import pytest
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import shard
-from ldm_jax.build import objects as build
 from ldm_jax.engine import step
+from ldm_jax.runs import kinds
 
 DEBUG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "debug.py"
 STEPS, BATCH, SIZE = 10, 16, 8
@@ -37,7 +37,7 @@ def first_stage():
     config.data.size = SIZE
     config.model.mult = (1,)
     config.loss.disc_start = 0
-    return config, build.make_autoencode(config).stage()
+    return config, kinds.of(config).model(config).stage()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def second_stage():
     config.data.size = SIZE
     config.model.update(mult=(1,), attention=())
     config.conditioners["class"].num_classes = 4
-    return config, build.make_diffuse(config).stage({"first_stage": {}, "scale": np.float32(0.7)})
+    return config, kinds.of(config).model(config).stage(
+        {"first_stage": {}, "scale": np.float32(0.7)}
+    )
 
 
 def train(config, stage, mesh: str, accumulate: int) -> dict:

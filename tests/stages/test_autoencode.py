@@ -8,8 +8,8 @@ import pytest
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.build import objects as build
 from ldm_jax.models import bottleneck
+from ldm_jax.runs import kinds
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
 
@@ -25,7 +25,7 @@ def make(variant, model=(), **loss):
     config.model.update(model)
     config.loss.update(disc_start=DISC_START, kl_weight=1e-3, logvar=0.3)
     config.loss.update(loss)
-    return build.make_autoencode(config)
+    return kinds.of(config).model(config)
 
 
 class Case:

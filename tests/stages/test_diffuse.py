@@ -9,7 +9,7 @@ import pytest
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.build import objects as build
+from ldm_jax.runs import kinds
 from ldm_jax.stages import diffuse
 from ldm_jax.stages.codec import Codec
 
@@ -28,7 +28,7 @@ def make(**loss):
     config.model.attention = ()
     config.conditioners["class"].num_classes = CLASSES
     config.loss.update(loss)
-    return build.make_diffuse(config)
+    return kinds.of(config).model(config)
 
 
 @pytest.fixture(scope="module")

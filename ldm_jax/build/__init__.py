@@ -1,1 +1,0 @@
-"""From a config to data, networks and stages: where the keys of a config meet arguments."""
