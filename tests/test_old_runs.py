@@ -1,8 +1,8 @@
 """Two runs that version 0.1 wrote: opened, sampled, trained on and exported by today's code.
 
 They were trained for six steps on one device: a KL first stage, and a second stage on it (which
-lies inside) with the conditioners `boxes` (layout) and `class` (a vector). Parameters of conditioners
-had numbers in the place of labels then, and configs had fewer keys. `runs_0_1.npz` holds what the
+lies inside) with the conditioners `boxes` (layout) and `class` (a vector). Parameters of
+conditioners had numbers in the place of labels then, and configs had fewer keys. `runs_0_1.npz` holds what the
 code of that version made of them, with the flags of tests/conftest.py.
 """
 

@@ -10,8 +10,8 @@ import numpy as np
 from ldm_jax.base import disk, errors, platforms, shard, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint
+from ldm_jax.evaluation import held_out as held_out_lib
 from ldm_jax.evaluation import imagesets, measures, protocol
-from ldm_jax.evaluation import judge as judge_lib
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds
 from ldm_jax.scenes import checker
@@ -73,9 +73,10 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     stage = kind.evaluated(config, record)
     whole = shard.replicated(mesh)
     batches = lambda: data_lib.held_out_batches(config, held_out, stage.fields)
-    judge = judge_lib.Judge(stage, batches, jax.device_put(stage.frozen, whole), mesh)
+    records = held_out_lib.HeldOutRecords(stage, batches, mesh)
+    measured = records.measure(*jax.device_put((params, stage.frozen), whole))
     figures, latents = {}, {}
-    for name, (mean, error) in judge.measure(jax.device_put(params, whole)).items():
+    for name, (mean, error) in measured.items():
         figures |= {name: mean, f"{name}_std": error}
     if not kind.draws:
         codec, own = kind.codec(config), params[kind.player]["model"]

@@ -20,7 +20,6 @@ from ldm_jax.stages.codec import Codec
 from ldm_jax.weights.readers import READERS
 
 
-@kinds.KINDS.register("autoencode")
 class AutoencodeKind(kinds.Kind):
     """Images to latents and back; `config.model` is a registered autoencoder."""
 
@@ -125,6 +124,9 @@ class AutoencodeKind(kinds.Kind):
             {"model": params["model"]},
             size=config.data.size,
         )
+
+
+kinds.KINDS.register("autoencode")(AutoencodeKind())
 
 
 NORMS = ("batch", "group", "actnorm")

@@ -15,6 +15,7 @@ from ldm_jax.data import latents as latents_lib
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import checkpoint, hosts
+from ldm_jax.models import unet  # noqa: F401  (registers itself)
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.conditioners import Cond, label_of
 from ldm_jax.models.denoiser import Denoiser
@@ -28,7 +29,6 @@ from ldm_jax.weights import readers
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
 
-@kinds.KINDS.register("diffuse")
 class DiffuseKind(kinds.Kind):
     """Noise to latents; `config.model` is a registered backbone."""
 
@@ -230,6 +230,9 @@ class DiffuseKind(kinds.Kind):
         return to_diffusers.write_second_stage(
             folder, whole, params, first, record.latents["scale"]
         )
+
+
+kinds.KINDS.register("diffuse")(DiffuseKind())
 
 
 def numbered(config, params):
