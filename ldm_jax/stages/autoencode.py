@@ -53,7 +53,8 @@ class Loss:
     disc_start: training step (counted in optimizer steps) at which the adversary begins.
     learn_logvar: learn the output's log variance, from `logvar`; otherwise it stays there (as in
       the official code, whose parameter no optimizer ever saw).
-    terms: {name in TERMS: weight}, added to the autoencoder's loss; logged as term_NAME, unweighted.
+    terms: {name in TERMS: weight}, added to the autoencoder's loss; each is logged as term_NAME,
+      without its weight.
     """
 
     kl_weight: float
