@@ -154,7 +154,7 @@ class Autoencode:
         return loss, ({"logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}, shared)
 
     def evaluate(self, params, frozen, batch, key):
-        """Of the posterior's mode, clipped to [-1, 1]: scores, mean absolute error, LPIPS; [b]."""
+        """Scores, mean absolute error and LPIPS of the mode's reconstruction, clipped; [b] each."""
         x = batch["image"]
         x_hat = jnp.clip(self._mode(params["autoencoder"]["model"], x), -1, 1)
         values = {name: score(x, x_hat) for name, score in self.scores.items()}
