@@ -79,7 +79,8 @@ class Autoencoder(nn.Module):
         stack, moments = {name: getattr(self, name) for name in SHARED}, self.between.moments
         self.encoder = Encoder(**stack, out_channels=moments * self.z_channels)
         self.decoder = Decoder(**stack, out_channels=self.image_channels)
-        # These maps stay in float32: they are small, and the latent is what is kept.
+        # These two maps compute in float32 whatever `dtype` is: they cost little, and the latents
+        # between them are what is stored.
         narrow = lambda key, shape, dtype=jnp.float32: jnp.where(
             jnp.arange(shape[0]) < self.latent_channels, 0.0, self.posterior_logvar
         ).astype(dtype)
@@ -100,14 +101,14 @@ class Autoencoder(nn.Module):
         return self.to_latent(self.encoder(x, train).astype(jnp.float32))
 
     def decode(self, z, train=False, quantise=True):
-        """[b, h/f, w/f, c] -> [b, h, w, 3]. VQ quantises first, unless `quantise` is False."""
+        """[b, h/f, w/f, c] -> [b, h, w, 3]. quantise: first, where the bottleneck does."""
         z = z.astype(jnp.float32)
         z = self.between.quantise(self.own, z) if quantise else z
         x = self.decoder(self.from_latent(z), train).astype(jnp.float32)
         return jnp.tanh(x) if self.tanh_out else x
 
     def __call__(self, x, train=False):
-        """Reconstruction by the posterior's mode or the codebook; meets every parameter."""
+        """The reconstruction of the mode. `init` goes through it, so it uses every parameter."""
         return self.decode(self.between.mode(self.encode(x, train)), train)
 
 

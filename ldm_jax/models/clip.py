@@ -23,7 +23,7 @@ ACTIVATIONS = {
 
 
 class ClipTransformer(nn.Module):
-    """ids: int [b, n], n <= length -> [b, n, width] after the last norm; nobody sees ahead."""
+    """ids: int [b, n], n <= length -> [b, n, width] after the last norm, by causal attention."""
 
     vocab_size: int
     length: int
@@ -70,8 +70,8 @@ class ClipText(Conditioner):
     """Captions as CLIP's byte-pair ids, 77 of them: batch["clip_ids"] -> tokens [b, 77, width].
 
     The null condition is the empty caption, as Stable Diffusion was trained: `start`, `end`, then
-    padding. Padding, all behind the first `end`, is not attended to by the denoiser;
-    `mask_padding=False` attends to it, as the official models do.
+    padding. The denoiser does not attend to padding, which is all that comes after the first `end`;
+    with `mask_padding=False` it does, as in the official models.
 
     weights: a .safetensors or torch file, the folder of one, or hf:openai/clip-vit-large-patch14.
     The defaults are ViT-L/14's.

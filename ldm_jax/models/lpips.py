@@ -25,7 +25,7 @@ class Conv(NamedTuple):
 
 
 class Fire(NamedTuple):
-    """SqueezeNet's: 1x1 to `squeeze`, then 1x1 and 3x3 to half of `width` each, relu after all."""
+    """SqueezeNet's: 1x1 to `squeeze`, then 1x1 and 3x3 to half of `width` each; with relus."""
 
     index: int
     squeeze: int
@@ -33,7 +33,7 @@ class Fire(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Max pooling by 2. up: an incomplete last window counts."""
+    """Max pooling by 2. up: a last window that is incomplete makes a pixel too."""
 
     window: int
     up: bool = False
@@ -73,8 +73,8 @@ NETWORKS = {
 class LPIPS(nn.Module):
     """Perceptual distance of two images in [-1, 1]. x, y: [b, h, w, 3] -> [b] float32.
 
-    net: a name of NETWORKS. No dropout in front of the heads: the official code has it and means it
-    to be off.
+    net: a name of NETWORKS. The official code has dropout in front of the heads, which is switched
+    off wherever the distance is used; here there is none.
     """
 
     net: str = "vgg"

@@ -1,7 +1,7 @@
 """MobileNetV2 1.0 as a fixed feature extractor (Sandler et al. 2018, arXiv 1801.04381, table 2).
 
-A pure function of a tuple of convolutions that contain their batch norms: nothing here is trained or
-initialised; weights/mobilenet.py reads them.
+A pure function of a tuple of convolutions, which contain their batch norms: nothing here is trained
+or initialised, weights/mobilenet.py reads them.
 """
 
 import jax

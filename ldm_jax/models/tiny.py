@@ -13,8 +13,9 @@ from ldm_jax.nn import blocks
 class TinyAutoencoder(nn.Module):
     """Images [b, h, w, 3] in [-1, 1] to latents [b, h/f, w/f, c] and back, without a bottleneck.
 
-    The highest resolution has one residual block a side, every lower one has `blocks`. pool: the
-    lowest also looks at itself through a group-normalised bottleneck of 1x1 maps (TAEF2).
+    Encoder and decoder have one residual block each at the highest resolution, and `blocks` at
+    every lower one. pool: the blocks of the lowest begin with two 1x1 convolutions around a group
+    norm, added to their input (TAEF2).
     """
 
     width: int = 64

@@ -159,7 +159,7 @@ class TransformerBlock(nn.Module):
         shape = (self.heads, self.head_width, self.dtype, self.kernel)
         norms = [nn.LayerNorm(1e-5, dtype=self.dtype, name=f"norm_{i}") for i in (1, 2, 3)]
         x = x + CrossAttention(*shape, name="self_attn")(norms[0](x))
-        # without tokens the mask has nothing to say
+        # The mask is of the tokens: without them the layer attends to x itself, all of it.
         mask = None if tokens is None else mask
         x = x + CrossAttention(*shape, name="cross_attn")(norms[1](x), tokens, mask)
         return x + GatedMLP(dtype=self.dtype, name="mlp")(norms[2](x))

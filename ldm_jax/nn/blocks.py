@@ -97,7 +97,8 @@ class DenseParts(nn.Module):
 def timestep_embedding(t, width, max_period=10_000.0, sin_first=False, freq_shift=0):
     """Sinusoids of the timestep (Ho et al. 2020), cosines first unless `sin_first`.
 
-    t: [b] -> [b, width] float32. freq_shift: the lowest frequency is 1 / max_period where it is 1.
+    t: [b] -> [b, width] float32. freq_shift: with 1 the lowest frequency is exactly 1 / max_period,
+    with 0 it is a little higher.
     """
     half = width // 2
     # numpy, so that the frequencies are the same float32 numbers on every backend

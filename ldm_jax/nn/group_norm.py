@@ -1,8 +1,9 @@
 """Group normalisation with SiLU behind it, fused: a Pallas kernel (Triton) with its backward.
 
-One program normalises one group of one image: its mean, its variance around that mean, then the
-output, so that what is read again comes from the cache and no float32 copy is ever written. The
-backward pass is of the same form. Elsewhere than on a GPU it is interpreted, which is for tests.
+One program normalises one group of one image. It reads the group three times: for the mean, for the
+variance around that mean, and for the output. The second and third time it comes from the GPU's
+cache, and no float32 copy is ever written to memory. The backward pass works alike. On other
+devices than GPUs Pallas interprets the kernel, slowly, which is good for tests alone.
 """
 
 import functools
@@ -13,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-ELEMENTS = 4096  # that a program holds at a time
+ELEMENTS = 4096  # numbers that a program holds at a time
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -1,8 +1,8 @@
 """What a stage is: its players, its frozen weights, and how to judge and show it.
 
 A player owns one subtree of `params`, one optax chain and one loss. The training step loops over
-the players and does not know which stage it runs; a new loss is a new term in one stage's file, a
-new adversary is one more player.
+the players and does not know which stage it runs. A new term of a loss is written where the stage
+is, or registered with it; a new adversary is one more player.
 """
 
 import dataclasses
@@ -40,7 +40,8 @@ class Stage:
     evaluate: (params, frozen, batch, key) -> {name: [b]}, one value per example.
     draw: (params, frozen, batch, key) -> {name: images [n, h, w, 3] in [-1, 1]}.
     columns: {name of a drawing: images per row of its grid}.
-    watched: the metric, positive and falling, whose jumps are loss spikes; "": none.
+    watched: a metric that is positive and falls while training goes well; the loop takes its jumps
+      for loss spikes. "": none.
     rules: which weights of the players go over the mesh axis `tensor`, see base/shard.py.
     """
 

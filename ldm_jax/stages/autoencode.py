@@ -53,7 +53,8 @@ class Loss:
     disc_start: training step (counted in optimizer steps) at which the adversary begins.
     learn_logvar: learn the output's log variance, from `logvar`; otherwise it stays there (as in
       the official code, whose parameter no optimizer ever saw).
-    terms: {name in TERMS: weight}, added to the autoencoder's loss; logged as term_NAME, unweighted.
+    terms: {name in TERMS: weight}, added to the autoencoder's loss; each is logged as term_NAME,
+      without its weight.
     """
 
     kl_weight: float
@@ -153,7 +154,7 @@ class Autoencode:
         return loss, ({"logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}, shared)
 
     def evaluate(self, params, frozen, batch, key):
-        """Of the posterior's mode, clipped to [-1, 1]: scores, mean absolute error, LPIPS; [b]."""
+        """Scores, mean absolute error and LPIPS of the mode's reconstruction, clipped; [b] each."""
         x = batch["image"]
         x_hat = jnp.clip(self._mode(params["autoencoder"]["model"], x), -1, 1)
         values = {name: score(x, x_hat) for name, score in self.scores.items()}

@@ -1,7 +1,7 @@
 """CLIP text encoders, in and out: their files lie in the run as they came.
 
 A converted run holds text_encoder/ and tokenizer/, which its `clip` conditioner names, relative to
-the run. Nothing of them is trained, so nothing of them goes through the tables.
+the run. Nothing of them is trained, so their files are copied and not converted.
 """
 
 import dataclasses
@@ -14,12 +14,22 @@ import numpy as np
 import safetensors.numpy
 
 from ldm_jax.base import errors
-from ldm_jax.models import clip
+from ldm_jax.models.clip import ClipText
+from ldm_jax.weights.clip import FILES
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY = ("vocab.json", "merges.txt")
 FOLDERS = ("text_encoder", "tokenizer")
 START, END = "<|startoftext|>", "<|endoftext|>"
+# Fields of the `clip` conditioner, and what transformers' config calls them.
+SIZES = dict(
+    vocab_size="vocab_size",
+    length="max_position_embeddings",
+    width="hidden_size",
+    depth="num_hidden_layers",
+    heads="num_attention_heads",
+    activation="hidden_act",
+)
+TOKENS = {"bos": "start", "eos": "end", "pad": "pad"}
 
 
 def is_clip(folder) -> bool:
@@ -33,23 +43,15 @@ def is_clip(folder) -> bool:
 def conditioner(folder) -> dict:
     """The `clip` conditioner of a pipeline's folder; padding is attended to, as in all of them."""
     own, tokenizer = _read(folder / FOLDERS[0] / "config.json"), folder / FOLDERS[1]
-    sizes = dict(
-        vocab_size=own["vocab_size"],
-        length=own["max_position_embeddings"],
-        width=own["hidden_size"],
-        depth=own["num_hidden_layers"],
-        heads=own["num_attention_heads"],
-        activation=own["hidden_act"],
-    )
-    return _conditioner(sizes, tokenizer)
+    return _conditioner({ours: own[theirs] for ours, theirs in SIZES.items()}, tokenizer)
 
 
 def files(folder) -> dict:
     """{place in the run: file of the pipeline, or text}: the weights and the vocabulary."""
     encoder, tokenizer = (folder / name for name in FOLDERS)
-    weights = next((encoder / name for name in WEIGHTS if (encoder / name).is_file()), None)
+    weights = _weights(encoder)
     if weights is None:
-        raise errors.UsageError(f"{encoder} holds no {' or '.join(WEIGHTS)}.")
+        raise errors.UsageError(f"{encoder} holds no {' or '.join(FILES)}.")
     return {f"{FOLDERS[0]}/{weights.name}": weights, **_vocabulary_files(tokenizer)}
 
 
@@ -72,7 +74,7 @@ def inside(state: dict, tokenizer) -> tuple[dict, dict]:
     )
     tokenizer = pathlib.Path(tokenizer)
     weights = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in state.items()})
-    written = {f"{FOLDERS[0]}/{WEIGHTS[0]}": weights, **_vocabulary_files(tokenizer)}
+    written = {f"{FOLDERS[0]}/{FILES[0]}": weights, **_vocabulary_files(tokenizer)}
     return _conditioner(sizes, tokenizer), written
 
 
@@ -105,14 +107,13 @@ def write(folder, kwargs: dict) -> dict:
 
     What the run was trained with is copied; the configs are made anew where there are none.
     """
-    kwargs = {field.name: field.default for field in dataclasses.fields(clip.ClipText)} | kwargs
+    kwargs = {field.name: field.default for field in dataclasses.fields(ClipText)} | kwargs
     encoder, tokenizer = (folder / name for name in FOLDERS)
     source = pathlib.Path(kwargs["weights"])
-    names = [source / name for name in WEIGHTS if (source / name).is_file()]
-    weights = names[0] if names else source
-    if weights.name not in WEIGHTS:
+    weights = _weights(source) or source
+    if weights.name not in FILES:
         raise errors.UsageError(
-            f"The text encoder {weights} is not in Hugging Face's layout ({' or '.join(WEIGHTS)}): "
+            f"The text encoder {weights} is not in Hugging Face's layout ({' or '.join(FILES)}): "
             "this run cannot be exported with it."
         )
     for place in (encoder, tokenizer):
@@ -120,36 +121,35 @@ def write(folder, kwargs: dict) -> dict:
     shutil.copyfile(weights, encoder / weights.name)
     for name in VOCABULARY:
         shutil.copyfile(pathlib.Path(kwargs["tokenizer"]) / name, tokenizer / name)
-    vocabulary = _read(tokenizer / "vocab.json")
-    tokens = {i: token for token, i in vocabulary.items()}
-    config = {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": kwargs["vocab_size"],
-        "max_position_embeddings": kwargs["length"],
-        "hidden_size": kwargs["width"],
-        "intermediate_size": 4 * kwargs["width"],
-        "projection_dim": kwargs["width"],
-        "num_hidden_layers": kwargs["depth"],
-        "num_attention_heads": kwargs["heads"],
-        "hidden_act": kwargs["activation"],
-        "bos_token_id": kwargs["start"],
-        "eos_token_id": kwargs["end"],
-        "pad_token_id": kwargs["pad"],
-    }
+    tokens = {i: token for token, i in _read(tokenizer / "vocab.json").items()}
     special = {"bos_token": START, "eos_token": END, "unk_token": END}
     special["pad_token"] = tokens[kwargs["pad"]]
     about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": kwargs["length"], **special}
     for file, content in (
-        (encoder / "config.json", config),
+        (encoder / "config.json", _encoder_config(kwargs)),
         (tokenizer / "tokenizer_config.json", about),
         (tokenizer / "special_tokens_map.json", special),
     ):
         file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    parts = zip(FOLDERS, ("CLIPTextModel", "CLIPTokenizer"), strict=True)
+    return {name: ["transformers", kind] for name, kind in parts}
+
+
+def _encoder_config(kwargs) -> dict:
+    """What transformers' CLIPTextModel is built from."""
     return {
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        **{theirs: kwargs[ours] for ours, theirs in SIZES.items()},
+        "intermediate_size": 4 * kwargs["width"],
+        "projection_dim": kwargs["width"],
+        **{f"{token}_token_id": kwargs[ours] for token, ours in TOKENS.items()},
     }
+
+
+def _weights(folder):
+    """The file of weights in a folder of Hugging Face's, or None."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
 def _vocabulary(tokenizer) -> tuple[dict, list[str]]:

@@ -107,8 +107,8 @@ def autoencoder_config(model, scale=1.0, size=None) -> dict:
     kind = AUTOENCODERS.get(model["bottleneck"])
     if not kind:
         raise errors.UsageError(
-            f"diffusers has no first stage with bottleneck={model['bottleneck']!r}: this run cannot "
-            "be exported."
+            f"diffusers has no first stage with bottleneck={model['bottleneck']!r}: this run "
+            "cannot be exported."
         )
     kl = kind == "AutoencoderKL"
     if kl and model["z_channels"] != model["latent_channels"]:

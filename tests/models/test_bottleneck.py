@@ -88,7 +88,7 @@ def test_only_a_distribution_is_sampled(name, drawn):
 
 
 def test_no_module_asks_for_a_bottleneck_by_name():
-    names = set(bottleneck.BOTTLENECKS.names())
+    names = {"kl", "vq"}
     compared = [
         f"{path.name}:{node.lineno}"
         for path in pathlib.Path(ldm_jax.__file__).parent.rglob("*.py")
