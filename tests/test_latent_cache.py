@@ -58,11 +58,14 @@ def test_a_cache_says_what_it_is_of(first_stage, cache):
     np.testing.assert_allclose(boxes[1][:, ::2], 1 - boxes[0][:, 2::-2], atol=1e-6)
 
 
-def test_training_from_a_cache_is_training_from_images(first_stage, cache, tmp_path):
+def test_training_from_a_cache_is_training_from_images(first_stage, cache, tmp_path, monkeypatch):
     given = [*SHORT, *SMALL["ldm"], f"--config.first_stage={first_stage}"]
     given += ["--config.data.flip=True"]
     assert call_train("ldm", tmp_path / "images", *given) == 0
+    opened, really = [], latents.open_cache
+    monkeypatch.setattr(latents, "open_cache", lambda path: opened.append(path) or really(path))
     assert call_train("ldm", tmp_path / "cache", *given, f"--config.latents.cache={cache}") == 0
+    assert opened == [str(cache)], "once"
     a, b = (disk.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("images", "cache"))
     assert [line["step"] for line in a] == [1, 2, 3, 3]
     for ours, theirs in zip(a, b, strict=True):

@@ -5,7 +5,8 @@ from ldm_jax.base import errors, remote
 from ldm_jax.engine import checkpoint
 
 # What of a run's config may differ when the run goes on, keys or whole groups, each with the reason
-# why it changes no number that the run was to compute. All other keys stay as they were.
+# why it changes no number that the run was to compute. All other keys stay as they were, those of
+# kernels and of rematerialisation too: the same sums are fused otherwise, and round otherwise.
 MAY_CHANGE = {
     "limits": "say when a phase counts as stuck",
     "max_bad_steps": "says when to go back",
@@ -17,10 +18,8 @@ MAY_CHANGE = {
     "data.workers": "rows follow from seed, step and row alone",
     "data.threads": "as data.workers",
     "checkpoints": "say which finished steps stay on disk",
-    "mesh": "is where the run computes, as the number of devices is",
+    "mesh": "is where the run computes: a run may move to other devices, whose sums round otherwise",
     "offload": "is where moments lie between steps",
-    "model.remat": "does operations of the forward pass again, the same ones",
-    "model.remat_saves": "as model.remat",
 }
 
 

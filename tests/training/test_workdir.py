@@ -28,11 +28,12 @@ def run(tmp_path):
 
 
 CANNOT_MATTER = {"data.workers": "3", "data.threads": "5", "data.path": "elsewhere"}
-CANNOT_MATTER |= {"checkpoints.keep": "7", "checkpoints.keep_every": "10", "model.remat": "True"}
-CANNOT_MATTER |= {"model.remat_saves": "products", "limits.data": "1", "mesh.fsdp": "2"}
+CANNOT_MATTER |= {"checkpoints.keep": "7", "checkpoints.keep_every": "10"}
+CANNOT_MATTER |= {"limits.data": "1", "mesh.fsdp": "2", "data.max_bad_fraction": "0.5"}
 CANNOT_MATTER |= {"max_rollbacks": "9", "check_replicas": "5", "offload": "True"}
 
 MATTERS = {"model.norm_kernel": "pallas", "model.attention_kernel": "cudnn", "batch_size": "16"}
+MATTERS |= {"model.remat": "True", "model.remat_saves": "products"}
 MATTERS |= {"eval.records": "8", "steps.total": "99", "data.flip": "False", "plugins": "re"}
 MATTERS |= {"optim.denoiser.lr": "1.0", "first_stage": "elsewhere", "accumulate": "2"}
 
