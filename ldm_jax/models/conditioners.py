@@ -6,10 +6,10 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
     fields: what it reads from the batch.
     example(image, latent): fields that it accepts, zeros, for images and latents of these shapes
       ([b, h, w, 3] and [b, h/f, w/f, c]).
-    latent_of: {field: image field}, those of its fields that the stage makes from an image of the
-      batch with the first stage. Most have none.
-    read_frozen(): its Linen collection "frozen", weights that it has from elsewhere and that are
-      never trained, averaged or saved with a run. Most have none.
+    latent_of: {field: image field}, those of its fields that the stage encodes with the first stage
+      from an image of the batch. Most have none.
+    read_frozen(): its Linen collection "frozen": weights read from a file, which are never trained,
+      averaged or saved with a run. Most have none.
 
 A new kind of condition is one class here, one maker of its field in `data/` where the records do
 not have it as it is (data/conditions.py), and one line in a config.
