@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+MISSING = "parity with diffusers needs: pip install torch diffusers transformers"
+torch = pytest.importorskip("torch", reason=MISSING)
+diffusers = pytest.importorskip("diffusers", reason=MISSING)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from test_pipelines import FIELDS, TEXT, UNCONDITIONAL, convert_ok, tiny_run  # noqa: E402
@@ -216,7 +217,7 @@ def prompted(pipe, prompts):
 
 def test_a_stable_diffusion_folder_is_sampled_from_prompts_and_goes_back(tmp_path):
     """A text, an empty one and one that is cut, through their tokenizer, encoder, UNet and VAE."""
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason=MISSING)
     pipe = stable_diffusion(tmp_path)
     pipe.save_pretrained(tmp_path / "pipe")
     convert_ok("diffusers", f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'there'}")

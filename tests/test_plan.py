@@ -101,7 +101,10 @@ def test_a_topology_that_is_none_is_one_line(topology, said):
         topologies.open_topology(topology)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="compiling for TPUs needs: pip install libtpu",
+)
 def test_a_tpu_slice_that_is_elsewhere(tmp_path):
     assert call(plan, *CONFIG, "--topology=v5e:2x2", f"--out={tmp_path}", "--parts=train") == 0
     summary = json.loads((tmp_path / "summary.json").read_text())

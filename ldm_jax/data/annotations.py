@@ -1,4 +1,4 @@
-"""Public data sets' annotation files -> rows of metadata.jsonl (docs/data.md), one an image."""
+"""Annotation files of public data sets -> rows of metadata.jsonl (docs/data.md), one an image."""
 
 import csv
 import json

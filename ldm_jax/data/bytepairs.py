@@ -37,7 +37,7 @@ class ClipIds(captions.Ids):
 
 
 def make_tokenizer(vocab: dict[str, int], merges: list, length: int, pad: int):
-    """A `tokenizers.Tokenizer` that says exactly `length` ids.
+    """A `tokenizers.Tokenizer` that gives exactly `length` ids.
 
     What looks like a special token in a caption is only text.
     """

@@ -17,11 +17,11 @@ _WHERE = (
 class Ids(conditions.Maker):
     """Ids of a caption, [length] int32, as field `field`.
 
-    A caption that is too long is cut, its end kept; an empty one is the null condition. Of several
-    captions a random one is taken. A record without any is bad.
+    A caption that is too long is cut, but keeps its end token; an empty one is the null condition.
+    Of several captions a random one is taken. A record without any is bad.
 
     Args:
-      tokenizer: a `tokenizers.Tokenizer` that says exactly `length` ids.
+      tokenizer: a `tokenizers.Tokenizer` that gives exactly `length` ids.
       longest: characters that a token stands for, at most.
     """
 
@@ -35,7 +35,7 @@ class Ids(conditions.Maker):
         record = self._any(record, rng)
         if "caption" not in record:
             raise images.BadRecord("has no caption")
-        # What a longer text would say beyond this is cut anyway, so it need not be split.
+        # The ids of what lies beyond would be cut off anyway, so it need not be split into words.
         text = str(record["caption"])[: self._characters]
         return record | {self.field: np.array(self._tokenizer.encode(text).ids, np.int32)}
 
@@ -81,7 +81,7 @@ class TextIds(Ids):
 
 
 def tokenizer(vocab: dict[str, int], length: int):
-    """A `tokenizers.Tokenizer` that says exactly `length` ids: BERT's, in lower case."""
+    """A `tokenizers.Tokenizer` that gives exactly `length` ids: BERT's, in lower case."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_LONGEST))

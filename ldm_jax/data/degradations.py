@@ -20,7 +20,7 @@ def bicubic(pixels: np.ndarray, size: tuple[int, int], rng) -> np.ndarray:
 
 @DEGRADATIONS.register("bsr_light")
 def bsr_light(pixels: np.ndarray, size: tuple[int, int], rng) -> np.ndarray:
-    """The official `bsrgan_light` (a mild BSRGAN: Zhang et al. 2021), that LDM-BSR is trained on.
+    """The official `bsrgan_light` (a mild BSRGAN: Zhang et al. 2021), which LDM-BSR trained on.
 
     In a random order: a blur, a random downscaling, the downscaling to `size`, noise of one or two
     levels, JPEG; then JPEG again. The downscaling to `size` comes after the random one. Filters

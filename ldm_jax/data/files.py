@@ -123,7 +123,7 @@ def tar(
             members[name] = (number, offset, size)
     beside = archives[0].parent / "metadata.jsonl"
     rows = metadata.read_rows(beside, label_field)
-    # One archive out of several beside the same metadata has a part of its rows only.
+    # Of several archives beside one metadata.jsonl, each holds only some of the rows.
     names = _listed(members, rows, path, strict=root.is_dir())
     return Tar(
         archives, members, names, rows, label_field=label_field, split=split, max_pixels=max_pixels

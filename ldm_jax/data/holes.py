@@ -1,7 +1,7 @@
 """Masks for training to inpaint: holes of several kinds, drawn from a generator.
 
 The paper gives no training code; its masks follow LaMa's (Suvorov et al. 2021): boxes and wide
-strokes. Half planes stand for pictures that go on beyond their edge.
+strokes. Half planes are for extending pictures beyond their edge.
 """
 
 import math

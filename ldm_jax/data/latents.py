@@ -1,10 +1,11 @@
-"""Cached latents as a source: what the first stage says of every training image, made by `encode`.
+"""Cached latents as a source: the first stage's moments of every training image, as `encode` makes.
 
-A cache is a folder: `index.json` says of what data and weights it is (see `Cache`), the ArrayRecord
-files in `images/` hold a record an element: length of the JSON header, 4 bytes little-endian; the
-header {"fields": [variant, ...], "shape", "dtype"}; the moments, [variants, h/f, w/f, c]. A variant
-is the image or its mirror image, with the other fields of the record (class, boxes, ...) as they
-are there. Pixels and maps are left out: conditions that are made of them need the images.
+A cache is a folder. Its `index.json` says which data and weights it was made of (see `Cache`). The
+ArrayRecord files in `images/` hold one record in each element: the length of the JSON header, 4
+bytes little-endian; the header {"fields": [variant, ...], "shape", "dtype"}; and the moments,
+[variants, h/f, w/f, c]. A variant is the image or its mirror image, with the record's other fields
+(class, boxes, ...) as they are for it. Pixels and maps are left out, so conditions that are made of
+them need the images.
 """
 
 import dataclasses
@@ -99,7 +100,7 @@ class Cache(sources.Source):
     def check(self, expected: dict):
         """Raises UsageError where the data is not `expected`, see `about`."""
         found = self.index["data"]
-        # Mirror images that nobody asks for do no harm.
+        # A cache with mirror images also serves a run that does not want them.
         wrong = [k for k in expected if found[k] != expected[k] and not (k == "flip" and found[k])]
         if wrong:
             lines = [f"{key} {found[key]}, here {expected[key]}" for key in wrong]
@@ -135,7 +136,7 @@ class Cache(sources.Source):
 
 @dataclasses.dataclass(frozen=True)
 class Choose:
-    """A record of `Cache` -> {"moments": [h/f, w/f, c], **fields}; as Flip draws, so does this."""
+    """A record of `Cache` -> {"moments": [h/f, w/f, c], **fields}; mirrored where Flip would."""
 
     flip: bool
 

@@ -1,9 +1,9 @@
 """Batches with grain: which rows a step sees is a function of (seed, step, row) and nothing else.
 
 Global row g = step * batch_size + row reads record order[g] and draws its augmentation from (seed,
-g). Hosts, workers, threads and restarts only decide who computes a row, so nothing but the step is
-needed to go on. Grain's own way (batch inside the workers) would make batches depend on the number
-of workers; here one element of the data set is already a host's whole batch.
+g). Hosts, workers, threads and restarts only decide who computes a row, so the step alone tells
+where to resume. If workers made batches of single rows, which is grain's usual way, batches would
+depend on the number of workers; here one element of the data set is already a host's whole batch.
 """
 
 import dataclasses

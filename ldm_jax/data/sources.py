@@ -59,10 +59,10 @@ class Source:
 
     Attributes:
       fingerprint: 16 hex digits that tell what the data is (names, sizes, labels, parameters), not
-        where it lies. Cheap: pixels are not read, so an edit that keeps a file's size goes unseen.
+        where it lies. Pixels are not read for it, so an edit that keeps a file's size goes unseen.
       classes: names by class id, empty where the records have no class.
       box_classes: names by box class id.
-      words: all words of its captions, where they are few and known: a vocabulary of its own.
+      words: all words of its captions, where they are few and known; they can be a vocabulary.
     """
 
     fingerprint: str = ""

@@ -11,14 +11,14 @@ from PIL import Image
 from ldm_jax.data import images
 
 EXAMPLES = 3
-# What PIL calls images that become RGB without loss; others are converted, and said.
+# PIL's names of the modes that become RGB without loss. Images of other modes are reported.
 _PLAIN = ("RGB", None)
 
 
 @dataclasses.dataclass
 class Survey:
-    """records: read; refused: that training would replace by others; found: {kind: [count, first
-    examples]}, refusals first to last; fields: {field: records that have it}."""
+    """records: how many were read; refused: how many of them training would replace by others;
+    found: {kind of finding: [count, first examples]}; fields: {field: records that have it}."""
 
     records: int = 0
     refused: int = 0
@@ -40,8 +40,8 @@ class Survey:
 def survey(source, conditions, size: int, indices, threads: int = 8) -> Survey:
     """The records with these indices.
 
-    conditions: a data.conditions.Conditions; its makers say what they find; size: pixels that the
-    short side should have.
+    conditions: a data.conditions.Conditions, whose makers report what they find; size: pixels that
+    the short side should have.
     """
     result = Survey()
     look = lambda i: _look(source, conditions, size, int(i))

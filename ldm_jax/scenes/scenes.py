@@ -1,7 +1,7 @@
 """Procedural scenes: coloured shapes on textured backgrounds, rendered from (seed, index) alone.
 
 A data set for every machine: balanced classes, exact captions, boxes and segmentation, and a
-checker (`scene_checker`) that tells from pixels what was drawn, so that a generator can be graded.
+checker (`scenes.checker`) that tells from pixels what was drawn, so that a generator can be graded.
 All geometry is in units of the image side, so one scene is the same picture at every size.
 """
 

@@ -20,8 +20,8 @@ _CAPTION = re.compile(rf"a ({_CLASS})(?: (and|{_RELATION}) a ({_CLASS}))?")
 
 
 class Adherence(NamedTuple):
-    """Per picture, bool [n]: objects: just the wanted ones are there; whole: and they stand as the
-    caption says (the same where it says nothing of it); colours: whole, whatever the shapes."""
+    """Per picture, bool [n]. objects: just the wanted ones are there. whole: they also stand as the
+    caption says, where it says so. colours: as `whole`, of colours alone, whatever the shapes."""
 
     objects: np.ndarray
     whole: np.ndarray
@@ -114,19 +114,19 @@ def class_scores(images, records) -> dict[str, np.ndarray]:
 
 
 def superres_scores(images, records) -> dict[str, np.ndarray]:
-    """Against the picture itself, in dB; and what bicubic enlargement of its small one reaches."""
+    """PSNR against the true picture, in dB, of the sample and of a bicubic enlargement."""
     true = np.stack([record["image"] for record in records])
     small = [np.rint((record["low_res"] + 1) * 127.5).astype(np.uint8) for record in records]
     size = true.shape[2:0:-1]
     large = [Image.fromarray(x).resize(size, Image.Resampling.BICUBIC) for x in small]
     scores = {"psnr_db": psnr(images, true), "bicubic_psnr_db": psnr(np.stack(large), true)}
-    # What the small picture leaves open, a good sample fills in with an object and its edges.
+    # A good sample fills in what the small picture leaves open: an object and its edges.
     return scores | _same_objects(images, true)
 
 
 def inpaint_scores(images, records) -> dict[str, np.ndarray]:
-    """Of pictures composited outside their holes: whether they show what the true ones show, and
-    the true picture inside the hole in dB, beside that of the mean colour around it."""
+    """PSNR inside the hole, in dB, of the sample and of the mean colour around it; and whether the
+    sample, composited with the true picture outside the hole, shows the same objects."""
     true = np.stack([record["image"] for record in records])
     hole = np.stack([record["mask"] for record in records]) > 0
     flat = np.stack([np.mean(x[~m[..., 0]], axis=0) for x, m in zip(true, hole)])
@@ -136,8 +136,8 @@ def inpaint_scores(images, records) -> dict[str, np.ndarray]:
 
 
 def plain_scores(images, records) -> dict[str, np.ndarray]:
-    """Shares of the pictures with as many objects as their records, all recognised; of no
-    condition."""
+    """The share of pictures that show as many objects as their records, all recognised. It asks for
+    no condition."""
     pairs = zip(scene_checker.find(images), records)
     return {"objects_found": np.array([len(a) == len(b["boxes"]) for a, b in pairs])}
 
