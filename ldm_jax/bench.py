@@ -23,7 +23,9 @@ FLAGS = dict(
     steps=cli.Integer("Number of the sampler's steps; the config's by default."),
     guidance=cli.Number("Scale of guidance; the config's by default.", None, least=0),
     repeats=cli.Integer("How often each clock is read.", 5, least=1),
-    against=cli.Choice("diffusers, to time it too, in turns.", "", of=("", "diffusers")),
+    against=cli.Choice(
+        "Name of a package to time in turns with ours: diffusers.", "", of=("", "diffusers")
+    ),
     profile=cli.Text("Folder for a trace of the training step.", ""),
     json=cli.Text("File to write; bench.json by default.", ""),
     compare=cli.Listed("Two files of this command to compare: OLD,NEW."),
