@@ -17,7 +17,7 @@ USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS = (*USUAL, "dispatch", "convolutions")
 FLAGS = dict(
     config=cli.Text("Config file, path.py[:variant]."),
-    parts=cli.Listed(f"Parts to time, of {', '.join(PARTS)}.", USUAL, of=PARTS),
+    parts=cli.Listed("Parts to time; dispatch and convolutions are others.", USUAL, of=PARTS),
     batch_size=cli.Integer("Images of a batch; 0 for the config's.", 0, least=0),
     images=cli.Switch("Train a second stage on images instead of cached latents."),
     steps=cli.Integer("Number of the sampler's steps; the config's by default."),
