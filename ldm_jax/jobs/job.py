@@ -128,8 +128,8 @@ def open_job(out) -> Job:
 def work(job, worker: tuple[int, int], draw, rows, batch_size: int) -> tuple[int, dict]:
     """Draws what is missing of a worker's shards; (how many images that were, the clocks of `run`).
 
-    worker: (k, n) draws every n-th shard from the k-th on. SIGTERM ends it with Preempted; the other
-      arguments are those of `run`.
+    worker: (k, n) draws every n-th shard from the k-th on; the other arguments are those of `run`.
+    SIGTERM ends it with Preempted.
     """
     todo = job.missing(*worker)
     count = sum(map(len, todo))
