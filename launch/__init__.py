@@ -1,1 +1,1 @@
-"""Where a job runs: `python -m launch.PLACE --config=... --workdir=...`; see docs/launch.md."""
+"""Where a job runs: `python -m launch.PLACE [--command=sample] FLAGS`; see docs/launch.md."""

@@ -11,7 +11,6 @@ import math
 import pathlib
 
 import yaml
-from absl import flags
 
 from launch import job as job_lib
 from ldm_jax import cli
@@ -20,28 +19,30 @@ from ldm_jax.base import errors
 FINAL = [cli.EXIT_FAILED, cli.EXIT_USAGE]  # exit codes that no restart can mend
 
 
-def define(values):
-    job_lib.define(values)
-    flags.DEFINE_string("image", None, "registry/name to push the image to", flag_values=values)
-    flags.DEFINE_string("accelerator", None, "gke-tpu-accelerator label", flag_values=values)
-    flags.DEFINE_string("topology", None, "gke-tpu-topology label, e.g. 4x4", flag_values=values)
-    flags.DEFINE_integer("chips", 4, "TPU chips per host", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("slices", 1, "slices of that topology", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("claim", None, "PersistentVolumeClaim of the runs", flag_values=values)
-    flags.DEFINE_string("mount", "/runs", "where it is mounted", flag_values=values)
-    flags.DEFINE_string("namespace", "default", "Kubernetes namespace", flag_values=values)
-    flags.DEFINE_integer("max_restarts", 1000, "of the JobSet", flag_values=values)
-    flags.DEFINE_bool("spot", False, "cheaper, and taken away at any time", flag_values=values)
+FLAGS = job_lib.flags(
+    image=cli.Text("Registry and name to push the image to."),
+    accelerator=cli.Text("The label gke-tpu-accelerator of the nodes."),
+    topology=cli.Text("The label gke-tpu-topology of the nodes, e.g. 4x4."),
+    chips=cli.Integer("TPU chips of each host.", 4, least=1),
+    slices=cli.Integer("How many slices of that topology.", 1, least=1),
+    claim=cli.Text("PersistentVolumeClaim of the runs."),
+    mount=cli.Text("Folder where the claim is mounted.", "/runs"),
+    namespace=cli.Text("Namespace of Kubernetes.", "default"),
+    max_restarts=cli.Integer("How often the JobSet starts again at most.", 1000, least=0),
+    spot=cli.Switch("Take cheaper machines, which may be taken away at any time."),
+)
 
 
 def main(args, overrides):
     cli.require(args, "image", "accelerator", "topology", "claim")
-    job = job_lib.read(args, overrides, "gke", devices="tpu")
-    if not job.workdir.is_relative_to(args.mount):
-        raise errors.UsageError(f"--workdir={job.workdir} must lie under --mount={args.mount}.")
-    hands = job_lib.Hands(args.dry_run)
+    hosts = args.slices * hosts_of_a_slice(args)
+    job = job_lib.read(args, overrides, "gke", devices="tpu", hosts=hosts)
+    if job.command != "train" and args.slices > 1:
+        raise errors.UsageError(f"--slices={args.slices}: only training spans several slices.")
+    job.check_under(args.mount)
+    shell = job_lib.Shell(args.dry_run)
     folder = job_lib.ROOT / job_lib.STAGING / job.name
-    archive, image = job.pack(hands, folder), f"{args.image}:{job.label}"
+    archive, image = job.pack(shell, folder), f"{args.image}:{job.label}"
     build = [
         "docker",
         "build",
@@ -49,24 +50,24 @@ def main(args, overrides):
         "--file=launch/Dockerfile",
         "--build-arg=KIND=tpu",
     ]
-    hands.run([*build, "-"], stdin=archive)
-    hands.run(["docker", "push", image])
+    shell.run([*build, "-"], stdin=archive)
+    shell.run(["docker", "push", image])
     file = pathlib.Path(folder) / f"{job.label}.yaml"
-    hands.write(file, yaml.safe_dump(jobset(args, job, image), sort_keys=False))
-    hands.run(["kubectl", "apply", f"--namespace={args.namespace}", f"--filename={file}"])
+    shell.write(file, yaml.safe_dump(jobset(args, job, image), sort_keys=False))
+    shell.run(["kubectl", "apply", f"--namespace={args.namespace}", f"--filename={file}"])
 
 
 def jobset(args, job, image: str) -> dict:
     """The JobSet: a Job per slice, a pod per host; exit codes 1 and 2 end it, others restart it."""
-    hosts = math.ceil(math.prod(read_topology(args.topology)) / args.chips)
+    hosts = hosts_of_a_slice(args)
     selector = {
         "cloud.google.com/gke-tpu-accelerator": args.accelerator,
         "cloud.google.com/gke-tpu-topology": args.topology,
     } | ({"cloud.google.com/gke-spot": "true"} if args.spot else {})
     container = {
-        "name": "train",
+        "name": job.command,
         "image": image,
-        "args": list(job.train),
+        "args": list(job.arguments),
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
         "resources": {"limits": {"google.com/tpu": args.chips}},
         "volumeMounts": [
@@ -85,7 +86,7 @@ def jobset(args, job, image: str) -> dict:
             {"name": "memory", "emptyDir": {"medium": "Memory"}},
         ],
     }
-    final = {"containerName": "train", "operator": "In", "values": FINAL}
+    final = {"containerName": job.command, "operator": "In", "values": FINAL}
     slice_ = {
         "parallelism": hosts,
         "completions": hosts,
@@ -110,6 +111,10 @@ def jobset(args, job, image: str) -> dict:
     }
 
 
+def hosts_of_a_slice(args) -> int:
+    return math.ceil(math.prod(read_topology(args.topology)) / args.chips)
+
+
 def read_topology(text: str) -> list[int]:
     sides = text.split("x")
     if not all(side.isdecimal() and int(side) for side in sides):
@@ -118,4 +123,4 @@ def read_topology(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, define, main)
+    cli.start(__doc__, FLAGS, main)

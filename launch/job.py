@@ -1,12 +1,13 @@
-"""One job for every place: what is trained, the code that travels, the record of the launch.
+"""One job for every place: which command runs, the code that travels, the record of the launch.
 
-A place (launch.local, launch.tpu, ...) is a module that asks for a `Job` and hands its commands to
-`Hands`, which carries them out or, on --dry_run, prints them. Commands are lists of arguments;
-where another machine's shell has to read one, it is quoted by shlex and nothing else.
+A place (launch.local, launch.tpu, ...) is a module that asks for a `Launch` and gives its commands
+to a `Shell`, which runs them or, on --dry_run, prints them. Commands are lists of arguments; where
+another machine's shell has to read one, it is quoted by shlex and nothing else.
 """
 
 import dataclasses
 import datetime
+import importlib
 import importlib.metadata
 import json
 import pathlib
@@ -16,8 +17,6 @@ import shlex
 import subprocess
 import sys
 
-from absl import flags
-
 from ldm_jax import cli
 from ldm_jax.base import errors, remote
 
@@ -25,19 +24,34 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGING = "runs/launch"  # under the checkout, where git does not look
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+# {command: the flag of the folder that it writes}
+COMMANDS = dict(
+    train="workdir", sample="out", encode="out", evaluate="out", adherence="out", sweep="workdir"
+)
+WORKERS = ("sample", "encode")  # they share their work out by --worker
+OWN = dict(
+    command=cli.Choice("Command of ldm_jax to run.", "train", of=tuple(COMMANDS)),
+    name=cli.Text("Name of the job; by default the name of its folder.", ""),
+    dry_run=cli.Switch("Print commands and files, and do nothing."),
+)
 
 
-def define(values):
-    """The flags that every place has."""
-    flags.DEFINE_string("config", None, "config file, path.py[:variant]", flag_values=values)
-    flags.DEFINE_string(
-        "workdir", None, "folder of the run, as the hosts see it", flag_values=values
-    )
-    flags.DEFINE_string("name", "", "of the job; by default the workdir's", flag_values=values)
-    flags.DEFINE_string("devices", None, "what must be there, e.g. tpu:16", flag_values=values)
-    flags.DEFINE_bool("deterministic", False, "as in ldm_jax.train", flag_values=values)
-    flags.DEFINE_list("allow_config_change", [], "as in ldm_jax.train", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "print commands and files only", flag_values=values)
+def flags(**place):
+    """(arguments) -> the flags of a place: its own, and those of the command to run."""
+    return lambda argv: {**_flags_of(_command(argv)), **OWN, **place}
+
+
+def _command(argv) -> str:
+    """Of --command NAME or --command=NAME, as the flags of a command are known only by its name."""
+    for word, following in zip(argv, [*argv[1:], ""]):
+        name, equals, value = word.lstrip("-").partition("=")
+        if name == "command":
+            return value if equals else following
+    return "train"
+
+
+def _flags_of(command: str) -> dict:
+    return importlib.import_module(f"ldm_jax.{command}").FLAGS if command in COMMANDS else {}
 
 
 def restartable(code: int) -> bool:
@@ -46,16 +60,18 @@ def restartable(code: int) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What is trained.
+class Launch:
+    """What is launched.
 
-    train: the arguments of ldm_jax.train.
+    folder: where the command writes, as the hosts see it.
+    arguments: of launch.start on each host, after the file of the record.
     record: what is kept of this launch; its "id" names it.
     """
 
     name: str
-    workdir: pathlib.PurePosixPath
-    train: tuple[str, ...]
+    command: str
+    folder: pathlib.PurePosixPath
+    arguments: tuple[str, ...]
     record: dict
 
     @property
@@ -63,20 +79,26 @@ class Job:
         """A name of this launch alone."""
         return f"{self.name}-{self.record['id'].lower()}"
 
-    def pack(self, hands: "Hands", folder: pathlib.Path) -> pathlib.Path:
+    def check_under(self, mount: str):
+        """Raises UsageError where the folder does not lie under --mount."""
+        if not self.folder.is_relative_to(mount):
+            flag = COMMANDS[self.command]
+            raise errors.UsageError(f"--{flag}={self.folder} must lie under --mount={mount}.")
+
+    def pack(self, shell: "Shell", folder: pathlib.Path) -> pathlib.Path:
         """An archive of the tracked files as they are now, tests aside, and launch.json."""
         record, archive = folder / "launch.json", folder / f"{self.label}.tar.gz"
-        hands.write(record, json.dumps(self.record, indent=2) + "\n")
+        shell.write(record, json.dumps(self.record, indent=2) + "\n")
         source = self.record["git"]["archived"]
         if not source:
             raise errors.UsageError(f"{ROOT} is no git checkout: clone the project to launch it.")
         argv = ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={archive}"]
-        hands.run([*argv, f"--add-file={record}", source, "--", ".", ":!tests"])
+        shell.run([*argv, f"--add-file={record}", source, "--", ".", ":!tests"])
         return archive
 
 
-class Hands:
-    """Does what a place decides, or prints it."""
+class Shell:
+    """Writes files and runs commands or, on a dry run, prints them."""
 
     def __init__(self, dry_run: bool):
         self.dry_run = dry_run
@@ -117,33 +139,43 @@ class Hands:
             raise errors.UsageError(f"{argv[0]} is not on the PATH: install it.") from e
 
 
-def read(args, overrides: dict, place: str, devices: str = "", buckets: bool = False) -> Job:
-    """The job that the flags describe. buckets: its hosts may have the workdir on gs:// itself.
+def read(
+    args, overrides: dict, place: str, devices: str = "", buckets: bool = False, hosts: int = 1
+) -> Launch:
+    """The job that the flags describe.
+
+    devices: what training asks for where --devices is not given. buckets: the hosts may write to
+    gs:// itself. hosts: how many processes there are.
 
     Raises:
-      UsageError: a flag is missing, or the name suits no cloud.
+      UsageError: a flag is missing, the command runs as one process alone, or no cloud takes the
+        name.
     """
-    cli.require(args, "config", "workdir")
-    if not (buckets and args.workdir.startswith(remote.SCHEME)):
-        cli.check_mounted("--workdir", args.workdir)
-    file = args.config.partition(":")[0]
-    if not (ROOT / file).is_file() and not pathlib.Path(file).is_file():
+    command, flag = args.command, COMMANDS[args.command]
+    cli.require(args, *(("config",) if command == "train" else ()), flag)
+    folder = args[flag].value
+    if not (buckets and folder.startswith(remote.SCHEME)):
+        cli.check_mounted(f"--{flag}", folder)
+    if hosts > 1 and command not in ("train", *WORKERS):
+        raise errors.UsageError(f"--command={command} runs as one process, not as {hosts}.")
+    file = (args.config if "config" in args and args.config else "").partition(":")[0]
+    if file and not (ROOT / file).is_file() and not pathlib.Path(file).is_file():
         raise errors.UsageError(f"--config={args.config}: there is no file {file}.")
-    name = args.name or re.sub(r"[^a-z0-9]+", "-", pathlib.Path(args.workdir).name.lower())
+    name = args.name or re.sub(r"[^a-z0-9]+", "-", pathlib.Path(folder).name.lower())
     if not NAME.fullmatch(name):
         raise errors.UsageError(
             f"--name={name}: use a-z, 0-9 and -, a letter first, 40 characters at most."
         )
-    devices = devices if args.devices is None else args.devices
-    train = [f"--config={args.config}", f"--workdir={args.workdir}"]
-    train += [f"--devices={devices}"] if devices else []
-    train += ["--deterministic"] if args.deterministic else []
-    if args.allow_config_change:
-        train.append(f"--allow_config_change={','.join(args.allow_config_change)}")
-    train += [f"--config.{key}={text}" for key, text in overrides.items()]
-    record = {"id": now(), "place": place, "argv": sys.argv, "train": train}
+    given = {name: args[name].serialize() for name in args if args[name].present}
+    given = ({"devices": f"--devices={devices}"} if devices else {}) | given
+    known = [name for name in cli.define(_flags_of(command)) if name not in OWN]
+    arguments = [given[name] for name in known if name in given]
+    arguments += [f"--config.{key}={text}" for key, text in overrides.items()]
+    record = {"id": now(), "place": place, "argv": sys.argv, command: arguments}
     record |= {"git": git_state(), "versions": versions()}
-    return Job(name, pathlib.PurePosixPath(args.workdir), tuple(train), record)
+    if command != "train":
+        arguments.insert(0, f"--command={command}")
+    return Launch(name, command, pathlib.PurePosixPath(folder), tuple(arguments), record)
 
 
 def now() -> str:

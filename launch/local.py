@@ -1,6 +1,7 @@
 """A job on this machine: one process or several, started again when they should be.
 
     python -m launch.local --config=configs/NAME.py --workdir=DIR [--hosts=2] [--dry_run]
+    python -m launch.local --command=sample --run=RUN --out=DIR --num=50000
 
 One process drives all accelerators of a machine, so --hosts is for trying out what pods do, or for
 a process per device. SIGTERM is passed on: the job saves, and this command ends with 42.
@@ -16,8 +17,6 @@ import subprocess
 import sys
 import time
 
-from absl import flags
-
 from launch import job as job_lib
 from ldm_jax import cli
 from ldm_jax.base import errors
@@ -26,17 +25,15 @@ GRACE = 20.0  # seconds for the others to end once one has failed
 POLL = 0.1
 
 
-def define(values):
-    job_lib.define(values)
-    flags.DEFINE_integer("hosts", 1, "processes", lower_bound=1, flag_values=values)
+FLAGS = job_lib.flags(hosts=cli.Integer("How many processes to start.", 1, least=1))
 
 
 def main(args, overrides):
-    job = job_lib.read(args, overrides, "local")
-    hands = job_lib.Hands(args.dry_run)
-    record = pathlib.Path(job.workdir) / "launch" / f"{job.record['id']}.json"
-    hands.write(record, json.dumps(job.record, indent=2) + "\n")
-    argv = [sys.executable, "-m", "launch.start", str(record), *job.train]
+    job = job_lib.read(args, overrides, "local", hosts=args.hosts)
+    shell = job_lib.Shell(args.dry_run)
+    record = pathlib.Path(job.folder) / "launch" / f"{job.record['id']}.json"
+    shell.write(record, json.dumps(job.record, indent=2) + "\n")
+    argv = [sys.executable, "-m", "launch.start", str(record), *job.arguments]
     if args.dry_run:
         for env in environments(args.hosts, port=0):
             print(f"$ env {shlex.join(f'{k}={v}' for k, v in env.items())} {shlex.join(argv)}")
@@ -106,4 +103,4 @@ def speaking(codes: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, define, main)
+    cli.start(__doc__, FLAGS, main)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a host of a job, in the code that was shipped there: the environment, then the training.
-# on_host.sh cpu|tpu|cuda ARGUMENTS OF ldm_jax.train
+# On a host of a job, in the code that was shipped there: the environment, then the command.
+# on_host.sh cpu|tpu|cuda ARGUMENTS OF launch.start
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kind="$1"

@@ -22,4 +22,4 @@ echo "== 4/4 evaluation"
 "$python" -m ldm_jax.evaluate --run="$out/first_stage"
 "$python" -m ldm_jax.evaluate --samples="$out/samples"
 
-"$python" launch/quickstart_summary.py "$out" "$(($(date +%s) - begin))"
+"$python" -m ldm_jax.evaluation.quickstart "$out" "$(($(date +%s) - begin))"

@@ -10,7 +10,6 @@ import shlex
 import signal
 
 import yaml
-from absl import flags
 
 from launch import job as job_lib
 from ldm_jax import cli
@@ -20,16 +19,14 @@ from ldm_jax.base import errors
 SIGNALS = (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM)
 
 
-def define(values):
-    job_lib.define(values)
-    flags.DEFINE_string("accelerators", None, "e.g. A100:8, tpu-v5e-8", flag_values=values)
-    flags.DEFINE_integer("nodes", 1, "machines", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("bucket", None, "storage of the runs, gs:// or s3://", flag_values=values)
-    flags.DEFINE_string("mount", "/runs", "where it is mounted", flag_values=values)
-    flags.DEFINE_string(
-        "runtime_version", "", "the TPU VM's software; SkyPilot's choice else", flag_values=values
-    )
-    flags.DEFINE_bool("spot", False, "cheaper, and taken away at any time", flag_values=values)
+FLAGS = job_lib.flags(
+    accelerators=cli.Text("Accelerators of each machine, e.g. A100:8 or tpu-v5e-8."),
+    nodes=cli.Integer("How many machines.", 1, least=1),
+    bucket=cli.Text("Storage of the runs, gs:// or s3://."),
+    mount=cli.Text("Folder where the bucket is mounted.", "/runs"),
+    runtime_version=cli.Text("Software of the TPU VM; SkyPilot's choice by default.", ""),
+    spot=cli.Switch("Take cheaper machines, which may be taken away at any time."),
+)
 
 
 def main(args, overrides):
@@ -41,22 +38,21 @@ def main(args, overrides):
             f"--accelerators={args.accelerators}."
         )
     devices = {"tpu": "tpu", "cuda": "gpu"}[kind]
-    job = job_lib.read(args, overrides, "sky", devices=devices)
-    if not job.workdir.is_relative_to(args.mount):
-        raise errors.UsageError(f"--workdir={job.workdir} must lie under --mount={args.mount}.")
-    hands = job_lib.Hands(args.dry_run)
+    job = job_lib.read(args, overrides, "sky", devices, hosts=args.nodes)
+    job.check_under(args.mount)
+    shell = job_lib.Shell(args.dry_run)
     folder = job_lib.ROOT / job_lib.STAGING / job.name
     code, file = folder / job.label, folder / f"{job.label}.yaml"
-    archive = job.pack(hands, folder)
-    hands.run(["mkdir", "-p", str(code)])
-    hands.run(["tar", "-xzf", str(archive), "-C", str(code)])
-    hands.write(file, yaml.safe_dump(task(args, job, code, kind), sort_keys=False))
-    hands.run(["sky", "jobs", "launch", f"--name={job.name}", "--yes", str(file)])
+    archive = job.pack(shell, folder)
+    shell.run(["mkdir", "-p", str(code)])
+    shell.run(["tar", "-xzf", str(archive), "-C", str(code)])
+    shell.write(file, yaml.safe_dump(task(args, job, code, kind), sort_keys=False))
+    shell.run(["sky", "jobs", "launch", f"--name={job.name}", "--yes", str(file)])
 
 
 def task(args, job, code, kind: str) -> dict:
     """SkyPilot's task; `run` is read by a shell on every node."""
-    on_host = ["bash", "launch/on_host.sh", kind, *job.train]
+    on_host = ["bash", "launch/on_host.sh", kind, *job.arguments]
     again = [cli.EXIT_RESTART, *(128 + number for number in SIGNALS)]
     recovery = {"strategy": "FAILOVER", "recover_on_exit_codes": again}
     resources = {
@@ -77,4 +73,4 @@ def task(args, job, code, kind: str) -> dict:
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, define, main)
+    cli.start(__doc__, FLAGS, main)

@@ -8,36 +8,35 @@ The workdir lies on the cluster's shared file system; the code of this launch go
 
 import pathlib
 
-from absl import flags
-
 from launch import job as job_lib
 from ldm_jax import cli
 
-
-def define(values):
-    job_lib.define(values)
-    flags.DEFINE_integer("nodes", 1, "machines", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("gpus", 8, "per node; 0 for CPUs", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("grace", 300, "seconds between SIGTERM and the end", flag_values=values)
-    flags.DEFINE_string("partition", "", "Slurm's", flag_values=values)
-    flags.DEFINE_string("account", "", "Slurm's", flag_values=values)
-    flags.DEFINE_string("time", "", "limit, after which it is queued again", flag_values=values)
+FLAGS = job_lib.flags(
+    nodes=cli.Integer("How many machines.", 1, least=1),
+    gpus=cli.Integer("GPUs of each machine; 0 for CPUs.", 8, least=0),
+    grace=cli.Integer("Seconds between SIGTERM and the end.", 300, least=0),
+    partition=cli.Text("Partition of the cluster.", ""),
+    account=cli.Text("Account that pays for the job.", ""),
+    time=cli.Text("Limit of time, after which the job is queued again.", ""),
+)
 
 
 def main(args, overrides):
-    job = job_lib.read(args, overrides, "slurm", devices="gpu" if args.gpus else "cpu")
-    hands = job_lib.Hands(args.dry_run)
-    folder = pathlib.Path(job.workdir).absolute() / "launch"
+    devices = "gpu" if args.gpus else "cpu"
+    job = job_lib.read(args, overrides, "slurm", devices, hosts=args.nodes)
+    shell = job_lib.Shell(args.dry_run)
+    folder = pathlib.Path(job.folder).absolute() / "launch"
     code = folder / job.label
-    archive = job.pack(hands, folder)
-    hands.run(["mkdir", "-p", str(code)])
-    hands.run(["tar", "-xzf", str(archive), "-C", str(code)])
-    hands.run(submission(args, job, folder, code))
+    archive = job.pack(shell, folder)
+    shell.run(["mkdir", "-p", str(code)])
+    shell.run(["tar", "-xzf", str(archive), "-C", str(code)])
+    shell.run(submission(args, job, folder, code))
 
 
 def submission(args, job, folder, code) -> list[str]:
     """All options are arguments, so that nothing of the job is ever written into a script."""
-    tasks = max(args.gpus, 1)  # JAX's own reading of Slurm: a process per GPU, each seeing all
+    # JAX's own reading of Slurm: training runs a process for each GPU, and each sees all of them.
+    tasks = max(args.gpus, 1) if job.command == "train" else 1
     argv = ["sbatch", f"--job-name={job.name}", f"--nodes={args.nodes}"]
     argv += [f"--ntasks-per-node={tasks}", f"--chdir={code}", "--requeue", "--open-mode=append"]
     argv += [f"--output={folder / job.label}-%j.log", f"--signal=TERM@{args.grace}"]
@@ -45,8 +44,8 @@ def submission(args, job, folder, code) -> list[str]:
     for option in ("partition", "account", "time"):
         argv += [f"--{option}={args[option].value}"] if args[option].value else []
     kind = "cuda" if args.gpus else "cpu"
-    return [*argv, str(code / "launch" / "slurm_job.sh"), kind, *job.train]
+    return [*argv, str(code / "launch" / "slurm_job.sh"), kind, *job.arguments]
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, define, main)
+    cli.start(__doc__, FLAGS, main)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The batch script of launch.slurm, submitted with the shipped code as its working directory.
-# slurm_job.sh cpu|cuda ARGUMENTS OF ldm_jax.train; LDM_PYTHON names an environment that exists.
+# slurm_job.sh cpu|cuda ARGUMENTS OF launch.start; LDM_PYTHON names an environment that exists.
 set -euo pipefail
 kind="$1"
 shift

@@ -1,10 +1,11 @@
-"""What every place runs on every host: keeps the record, counts the starts, becomes the training.
+"""What every place runs on every host: keeps the record, counts the starts, becomes the command.
 
-    python -m launch.start LAUNCH.json --config=... --workdir=...
+    python -m launch.start LAUNCH.json [--command=train] FLAGS OF THE COMMAND
 
-The record goes to WORKDIR/launch/ID.json, and each start of the launch with the newest checkpoint
-of that moment to ID.starts.HOST.jsonl. Two restarts that brought no new checkpoint end the job.
-Every host keeps its own count: before they have found each other, none knows that it is the first.
+The record goes to FOLDER/launch/ID.json, where FOLDER is what the command writes to, and each start
+of the launch with what was done by then to ID.starts.HOST.jsonl. Two restarts that brought nothing
+new end the job. Every host keeps its own count: before they have found each other, none knows that
+it is the first. Hosts of `sample` and `encode` share the work out by --worker.
 """
 
 import json
@@ -14,21 +15,26 @@ import socket
 import sys
 import time
 
+from launch import job as job_lib
 from ldm_jax import cli
 from ldm_jax.base import errors, remote
 
 USELESS = 2  # restarts without progress
-# What numbers processes over all hosts of a job; elsewhere (TPU VMs, pods) a host is one process.
-INDEX = ("JAX_PROCESS_ID", "SLURM_PROCID")
+# What numbers and counts the processes of a job; elsewhere (TPU VMs, pods) a host is one process.
+PROCESSES = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def main(argv):
-    record, train = json.loads(pathlib.Path(argv[0]).read_text()), argv[1:]
-    workdir = next(a.partition("=")[2] for a in train if a.startswith("--workdir="))
-    host = next((os.environ[name] for name in INDEX if name in os.environ), socket.gethostname())
+    record, arguments = json.loads(pathlib.Path(argv[0]).read_text()), argv[1:]
+    command = "train"
+    if arguments and arguments[0].startswith("--command="):
+        command = arguments.pop(0).partition("=")[2]
+    flag = f"--{job_lib.COMMANDS[command]}"
+    path = next(a.partition("=")[2] for a in arguments if a.startswith(f"{flag}="))
+    host = next((os.environ[i] for i, _ in PROCESSES if i in os.environ), socket.gethostname())
     try:
-        folder = remote.local(workdir, write=True)
-        cli.check_writable("--workdir", folder)
+        folder = remote.local(path, write=True)
+        cli.check_writable(flag, folder)
         problem, code = keep(record, pathlib.Path(folder), host), cli.EXIT_FAILED
         remote.push()
     except errors.UsageError as e:
@@ -36,29 +42,46 @@ def main(argv):
     if problem:
         print(f"launch: {problem}", file=sys.stderr, flush=True)
         sys.exit(code)
-    # The same process from here on: signals reach the training, and its exit code is the job's.
-    os.execv(sys.executable, [sys.executable, "-m", "ldm_jax.train", *train])
+    if not any(argument.startswith("--worker") for argument in arguments):
+        arguments += worker(command, os.environ)
+    # The same process from here on: signals reach the command, and its exit code is the job's.
+    os.execv(sys.executable, [sys.executable, "-m", f"ldm_jax.{command}", *arguments])
 
 
-def keep(record: dict, workdir: pathlib.Path, host: str) -> str:
-    """Writes record and start; returns why the job should end, or ""."""
-    folder = workdir / "launch"
+def worker(command: str, environ) -> list[str]:
+    """The flag that gives this process its share, where several processes are to share the work."""
+    for index, count in PROCESSES:
+        if command in job_lib.WORKERS and int(environ.get(count, 1)) > 1:
+            return [f"--worker={environ[index]}/{environ[count]}"]
+    return []
+
+
+def keep(record: dict, written: pathlib.Path, host: str) -> str:
+    """Writes record and start; returns why the job should end, or "". written: by the command."""
+    folder = written / "launch"
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / f".{record['id']}.{host}.tmp"  # all hosts write the same: never half of it
     whole.write_text(json.dumps(record, indent=2) + "\n")
     whole.replace(folder / f"{record['id']}.json")
     starts = folder / f"{record['id']}.starts.{host}.jsonl"
     before = starts.read_text().splitlines() if starts.exists() else []
-    step = newest_step(workdir)
+    step = progress(written)
     lately = [json.loads(line)["step"] for line in before][-1 - USELESS :]
     if len(lately) > USELESS and set(lately) == {step}:
         return (
-            f"{USELESS} restarts brought no checkpoint beyond step {step}: not started again. See "
-            "what the log says, save more often (config.steps.checkpoint), launch anew."
+            f"{USELESS} restarts brought no checkpoint, or shard, beyond step {step}: not started "
+            "again. See what the log says, save more often (config.steps.checkpoint or "
+            "--shard_size), launch anew."
         )
     with open(starts, "a") as file:
         file.write(json.dumps({"step": step, "time": time.time()}) + "\n")
     return ""
+
+
+def progress(folder: pathlib.Path) -> int:
+    """What is done: the newest steps of the trainings in `folder`, and the finished shards."""
+    trainings = {folder, *(path.parent for path in folder.rglob("checkpoints"))}
+    return sum(map(newest_step, trainings)) + sum(1 for _ in folder.rglob("shards/*.json"))
 
 
 def newest_step(workdir: pathlib.Path) -> int:

@@ -10,41 +10,39 @@ command stays in the foreground: keep it in tmux; called again, it takes up the 
 import shlex
 import time
 
-from absl import flags
-
 from launch import job as job_lib
 from ldm_jax import cli
 from ldm_jax.base import errors
 
 POLL = 30.0  # seconds between two looks at a slice, or two tries of what the cloud refused
 TRIES = 10  # of one thing in a row
-SHORT = 300.0  # seconds under which a training that ended counts as a try
+SHORT = 300.0  # seconds under which a command that ended counts as a try
 LOST = {"FAILED", "SUSPENDING", "SUSPENDED"}  # a queued resource does not come back from these
 ABSENT = ""
 
 
-def define(values):
-    job_lib.define(values)
-    flags.DEFINE_string("project", "", "Cloud project; gcloud's own by default", flag_values=values)
-    flags.DEFINE_string("zone", None, "Cloud zone", flag_values=values)
-    flags.DEFINE_string("accelerator_type", None, "e.g. v4-32, v5litepod-16", flag_values=values)
-    flags.DEFINE_string("runtime_version", None, "the TPU VM's software", flag_values=values)
-    flags.DEFINE_bool("spot", False, "cheaper, and taken away at any time", flag_values=values)
-    flags.DEFINE_bool("keep", False, "leave the slice when the job is done", flag_values=values)
+FLAGS = job_lib.flags(
+    project=cli.Text("Cloud project; gcloud's own by default.", ""),
+    zone=cli.Text("Cloud zone."),
+    accelerator_type=cli.Text("Type of the slice, e.g. v4-32 or v5litepod-16."),
+    runtime_version=cli.Text("Software of the TPU VM."),
+    spot=cli.Switch("Take a cheaper slice, which may be taken away at any time."),
+    keep=cli.Switch("Leave the slice when the job is done."),
+)
 
 
 def main(args, overrides):
     cli.require(args, "zone", "accelerator_type", "runtime_version")
     job = job_lib.read(args, overrides, "tpu", devices="tpu", buckets=True)
-    hands = job_lib.Hands(args.dry_run)
-    slice_ = Slice(args, job, hands)
-    archive = job.pack(hands, job_lib.ROOT / job_lib.STAGING / job.name)
+    shell = job_lib.Shell(args.dry_run)
+    slice_ = Slice(args, job, shell)
+    archive = job.pack(shell, job_lib.ROOT / job_lib.STAGING / job.name)
     slice_.obtain(tries=1)  # what the cloud refuses at first it refuses for good
     failures = 0
     while True:
         begin = time.monotonic()
         shipped = slice_.ship(archive) == 0
-        if shipped and (code := slice_.train()) == 0:
+        if shipped and (code := slice_.run()) == 0:
             break
         failures = failures + 1 if time.monotonic() - begin < SHORT else 1
         if slice_.state() != "ACTIVE":
@@ -63,8 +61,8 @@ def main(args, overrides):
 class Slice:
     """The queued resource and its one node, both of the job's name."""
 
-    def __init__(self, args, job, hands):
-        self._args, self._job, self._hands = args, job, hands
+    def __init__(self, args, job, shell):
+        self._args, self._job, self._shell = args, job, shell
         self._where = [f"--zone={args.zone}"]
         self._where += [f"--project={args.project}"] if args.project else []
 
@@ -75,7 +73,7 @@ class Slice:
             if state in LOST:
                 self.delete()
                 state = ABSENT
-            if state == ABSENT and (code := self._hands.run(self.creation(), check=False)):
+            if state == ABSENT and (code := self._shell.run(self.creation(), check=False)):
                 tries -= 1
                 if not tries:
                     raise errors.RunError(f"gcloud ended with {code}; what it said is above.")
@@ -90,7 +88,7 @@ class Slice:
         """
         argv = [*self._resource("describe"), "--format=value(state.state)"]
         for _ in range(TRIES):
-            state, why = self._hands.ask(argv, dry)
+            state, why = self._shell.ask(argv, dry)
             if not why:
                 return state
             if "NOT_FOUND" in why:
@@ -103,7 +101,7 @@ class Slice:
         return f"{self._job.name} still runs and costs: {shlex.join(self.deletion())}"
 
     def delete(self):
-        self._hands.run(self.deletion())
+        self._shell.run(self.deletion())
 
     def creation(self) -> list[str]:
         args = self._args
@@ -118,18 +116,18 @@ class Slice:
     def ship(self, archive) -> int:
         argv = ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--quiet", str(archive)]
         argv += [f"{self._job.name}:{archive.name}", "--worker=all", *self._where]
-        return self._hands.run(argv, check=False)
+        return self._shell.run(argv, check=False)
 
-    def train(self) -> int:
+    def run(self) -> int:
         argv = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", self._job.name, "--worker=all"]
         argv += ["--quiet", *self._where, f"--command={self.command()}"]
-        return self._hands.run(argv, check=False)
+        return self._shell.run(argv, check=False)
 
     def command(self) -> str:
         """For the shell of every host, which stands in its home directory."""
         folder = self._job.label
-        on_host = ["bash", f"{folder}/launch/on_host.sh", "tpu", *self._job.train]
-        # A training whose ssh broke may still run: the lock waits for its end.
+        on_host = ["bash", f"{folder}/launch/on_host.sh", "tpu", *self._job.arguments]
+        # A job whose ssh broke may still run: the lock waits for its end.
         steps = [
             ["mkdir", "-p", folder],
             ["tar", "-xzf", f"{folder}.tar.gz", "-C", folder],
@@ -143,4 +141,4 @@ class Slice:
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, define, main)
+    cli.start(__doc__, FLAGS, main)

@@ -16,13 +16,15 @@ USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS = (*USUAL, "dispatch", "convolutions")
 FLAGS = dict(
     config=cli.Text("Config file, path.py[:variant]."),
-    parts=cli.Listed(f"Parts to time, of {', '.join(PARTS)}.", USUAL, of=PARTS),
+    parts=cli.Listed("Parts to time; dispatch and convolutions are others.", USUAL, of=PARTS),
     batch_size=cli.Integer("Images of a batch; 0 for the config's.", 0, least=0),
     images=cli.Switch("Train a second stage on images instead of cached latents."),
     steps=cli.Integer("Number of the sampler's steps; the config's by default."),
     guidance=cli.Number("Scale of guidance; the config's by default.", None, least=0),
     repeats=cli.Integer("How often each clock is read.", 5, least=1),
-    against=cli.Choice("diffusers, to time it too, in turns.", "", of=("", "diffusers")),
+    against=cli.Choice(
+        "Name of a package to time in turns with ours: diffusers.", "", of=("", "diffusers")
+    ),
     profile=cli.Text("Folder for a trace of the training step.", ""),
     json=cli.Text("File to write; bench.json by default.", ""),
     compare=cli.Listed("Two files of this command to compare: OLD,NEW."),

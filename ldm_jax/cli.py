@@ -236,7 +236,9 @@ def describe(values: flags.FlagValues) -> str:
     lines = []
     for name in values:
         flag = values[name]
-        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        default = (
+            ",".join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
+        )
         given = f"--{name}" if default in (None, "") else f"--{name}={default}"
         lines.append(f"  {given:26} {flag.help}")
     return "\n".join(lines)

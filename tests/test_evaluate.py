@@ -133,6 +133,26 @@ def test_evaluating_a_first_stage_repeats_what_training_measured(first_stage, me
     assert found["protocol"]["measurement"]["n"] == found["records"] == 16
 
 
+OWN_METRIC = """
+from ldm_jax.evaluation import suite
+@suite.register("warmth")
+def warmth(samples, reference, settings):
+    return {"warmth": float(samples.features.mean())}
+"""
+
+
+def test_a_metric_of_ones_own_is_asked_for_by_a_plugin(samples, measure, tmp_path, monkeypatch):
+    (tmp_path / "warm_metric.py").write_text(OWN_METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = measure(f"--samples={samples}", "--plugins=warm_metric", "--metrics=warmth")
+    assert np.isfinite(found["warmth_pocket"])
+
+
+def test_a_plugin_that_is_not_there_is_one_line(refused):
+    line = refused(call(evaluate, "--samples=x", "--plugins=no_such_module"))
+    assert "--plugins: no_such_module cannot be imported" in line
+
+
 def test_a_run_without_weights_has_a_protocol_too(
     first_stage,
     ldm,

@@ -59,9 +59,8 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     held_out = data_lib.held_out(config, source)
     with config.unlocked():
         config.eval.records = len(held_out)
-    data = protocol.origin(
-        held_out, len(held_out), (config.data.size,) * 2, "center", config.data.interpolation
-    )
+    side, interpolation = config.data.size, config.data.interpolation
+    data = protocol.origin(held_out, len(held_out), (side, side), "center", interpolation)
     params, step = checkpoint.read_params(path)
     subject = {"run": str(path), "step": step}
     lpips = [file for file in config.get("lpips", {}).values() if file]

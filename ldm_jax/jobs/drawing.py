@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from ldm_jax.base import errors, raster, shard, watch
-from ldm_jax.base.progress import Progress
-from ldm_jax.engine import preempt
+from ldm_jax.build import objects as build
 from ldm_jax.jobs import conditioning, export, settings
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.runs import conditions as conditions_of
@@ -56,7 +55,7 @@ def draw(wanted: Drawing) -> dict | None:
         wanted, classes=classes, known=model.fields, make=functools.partial(_maker, how.config)
     )
     job = job_lib.Job(wanted.out, wanted.num, wanted.shard_size, wanted.format, classes)
-    worker, workers = settings.read_worker(wanted.worker)
+    worker = settings.read_worker(wanted.worker)
     mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(wanted.batch_size, mesh, key="--batch_size")
     run = how.open(mesh)
@@ -70,21 +69,17 @@ def draw(wanted: Drawing) -> dict | None:
         cond, indices = conditions.fields(first, count), np.arange(first, first + count)
         return run.draw(count, how.sampling, wanted.seed, cond, how.size, indices)
 
-    todo = job.missing(worker, workers)
-    with preempt.Preemption() as preemption, watch.compile_clock() as compiling:
-        stop, progress = lambda: preemption.requested(0), Progress(0, sum(map(len, todo)))
-        clocks = job_lib.run(job, todo, batch, conditions.row, wanted.batch_size, stop, progress)
-    progress.close()
-    if left := job.unrecorded():
-        print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
+    with watch.compile_clock() as compiling:
+        drawn, clocks = job_lib.work(job, worker, batch, conditions.row, wanted.batch_size)
+    if job.unrecorded():
         return None
     digest = job.finish()
     write_grid(job, conditions)
     summary = {"num": wanted.num, "digest": digest, "seconds": seconds(), **about}
     summary["samples_png"] = str(job.out / "grid.png")
-    if todo:
+    if drawn:
         decode = run.time_decode(wanted.batch_size, how.sampling, how.size) * clocks["batches"]
-        summary |= timings(clocks, compiling(), sum(map(len, todo)), decode)
+        summary |= timings(clocks, compiling(), drawn, decode)
     return summary
 
 

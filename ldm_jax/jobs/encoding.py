@@ -10,9 +10,9 @@ import numpy as np
 
 from ldm_jax.base import disk, errors, platforms, shard, tree, watch
 from ldm_jax.base import record as record_lib
-from ldm_jax.base.progress import Progress
+from ldm_jax.build import checks
+from ldm_jax.build import objects as build
 from ldm_jax.data import latents, pipeline, sources
-from ldm_jax.engine import preempt
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs, settings
 from ldm_jax.runs import check as check_lib
@@ -40,7 +40,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     Returns the summary, or None while other workers still encode.
     """
     seconds = watch.stopwatch()
-    worker, workers = settings.read_worker(wanted.worker)
+    worker = settings.read_worker(wanted.worker)
     chains = latents.variants(data.size, data.crop, data.flip, data.interpolation)
     config = record_lib.read(wanted.run)
     kinds.expect(config, "autoencode", f"--run={wanted.run}")
@@ -69,19 +69,13 @@ def encode(wanted: Encoding, data) -> dict | None:
         parts = [moments(params, shard.put_batch({"image": x}, mesh)["image"]) for x in parts]
         return narrow(np.stack(jax.device_get(parts), 1), wanted.dtype)
 
-    todo = job.missing(worker, workers)
-    with preempt.Preemption() as preemption:
-        stop, progress = lambda: preemption.requested(0), Progress(0, sum(map(len, todo)))
-        clocks = job_lib.run(job, todo, batch, reader.take, wanted.batch_size, stop, progress)
-    progress.close()
-    if left := job.missing():
-        print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
+    encoded, clocks = job_lib.work(job, worker, batch, reader.take, wanted.batch_size)
+    if job.unrecorded():
         return None
-    digest = job.finish()
-    encoded, size = sum(map(len, todo)), sum(latents.open_cache(job.out).index["files"].values())
+    digest, size = job.finish(), sum(latents.open_cache(job.out).index["files"].values())
     summary = {"records": len(records), "variants": len(chains), "bytes": size, "digest": digest}
     summary |= {"encoded": encoded, "seconds": seconds()}
-    if todo:
+    if encoded:
         summary["records_per_second"] = encoded / clocks["draw"]
     return summary | {"index": index}
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors
+from ldm_jax.base import progress as progress_lib
+from ldm_jax.engine import preempt
 from ldm_jax.jobs import outputs
 
 
@@ -121,6 +123,24 @@ def open_job(out) -> Job:
             f"{gaps[0].begin}..{gaps[0].end - 1}; run ldm_jax.sample again."
         )
     return job
+
+
+def work(job, worker: tuple[int, int], draw, rows, batch_size: int) -> tuple[int, dict]:
+    """Draws what is missing of a worker's shards; (how many images that were, the clocks of `run`).
+
+    worker: (k, n) draws every n-th shard from the k-th on; the other arguments are those of `run`.
+    SIGTERM ends it with Preempted.
+    """
+    todo = job.missing(*worker)
+    count = sum(map(len, todo))
+    progress = progress_lib.Progress(0, count)
+    with preempt.Preemption() as preemption:
+        stop = lambda: preemption.requested(0)
+        clocks = run(job, todo, draw, rows, batch_size, stop, progress)
+    progress.close()
+    if left := job.unrecorded():
+        print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
+    return count, clocks
 
 
 def run(job, todo, draw, rows, batch_size: int, stop, progress) -> dict:

@@ -84,6 +84,43 @@ def tools(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", PLACES)
+def test_every_place_launches_other_commands_than_training(place, still, capfd):
+    module, flags = PLACES[place]
+    flags = [f for f in flags if not f.startswith(("--workdir", "--devices", "--slices"))]
+    out = next(f for f in PLACES[place][1] if f.startswith("--workdir=")).partition("=")[2]
+    drawing = ["--command=sample", "--run=runs/x", f"--out={out}", "--num=7", "--noema"]
+    assert call(module, "--dry_run", *flags, *drawing, "--interval=0.2,0.9") == 0
+    said = capfd.readouterr().out
+    given = ["--command=sample", "--run=runs/x", f"--out={out}", "--num=7", "--interval=0.2,0.9"]
+    for word in [*given, "--noema"]:
+        assert word in said
+    assert "--devices" not in said and "--dry_run" not in said
+
+
+def test_what_a_command_cannot_be_is_refused_before_anything_is_launched(still, refused):
+    say = lambda *argv: refused(call(local, *argv, "--dry_run"))
+    assert "did you mean 'sample'" in say("--command=sampel", "--run=x", "--out=y")
+    assert "--out is missing" in say("--command=sample", "--run=x")
+    assert "num" in say("--command=sample", "--run=x", "--out=y", "--num=0")
+    assert "one process" in say("--command=evaluate", "--run=x", "--out=y", "--hosts=2")
+    assert "sampler" in say(CONFIG, "--workdir=x", "--sampler=ddim")
+
+
+def test_hosts_share_out_what_is_drawn_and_encoded():
+    environ = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
+    assert start.worker("sample", environ) == start.worker("encode", environ) == ["--worker=1/4"]
+    assert start.worker("train", environ) == start.worker("sample", {}) == []
+
+
+def test_finished_shards_are_progress_as_checkpoints_are(tmp_path):
+    (tmp_path / "shards").mkdir()
+    for i in range(6):
+        (tmp_path / "shards" / f"{i}.json").touch()
+        assert start.keep({"id": "now"}, tmp_path, "a") == ""
+    assert [start.keep({"id": "now"}, tmp_path, "a") == "" for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_dry_runs_are_as_they_were_read(place, still, capfd):
     module, flags = PLACES[place]
     assert call(module, CONFIG, "--dry_run", "--config.seed=3", *flags) == 0
@@ -237,7 +274,7 @@ def test_bad_flags_are_refused_in_a_line(flags, message, capfd, monkeypatch):
 
 
 def test_a_tool_that_is_not_there_is_named(still, monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(job.Job, "pack", lambda self, hands, folder: folder / "x")
+    monkeypatch.setattr(job.Launch, "pack", lambda self, shell, folder: folder / "x")
     monkeypatch.setattr(job, "ROOT", ROOT)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert call(tpu, CONFIG, *PLACES["tpu"][1]) == cli.EXIT_USAGE

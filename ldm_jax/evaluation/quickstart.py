@@ -1,12 +1,16 @@
-"""Gathers what the quickstart measured: quickstart_summary.py DIR SECONDS -> DIR/summary.json."""
+"""Gathers what launch/quickstart.sh measured into DIR/summary.json.
 
-import json
+python -m ldm_jax.evaluation.quickstart DIR SECONDS
+"""
+
 import pathlib
 import sys
 
+from ldm_jax.base import disk
+
 
 def main(out: pathlib.Path, seconds: int):
-    read = lambda *parts: json.loads(out.joinpath(*parts, "summary.json").read_text())
+    read = lambda *parts: disk.read_json(out.joinpath(*parts, "summary.json"))
     first_stage, ldm, samples = read("first_stage"), read("ldm"), read("samples")
     reconstruction, quality = read("first_stage", "evaluation"), read("samples", "evaluation")
     summary = {
@@ -23,7 +27,7 @@ def main(out: pathlib.Path, seconds: int):
         "first_stage": str(out / "first_stage"),
         "ldm": str(out / "ldm"),
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    disk.write_json(out / "summary.json", summary)
     print(f"""
 Done in {seconds} s.
   reconstruction, held out   {summary["psnr_db"]:.2f} dB PSNR, SSIM {summary["ssim"]:.3f}

@@ -1,6 +1,6 @@
 """Quality against calls and seconds, for samplers and step counts: the table of docs/samplers.md.
 
-    python launch/sampler_table.py --run=RUN --weights=MOBILENET --out=runs/samplers [--num=512]
+    python docs/sampler_table.py --run=RUN --weights=MOBILENET --out=runs/samplers [--num=512]
 
 Draws and evaluates every cell as the commands do, leaves table.md and plot.png, and goes on from
 what is there.
@@ -11,60 +11,51 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from ldm_jax import cli, evaluate, sample
-from ldm_jax.base import record as record_lib
-from ldm_jax.diffusion.process import make_process
+from ldm_jax import cli
+from ldm_jax.build import objects as build
 from ldm_jax.stages.sampling import Sampling
 
-RUN = flags.DEFINE_string("run", None, "a second stage", required=True)
-OUT = flags.DEFINE_string("out", None, "folder", required=True)
-WEIGHTS = flags.DEFINE_string("weights", "", "for fd_mobilenet")
-NUM = flags.DEFINE_integer("num", 512, "images of a cell")
-BATCH = flags.DEFINE_integer("batch_size", 64, "images at a time")
-SAMPLERS = flags.DEFINE_list("samplers", ["ddim", "plms", "heun", "dpmpp_2m", "unipc"], "rows")
-CALLS = flags.DEFINE_list("calls", ["5", "10", "20"], "columns: network calls, at most")
-SPACINGS = flags.DEFINE_list("spacings", ["exact", "karras"], "time grids")
+FLAGS = dict(
+    run=cli.Text("Folder of a trained second stage."),
+    out=cli.Text("Folder to write to."),
+    weights=cli.Text("File of the weights for fd_mobilenet.", ""),
+    num=cli.Integer("Images of a cell.", 512, least=1),
+    batch_size=cli.Integer("Images drawn at a time.", 64, least=1),
+    samplers=cli.Listed("Samplers: the rows.", ("ddim", "plms", "heun", "dpmpp_2m", "unipc")),
+    calls=cli.Listed("Network calls at most: the columns.", (5, 10, 20), each=int),
+    spacings=cli.Listed("Time grids.", ("exact", "karras")),
+)
 
 
-def main(_):
-    out, rows = pathlib.Path(OUT.value), []
-    process = make_process(**record_lib.read(RUN.value).process)
-    for name, spacing, most in itertools.product(SAMPLERS.value, SPACINGS.value, CALLS.value):
-        steps = max(
-            s
-            for s in range(1, int(most) + 1)
-            if Sampling(name, s, spacing=spacing).calls(process) <= int(most)
-        )
-        rows.append({"sampler": name, "spacing": spacing, "calls": int(most)})
-        rows[-1] |= measure(out / f"{name}_{spacing}_{most}", name, spacing, steps)
+def main(args, overrides):
+    cli.refuse_overrides(overrides)
+    cli.require(args, "run", "out")
+    out, rows = pathlib.Path(args.out), []
+    process = build.make_process(**build.read_config(args.run).process)
+    for name, spacing, most in itertools.product(args.samplers, args.spacings, args.calls):
+        calls = lambda steps, n=name, s=spacing: Sampling(n, steps, spacing=s).calls(process)
+        steps = max(steps for steps in range(1, most + 1) if calls(steps) <= most)
+        how = [f"--sampler={name}", f"--spacing={spacing}", f"--steps={steps}"]
+        rows.append({"sampler": name, "spacing": spacing, "calls": most})
+        rows[-1] |= measure(args, out / f"{name}_{spacing}_{most}", how)
     (out / "table.md").write_text(table(rows))
     plot(out / "plot.png", rows)
     print(table(rows))
 
 
-def measure(folder, name, spacing, steps) -> dict:
-    """What the cell's two summaries say."""
+def measure(args, folder, how) -> dict:
+    """What the two summaries of a cell say."""
     done = folder / "evaluation" / "summary.json"
     if not done.exists():
-        how = [f"--sampler={name}", f"--spacing={spacing}", f"--steps={steps}"]
-        how += [f"--num={NUM.value}", f"--batch_size={BATCH.value}"]
-        call(sample, f"--run={RUN.value}", f"--out={folder}", *how)
-        features = (
-            [f"--weights={WEIGHTS.value}", "--metrics=fd", "--bootstrap=0"] if WEIGHTS.value else []
-        )
-        call(evaluate, f"--samples={folder}", *features)
+        how += [f"--num={args.num}", f"--batch_size={args.batch_size}"]
+        cli.call("sample", f"--run={args.run}", f"--out={folder}", *how)
+        features = [f"--weights={args.weights}", "--metrics=fd", "--bootstrap=0"]
+        cli.call("evaluate", f"--samples={folder}", *(features if args.weights else []))
     drawn, quality = (json.loads(file.read_text()) for file in (folder / "summary.json", done))
     known = {k: quality[k] for k in ("fd_mobilenet", "class_accuracy") if k in quality}
     return known | {"images_per_second": drawn["images_per_second"]}
-
-
-def call(command, *argv):
-    if code := cli.run(command.__doc__, command.define, command.main, list(argv)):
-        sys.exit(code)
 
 
 def table(rows) -> str:
@@ -109,4 +100,4 @@ def plot(path, rows):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.start(__doc__, FLAGS, main)
