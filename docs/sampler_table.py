@@ -14,7 +14,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ldm_jax import cli
-from ldm_jax.build import objects as build
+from ldm_jax.base import record as record_lib
+from ldm_jax.diffusion.process import make_process
 from ldm_jax.stages.sampling import Sampling
 
 FLAGS = dict(
@@ -33,7 +34,7 @@ def main(args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "run", "out")
     out, rows = pathlib.Path(args.out), []
-    process = build.make_process(**build.read_config(args.run).process)
+    process = make_process(**record_lib.read(args.run).process)
     for name, spacing, most in itertools.product(args.samplers, args.spacings, args.calls):
         calls = lambda steps, n=name, s=spacing: Sampling(n, steps, spacing=s).calls(process)
         steps = max(steps for steps in range(1, most + 1) if calls(steps) <= most)

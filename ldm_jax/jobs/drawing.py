@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from ldm_jax.base import errors, raster, shard, watch
-from ldm_jax.build import objects as build
 from ldm_jax.jobs import conditioning, export, settings
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.runs import conditions as conditions_of

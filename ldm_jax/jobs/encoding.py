@@ -10,8 +10,6 @@ import numpy as np
 
 from ldm_jax.base import disk, errors, platforms, shard, tree, watch
 from ldm_jax.base import record as record_lib
-from ldm_jax.build import checks
-from ldm_jax.build import objects as build
 from ldm_jax.data import latents, pipeline, sources
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs, settings
