@@ -18,7 +18,6 @@ ORDER = (
     ("models", "scenes"),
     ("stages", "metrics", "weights"),
     ("engine",),
-    ("build",),
     ("runs",),
     ("jobs",),
     ("evaluation",),
@@ -104,19 +103,20 @@ def test_imports_run_only_downward(path):
         )
 
 
-@pytest.mark.parametrize("kind", ["stage"])
-def test_only_one_module_asks_for_the_stage(kind):
+def test_only_one_module_asks_for_the_stage():
     readers = {
         str(path.relative_to(PACKAGE))
         for path in files()
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr == kind
+        if isinstance(node, ast.Attribute)
+        and node.attr == "stage"
+        and isinstance(node.ctx, ast.Load)
         if (isinstance(node.value, ast.Name) and node.value.id == "config")
         or (isinstance(node.value, ast.Attribute) and node.value.attr in ("config", "_config"))
     }
-    assert readers == {"build/kinds.py"}, (
-        f"config.{kind} is read in {sorted(readers)}: what a stage is, its kind says "
-        "(build/kinds.py)."
+    assert readers == {"runs/kinds.py"}, (
+        f"config.stage is read in {sorted(readers)}: what a stage is, its kind says "
+        "(runs/kinds.py)."
     )
 
 

@@ -32,7 +32,7 @@ def check(config: ConfigDict, source):
     transforms.standard(data.size, data.crop, data.flip, data.interpolation)
     loop.Intervals(**config.steps)
     for player in config.optim.values():
-        optim.check(player, total=config.steps.total)
+        optim.make(player, config.steps.total)
     one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
     one_of("config.model.remat_saves", config.model.get("remat_saves", ""), blocks.REMAT_SAVES)
     kind = kinds.of(config)

@@ -43,7 +43,7 @@ class DiffuseKind(kinds.Kind):
         codecs.check_trained(config.first_stage)
         model = self.model(config)
         model.denoiser.backbone.check()
-        model.check()
+        model.sampling.method(model.process)
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):
             raise errors.UsageError(

@@ -1,0 +1,78 @@
+"""docs/extend.md, carried out: one module of one's own with an idea of every kind."""
+
+import json
+import pathlib
+import re
+import sys
+
+import numpy as np
+import pytest
+from calling import call
+
+import ldm_jax
+from ldm_jax import train
+from ldm_jax.base import registry
+from ldm_jax.data import sources
+from ldm_jax.diffusion import guidance, process, schedules
+from ldm_jax.engine import optim
+from ldm_jax.evaluation import suite
+from ldm_jax.metrics import features
+from ldm_jax.models import backbones
+from ldm_jax.stages import autoencode
+from ldm_jax.weights import readers
+
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "extend.md"
+TOUCHED = (
+    *(backbones.BACKBONES, schedules.SCHEDULES, process.PREDICTIONS, process.DENSITIES),
+    *(guidance.GUIDANCES, optim.OPTIMIZERS, optim.AVERAGES, autoencode.TERMS, sources.SOURCES),
+    *(suite.METRICS, features.EXTRACTORS, readers.READERS),
+)
+SHORT = ["--config.steps.total=2", "--config.steps.log=1", "--config.steps.eval=2"]
+SHORT += ["--config.eval.records=8", "--config.eval.batch_size=8"]
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """recipe(variant) -> a file; the page's module lies where Python finds it."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    (tmp_path / "mine.py").write_text("\n\n".join(blocks[1:]))  # the first one names the module
+    monkeypatch.syspath_prepend(tmp_path)
+    for one in TOUCHED:
+        assert isinstance(one, registry.Registry)
+        monkeypatch.setattr(one, "_entries", dict(one._entries))
+
+    def write(variant):
+        file = tmp_path / f"{variant}.py"
+        file.write_text(f"from mine import {variant}\ndef get_config(arg=None):\n")
+        file.write_text(file.read_text() + f"    return {variant}()\n")
+        return file
+
+    yield write
+    sys.modules.pop("mine", None)
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_objective_and_a_backbone_of_ones_own_are_trained_and_drawn(recipe, tmp_path):
+    run = tmp_path / "run"
+    argv = [f"--config={recipe('ldm')}", f"--workdir={run}", *SHORT]
+    assert call(train, *argv, "--config.latents.batches=1") == 0
+    [measured] = [line for line in lines(run) if "val/error" in line]
+    # The metric sees what the samples are and what the data is; two steps draw no ramps.
+    assert np.isfinite(measured["val/brightness_means"]) and measured["val/error"] > 0
+    opened = ldm_jax.load(run)
+    assert set(opened.weights["params"]) == {"mixer"}
+    images = opened.sample(2, steps=3, sampler="heun", guidance=1.0)
+    assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all()
+
+
+def test_a_loss_term_an_optimizer_and_an_average_of_ones_own_train(recipe, tmp_path):
+    run = tmp_path / "run"
+    argv = [f"--config={recipe('first_stage')}", f"--workdir={run}", *SHORT]
+    assert call(train, *argv, "--config.steps.checkpoint=1", "--config.checkpoints.keep=3") == 0
+    assert all(line["term_edges"] > 0 for line in lines(run) if "term_edges" in line)
+    assert any("term_edges" in line for line in lines(run))
+    averaged = ldm_jax.load(run).digest
+    assert averaged != ldm_jax.load(run, ema=False).digest
