@@ -1,4 +1,4 @@
-"""Writes a sampler as one file that runs without this code (ldm_jax/exported.py)."""
+"""Writes a sampler as one file that runs without this code (runs/exported.py)."""
 
 import dataclasses
 import json

@@ -2,7 +2,8 @@
 
     python -m ldm_jax.sample --run=RUN --export=sampler.zip --batch_size=8 --platforms=cpu,cuda
 
-    sampler = ldm_jax.exported.load("sampler.zip")
+    from ldm_jax.runs import exported
+    sampler = exported.load("sampler.zip")
     images = sampler(seed=0, cond={"class": ids})     # uint8 [8, h, w, 3]
 
 The file is a zip of `program` (StableHLO, by jax.export), `weights.safetensors` and `meta.json`
