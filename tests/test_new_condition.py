@@ -1,5 +1,6 @@
-"""What a new kind of condition costs: one file of its own, and nothing else is touched."""
+"""A new kind of condition or source is one file of its own, and nothing else is touched."""
 
+import json
 import sys
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 from calling import call
 
 import ldm_jax
-from ldm_jax import train
-from ldm_jax.data import conditions
+from ldm_jax import check_data, train
+from ldm_jax.data import conditions, sources
 from ldm_jax.models import conditioners
 from ldm_jax.runs import conditions as conditions_of
 from ldm_jax.runs import data as data_lib
@@ -60,13 +61,35 @@ def get_config(arg=None):
     return config
 """
 
+GREYS = """
+import numpy as np
+
+from ldm_jax.data import sources
+
+
+@sources.SOURCES.register("greys")
+class Greys(sources.Source):
+    def __init__(self, size, count):
+        self._size, self._count = size, count
+        self.fingerprint = sources.digest("greys", f"{size} {count}")
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, i):
+        return {"image": np.full((self._size, self._size, 3), i, np.uint8)}
+
+    def name(self, i):
+        return f"grey {i}"
+"""
+
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """The file, where Python finds it; what it registers is gone afterwards."""
     (tmp_path / "brightness_of_mine.py").write_text(BRIGHTNESS)
     monkeypatch.syspath_prepend(tmp_path)
-    for registry in (conditions.MAKERS, conditioners.CONDITIONERS):
+    for registry in (conditions.MAKERS, conditioners.CONDITIONERS, sources.SOURCES):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield tmp_path / "brightness_of_mine.py"
     sys.modules.pop("brightness_of_mine", None)
@@ -83,6 +106,16 @@ def test_a_condition_in_a_file_of_ones_own_is_trained_and_drawn(module, tmp_path
     assert run.num_classes == 16, "under another label than `class`"
     noise = np.zeros((1, *run.encode(np.zeros((1, 16, 16, 3))).shape[1:]), np.float32)
     assert np.isfinite(run.sample(1, cond=cond, steps=2, guidance=2.0, noise=noise)).all()
+
+
+def test_a_source_in_a_file_of_ones_own_is_read(module, tmp_path, refused):
+    (tmp_path / "greys_of_mine.py").write_text(GREYS)
+    argv = ["--config=configs/debug.py:first_stage", f"--out={tmp_path}", "--config.data.count=9"]
+    argv += ["--config.plugins=greys_of_mine", "--config.data.source=greys"]
+    assert call(check_data, *argv) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["with"] == {"image": 9}
+    assert "objects=2" in refused(call(check_data, *argv, "--config.data.objects=2"))
+    sys.modules.pop("greys_of_mine")
 
 
 def test_a_module_that_is_not_there_is_one_line(tmp_path, refused):
