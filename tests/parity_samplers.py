@@ -10,6 +10,7 @@ FOLDER is laid out as shared/golden. Three kinds of case:
 Tolerance: the larger of 10 x the recorded float32 noise and 1e-4 of the rms.
 """
 
+import functools
 import io
 import json
 import lzma
@@ -20,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import given_noise
 import parity
 
 from ldm_jax.base.errors import UsageError
 from ldm_jax.diffusion import grids, guidance, methods, samplers
-from ldm_jax.diffusion.process import make_process
+from ldm_jax.diffusion.process import PREDICTIONS, make_process
 
 SCHEDULERS = {  # their class: our sampler
     "DDIMScheduler": "ddim",
@@ -75,8 +77,11 @@ def official(folder, name):
         return run.model.predict_x0(run._params, x, t, cond)
 
     scale = given.get("cfg_scale", 1.0)
-    null = run._cond({kind: case.io["in_uncond_context"]}, len(x_T), size) if scale != 1 else None
-    denoise = guidance.guide(network, cond, null, scale)
+    denoise = functools.partial(network, cond=cond)
+    if scale != 1:
+        null = run._cond({kind: case.io["in_uncond_context"]}, len(x_T), size)
+        combine = lambda strong, weak, t: guidance.extrapolate(strong, weak, scale)
+        denoise = guidance.guide(network, cond, null, combine)
     if given["name"] == "ddpm":
         grid = grids.exact(process, process.timesteps)
         grid = grid.last(given.get("start_T", len(grid)))
@@ -89,9 +94,9 @@ def official(folder, name):
         # official line unpacks that, so that both images get the first one's x_0, unquantised.
         visited = np.asarray(grid.timesteps)
         denoise = before_eps_is_known(denoise, lambda x_0: x_0[:1], grid, visited)
-    method = samplers.SAMPLERS.get(given["name"])(grid, given.get("eta", 0.0))
-    options = {"temperature": given.get("temperature", 1.0), "noise": noise, "trace": True}
-    z, path = samplers.solve(method, denoise, x_T, **options)
+    method = samplers.SAMPLERS.call(given["name"], grid, eta=given.get("eta", 0.0))
+    noise = None if noise is None else given.get("temperature", 1.0) * noise
+    z, path = given_noise.solve(method, denoise, x_T, noise, trace=True)
     case.compare("x_final", z)
     extra = len(method) - len(case.io["out_x_steps"])  # the warm start's call
     case.compare("x_steps", path["x"][extra:])
@@ -114,16 +119,19 @@ def replayed(folder, name):
     grid = grid_of(config, case, process)
     order = config.get("solver_order")
     sampler = "euler" if order == 1 else SCHEDULERS[meta["scheduler"]] + sde
-    method = samplers.SAMPLERS.get(sampler)(grid, meta["eta"] or 0.0)
+    method = samplers.SAMPLERS.call(sampler, grid, eta=meta["eta"] or 0.0)
 
     # The calls are told apart by their index, in the place of the timestep.
-    levels = np.asarray([grid.alpha_bar[grid.timesteps.index(t)] for t, _ in method.calls])
+    visited = [grid.timesteps.index(t) for t, _ in method.calls]
+    alphas, sigmas = np.sqrt(grid.signal), np.sqrt(grid.noise)
     told = np.asarray([t for t, _ in method.calls])
     by_index = methods.Method([(i, rows) for i, (_, rows) in enumerate(method.calls)])
-    outputs, (alpha, sigma) = case["out_model_outputs"], (jnp.sqrt(levels), jnp.sqrt(1 - levels))
+    outputs = jnp.asarray(case["out_model_outputs"])
+    alpha, sigma = (jnp.asarray(table[visited], jnp.float32) for table in (alphas, sigmas))
+    to_x0 = PREDICTIONS.get(process.prediction).to_x0
 
     def denoise(x, i):
-        return process._predicted.to_x0(jnp.asarray(outputs)[i[0]], x, alpha[i[0]], sigma[i[0]])
+        return to_x0(outputs[i[0]], x, alpha[i[0]], sigma[i[0]])
 
     if config.get("clip_sample") and sampler == "ddim":
         denoise = before_eps_is_known(denoise, clip, grid, np.arange(len(grid)))
@@ -133,9 +141,9 @@ def replayed(folder, name):
     noise[: len(case.get("in_noise", []))] = case.get("in_noise", 0.0)
     # Some schedulers keep y = x / alpha.
     in_y = sampler in ("euler", "euler_ancestral", "heun") and order is None
-    scale = np.sqrt(np.append(levels[1:], grid.alpha_bar[-1])) if in_y else np.ones(len(method))
-    x_T = case["in_x_T"] * case["out_init_noise_sigma"] * (np.sqrt(levels[0]) if in_y else 1.0)
-    _, path = samplers.solve(by_index, denoise, x_T, noise=noise, trace=True)
+    scale = np.append(alphas[visited[1:]], alphas[-1]) if in_y else np.ones(len(method))
+    x_T = case["in_x_T"] * case["out_init_noise_sigma"] * (alphas[0] if in_y else 1.0)
+    _, path = given_noise.solve(by_index, denoise, x_T, noise, trace=True)
     x = np.asarray(path["x"]) / scale[:, None, None, None, None]
     return [
         _row(f"schedulers/{name}", "x_steps", x, case["out_x_steps"]),
@@ -151,10 +159,11 @@ def grid_of(config, case, process):
     if config.get("timestep_spacing", "leading") == "leading":
         if not config.get("set_alpha_to_one", True):
             return grids.legacy(process, steps - (config["_class_name"] == "PNDMScheduler"))
-        return grids.leading(process, steps, config["steps_offset"])
+        return grids.leading(process, steps, offset=config["steps_offset"])
     once = tuple(dict.fromkeys(timesteps.tolist()))
     levels = 1.0 / (1.0 + np.square(case["out_sigmas"].astype(np.float64)))
-    return grids.Grid(once, tuple(dict.fromkeys(levels.tolist())))  # Heun's are there twice
+    levels = np.asarray(list(dict.fromkeys(levels.tolist())))  # Heun's are there twice
+    return grids.Grid(once, tuple(levels), tuple(1.0 - levels))
 
 
 def before_eps_is_known(denoise, change, grid, visited):
@@ -184,10 +193,11 @@ def _schedules(folder):
         kind, *numbers = _named(name)
         if "vpost" in name:  # v_posterior is not offered
             continue
-        process = make_process(SCHEDULES[kind], *numbers)
+        named = dict(zip(("timesteps", "beta_start", "beta_end"), numbers))
+        process = make_process(SCHEDULES[kind], **named)
         _, _, variance = process.posterior
         ours = {
-            "alphas_cumprod": process.alpha_bar,
+            "alphas_cumprod": process.signal,
             "posterior_variance": variance,
             "posterior_mean_coef1": process.posterior[0],
             "posterior_mean_coef2": process.posterior[1],
@@ -221,11 +231,11 @@ def _ddim_tables(folder):
             yield (name, "refused", float(f"{key}/alphas" in golden), 0.0)
             continue
         yield _row(name, "timesteps", grid.timesteps[::-1], golden[f"{key}/timesteps"], 0.0)
-        levels = np.asarray(grid.alpha_bar)[::-1]
+        levels = np.asarray(grid.signal)[::-1]
         yield _relative(name, "alphas", levels[1:], golden[f"{key}/alphas"], 1e-5)
         yield _relative(name, "alphas_prev", levels[:-1], golden[f"{key}/alphas_prev"], 1e-5)
         for eta in (0.0, 0.5, 1.0):
-            table = samplers.SAMPLERS.get("ddim")(grid, eta).tables
+            table = samplers.SAMPLERS.call("ddim", grid, eta=eta).tables
             std = table[::-1, 0, -1]
             yield _row(name, f"sigmas, eta {eta}", std, golden[f"{key}/eta{eta}/sigmas"], 1e-6)
 
@@ -234,28 +244,30 @@ def _diffusers_tables(folder):
     golden = np.load(folder / "diffusers" / "schedulers" / "tables.npz")
     sd = make_process("scaled_linear", beta_start=0.00085, beta_end=0.012)
     named = {
-        "ddim_sd": lambda s: grids.leading(sd, s, 1),
+        "ddim_sd": lambda s: grids.leading(sd, s, offset=1),
         "ddim_ldm": lambda s: grids.leading(sd, s),
         "ddim_linspace": lambda s: grids.linspace(sd, s),
         "ddim_trailing": lambda s: grids.trailing(sd, s),
-        "euler_leading1": lambda s: grids.leading(sd, s, 1),
+        "euler_leading1": lambda s: grids.leading(sd, s, offset=1),
     }
     for name, make in named.items():
         for steps in (10, 20, 50, 200, 250):
             key, grid = f"{name}/S{steps}", make(steps)
             yield _row(key, "timesteps", grid.timesteps, golden[f"{key}/timesteps"], 0.0)
             if f"{key}/sigmas" in golden:
-                s = np.sqrt(1.0 / np.asarray(grid.alpha_bar) - 1.0)
+                s = np.sqrt(np.divide(grid.noise, grid.signal))
                 yield _row(key, "sigmas", s, golden[f"{key}/sigmas"])
     schedules = {
         "sd": sd,
         "ldm": make_process(),
         "linear_ddpm": make_process("linear", beta_start=1e-4, beta_end=0.02),
         "squaredcos_cap_v2": make_process("cosine"),
-        "sd_zero_snr": make_process("scaled_linear", 1000, 0.00085, 0.012, "v", True),
+        "sd_zero_snr": make_process(
+            prediction="v", beta_start=0.00085, beta_end=0.012, zero_terminal_snr=True
+        ),
     }
     for name, process in schedules.items():
-        yield _row(name, "alpha_bar", process.alpha_bar, golden[f"{name}/alphas_cumprod"], 1e-6)
+        yield _row(name, "alpha_bar", process.signal, golden[f"{name}/alphas_cumprod"], 1e-6)
     x_0, eps, t = (golden[f"sd/add_noise/{key}"] for key in ("x0", "noise", "t"))
     yield _row("sd", "add_noise", sd.corrupt(x_0, t, eps), golden["sd/add_noise/out"])
     v = make_process("scaled_linear", beta_start=0.00085, beta_end=0.012, prediction="v")

@@ -27,32 +27,23 @@ DENSITIES = Registry("time density")  # (key, shape, timesteps, **its own option
 class Prediction:
     """What a network predicts, as a linear function of (x_0, eps).
 
-    refuse: (alpha, sigma), the tables of a schedule -> why it cannot be predicted there, or "".
+    refuse: (alpha, sigma), the tables of a schedule -> why it cannot be predicted there, or None.
     """
 
     target: Callable  # (x_0, eps, alpha, sigma) -> pred
     to_x0: Callable  # (pred, x_t, alpha, sigma) -> x_0
     gain: Callable  # (alpha, sigma) -> (d x_0 / d pred)^2 at fixed x_t
-    refuse: Callable = lambda alpha, sigma: ""
+    refuse: Callable = lambda alpha, sigma: None
 
 
-def _no_signal(alpha, sigma):
-    return (
-        ""
-        if np.all(alpha > 0)
-        else (
-            "at the last timestep x_t is pure noise and its eps says nothing of x_0; use "
-            "prediction='v'"
-        )
-    )
+def _refuse_pure_noise(alpha, sigma):
+    if np.any(alpha == 0):
+        return "the last x_t is pure noise, so its eps says nothing of x_0; use 'v' or 'x0'"
 
 
-def _variance_changes(alpha, sigma):
-    return (
-        ""
-        if np.allclose(alpha**2 + sigma**2, 1.0)
-        else ("its formulas need alpha^2 + sigma^2 = 1; use prediction='x0'")
-    )
+def _refuse_changing_variance(alpha, sigma):
+    if not np.allclose(alpha**2 + sigma**2, 1.0):
+        return "its formulas need alpha^2 + sigma^2 = 1; use 'x0'"
 
 
 PREDICTIONS.register("eps")(
@@ -60,7 +51,7 @@ PREDICTIONS.register("eps")(
         target=lambda x_0, eps, alpha, sigma: eps,
         to_x0=lambda eps, x_t, alpha, sigma: (x_t - sigma * eps) / alpha,
         gain=lambda alpha, sigma: (sigma / alpha) ** 2,
-        refuse=_no_signal,
+        refuse=_refuse_pure_noise,
     )
 )
 PREDICTIONS.register("x0")(
@@ -75,7 +66,7 @@ PREDICTIONS.register("v")(  # Salimans & Ho 2022 (arXiv 2202.00512), sec. 4 and 
         target=lambda x_0, eps, alpha, sigma: alpha * eps - sigma * x_0,
         to_x0=lambda v, x_t, alpha, sigma: alpha * x_t - sigma * v,
         gain=lambda alpha, sigma: sigma**2,
-        refuse=_variance_changes,
+        refuse=_refuse_changing_variance,
     )
 )
 

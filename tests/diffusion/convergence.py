@@ -34,14 +34,15 @@ def order(name) -> tuple[float, list]:
     (Wasserstein-2) of the distribution that they reach, for one Gaussian, where it is exact.
     """
     error = _weak_error if name in STOCHASTIC else _strong_error
-    errors = [error(samplers.SAMPLERS.get(name)(even_grid(steps), 0.0)) for steps in STEPS]
+    errors = [error(samplers.SAMPLERS.call(name, even_grid(steps))) for steps in STEPS]
     return -np.polyfit(np.log(STEPS), np.log(errors), 1)[0], errors
 
 
 def even_grid(steps, first=-2.0, last=2.0):
     """Levels even in log(alpha / sigma), which takes the place of the timestep."""
     levels = np.linspace(first, last, steps + 1)
-    return grids.Grid(tuple(levels[:-1].tolist()), tuple((levels_to_alpha_bar(levels)).tolist()))
+    signal = levels_to_alpha_bar(levels)
+    return grids.Grid(tuple(levels[:-1].tolist()), tuple(signal.tolist()), tuple(1.0 - signal))
 
 
 def levels_to_alpha_bar(level):
@@ -58,7 +59,7 @@ def distance(name, spacing, calls, images=1 << 13) -> float:
     method = max(_affordable(name, spacing, process, calls), key=len)
     table_t, log_s = np.arange(process.timesteps), -0.5 * np.log(process.snr)
     state = np.zeros((method.tables.shape[1], images))
-    state[0] = rng.permutation(quantiles(process.alpha_bar[-1], ranks))
+    state[0] = rng.permutation(quantiles(process.signal[-1], ranks))
     for t, table in method.calls:
         s = np.exp(np.interp(t, table_t, log_s))
         x_0 = best_x0(state[0], 1 / np.sqrt(1 + s**2), s / np.sqrt(1 + s**2), np)
@@ -125,7 +126,7 @@ def _weak_error(method, mean=0.7, deviation=0.5):
 def _affordable(name, spacing, process, calls):
     for steps in range(1, calls + 1):
         try:
-            method = samplers.SAMPLERS.get(name)(grids.GRIDS.get(spacing)(process, steps), 0.0)
+            method = samplers.SAMPLERS.call(name, grids.GRIDS.call(spacing, process, steps))
         except UsageError:
             continue
         if len(method) <= calls:

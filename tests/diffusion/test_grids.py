@@ -17,7 +17,7 @@ def test_every_step_count_gives_exactly_that_many_distinct_timesteps_from_the_to
         assert grid.timesteps[0] == 999
         assert grid.timesteps[-1] >= 0
         assert list(grid.timesteps) == sorted(grid.timesteps, reverse=True)
-        assert grid.alpha_bar[-1] == 1.0
+        assert (grid.signal[-1], grid.noise[-1]) == grids.CLEAN
 
 
 def test_the_full_exact_grid_is_every_timestep():
@@ -56,8 +56,9 @@ def test_legacy_step_counts_that_crash_the_official_code_name_their_neighbours(s
 def test_only_legacy_ends_on_the_first_noise_level():
     for name in grids.GRIDS.names():
         grid = grids.GRIDS.get(name)(PROCESS, 50)
-        assert len(grid.alpha_bar) == len(grid) + 1
-        assert grid.alpha_bar[-1] == (PROCESS.alpha_bar[0] if name == "legacy" else 1.0)
+        assert len(grid.signal) == len(grid.noise) == len(grid) + 1
+        first = PROCESS.signal[0], PROCESS.noise[0]
+        assert (grid.signal[-1], grid.noise[-1]) == (first if name == "legacy" else grids.CLEAN)
 
 
 @pytest.mark.parametrize("name", grids.GRIDS.names())
@@ -65,21 +66,21 @@ def test_only_legacy_ends_on_the_first_noise_level():
 def test_what_the_network_is_told_is_the_level_it_sees(name, process):
     grid = grids.GRIDS.get(name)(process, 40)
     alpha = process.alpha(np.asarray(grid.timesteps))
-    np.testing.assert_allclose(alpha, np.sqrt(grid.alpha_bar[:-1]), rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(alpha, np.sqrt(grid.signal[:-1]), rtol=2e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 27, 37, 300, 400, 999, 1000])
 @pytest.mark.parametrize("process", [PROCESS, TERMINAL], ids=["plain", "zero_terminal_snr"])
 def test_karras_levels_are_even_in_a_power_of_the_noise_ratio(process, steps):
     grid = grids.karras(process, steps)
-    levels = np.asarray(grid.alpha_bar)
+    levels = np.asarray(grid.signal)
     assert len(grid) == steps
     assert np.all(np.diff(levels) > 0)
     assert grid.timesteps[0] == pytest.approx(999)
-    assert levels[0] == pytest.approx(process.alpha_bar[-1])
+    assert levels[0] == pytest.approx(process.signal[-1])
     finite = levels[levels > 0][:-1]
     if len(finite) > 1:
-        assert finite[-1] == pytest.approx(process.alpha_bar[0])
+        assert finite[-1] == pytest.approx(process.signal[0])
         roots = (1 / finite - 1) ** (1 / 14)
         np.testing.assert_allclose(np.diff(roots), np.diff(roots)[0], rtol=1e-6)
 
@@ -88,7 +89,8 @@ def test_the_last_steps_of_a_grid_are_a_grid():
     grid = grids.exact(PROCESS, 50)
     last = grid.last(3)
     assert last.timesteps == grid.timesteps[-3:]
-    assert last.alpha_bar[0] == PROCESS.alpha_bar[last.timesteps[0]]
+    assert last.signal[0] == PROCESS.signal[last.timesteps[0]]
+    assert last.noise[0] == PROCESS.noise[last.timesteps[0]]
     assert grid.last(50) == grid
     for steps in (0, 51):
         with pytest.raises(UsageError, match=r"1\.\.50"):

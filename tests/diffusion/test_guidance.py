@@ -17,9 +17,9 @@ def denoise(x, t, cond):
     return x * cond["vector"][:, :, None, None] + t[:, None, None, None] / 1000
 
 
-def test_scale_one_is_the_conditional_model_and_needs_no_null():
-    guided = guidance.guide(denoise, COND, None, 1.0)
-    np.testing.assert_array_equal(guided(X, T), denoise(X, T, COND))
+def linear(scale, **options):
+    """The linear rule as `guide` and `autoguide` take it."""
+    return lambda strong, weak, t: guidance.extrapolate(strong, weak, scale, **options)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.5, 7.5])
@@ -30,7 +30,7 @@ def test_guidance_extrapolates_from_the_null_in_one_call(scale):
         batches.append(len(x))
         return denoise(x, t, cond)
 
-    x_0 = guidance.guide(counted, COND, NULL, scale)(X, T)
+    x_0 = guidance.guide(counted, COND, NULL, linear(scale))(X, T)
     null = denoise(X, T, NULL)
     np.testing.assert_allclose(x_0, null + scale * (denoise(X, T, COND) - null), atol=1e-6)
     assert batches == [4]
@@ -48,7 +48,7 @@ def test_guiding_x0_is_guiding_the_networks_own_prediction(prediction):
 def test_a_null_of_another_structure_is_refused():
     for null in (None, {"vector": NULL["vector"]}):
         with pytest.raises(UsageError, match="null condition"):
-            guidance.guide(denoise, COND, null, 2.0)
+            guidance.guide(denoise, COND, null, linear(2.0))
 
 
 def test_clipping_bounds_the_prediction():
@@ -68,8 +68,16 @@ def test_rescaling_gives_back_the_spread_of_the_unguided_prediction():
 
 def test_autoguidance_extrapolates_from_the_weaker_model():
     strong, weak = (lambda x, t: 2 * x), (lambda x, t: x + 1)
-    guided = guidance.autoguide(strong, weak, 3.0)
+    guided = guidance.autoguide(strong, weak, linear(3.0))
     np.testing.assert_allclose(guided(X, T), (X + 1) + 3 * (2 * X - (X + 1)), atol=1e-6)
+
+
+def autoguided(strong, weak):
+    return lambda combine: guidance.autoguide(strong, weak, combine)
+
+
+def doubled(strong, weak):
+    return guidance.extrapolate(strong, weak, 2.0)
 
 
 def test_guidance_within_an_interval_makes_no_other_calls():
@@ -82,22 +90,30 @@ def test_guidance_within_an_interval_makes_no_other_calls():
 
         return denoise
 
-    limited = guidance.within(model(2.0), model(1.0), process.sigma, (0.3, 0.9))
-    sigma = np.sqrt(1 - process.alpha_bar)
+    make, plain = autoguided(model(2.0), model(1.5)), model(2.0)
+    limited = guidance.within(make, plain, doubled, process.noise_share, (0.3, 0.9))
+    sigma = np.sqrt(process.noise)
     for t in (0, 50, 100, 500, 900, 999):
-        expected = 2.0 if 0.3 <= sigma[t] <= 0.9 else 1.0
+        inside = 0.3 <= sigma[t] <= 0.9
         calls.clear()
         x_0 = jax.jit(limited)(X, jnp.full(2, t))
         jax.effects_barrier()
-        np.testing.assert_allclose(x_0, expected * X, atol=1e-6)
-        assert calls == [expected]
+        np.testing.assert_allclose(x_0, (2.5 if inside else 2.0) * X, atol=1e-6)
+        assert sorted(calls) == ([1.5, 2.0] if inside else [2.0])
 
 
-def test_the_whole_interval_is_guidance_itself():
-    def guided(x, t):
-        return x
+@pytest.mark.parametrize("t", [(0, 500), (500, 0), (0, 0), (500, 500)])
+def test_every_row_is_guided_by_its_own_noise_level(t):
+    process, t = make_process(), jnp.array(t)
+    make = autoguided(lambda x, t: 2.0 * x, lambda x, t: 1.5 * x)
+    limited = guidance.within(make, lambda x, t: 2.0 * x, doubled, process.noise_share, (0.3, 0.99))
+    factors = jnp.where(t == 500, 2.5, 2.0)
+    np.testing.assert_allclose(limited(X, t), factors[:, None, None, None] * X, rtol=1e-6)
 
-    assert guidance.within(guided, None, None) is guided
+
+def test_without_an_interval_guidance_never_computes_the_plain_prediction():
+    guided = guidance.within(autoguided(lambda x, t: x, lambda x, t: 0 * x), None, doubled, None)
+    np.testing.assert_array_equal(guided(X, T), 2 * X)
 
 
 @pytest.mark.parametrize(

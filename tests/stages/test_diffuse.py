@@ -195,10 +195,10 @@ def test_a_weaker_checkpoint_guides_and_an_interval_says_where(stage, params):
     keys = jax.random.split(KEY, 4)
 
     @functools.partial(jax.jit, static_argnames=("guide", "interval"))
-    def draw(guide_params, *, guide=True, interval=()):
+    def draw(weaker, *, guide=True, interval=()):
         return stage.sample(
             own,
-            FROZEN,
+            FROZEN | {"guide": weaker},
             keys,
             {"class": IDS},
             sampling=diffuse.Sampling(
@@ -206,7 +206,6 @@ def test_a_weaker_checkpoint_guides_and_an_interval_says_where(stage, params):
             ),
             height=8,
             width=8,
-            guide_params=guide_params,
         )
 
     plain = draw(own, guide=False)
@@ -222,3 +221,33 @@ def test_sampling_counts_its_calls_and_refuses_what_means_nothing(stage):
     for bad in ({"sampler": "dimm"}, {"spacing": "even"}, {"rescale": 2.0}, {"interval": (1, 0)}):
         with pytest.raises(errors.UsageError):
             diffuse.Sampling(**bad)
+
+
+def test_settings_that_would_do_nothing_are_refused():
+    for bad, words in [
+        (dict(sampler="heun", eta=0.5), "eta=0.5 does nothing with sampler 'heun'"),
+        (dict(rho=3.0), "rho=3.0 does nothing with time grid 'exact'"),
+    ]:
+        with pytest.raises(errors.UsageError, match=words):
+            diffuse.Sampling(**bad)
+    with pytest.raises(errors.UsageError, match=r"gamma=3.0 does nothing .* 'uniform'"):
+        diffuse.Loss("l2", "uniform", 0.0, gamma=3.0)
+
+
+def test_given_settings_go_over_a_runs_own_and_take_what_no_longer_fits_with_them():
+    own = diffuse.Sampling(eta=1.0, spacing="karras", rho=5.0, guidance=3.0)
+    assert own.over({"steps": 7}) == dataclasses.replace(own, steps=7)
+    heun = own.over({"sampler": "heun"})
+    assert (heun.eta, heun.rho, heun.guidance) == (0.0, 5.0, 3.0)
+    assert own.over({"spacing": "exact"}).rho == 7.0
+    with pytest.raises(errors.UsageError, match=r"eta=1.0 does nothing"):
+        own.over({"sampler": "heun", "eta": 1.0})
+
+
+def test_rho_and_gamma_count(stage):
+    karras = [diffuse.Sampling(steps=5, spacing="karras", rho=rho) for rho in (7.0, 2.0)]
+    assert len({how.grid(stage.process) for how in karras}) == 2
+    weights = [make(weight="min_snr", gamma=gamma).loss for gamma in (5.0, 0.1)]
+    t, process = jnp.array([10, 500]), stage.process
+    first, second = (process.weight(t, loss.weight, gamma=loss.gamma) for loss in weights)
+    assert np.all(first != second)
