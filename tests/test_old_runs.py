@@ -2,8 +2,8 @@
 
 They were trained for six steps on one device: a KL first stage, and a second stage on it (which
 lies inside) with the conditioners `boxes` (layout) and `class` (a vector). Parameters of
-conditioners had numbers in the place of labels then, and configs had fewer keys. `runs_0_1.npz` holds what the
-code of that version made of them, with the flags of tests/conftest.py.
+conditioners had numbers in the place of labels then, and configs had fewer keys. `runs_0_1.npz`
+holds what the code of that version made of them, with the flags of tests/conftest.py.
 """
 
 import json
@@ -16,8 +16,10 @@ from calling import call
 
 import ldm_jax
 from ldm_jax import convert, train
-from ldm_jax.base import tree
-from ldm_jax.engine import checkpoint
+from ldm_jax.base import errors, tree
+from ldm_jax.base import record as record_lib
+from ldm_jax.engine import checkpoint, inherit
+from ldm_jax.runs import kinds
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 CLOSE = dict(rtol=1e-4, atol=1e-5)  # of other machines' instructions; here they are byte-equal
@@ -74,16 +76,9 @@ def test_a_new_run_starts_from_an_old_one_by_label(runs, tmp_path):
         f"        config.init_from = {str(runs / 'ldm')!r}\n"
         "    return config\n"
     )
-    from ldm_jax.base import errors
-    from ldm_jax.base import record as record_lib
-    from ldm_jax.engine import inherit
-    from ldm_jax.runs import kinds, opened  # noqa: F401
-
     config = record_lib.load(str(recipe))
-    kind = kinds.of(config)
-    players = kind.stage(config, kind.frozen_shapes(config)).players
     with pytest.raises(errors.UsageError, match="conditioners_a_class"):
-        inherit.check(config.init_from, players)
+        inherit.check(config.init_from, kinds.of(config).shapes(config))
 
 
 def test_they_are_exported(runs, tmp_path):

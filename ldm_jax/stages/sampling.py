@@ -25,9 +25,9 @@ def _field(default, help: str, **limits):
 class Sampling:
     """One field is one key of `config.sample`, and a flag of every command that draws images.
 
-    See guidance.linear for `rescale`, guidance.within for `interval`, grids.karras for `rho`. `clip`
-    bounds scaled latents, as pixel models want it. strength: share of the steps that are taken, the
-    last ones, where an image is the beginning.
+    See guidance.linear for `rescale`, guidance.within for `interval`, grids.karras for `rho`.
+    `clip` bounds scaled latents, as pixel models want it. strength: share of the steps that are
+    taken, the last ones, where an image is the beginning.
     """
 
     sampler: str = _field("ddim", "Name of the sampler: ddim, ddpm, ... (docs/samplers.md).")

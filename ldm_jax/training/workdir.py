@@ -18,7 +18,7 @@ MAY_CHANGE = {
     "data.workers": "rows follow from seed, step and row alone",
     "data.threads": "as data.workers",
     "checkpoints": "say which finished steps stay on disk",
-    "mesh": "is where the run computes: a run may move to other devices, whose sums round otherwise",
+    "mesh": "is where the run computes, and a run may move to devices that round otherwise",
     "offload": "is where moments lie between steps",
 }
 
