@@ -22,7 +22,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     """Trains what `config` says in `workdir`, or goes on with it; returns the run's summary.
 
     Args:
-      config: see configs/base.py; what the data decides of it is filled in here.
+      config: see base/defaults.py; what the data decides of it is filled in here.
       allow: keys of an existing run's config that may change.
       devices: what must be there over all hosts, see hosts.check_devices.
     """

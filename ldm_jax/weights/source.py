@@ -10,7 +10,7 @@ from ldm_jax.base import errors
 class Source:
     """One stage of a foreign checkpoint.
 
-    config: changes to configs/base.py's first_stage() or ldm(), nested.
+    config: changes to the first_stage() or ldm() of base/defaults.py, nested.
     tables: {player: (state, rules, ignored keys)}, as rules.convert takes them; ema likewise.
     first_stage: of a second stage, the Source beneath it, or "identity:CHANNELS".
     scale: of a second stage's latents. files: {place in the run: file to copy, text, or bytes}.
