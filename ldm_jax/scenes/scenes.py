@@ -29,7 +29,6 @@ RELATIONS = {  # of the first of two objects to the second; x grows to the right
     "below": (0, 1),
 }
 WORDS = ("a", "and", *sorted({w for r in RELATIONS for w in r.split()}), *COLOURS, *SHAPES)
-COMBINATIONS = ("", "seen", "unseen")
 MAX_TURN = math.radians(5)
 MAX_OBJECTS = 9
 _DIAMETER = (0.70, 0.86)  # of the circle around a shape, as a part of the image's side
@@ -66,44 +65,42 @@ class Scene:
 
 
 @sources.SOURCES.register("scenes")
-def scenes(
-    size: int = 64,
-    count: int = 100_000,
-    seed: int = 0,
-    objects: int = 1,
-    relations: bool = False,
-    combinations: str = "",
-):
-    """`count` rendered pictures [size, size, 3] with `objects` shapes each; see `Scenes`.
+class Scenes(sources.Source):
+    """`count` rendered pictures [size, size, 3] with `objects` shapes each.
+
+    Record i depends on (seed, i) and the arguments; its class is that of its first object.
 
     relations: captions of two objects say where the first is: "a red circle left of a blue square".
     combinations: of two objects; "seen" leaves out the pairs of classes for which `is_unseen`,
-      "unseen" has them alone, "" all. Train on the one, ask for the other.
+      "unseen" has them alone, "" all. Train on the seen ones, ask for the unseen ones.
     """
-    if combinations not in COMBINATIONS:
-        raise errors.UsageError(
-            f"scenes: combinations={combinations!r}: choose seen, unseen or '' for all."
-        )
-    if (relations or combinations) and objects != 2:
-        raise errors.UsageError(
-            f"scenes: relations={relations}, combinations={combinations!r} are of two objects, not "
-            f"{objects}: set objects=2."
-        )
-    if size < 8 or count < 1 or not 1 <= objects <= MAX_OBJECTS:
-        raise errors.UsageError(
-            f"scenes: size={size}, count={count}, objects={objects}: size must be at least 8, "
-            f"count at least 1 and objects 1 to {MAX_OBJECTS}."
-        )
-    return Scenes(size, count, seed, objects, relations, combinations)
-
-
-class Scenes(sources.Source):
-    """Record i depends on (seed, i) and the arguments; its class is that of its first object."""
 
     classes = box_classes = CLASSES
     words = WORDS
 
-    def __init__(self, size, count, seed, objects, relations=False, combinations=""):
+    def __init__(
+        self,
+        size: int = 64,
+        count: int = 100_000,
+        seed: int = 0,
+        objects: int = 1,
+        relations: bool = False,
+        combinations: str = "",
+    ):
+        if combinations not in ("", "seen", "unseen"):
+            raise errors.UsageError(
+                f"scenes: combinations={combinations!r}: choose seen, unseen or '' for all."
+            )
+        if (relations or combinations) and objects != 2:
+            raise errors.UsageError(
+                f"scenes: relations={relations}, combinations={combinations!r} are of two objects, "
+                f"not {objects}: set objects=2."
+            )
+        if size < 8 or count < 1 or not 1 <= objects <= MAX_OBJECTS:
+            raise errors.UsageError(
+                f"scenes: size={size}, count={count}, objects={objects}: size must be at least 8, "
+                f"count at least 1 and objects 1 to {MAX_OBJECTS}."
+            )
         self._size, self._count, self._seed, self._objects = size, count, seed, objects
         self._relations, self._combinations = relations, combinations
         kinds = f" {relations} {combinations}" if relations or combinations else ""
@@ -138,12 +135,9 @@ def caption(things, relations: bool = False) -> str:
     if not relations:
         return " and ".join(names)
     first, second = things
-    return f"{names[0]} {relation(second.x - first.x, second.y - first.y)} {names[1]}"
-
-
-def relation(dx: float, dy: float) -> str:
-    """What the first of two objects is to the second, which lies (dx, dy) from it."""
-    return max(RELATIONS, key=lambda name: -(RELATIONS[name][0] * dx + RELATIONS[name][1] * dy))
+    x, y = first.x - second.x, first.y - second.y
+    relation = max(RELATIONS, key=lambda name: RELATIONS[name][0] * x + RELATIONS[name][1] * y)
+    return f"{names[0]} {relation} {names[1]}"
 
 
 def is_unseen(first: int, second: int) -> bool:

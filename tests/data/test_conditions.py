@@ -21,7 +21,7 @@ from ldm_jax.data import (
 )
 from ldm_jax.scenes import scenes
 
-SCENES = scenes.scenes(size=32, count=40, objects=2, relations=True)
+SCENES = scenes.Scenes(size=32, count=40, objects=2, relations=True)
 TEXT = dict(vocab_size=19, pad=0, null=(2, 3))
 HOLE = {"masked_image": (32, 32, 3), "mask": (32, 32, 1)}
 # The first tokens of a BERT vocabulary in miniature.
