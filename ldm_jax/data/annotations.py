@@ -45,7 +45,8 @@ def coco(path: str, captions: str = "", instances: str = "", maps: str = "") -> 
 @FORMATS.register("openimages")
 def openimages(path: str, boxes: str, classes: str) -> Iterator[dict]:
     """OpenImages: *-annotations-bbox.csv and class-descriptions-boxable.csv; images ID.jpg."""
-    here = {file.stem: file.name for file in pathlib.Path(path).iterdir() if _is_image(file)}
+    files = [file for file in pathlib.Path(path).iterdir() if images.is_image_name(file.name)]
+    here = {file.stem: file.name for file in files}
     with open(classes, newline="", encoding="utf-8") as file:
         names = {row[0]: row[1] for row in csv.reader(file)}
     rows = {}
@@ -80,12 +81,8 @@ def shards(path: str) -> Iterator[dict]:
             yield {"file": name, "caption": captions.get(key, "").strip()}
 
 
-def _is_image(file: pathlib.Path) -> bool:
-    return images.is_image_name(file.name)
-
-
 def _json(path: str) -> dict:
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return json.loads(pathlib.Path(path).read_bytes())
     except (OSError, ValueError) as e:
         raise errors.UsageError(f"{path} cannot be read as JSON ({e}).") from e

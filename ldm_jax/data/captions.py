@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from ldm_jax.base import errors, hub
-from ldm_jax.data import conditions, images, transforms
+from ldm_jax.data import conditions, images
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _LONGEST = 100  # characters of a word; a longer one is [UNK]
@@ -28,11 +28,12 @@ class Ids(conditions.Maker):
     field: str
 
     def __init__(self, tokenizer, length: int, longest: int):
-        self._any, self._tokenizer, self._length = transforms.AnyCaption(), tokenizer, length
+        self._tokenizer, self._length = tokenizer, length
         self._characters = length * longest
 
     def __call__(self, record, rng):
-        record = self._any(record, rng)
+        if captions := record.get("captions", ()):
+            record = record | {"caption": captions[rng.integers(len(captions))]}
         if "caption" not in record:
             raise images.BadRecord("has no caption")
         # The ids of what lies beyond would be cut off anyway, so it need not be split into words.

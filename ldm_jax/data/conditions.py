@@ -39,7 +39,7 @@ class Given:
 
 
 class Maker:
-    """What makers have in common where they do not say otherwise.
+    """What makers have in common where they do not say otherwise; each has its own `__call__`.
 
     options: the keys that a maker takes from the conditioner's group in the config.
     """
@@ -48,9 +48,6 @@ class Maker:
 
     def __init__(self, given: Given):
         pass
-
-    def __call__(self, record: dict, rng: np.random.Generator) -> dict:
-        raise NotImplementedError
 
     def findings(self, record: dict) -> Iterable[str]:
         """What is odd about a record, a few words each, for the checker of data sets."""
@@ -170,20 +167,26 @@ class Class(Maker):
     def __call__(self, record, rng):
         if "class" not in record:
             raise images.BadRecord("has no class")
-        value = record["class"]
-        if isinstance(value, str):
-            if value not in self._ids:
-                raise images.BadRecord(
-                    f"is of class {value!r}, which is unknown{errors.nearest(value, self._ids)}"
-                )
-            value = self._ids[value]
-        if not 0 <= value < self._count:
-            raise images.BadRecord(f"is of class {value}, not one of 0..{self._count - 1}")
-        return record | {"class": np.int32(value)}
+        return record | {"class": class_id("is", record["class"], self._ids, self._count)}
 
     @classmethod
     def decide(cls, source, data):
         return {"num_classes": len(source.classes)} if source.classes else None
+
+
+def class_id(what: str, value, ids: dict[str, int], count: int) -> np.int32:
+    """The id of a class that is given by its id, or by its name in `ids`.
+
+    Raises BadRecord, which begins with `what` ("is", "has a box"), unless it is below `count`.
+    """
+    if isinstance(value, str):
+        if value not in ids:
+            hint = errors.nearest(value, ids)
+            raise images.BadRecord(f"{what} of class {value!r}, which is unknown{hint}")
+        value = ids[value]
+    if not 0 <= value < count:
+        raise images.BadRecord(f"{what} of class {value}, not one of 0..{count - 1}")
+    return np.int32(value)
 
 
 @MAKERS.register("segmentation")
@@ -192,18 +195,14 @@ class Segmentation(Maker):
     sets, stays what it is here; the conditioner takes it as none of the classes."""
 
     def __init__(self, given):
-        self._size = tuple(given.shapes["segmentation"][:2])
+        self._size = given.shapes["segmentation"][:2]
         self._classes = given.conditioner.classes
 
     def __call__(self, record, rng):
         if "segmentation" not in record:
             raise images.BadRecord("has no semantic map")
         found = np.asarray(record["segmentation"])
-        if found.shape[:2] != self._size:
-            height, width = self._size
-            raise images.BadRecord(
-                f"has a semantic map of {found.shape[1]}x{found.shape[0]}, not {width}x{height}"
-            )
+        images.require_size("a semantic map", found, self._size)
         return record | {"segmentation": found}
 
     def findings(self, record):
@@ -230,11 +229,10 @@ class LowResolution(Maker):
             small = self._degrade(record["image"], self._size, rng)
         else:
             small = np.asarray(record["low_res"])
-            if small.shape != (*self._size, 3) or small.dtype != np.uint8:
-                height, width = self._size
+            wanted = (*self._size, 3)
+            if small.shape != wanted or small.dtype != np.uint8:
                 raise images.BadRecord(
-                    f"has a small image {small.dtype} {small.shape}, not uint8 "
-                    f"{(height, width, 3)}: resize it"
+                    f"has a small image {small.dtype} {small.shape}, not uint8 {wanted}: resize it"
                 )
         return record | {"low_res": transforms.to_float(small)}
 
@@ -251,25 +249,16 @@ class Hole(Maker):
     options = ("holes",)
 
     def __init__(self, given):
-        self._size = tuple(given.shapes["mask"][:2])
+        self._size = given.shapes["mask"][:2]
         self._draw = holes_lib.Mix(dict(given.options.get("holes") or holes_lib.EVEN))
 
     def __call__(self, record, rng):
-        image = record["image"]
-        if image.shape[:2] != self._size:
-            raise images.BadRecord(f"has an image {image.shape}, not {self._size} pixels")
+        images.require_size("an image", record["image"], self._size)
         if "mask" in record:
-            mask = np.asarray(record["mask"]) > 0
-            mask = mask[..., 0] if mask.ndim == 3 else mask
-            if mask.shape != image.shape[:2]:
-                raise images.BadRecord(
-                    f"has a mask of {mask.shape[1]}x{mask.shape[0]} on an image of "
-                    f"{image.shape[1]}x{image.shape[0]}: make them the same size"
-                )
+            hole = np.asarray(record["mask"]) > 0
+            images.require_size("a mask", hole, self._size)
         else:
-            mask = self._draw(*self._size, rng)
-        black = np.where(mask[..., None], np.uint8(0), image)
-        return record | {
-            "mask": mask[..., None].astype(np.float32),
-            "masked_image": transforms.to_float(black),
-        }
+            hole = self._draw(*self._size, rng)
+        hole = hole.reshape(*self._size, -1)[..., :1]
+        masked = transforms.to_float(np.where(hole, np.uint8(0), record["image"]))
+        return record | {"mask": hole.astype(np.float32), "masked_image": masked}

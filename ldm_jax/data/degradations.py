@@ -1,12 +1,12 @@
 """Small images of large ones, for super-resolution: `(pixels, (h, w), rng) -> pixels`, uint8."""
 
-import io
 import math
 
 import numpy as np
 from PIL import Image
 
 from ldm_jax.base import registry
+from ldm_jax.data import images
 
 DEGRADATIONS = registry.Registry("degradation")
 _FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.BOX)
@@ -85,9 +85,7 @@ def _noise(pixels, rng):
 
 
 def _jpeg(pixels, rng):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "jpeg", quality=int(rng.integers(80, 96)))
-    return np.asarray(Image.open(buffer))
+    return images.decode(images.encode(pixels, "jpeg", quality=int(rng.integers(80, 96))), "JPEG")
 
 
 def _convolve(pixels, kernel):

@@ -57,6 +57,10 @@ def check_flags(data: dict, flags: Iterable[str]):
 class Source:
     """What the pipeline needs of a source. Picklable: workers are spawned, so no open handles.
 
+    Beside what is here, a source has its number of records, `__len__() -> int`; record i,
+    `__getitem__(i) -> dict`, an images.BadRecord where it cannot be read; and a readable name of
+    record i for logs, `name(i) -> str`.
+
     Attributes:
       fingerprint: 16 hex digits that tell what the data is (names, sizes, labels, parameters), not
         where it lies. Pixels are not read for it, so an edit that keeps a file's size goes unseen.
@@ -69,17 +73,6 @@ class Source:
     classes: tuple[str, ...] = ()
     box_classes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __getitem__(self, i: int) -> dict:
-        """Record i. Raises images.BadRecord when it cannot be read."""
-        raise NotImplementedError
-
-    def name(self, i: int) -> str:
-        """A readable name of record i, for logs."""
-        raise NotImplementedError
 
 
 class View(Source):

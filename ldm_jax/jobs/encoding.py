@@ -67,7 +67,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     encoded, clocks = job_lib.work(job, worker, batch, reader.take, wanted.batch_size)
     if job.unrecorded():
         return None
-    digest, size = job.finish(), sum(latents.open_cache(job.out).index["files"].values())
+    digest, size = job.finish(), sum(latents.Cache(job.out).index["files"].values())
     summary = {"records": len(records), "variants": len(chains), "bytes": size, "digest": digest}
     summary |= {"encoded": encoded, "seconds": seconds()}
     if encoded:
