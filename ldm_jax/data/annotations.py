@@ -20,7 +20,10 @@ def coco(path: str, captions: str = "", instances: str = "", maps: str = "") -> 
     """
     rows = {}
     for file in filter(None, (captions, instances)):
-        given = _json(file)
+        try:
+            given = json.loads(pathlib.Path(file).read_bytes())
+        except (OSError, ValueError) as e:
+            raise errors.UsageError(f"{file} cannot be read as JSON ({e}).") from e
         names = {c["id"]: c["name"] for c in given.get("categories", ())}
         sizes = {i["id"]: (i["file_name"], i["width"], i["height"]) for i in given["images"]}
         for name, _, _ in sizes.values():
@@ -54,8 +57,7 @@ def openimages(path: str, boxes: str, classes: str) -> Iterator[dict]:
         for note in csv.DictReader(file):
             if name := here.get(note["ImageID"]):
                 row = rows.setdefault(name, {"file": name, "boxes": [], "box_labels": []})
-                sides = (note[key] for key in ("XMin", "YMin", "XMax", "YMax"))
-                row["boxes"].append([float(side) for side in sides])
+                row["boxes"].append([float(note[k]) for k in ("XMin", "YMin", "XMax", "YMax")])
                 row["box_labels"].append(names[note["LabelName"]])
     yield from (rows[name] for name in sorted(rows))
 
@@ -79,10 +81,3 @@ def shards(path: str) -> Iterator[dict]:
                     captions[key] = json.load(file.extractfile(member)).get("caption") or ""
         for key, name in pictures.items():
             yield {"file": name, "caption": captions.get(key, "").strip()}
-
-
-def _json(path: str) -> dict:
-    try:
-        return json.loads(pathlib.Path(path).read_bytes())
-    except (OSError, ValueError) as e:
-        raise errors.UsageError(f"{path} cannot be read as JSON ({e}).") from e

@@ -33,14 +33,12 @@ def decode(data: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             w, h = image.size
-            if w * h > MAX_PIXELS:
-                raise BadRecord(f"{name}: {w}x{h} is more than {MAX_PIXELS} pixels; shrink it.")
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except BadRecord:
-        raise
+            if w * h <= MAX_PIXELS:
+                return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     # On broken bytes PIL's plugins raise all sorts: OSError, SyntaxError, ValueError, struct.error.
     except Exception as e:
         raise BadRecord(f"{name}: does not decode ({type(e).__name__}: {e}).") from e
+    raise BadRecord(f"{name}: {w}x{h} is more than {MAX_PIXELS} pixels; shrink it.")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -90,10 +90,8 @@ class LayoutIds(conditions.Maker):
         boxes = np.asarray(record[key], np.float64).reshape(-1, 4)
         # A class beyond the source's, where it names them, would borrow another one's token.
         known, count = self._box_classes, len(self._box_classes) or self._none
-        classes = record.get("box_class", ())
-        ids = np.array(
-            [conditions.class_id("has a box", c, known, count) for c in classes], np.int32
-        )
+        find = lambda given: conditions.class_id("has a box", given, known, count)
+        ids = np.array([find(given) for given in record.get("box_class", ())], np.int32)
         if len(ids) != len(boxes):
             raise images.BadRecord(f"has {len(boxes)} boxes but {len(ids)} classes of boxes")
         boxes, ids = boxes[_sound(boxes)].clip(0, 1), ids[_sound(boxes)]

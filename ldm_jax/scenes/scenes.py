@@ -32,6 +32,7 @@ WORDS = ("a", "and", *sorted({w for r in RELATIONS for w in r.split()}), *COLOUR
 MAX_TURN = math.radians(5)
 MAX_OBJECTS = 9
 _DIAMETER = (0.70, 0.86)  # of the circle around a shape, as a part of the image's side
+_CIRCLE = 0.88  # of that, for circles, so that they do not look larger than the other shapes
 _MARGIN = 0.02
 _VERSION = "3"  # part of the fingerprint: raise it when the pictures change
 _RGB = np.array(list(COLOURS.values()), np.float32)
@@ -204,7 +205,7 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
 def signed_distance(shape: int, x, y, radius: float, turn: float) -> np.ndarray:
     """Distance to the edge of a shape centred at 0, negative inside; exact along straight edges."""
     if SHAPES[shape] == "circle":
-        return np.sqrt(x * x + y * y) - _circle_radius(radius)
+        return np.sqrt(x * x + y * y) - np.float32(_CIRCLE * radius)
     cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
     x, y = cos * x + sin * y, cos * y - sin * x
     if SHAPES[shape] == "triangle":
@@ -219,32 +220,23 @@ def signed_distance(shape: int, x, y, radius: float, turn: float) -> np.ndarray:
 
 def box(thing: Thing) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 of a thing, exact, in [0, 1]."""
-    if SHAPES[thing.shape] == "circle":
-        reach_x = reach_y = np.array([_circle_radius(thing.radius)] * 2) * (-1, 1)
-    else:
-        corners = _corners(thing.shape, thing.radius)
-        cos, sin = math.cos(thing.turn), math.sin(thing.turn)
-        reach_x = corners @ (cos, -sin)
-        reach_y = corners @ (sin, cos)
-    return (
-        thing.x + reach_x.min(),
-        thing.y + reach_y.min(),
-        thing.x + reach_x.max(),
-        thing.y + reach_y.max(),
-    )
+    corners = _corners(thing.shape, thing.radius)
+    turn = 0 if SHAPES[thing.shape] == "circle" else thing.turn
+    cos, sin = math.cos(turn), math.sin(turn)
+    x, y = thing.x + corners @ (cos, -sin), thing.y + corners @ (sin, cos)
+    return (x.min(), y.min(), x.max(), y.max())
 
 
 def _corners(shape: int, radius: float) -> np.ndarray:
+    """Points [n, 2] of a shape centred at 0 that reach as far as it does; of a circle, two."""
+    if SHAPES[shape] == "circle":
+        return np.array([(-1, -1), (1, 1)]) * np.float32(_CIRCLE * radius)
     if SHAPES[shape] == "triangle":
         half = radius * math.sqrt(0.75)
         return np.array([(0, -radius), (-half, radius / 2), (half, radius / 2)])
     long, wide = _half_sides(shape, radius)
     signs = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)])
     return np.concatenate([signs * (long, wide), signs * (wide, long)])
-
-
-def _circle_radius(radius: float) -> np.float32:
-    return np.float32(0.88 * radius)  # so that it does not look larger than the other shapes
 
 
 def _half_sides(shape: int, radius: float) -> tuple[np.float32, np.float32]:
