@@ -60,14 +60,9 @@ class Maker:
 
 
 def decide(fields, source, data: dict) -> dict | None:
-    """What the data decides for a conditioner of these fields."""
-    decided = {}
-    for maker in _factories(fields):
-        found = maker.decide(source, data)
-        if found is None:
-            return None
-        decided |= found
-    return decided
+    """The keys of a conditioner of these fields that the data decides; None: it cannot have one."""
+    found = [maker.decide(source, data) for maker in _factories(fields)]
+    return None if None in found else {k: v for keys in found for k, v in keys.items()}
 
 
 def makers(given: Given) -> tuple:
@@ -128,10 +123,7 @@ class Conditions:
         made = []
         for i in range(len(source)):
             try:
-                record, rng = source[i], _rng(seed, i)
-                for transform in self.framing:
-                    record = transform(record, rng)
-                made.append(self._complete(record, rng))
+                made.append(self._complete(source[i], _rng(seed, i), self.framing))
             except images.BadRecord:
                 continue  # as evaluation passes it over
             if len(made) == count:
@@ -140,9 +132,9 @@ class Conditions:
             f"The data has {len(made)} records that do, not {count}: ask for fewer conditions."
         )
 
-    def _complete(self, record, rng) -> dict:
-        for maker in self.makers:
-            record = maker(record, rng)
+    def _complete(self, record, rng, framing=()) -> dict:
+        for transform in (*framing, *self.makers):
+            record = transform(record, rng)
         if missing := [field for field in self.fields if field not in record]:
             raise images.BadRecord(f"has no {missing[0]}")
         return record
@@ -161,29 +153,28 @@ class Class(Maker):
 
     def __init__(self, given):
         self._count = given.conditioner.num_classes
-        names = given.source.classes if given.source else ()
-        self._ids = {name: i for i, name in enumerate(names)}
+        self._names = given.source.classes if given.source else ()
 
     def __call__(self, record, rng):
         if "class" not in record:
             raise images.BadRecord("has no class")
-        return record | {"class": class_id("is", record["class"], self._ids, self._count)}
+        return record | {"class": class_id("is", record["class"], self._names, self._count)}
 
     @classmethod
     def decide(cls, source, data):
         return {"num_classes": len(source.classes)} if source.classes else None
 
 
-def class_id(what: str, value, ids: dict[str, int], count: int) -> np.int32:
-    """The id of a class that is given by its id, or by its name in `ids`.
+def class_id(what: str, value, names: tuple[str, ...], count: int) -> np.int32:
+    """The id of a class that is given by its id, or by its name among those of all ids.
 
     Raises BadRecord, which begins with `what` ("is", "has a box"), unless it is below `count`.
     """
     if isinstance(value, str):
-        if value not in ids:
-            hint = errors.nearest(value, ids)
+        if value not in names:
+            hint = errors.nearest(value, names)
             raise images.BadRecord(f"{what} of class {value!r}, which is unknown{hint}")
-        value = ids[value]
+        value = names.index(value)
     if not 0 <= value < count:
         raise images.BadRecord(f"{what} of class {value}, not one of 0..{count - 1}")
     return np.int32(value)

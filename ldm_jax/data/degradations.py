@@ -38,13 +38,10 @@ def bsr_light(pixels: np.ndarray, size: tuple[int, int], rng) -> np.ndarray:
         kernel = _gaussian(25, rng.uniform(0.1, 0.6 * factor), (factor - 1) / 2)
         return _convolve(x, kernel)[::factor, ::factor]
 
-    def jpeg(x):
-        return _jpeg(x, rng) if rng.random() < 0.9 else x
-
     steps = [
         lambda x: _blur(x, factor, rng),
         lambda x: _noise(x, rng),
-        jpeg,
+        lambda x: _jpeg(x, rng) if rng.random() < 0.9 else x,
         shrink,
         lambda x: _resize(x, size, rng),
     ]

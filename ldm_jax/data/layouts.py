@@ -49,14 +49,13 @@ class LayoutIds(conditions.Maker):
                 f"{' and a crop of 2' if encode_crop else ''}; nearest: {nearest}."
             )
         pad, names = given.conditioner.pad, given.source.box_classes if given.source else ()
-        self._box_classes = {name: i for i, name in enumerate(names)}
-        if len(self._box_classes) > pad:
+        if len(names) > pad:
             raise errors.UsageError(
-                f"The data has {len(self._box_classes)} classes of boxes, the layout conditioner "
-                f"ids for {pad}: raise its vocab_size and pad."
+                f"The data has {len(names)} classes of boxes, the layout conditioner has ids for "
+                f"{pad}: raise its vocab_size and pad."
             )
         self._sections, self._none = math.isqrt(given.conditioner.vocab_size), pad
-        self._places, self._encode_crop = places, encode_crop
+        self._names, self._places, self._encode_crop = names, places, encode_crop
 
     def __call__(self, record, rng):
         boxes, ids = self._objects(record)
@@ -89,8 +88,8 @@ class LayoutIds(conditions.Maker):
         key = "whole_boxes" if self._encode_crop and "whole_boxes" in record else "boxes"
         boxes = np.asarray(record[key], np.float64).reshape(-1, 4)
         # A class beyond the source's, where it names them, would borrow another one's token.
-        known, count = self._box_classes, len(self._box_classes) or self._none
-        find = lambda given: conditions.class_id("has a box", given, known, count)
+        count = len(self._names) or self._none
+        find = lambda given: conditions.class_id("has a box", given, self._names, count)
         ids = np.array([find(given) for given in record.get("box_class", ())], np.int32)
         if len(ids) != len(boxes):
             raise images.BadRecord(f"has {len(boxes)} boxes but {len(ids)} classes of boxes")

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ldm_jax.base import disk, errors
-from ldm_jax.data import images, sources
+from ldm_jax.data import images, metadata, sources
 
 _SUFFIX = ".array_record"
 
@@ -204,9 +204,7 @@ class Tfds(sources.Source):
         if self._has_caption:
             captions = np.atleast_1d(np.array(example["caption"], object)).tolist()
             captions = [c.decode() if isinstance(c, bytes) else str(c) for c in captions]
-            record["caption"] = captions[0] if captions else ""
-            if len(captions) > 1:
-                record["captions"] = captions
+            record |= metadata.fields({"captions": captions or [""]}, ())
         return record
 
 

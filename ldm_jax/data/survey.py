@@ -44,7 +44,8 @@ def _look(source, conditions, size, i):
         record = source[i]
     except images.BadRecord as e:
         return [], [("unreadable", str(e))], True
-    fields = [key for key, value in record.items() if _says(value)]
+    says = lambda value: value.strip() if isinstance(value, str) else np.size(value)
+    fields = [key for key, value in record.items() if says(value)]
     notes = [(kind, name) for kind in _of_image(source, record["image"], size, i)]
     notes += [(kind, name) for maker in conditions.makers for kind in maker.findings(record)]
     for step in (*conditions.framing, *conditions.makers):
@@ -53,10 +54,6 @@ def _look(source, conditions, size, i):
         except images.BadRecord as e:
             return fields, [*notes, (f"refused by {type(step).__name__}", f"{name} {e}")], True
     return fields, notes, False
-
-
-def _says(value) -> bool:
-    return bool(value.strip()) if isinstance(value, str) else np.size(value) > 0
 
 
 def _of_image(source, pixels, size, i):

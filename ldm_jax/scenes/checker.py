@@ -157,7 +157,7 @@ def _by_colour(x) -> np.ndarray:
     """[..., 3] -> [..., colours]: the chroma of pixels in the hue of each colour, 0 elsewhere."""
     u, v = _chroma(x)
     chroma, hue = np.hypot(u, v), np.arctan2(v, u)
-    error = np.abs((hue[..., None] - _hues() + math.pi) % (2 * math.pi) - math.pi)
+    error = np.abs((hue[..., None] - _HUES + math.pi) % (2 * math.pi) - math.pi)
     return chroma[..., None] * (error < _MAX_HUE_ERROR) * (chroma > _MIN_CHROMA / 2)[..., None]
 
 
@@ -167,10 +167,7 @@ def _chroma(rgb):
     return r - (g + b) / 2, math.sqrt(0.75) * (g - b)
 
 
-@functools.cache
-def _hues() -> np.ndarray:
-    u, v = _chroma(np.array(list(scenes.COLOURS.values()), np.float32))
-    return np.arctan2(v, u)
+_HUES = np.arctan2(*_chroma(np.array(list(scenes.COLOURS.values()), np.float32))[::-1])
 
 
 def _normalise(cover) -> np.ndarray:
@@ -189,14 +186,8 @@ def _normalise(cover) -> np.ndarray:
 
 def _compare(frames) -> np.ndarray:
     """[n, g * g] -> best intersection over union with each shape: [n, shapes]."""
-    templates = _templates()  # [shapes, turns, g * g]
-    best = np.zeros((len(frames), len(templates)), np.float32)
-    for k, turns in enumerate(templates):
-        for template in turns:
-            both = np.minimum(frames, template).sum(1)
-            either = np.maximum(frames, template).sum(1)
-            best[:, k] = np.maximum(best[:, k], both / either)
-    return best
+    agreement = lambda t: np.minimum(frames, t).sum(1) / np.maximum(frames, t).sum(1)
+    return np.stack([np.max([agreement(t) for t in turns], 0) for turns in _templates()], axis=1)
 
 
 @functools.cache

@@ -164,11 +164,8 @@ def compose(seed: int, i: int, objects: int = 1, combinations: str = "") -> Scen
     # The first two are at right angles: one makes stripes, both together checks.
     waves[0, :2] = cycles * math.cos(angle), cycles * math.sin(angle)
     waves[1, :2] = -waves[0, 1], waves[0, 0]
-    partners = [
-        j
-        for j in range(len(CLASSES))
-        if not combinations or is_unseen(class_id, j) == (combinations == "unseen")
-    ]
+    fits = lambda j: not combinations or is_unseen(class_id, j) == (combinations == "unseen")
+    partners = [j for j in range(len(CLASSES)) if fits(j)]
     things = []
     for k, (x, y, radius) in enumerate(_arrange(draw, objects)):
         thing_class = class_id if k == 0 else partners[int(draw.random() * len(partners))]
@@ -188,15 +185,18 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     image = low + _TEXTURES[scene.texture](scene.waves, axis) * (high - low)
     segmentation = np.zeros((size, size), np.uint8)
     for thing in scene.things:
-        left, top, right, bottom = _window(thing, size)
-        u = (axis[left:right] - thing.x)[None, :]
-        v = (axis[top:bottom] - thing.y)[:, None]
+        # Everything that the thing may touch lies in these pixels.
+        x, y, reach = thing.x * size, thing.y * size, thing.radius * size + 2
+        columns = slice(max(int(x - reach), 0), int(x + reach))
+        rows = slice(max(int(y - reach), 0), int(y + reach))
+        u = (axis[columns] - thing.x)[None, :]
+        v = (axis[rows] - thing.y)[:, None]
         distance = signed_distance(thing.shape, u, v, thing.radius, thing.turn)
         # Half a pixel each side of the edge: the pixel's coverage to first order.
         cover = np.clip(0.5 - distance * size, 0, 1)
-        segmentation[top:bottom, left:right][cover > 0.5] = 1 + thing.class_id
+        segmentation[rows, columns][cover > 0.5] = 1 + thing.class_id
         light = 1 + u * (thing.shade[0] / thing.radius) + v * (thing.shade[1] / thing.radius)
-        patch = image[:, top:bottom, left:right]
+        patch = image[:, rows, columns]
         patch += cover * (light * thing.rgb[:, None, None] - patch)
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0)), segmentation
@@ -244,13 +244,6 @@ def _half_sides(shape: int, radius: float) -> tuple[np.float32, np.float32]:
     ratio = 1.0 if SHAPES[shape] == "square" else 0.34
     long = radius / math.hypot(1, ratio)
     return np.float32(long), np.float32(long * ratio)
-
-
-def _window(thing: Thing, size: int) -> tuple[int, int, int, int]:
-    """left, top, right, bottom in pixels: everything that a thing may touch."""
-    reach = thing.radius * size + 2
-    x, y = thing.x * size, thing.y * size
-    return max(int(x - reach), 0), max(int(y - reach), 0), int(x + reach), int(y + reach)
 
 
 def _arrange(draw, objects: int) -> list[tuple[float, float, float]]:
