@@ -16,7 +16,7 @@ FORMATS = registry.Registry("annotation format")
 def coco(path: str, captions: str = "", instances: str = "", maps: str = "") -> Iterator[dict]:
     """MS-COCO: captions_*.json, instances_*.json, and maps (PNG) in the folder path/maps.
 
-    Boxes of crowds are left out. Images that are not in `path` are too.
+    Boxes of crowds are left out, and so are images that are not in `path`.
     """
     rows = {}
     for file in filter(None, (captions, instances)):

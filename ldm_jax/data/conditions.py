@@ -60,7 +60,7 @@ class Maker:
 
 
 def decide(fields, source, data: dict) -> dict | None:
-    """The keys of a conditioner of these fields that the data decides; None: it cannot have one."""
+    """What the data decides of a conditioner that reads these fields; see `Maker.decide`."""
     found = [maker.decide(source, data) for maker in _factories(fields)]
     return None if None in found else {k: v for keys in found for k, v in keys.items()}
 
@@ -98,7 +98,8 @@ class Conditions:
         `{"caption": str}`, `{"class": id or name}`, `{"boxes": [n, 4], "box_class": ids or names}`,
         `{"segmentation": [h, w]}`, `{"image": uint8 [h, w, 3]}` with `"mask": bool [h, w]` (else
         one is drawn), `{"low_res": uint8 [h/f, w/f, 3]}` (else the image is degraded). Row i
-        depends on (record, seed, i) alone. A record that does not do is a UsageError.
+        depends on (record, seed, i) alone. A record that lacks what the makers read, or that they
+        refuse, is a UsageError.
         """
         made = []
         for i, record in enumerate(records):
@@ -115,7 +116,7 @@ class Conditions:
         return self.of({"caption": prompt, "class": prompt} for prompt in prompts)
 
     def of_source(self, source: sources.Source, count: int, seed: int = 0):
-        """Of the first `count` records that do, in order.
+        """Of the first `count` records that the makers do not refuse, in order.
 
         Returns ({field: [n, ...]}, records): what a sample can be measured against, framed as its
         condition was and with its fields, images uint8.
@@ -125,11 +126,11 @@ class Conditions:
             try:
                 made.append(self._complete(source[i], _rng(seed, i), self.framing))
             except images.BadRecord:
-                continue  # as evaluation passes it over
+                continue  # evaluation leaves it out too
             if len(made) == count:
                 return self._stack(made), made
         raise errors.UsageError(
-            f"The data has {len(made)} records that do, not {count}: ask for fewer conditions."
+            f"The data has {len(made)} records that can be conditions, not {count}: ask for fewer."
         )
 
     def _complete(self, record, rng, framing=()) -> dict:

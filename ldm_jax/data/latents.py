@@ -40,11 +40,10 @@ def about(source: sources.Source, data: dict) -> dict:
 
 def write(path: pathlib.Path, moments: np.ndarray, rows: list[list[dict]]):
     """Writes a shard. moments: [n, variants, h/f, w/f, c]; rows: for each, its variants' fields."""
-    about = {"shape": moments.shape[1:], "dtype": moments.dtype.name}
+    form = {"shape": moments.shape[1:], "dtype": moments.dtype.name}
     pairs = zip(moments, rows, strict=True)
-    records.write_elements(
-        path, (records.pack({"fields": fields} | about, x.tobytes()) for x, fields in pairs)
-    )
+    elements = (records.pack({"fields": fields} | form, x.tobytes()) for x, fields in pairs)
+    records.write_elements(path, elements)
 
 
 def plain_fields(record: dict) -> dict:

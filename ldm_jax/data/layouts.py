@@ -22,9 +22,9 @@ _PLACES = {"box": 2, "centre": 1}  # tokens that say where an object is
 class LayoutIds(conditions.Maker):
     """`layout_ids` int32 [length], the objects in a random order each time.
 
-    Boxes are clipped to the image; inverted, empty and not finite ones are dropped. Of more than
-    fit, the largest stay. A record without boxes, or whose boxes lack classes, is bad; one whose
-    boxes all lie outside the crop has a layout of no objects.
+    Boxes are clipped to the image; inverted, empty and not finite ones are dropped. Where there are
+    more than fit, the largest stay. A record without boxes, or whose boxes lack classes, is bad;
+    one whose boxes all lie outside the crop has a layout of no objects.
 
     The conditioner's `pad` stands for a missing object.
 

@@ -108,7 +108,8 @@ class Part:
     """A random-access source of batches: element n is this host's part of step start_step + n.
 
     order: the number of the record in each global row; key: with the row, the key of its random
-    stream; real: how many rows are not there to fill up the last batch, None if training goes on.
+    stream; real: how many rows come before those that only fill up the last batch, None for
+    training, which has no last batch.
     """
 
     source: sources.Source

@@ -57,9 +57,8 @@ def check_flags(data: dict, flags: Iterable[str]):
 class Source:
     """What the pipeline needs of a source. Picklable: workers are spawned, so no open handles.
 
-    Beside what is here, a source has its number of records, `__len__() -> int`; record i,
-    `__getitem__(i) -> dict`, an images.BadRecord where it cannot be read; and a readable name of
-    record i for logs, `name(i) -> str`.
+    A source also has `__len__() -> int`, its number of records; `__getitem__(i) -> dict`, record i,
+    which raises images.BadRecord where that cannot be read; and `name(i) -> str`, for logs.
 
     Attributes:
       fingerprint: 16 hex digits that tell what the data is (names, sizes, labels, parameters), not

@@ -40,8 +40,8 @@ class Crop:
     random: resize the short side to `size`, then cut at a random place along the long side: the
       official ImageNet training loader, with PIL's filters (which antialias) in place of cv2's.
 
-    Where a record has boxes, `whole_boxes` and `window` keep them and the square in coordinates of
-    the whole image, for layouts that say the crop.
+    Where a record has boxes, `whole_boxes` and `window` are those and the square in coordinates of
+    the whole image, for layouts that tell the crop.
     """
 
     def __init__(self, size: int, mode: str = "center", interpolation: str = "bicubic"):
@@ -89,7 +89,7 @@ class Crop:
 
 
 class Flip:
-    """Left to right, of a share of the records. The official recipes flip no faces, no ImageNet."""
+    """Mirrors a share of the records. The official recipes mirror neither faces nor ImageNet."""
 
     def __init__(self, share: float = 0.5):
         self._share = share
