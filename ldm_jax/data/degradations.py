@@ -35,7 +35,7 @@ def bsr_light(pixels: np.ndarray, size: tuple[int, int], rng) -> np.ndarray:
         if rng.random() < 0.8:
             scale = rng.uniform(1, 2 * factor)
             return _resize(x, [max(1, int(n / scale)) for n in x.shape[:2]], rng)
-        kernel = _gaussian(25, rng.uniform(0.1, 0.6 * factor), (factor - 1) / 2)
+        kernel = _gaussian(25, rng.uniform(0.1, 0.6 * factor) ** 2, shift=(factor - 1) / 2)
         return _convolve(x, kernel)[::factor, ::factor]
 
     steps = [
@@ -62,9 +62,9 @@ def _blur(pixels, factor, rng):
     """Gaussians a quarter as wide as BSRGAN's: turned ellipses or circles."""
     if rng.random() < 0.5:
         variances = (4 + factor) / 4 * rng.random(2)
-        kernel = _ellipse(int(rng.integers(5, 15)), rng.uniform(0, math.pi), *variances)
+        kernel = _gaussian(int(rng.integers(5, 15)), *variances, rng.uniform(0, math.pi))
     else:
-        kernel = _gaussian(int(rng.integers(5, 8)), (2 + 0.2 * factor) / 4 * rng.random())
+        kernel = _gaussian(int(rng.integers(5, 8)), ((2 + 0.2 * factor) / 4 * rng.random()) ** 2)
     return _convolve(pixels, kernel)
 
 
@@ -96,13 +96,13 @@ def _convolve(pixels, kernel):
     return _uint8(signal.fftconvolve(wide, kernel[..., None], mode="valid", axes=(0, 1)))
 
 
-def _gaussian(side, deviation, shift=0.0):
-    """[side, side], its centre moved by `shift` pixels to the lower right."""
-    return _ellipse(side, 0.0, deviation**2, deviation**2, shift)
+def _gaussian(side, first, second=None, turn=0.0, shift=0.0):
+    """[side, side], of variances `first` and `second` (by default the same) in squared pixels.
 
-
-def _ellipse(side, turn, first, second, shift=0.0):
-    """A Gaussian of variances `first` and `second` (squared pixels) along its turned axes."""
+    The axes of the variances are turned by `turn` radians; the centre is moved by `shift` pixels to
+    the lower right.
+    """
+    second = first if second is None else second
     axis = np.arange(side) - (side - 1) / 2 - shift
     u = axis * math.cos(turn) + axis[:, None] * math.sin(turn)
     v = axis[:, None] * math.cos(turn) - axis * math.sin(turn)

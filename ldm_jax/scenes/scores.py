@@ -141,10 +141,10 @@ SCORES: dict[str, Callable] = {
 }
 
 
-def psnr(a, b, where=None) -> np.ndarray:
+def psnr(a, b, where=True) -> np.ndarray:
     """dB of uint8 pictures, [n]; where: bool [n, h, w, 1], the pixels that count."""
     squared = (a.astype(np.float64) - b) ** 2
-    where = np.ones_like(squared, bool) if where is None else np.broadcast_to(where, squared.shape)
+    where = np.broadcast_to(where, squared.shape)
     mean = (squared * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
     return 10 * np.log10(255**2 / np.maximum(mean, 1e-9))
 
