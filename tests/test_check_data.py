@@ -115,14 +115,14 @@ def test_maps_lie_beside_their_images(tmp_path):
         rows.append(json.dumps({"file": f"{i}.png", "segmentation": f"maps/{i}.png"}))
     rows.append(json.dumps({"file": "0.png", "segmentation": "maps/none.png"}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows[:3]) + "\n")
-    source = files.folder(str(tmp_path))
+    source = files.Folder(str(tmp_path))
     assert len(source) == 3 and (source[0]["segmentation"] == 3).all()
     argv = (SEMANTIC, tmp_path, tmp_path / "out")
     (tmp_path / "vocab.txt").touch()
     code, summary = check(*argv)
     assert code == 1 and summary["replaced"] == 1
     assert summary["found"]["labels of the map out of range"]["examples"] == ["1.png"]
-    assert "map of 41x40 on 40x40" in str(summary["found"]["refused by Crop"]["examples"])
+    assert "map of 41x40, not 40x40" in str(summary["found"]["refused by Crop"]["examples"])
     (tmp_path / "metadata.jsonl").write_text(rows[3] + "\n")
     _, summary = check(*argv)
     assert "none.png is not there" in str(summary["found"]["unreadable"]["examples"])

@@ -50,7 +50,7 @@ def test_a_cache_says_what_it_is_of(first_stage, cache):
     assert json.loads((cache / "summary.json").read_text())["variants"] == 2
     config = config_lib.load(f"{DEBUG}:ldm")
     records = data_lib.training(config, data_lib.open_source(config.data))
-    record, original = latents.open_cache(cache)[7], records[7]
+    record, original = latents.Cache(cache)[7], records[7]
     assert record["moments"].shape == (2, 8, 8, 4) and record["moments"].dtype == np.float16
     assert [v["class"] for v in record["variants"]] == [original["class"]] * 2
     boxes = [v["boxes"] for v in record["variants"]]
@@ -62,8 +62,8 @@ def test_training_from_a_cache_is_training_from_images(first_stage, cache, tmp_p
     given = [*SHORT, *SMALL["ldm"], f"--config.first_stage={first_stage}"]
     given += ["--config.data.flip=True"]
     assert call_train("ldm", tmp_path / "images", *given) == 0
-    opened, really = [], latents.open_cache
-    monkeypatch.setattr(latents, "open_cache", lambda path: opened.append(path) or really(path))
+    opened, really = [], latents.Cache
+    monkeypatch.setattr(latents, "Cache", lambda path: opened.append(path) or really(path))
     assert call_train("ldm", tmp_path / "cache", *given, f"--config.latents.cache={cache}") == 0
     assert opened == [str(cache)], "once"
     a, b = (disk.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("images", "cache"))
@@ -94,7 +94,7 @@ def test_a_killed_job_goes_on_with_what_is_missing(first_stage, cache, tmp_path)
     assert not (out / "index.json").exists()
     assert call_encode(first_stage, out, *flags, "--worker=1/2") == 0
     assert first.stat().st_mtime_ns == before
-    ours, theirs = latents.open_cache(out), latents.open_cache(cache)
+    ours, theirs = latents.Cache(out), latents.Cache(cache)
     assert len(ours) == len(theirs) == 48
     for i in range(48):
         np.testing.assert_allclose(ours[i]["moments"], theirs[i]["moments"], rtol=5e-3, atol=5e-3)

@@ -12,7 +12,7 @@ from calling import call
 
 from ldm_jax import adherence, train
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, upgrade
 from ldm_jax.runs import check as check_lib
 from ldm_jax.runs import conditions as conditions_of
 from ldm_jax.runs import data as data_lib
@@ -209,7 +209,7 @@ def test_a_config_saved_before_these_keys_still_loads():
     for key in ("vocabulary", "relations", "combinations"):
         del saved["data"][key]
     del saved["conditioners"]["hole"]["holes"]
-    old = config_lib.from_json(json.dumps(saved))
+    old = config_lib.from_dict(upgrade.config(saved))
     check_lib.check(old, data_lib.open_source(old.data))
     fields, _ = conditions_of.make(old, source).of_source(source, 1)
     assert fields["mask"].shape == (1, 16, 16, 1)

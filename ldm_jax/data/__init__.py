@@ -5,10 +5,4 @@ package, and everything but `pipeline` and the record files stays at numpy and P
 """
 
 # Each registers its sources or its makers of condition fields.
-from ldm_jax.data import (
-    bytepairs,  # noqa: F401
-    captions,  # noqa: F401
-    files,  # noqa: F401
-    layouts,  # noqa: F401
-    records,  # noqa: F401
-)
+from ldm_jax.data import bytepairs, captions, files, layouts, records  # noqa: F401

@@ -16,11 +16,14 @@ FORMATS = registry.Registry("annotation format")
 def coco(path: str, captions: str = "", instances: str = "", maps: str = "") -> Iterator[dict]:
     """MS-COCO: captions_*.json, instances_*.json, and maps (PNG) in the folder path/maps.
 
-    Boxes of crowds are left out. Images that are not in `path` are too.
+    Boxes of crowds are left out, and so are images that are not in `path`.
     """
     rows = {}
     for file in filter(None, (captions, instances)):
-        given = _json(file)
+        try:
+            given = json.loads(pathlib.Path(file).read_bytes())
+        except (OSError, ValueError) as e:
+            raise errors.UsageError(f"{file} cannot be read as JSON ({e}).") from e
         names = {c["id"]: c["name"] for c in given.get("categories", ())}
         sizes = {i["id"]: (i["file_name"], i["width"], i["height"]) for i in given["images"]}
         for name, _, _ in sizes.values():
@@ -45,7 +48,8 @@ def coco(path: str, captions: str = "", instances: str = "", maps: str = "") -> 
 @FORMATS.register("openimages")
 def openimages(path: str, boxes: str, classes: str) -> Iterator[dict]:
     """OpenImages: *-annotations-bbox.csv and class-descriptions-boxable.csv; images ID.jpg."""
-    here = {file.stem: file.name for file in pathlib.Path(path).iterdir() if _is_image(file)}
+    files = [file for file in pathlib.Path(path).iterdir() if images.is_image_name(file.name)]
+    here = {file.stem: file.name for file in files}
     with open(classes, newline="", encoding="utf-8") as file:
         names = {row[0]: row[1] for row in csv.reader(file)}
     rows = {}
@@ -53,8 +57,7 @@ def openimages(path: str, boxes: str, classes: str) -> Iterator[dict]:
         for note in csv.DictReader(file):
             if name := here.get(note["ImageID"]):
                 row = rows.setdefault(name, {"file": name, "boxes": [], "box_labels": []})
-                sides = (note[key] for key in ("XMin", "YMin", "XMax", "YMax"))
-                row["boxes"].append([float(side) for side in sides])
+                row["boxes"].append([float(note[k]) for k in ("XMin", "YMin", "XMax", "YMax")])
                 row["box_labels"].append(names[note["LabelName"]])
     yield from (rows[name] for name in sorted(rows))
 
@@ -78,14 +81,3 @@ def shards(path: str) -> Iterator[dict]:
                     captions[key] = json.load(file.extractfile(member)).get("caption") or ""
         for key, name in pictures.items():
             yield {"file": name, "caption": captions.get(key, "").strip()}
-
-
-def _is_image(file: pathlib.Path) -> bool:
-    return images.is_image_name(file.name)
-
-
-def _json(path: str) -> dict:
-    try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise errors.UsageError(f"{path} cannot be read as JSON ({e}).") from e

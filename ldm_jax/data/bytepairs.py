@@ -23,6 +23,8 @@ class ClipIds(captions.Ids):
     options = ("tokenizer",)
 
     def __init__(self, given):
+        from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
         folder, own = given.options.get("tokenizer", ""), given.conditioner
         vocab, merges = read_tokenizer(folder)
         found, said = (len(vocab), vocab[START], vocab[END]), (own.vocab_size, own.start, own.end)
@@ -32,46 +34,31 @@ class ClipIds(captions.Ids):
                 f"pad={own.pad}, but the tokenizer {folder} has {found[0]} tokens, start "
                 f"{found[1]} and end {found[2]}: give the conditioner these, or another tokenizer."
             )
+        # What looks like a special token in a caption is only text: the tokenizer knows of none.
+        made = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token=END))
+        spaces = normalizers.Replace(Regex(r"\s+"), " ")
+        made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+        split = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        made.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+        start, end = (START, own.start), (END, own.end)
         [length] = given.shapes[self.field]
-        super().__init__(make_tokenizer(vocab, merges, length, own.pad), length, _LONGEST)
-
-
-def make_tokenizer(vocab: dict[str, int], merges: list, length: int, pad: int):
-    """A `tokenizers.Tokenizer` that gives exactly `length` ids.
-
-    What looks like a special token in a caption is only text.
-    """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    made = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token=END))
-    spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    split = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
-    ends = ((END, vocab[END]), (START, vocab[START]))
-    made.post_processor = processors.BertProcessing(*ends)
-    made.enable_truncation(length)
-    made.enable_padding(length=length, pad_id=pad)
-    return made
+        super().__init__(made, length, start=start, end=end, pad=own.pad, longest=_LONGEST)
 
 
 def read_tokenizer(folder: str) -> tuple[dict[str, int], list]:
     """{token: id} and the merges, in their order."""
     from tokenizers import models
 
+    wrong = lambda why: errors.UsageError(f"The clip conditioner{why}; {_WHERE}")
     if not folder:
-        raise errors.UsageError(
-            f"The clip conditioner has no tokenizer: give the folder of one; {_WHERE}"
-        )
+        raise wrong(" has no tokenizer: give the folder of one")
     names = ("vocab.json", "merges.txt")
     files = [str(pathlib.Path(hub.folder(folder, *names)) / name) for name in names]
     try:
         vocab, merges = models.BPE.read_file(*files)
     except Exception as e:  # the library raises a bare Exception
-        raise errors.UsageError(f"tokenizer={folder} cannot be read ({e}); {_WHERE}") from e
+        raise wrong(f"'s tokenizer={folder} cannot be read ({e})") from e
     if missing := [token for token in (START, END) if token not in vocab]:
-        raise errors.UsageError(
-            f"tokenizer={folder} is not CLIP's: it lacks {missing[0]}; {_WHERE}"
-        )
+        raise wrong(f"'s tokenizer={folder} is not CLIP's: it lacks {missing[0]}")
     return vocab, merges

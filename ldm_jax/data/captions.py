@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from ldm_jax.base import errors, hub
-from ldm_jax.data import conditions, images, transforms
+from ldm_jax.data import conditions, images
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _LONGEST = 100  # characters of a word; a longer one is [UNK]
@@ -21,18 +21,25 @@ class Ids(conditions.Maker):
     Of several captions a random one is taken. A record without any is bad.
 
     Args:
-      tokenizer: a `tokenizers.Tokenizer` that gives exactly `length` ids.
+      tokenizer: a `tokenizers.Tokenizer`; it is made to give exactly `length` ids.
+      start, end: what is put before and after a caption, (token, id) each; pad: the id behind.
       longest: characters that a token stands for, at most.
     """
 
     field: str
 
-    def __init__(self, tokenizer, length: int, longest: int):
-        self._any, self._tokenizer, self._length = transforms.AnyCaption(), tokenizer, length
+    def __init__(self, tokenizer, length: int, *, start, end, pad: int, longest: int):
+        from tokenizers import processors
+
+        tokenizer.post_processor = processors.BertProcessing(end, start)
+        tokenizer.enable_truncation(length)
+        tokenizer.enable_padding(length=length, pad_id=pad)
+        self._tokenizer, self._length = tokenizer, length
         self._characters = length * longest
 
     def __call__(self, record, rng):
-        record = self._any(record, rng)
+        if captions := record.get("captions", ()):
+            record = record | {"caption": captions[rng.integers(len(captions))]}
         if "caption" not in record:
             raise images.BadRecord("has no caption")
         # The ids of what lies beyond would be cut off anyway, so it need not be split into words.
@@ -59,63 +66,52 @@ class TextIds(Ids):
     field = "text_ids"
 
     def __init__(self, given):
-        path = given.data.get("vocabulary", "")
-        vocab, conditioner = read_vocabulary(path, given.source), given.conditioner
-        [length] = given.shapes[self.field]
-        super().__init__(tokenizer(vocab, length), length, longest=_LONGEST + 1)
-        size, pad, null = conditioner.vocab_size, conditioner.pad, tuple(conditioner.null)
-        empty = (vocab["[CLS]"], vocab["[SEP]"])
-        if len(vocab) > size or null != empty or pad != vocab["[PAD]"]:
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+        path, own = given.data.get("vocabulary", ""), given.conditioner
+        vocab = read_vocabulary(path, given.source)
+        count, pad, null = _keys(vocab).values()
+        if count > own.vocab_size or (pad, null) != (own.pad, tuple(own.null)):
             raise errors.UsageError(
-                f"The text conditioner has vocab_size={size}, pad={pad}, null={null}, but the "
-                f"vocabulary {path or 'of the source'} has {len(vocab)} tokens, pad "
-                f"{vocab['[PAD]']} and the empty caption {empty}; give it these, or another "
+                f"The text conditioner has vocab_size={own.vocab_size}, pad={own.pad}, "
+                f"null={tuple(own.null)}, but the vocabulary {path or 'of the source'} has {count} "
+                f"tokens, pad {pad} and the empty caption {null}; give it these, or another "
                 "--config.data.vocabulary."
             )
+        pieces = models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_LONGEST)
+        made = Tokenizer(pieces)
+        made.normalizer = normalizers.BertNormalizer(lowercase=True)
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        start, end = (("[CLS]", null[0]), ("[SEP]", null[1]))
+        [length] = given.shapes[self.field]
+        super().__init__(made, length, start=start, end=end, pad=pad, longest=_LONGEST + 1)
 
     @classmethod
     def decide(cls, source, data):
-        vocab = read_vocabulary(data.get("vocabulary", ""), source)
-        null = (vocab["[CLS]"], vocab["[SEP]"])
-        return {"vocab_size": len(vocab), "pad": vocab["[PAD]"], "null": null}
+        return _keys(read_vocabulary(data.get("vocabulary", ""), source))
 
 
-def tokenizer(vocab: dict[str, int], length: int):
-    """A `tokenizers.Tokenizer` that gives exactly `length` ids: BERT's, in lower case."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_LONGEST))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = (("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
-    made.post_processor = processors.BertProcessing(*ends)
-    made.enable_truncation(length)
-    made.enable_padding(length=length, pad_id=vocab["[PAD]"], pad_token="[PAD]")
-    return made
+def _keys(vocab: dict[str, int]) -> dict:
+    """The keys of the conditioner that a vocabulary decides."""
+    null = (vocab["[CLS]"], vocab["[SEP]"])
+    return {"vocab_size": len(vocab), "pad": vocab["[PAD]"], "null": null}
 
 
 def read_vocabulary(path: str, source=None) -> dict[str, int]:
     """{token: id} of a vocab.txt, or of the words that the source knows its captions to be of."""
+    wrong = lambda why: errors.UsageError(f"config.data.vocabulary{why}; {_WHERE}")
     if not path:
         words = getattr(source, "words", ())
         if not words:
-            raise errors.UsageError(
-                "config.data.vocabulary is empty, and this data source has no vocabulary of its "
-                f"own: give a vocab.txt; {_WHERE}"
-            )
+            raise wrong(" is empty, and this data source has no words of its own: give a vocab.txt")
         return {token: i for i, token in enumerate((*SPECIAL, *words))}
     file = pathlib.Path(hub.folder(path, "vocab.txt"))
     file = file / "vocab.txt" if file.is_dir() else file
     try:
         lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as e:
-        raise errors.UsageError(
-            f"config.data.vocabulary={path} cannot be read ({e}); {_WHERE}"
-        ) from e
+        raise wrong(f"={path} cannot be read ({e})") from e
     vocab = {token.rstrip("\r"): i for i, token in enumerate(lines)}
     if missing := [token for token in SPECIAL if token not in vocab]:
-        raise errors.UsageError(
-            f"config.data.vocabulary={path} is no WordPiece vocabulary: it lacks {missing[0]}; "
-            f"{_WHERE}"
-        )
+        raise wrong(f"={path} is no WordPiece vocabulary: it lacks {missing[0]}")
     return vocab

@@ -39,7 +39,7 @@ class Given:
 
 
 class Maker:
-    """What makers have in common where they do not say otherwise.
+    """What makers have in common where they do not say otherwise; each has its own `__call__`.
 
     options: the keys that a maker takes from the conditioner's group in the config.
     """
@@ -48,9 +48,6 @@ class Maker:
 
     def __init__(self, given: Given):
         pass
-
-    def __call__(self, record: dict, rng: np.random.Generator) -> dict:
-        raise NotImplementedError
 
     def findings(self, record: dict) -> Iterable[str]:
         """What is odd about a record, a few words each, for the checker of data sets."""
@@ -63,14 +60,9 @@ class Maker:
 
 
 def decide(fields, source, data: dict) -> dict | None:
-    """What the data decides for a conditioner of these fields."""
-    decided = {}
-    for maker in _factories(fields):
-        found = maker.decide(source, data)
-        if found is None:
-            return None
-        decided |= found
-    return decided
+    """What the data decides of a conditioner that reads these fields; see `Maker.decide`."""
+    found = [maker.decide(source, data) for maker in _factories(fields)]
+    return None if None in found else {k: v for keys in found for k, v in keys.items()}
 
 
 def makers(given: Given) -> tuple:
@@ -106,7 +98,8 @@ class Conditions:
         `{"caption": str}`, `{"class": id or name}`, `{"boxes": [n, 4], "box_class": ids or names}`,
         `{"segmentation": [h, w]}`, `{"image": uint8 [h, w, 3]}` with `"mask": bool [h, w]` (else
         one is drawn), `{"low_res": uint8 [h/f, w/f, 3]}` (else the image is degraded). Row i
-        depends on (record, seed, i) alone. A record that does not do is a UsageError.
+        depends on (record, seed, i) alone. A record that lacks what the makers read, or that they
+        refuse, is a UsageError.
         """
         made = []
         for i, record in enumerate(records):
@@ -123,7 +116,7 @@ class Conditions:
         return self.of({"caption": prompt, "class": prompt} for prompt in prompts)
 
     def of_source(self, source: sources.Source, count: int, seed: int = 0):
-        """Of the first `count` records that do, in order.
+        """Of the first `count` records that the makers do not refuse, in order.
 
         Returns ({field: [n, ...]}, records): what a sample can be measured against, framed as its
         condition was and with its fields, images uint8.
@@ -131,21 +124,18 @@ class Conditions:
         made = []
         for i in range(len(source)):
             try:
-                record, rng = source[i], _rng(seed, i)
-                for transform in self.framing:
-                    record = transform(record, rng)
-                made.append(self._complete(record, rng))
+                made.append(self._complete(source[i], _rng(seed, i), self.framing))
             except images.BadRecord:
-                continue  # as evaluation passes it over
+                continue  # evaluation leaves it out too
             if len(made) == count:
                 return self._stack(made), made
         raise errors.UsageError(
-            f"The data has {len(made)} records that do, not {count}: ask for fewer conditions."
+            f"The data has {len(made)} records that can be conditions, not {count}: ask for fewer."
         )
 
-    def _complete(self, record, rng) -> dict:
-        for maker in self.makers:
-            record = maker(record, rng)
+    def _complete(self, record, rng, framing=()) -> dict:
+        for transform in (*framing, *self.makers):
+            record = transform(record, rng)
         if missing := [field for field in self.fields if field not in record]:
             raise images.BadRecord(f"has no {missing[0]}")
         return record
@@ -164,26 +154,31 @@ class Class(Maker):
 
     def __init__(self, given):
         self._count = given.conditioner.num_classes
-        names = given.source.classes if given.source else ()
-        self._ids = {name: i for i, name in enumerate(names)}
+        self._names = given.source.classes if given.source else ()
 
     def __call__(self, record, rng):
         if "class" not in record:
             raise images.BadRecord("has no class")
-        value = record["class"]
-        if isinstance(value, str):
-            if value not in self._ids:
-                raise images.BadRecord(
-                    f"is of class {value!r}, which is unknown{errors.nearest(value, self._ids)}"
-                )
-            value = self._ids[value]
-        if not 0 <= value < self._count:
-            raise images.BadRecord(f"is of class {value}, not one of 0..{self._count - 1}")
-        return record | {"class": np.int32(value)}
+        return record | {"class": class_id("is", record["class"], self._names, self._count)}
 
     @classmethod
     def decide(cls, source, data):
         return {"num_classes": len(source.classes)} if source.classes else None
+
+
+def class_id(what: str, value, names: tuple[str, ...], count: int) -> np.int32:
+    """The id of a class that is given by its id, or by its name among those of all ids.
+
+    Raises BadRecord, which begins with `what` ("is", "has a box"), unless it is below `count`.
+    """
+    if isinstance(value, str):
+        if value not in names:
+            hint = errors.nearest(value, names)
+            raise images.BadRecord(f"{what} of class {value!r}, which is unknown{hint}")
+        value = names.index(value)
+    if not 0 <= value < count:
+        raise images.BadRecord(f"{what} of class {value}, not one of 0..{count - 1}")
+    return np.int32(value)
 
 
 @MAKERS.register("segmentation")
@@ -192,18 +187,14 @@ class Segmentation(Maker):
     sets, stays what it is here; the conditioner takes it as none of the classes."""
 
     def __init__(self, given):
-        self._size = tuple(given.shapes["segmentation"][:2])
+        self._size = given.shapes["segmentation"][:2]
         self._classes = given.conditioner.classes
 
     def __call__(self, record, rng):
         if "segmentation" not in record:
             raise images.BadRecord("has no semantic map")
         found = np.asarray(record["segmentation"])
-        if found.shape[:2] != self._size:
-            height, width = self._size
-            raise images.BadRecord(
-                f"has a semantic map of {found.shape[1]}x{found.shape[0]}, not {width}x{height}"
-            )
+        images.require_size("a semantic map", found, self._size)
         return record | {"segmentation": found}
 
     def findings(self, record):
@@ -230,11 +221,10 @@ class LowResolution(Maker):
             small = self._degrade(record["image"], self._size, rng)
         else:
             small = np.asarray(record["low_res"])
-            if small.shape != (*self._size, 3) or small.dtype != np.uint8:
-                height, width = self._size
+            wanted = (*self._size, 3)
+            if small.shape != wanted or small.dtype != np.uint8:
                 raise images.BadRecord(
-                    f"has a small image {small.dtype} {small.shape}, not uint8 "
-                    f"{(height, width, 3)}: resize it"
+                    f"has a small image {small.dtype} {small.shape}, not uint8 {wanted}: resize it"
                 )
         return record | {"low_res": transforms.to_float(small)}
 
@@ -251,25 +241,16 @@ class Hole(Maker):
     options = ("holes",)
 
     def __init__(self, given):
-        self._size = tuple(given.shapes["mask"][:2])
+        self._size = given.shapes["mask"][:2]
         self._draw = holes_lib.Mix(dict(given.options.get("holes") or holes_lib.EVEN))
 
     def __call__(self, record, rng):
-        image = record["image"]
-        if image.shape[:2] != self._size:
-            raise images.BadRecord(f"has an image {image.shape}, not {self._size} pixels")
+        images.require_size("an image", record["image"], self._size)
         if "mask" in record:
-            mask = np.asarray(record["mask"]) > 0
-            mask = mask[..., 0] if mask.ndim == 3 else mask
-            if mask.shape != image.shape[:2]:
-                raise images.BadRecord(
-                    f"has a mask of {mask.shape[1]}x{mask.shape[0]} on an image of "
-                    f"{image.shape[1]}x{image.shape[0]}: make them the same size"
-                )
+            hole = np.asarray(record["mask"]) > 0
+            images.require_size("a mask", hole, self._size)
         else:
-            mask = self._draw(*self._size, rng)
-        black = np.where(mask[..., None], np.uint8(0), image)
-        return record | {
-            "mask": mask[..., None].astype(np.float32),
-            "masked_image": transforms.to_float(black),
-        }
+            hole = self._draw(*self._size, rng)
+        hole = hole.reshape(*self._size, -1)[..., :1]
+        masked = transforms.to_float(np.where(hole, np.uint8(0), record["image"]))
+        return record | {"mask": hole.astype(np.float32), "masked_image": masked}

@@ -1,12 +1,12 @@
 """Small images of large ones, for super-resolution: `(pixels, (h, w), rng) -> pixels`, uint8."""
 
-import io
 import math
 
 import numpy as np
 from PIL import Image
 
 from ldm_jax.base import registry
+from ldm_jax.data import images
 
 DEGRADATIONS = registry.Registry("degradation")
 _FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.BOX)
@@ -35,16 +35,13 @@ def bsr_light(pixels: np.ndarray, size: tuple[int, int], rng) -> np.ndarray:
         if rng.random() < 0.8:
             scale = rng.uniform(1, 2 * factor)
             return _resize(x, [max(1, int(n / scale)) for n in x.shape[:2]], rng)
-        kernel = _gaussian(25, rng.uniform(0.1, 0.6 * factor), (factor - 1) / 2)
+        kernel = _gaussian(25, rng.uniform(0.1, 0.6 * factor) ** 2, shift=(factor - 1) / 2)
         return _convolve(x, kernel)[::factor, ::factor]
-
-    def jpeg(x):
-        return _jpeg(x, rng) if rng.random() < 0.9 else x
 
     steps = [
         lambda x: _blur(x, factor, rng),
         lambda x: _noise(x, rng),
-        jpeg,
+        lambda x: _jpeg(x, rng) if rng.random() < 0.9 else x,
         shrink,
         lambda x: _resize(x, size, rng),
     ]
@@ -65,9 +62,9 @@ def _blur(pixels, factor, rng):
     """Gaussians a quarter as wide as BSRGAN's: turned ellipses or circles."""
     if rng.random() < 0.5:
         variances = (4 + factor) / 4 * rng.random(2)
-        kernel = _ellipse(int(rng.integers(5, 15)), rng.uniform(0, math.pi), *variances)
+        kernel = _gaussian(int(rng.integers(5, 15)), *variances, rng.uniform(0, math.pi))
     else:
-        kernel = _gaussian(int(rng.integers(5, 8)), (2 + 0.2 * factor) / 4 * rng.random())
+        kernel = _gaussian(int(rng.integers(5, 8)), ((2 + 0.2 * factor) / 4 * rng.random()) ** 2)
     return _convolve(pixels, kernel)
 
 
@@ -85,9 +82,7 @@ def _noise(pixels, rng):
 
 
 def _jpeg(pixels, rng):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "jpeg", quality=int(rng.integers(80, 96)))
-    return np.asarray(Image.open(buffer))
+    return images.decode(images.encode(pixels, "jpeg", quality=int(rng.integers(80, 96))), "JPEG")
 
 
 def _convolve(pixels, kernel):
@@ -101,13 +96,13 @@ def _convolve(pixels, kernel):
     return _uint8(signal.fftconvolve(wide, kernel[..., None], mode="valid", axes=(0, 1)))
 
 
-def _gaussian(side, deviation, shift=0.0):
-    """[side, side], its centre moved by `shift` pixels to the lower right."""
-    return _ellipse(side, 0.0, deviation**2, deviation**2, shift)
+def _gaussian(side, first, second=None, turn=0.0, shift=0.0):
+    """[side, side], of variances `first` and `second` (by default the same) in squared pixels.
 
-
-def _ellipse(side, turn, first, second, shift=0.0):
-    """A Gaussian of variances `first` and `second` (squared pixels) along its turned axes."""
+    The axes of the variances are turned by `turn` radians; the centre is moved by `shift` pixels to
+    the lower right.
+    """
+    second = first if second is None else second
     axis = np.arange(side) - (side - 1) / 2 - shift
     u = axis * math.cos(turn) + axis[:, None] * math.sin(turn)
     v = axis[:, None] * math.cos(turn) - axis * math.sin(turn)

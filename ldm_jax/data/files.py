@@ -13,25 +13,31 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 
 class Files(sources.Source):
-    """Named, encoded images with what `metadata` knows of them. A subclass says how to read one."""
+    """Named, encoded images with what `metadata.jsonl` says of them. A subclass reads them.
 
-    def __init__(self, kind, names, sizes, rows, *, label_field, split, max_pixels):
-        """names: sorted, "/"-separated; sizes: bytes of each; rows: `{name: metadata row}`."""
+    With a `metadata.jsonl` the records are its rows (`file`, `caption`, `label`, `split`, `boxes`,
+    ...); without, all images that were found.
+    """
+
+    def __init__(self, kind, path, found, beside, size, *, strict, label_field, split):
+        """found: names of images; beside: the folder of metadata.jsonl; size: name -> bytes of the
+        image; strict: whether every row must have its image."""
+        rows = metadata.read_rows(beside / "metadata.jsonl", label_field)
+        names = _listed(found, rows, path, strict)
         labels = metadata.labels(names, rows, label_field)
         self.box_classes = tuple(metadata.box_names(rows.values()))
         # Classes are numbered over all splits, so that training and validation agree on the ids.
         ids, self.classes = metadata.class_ids(labels) if labels else (None, ())
-        self._chosen = metadata.in_split(names, rows, split)
-        self._names = [names[i] for i in self._chosen]
+        chosen = metadata.in_split(names, rows, split)
+        self._names = [names[i] for i in chosen]
         self._rows = [rows.get(name, {}) for name in self._names]
-        self._ids = None if ids is None else ids[self._chosen]
-        self._max_pixels = max_pixels
+        self._ids = None if ids is None else ids[chosen]
         self.fingerprint = sources.digest(
             kind,
             split,
             "\n".join(self.classes),
             b"" if ids is None else self._ids.tobytes(),
-            *(f"{n} {sizes[i]} {r}" for n, i, r in zip(self._names, self._chosen, self._rows)),
+            *(f"{name} {size(name)} {row}" for name, row in zip(self._names, self._rows)),
         )
 
     def __len__(self):
@@ -41,7 +47,7 @@ class Files(sources.Source):
         return self._names[i]
 
     def __getitem__(self, i):
-        record = {"image": images.decode(self.encoded(i), self._names[i], self._max_pixels)}
+        record = {"image": images.decode(self.encoded(i), self._names[i])}
         if self._ids is not None:
             record["class"] = self._ids[i]
         if file := self._rows[i].get("segmentation"):
@@ -52,50 +58,31 @@ class Files(sources.Source):
         return record | metadata.fields(self._rows[i], self.box_classes)
 
     def encoded(self, i: int) -> bytes:
-        """The file's own bytes (for repacking without another lossy encoding)."""
+        """The file's own bytes."""
         try:
             return self._read(i)
         except OSError as e:
             raise images.BadRecord(f"{self._names[i]}: cannot be read ({e}).") from e
 
-    def _read(self, i: int) -> bytes:
-        raise NotImplementedError
-
-    def _read_map(self, name: str) -> bytes:
-        """The file of a semantic map, by its name in the metadata."""
-        raise NotImplementedError
-
 
 @sources.SOURCES.register("folder")
-def folder(
-    path: str, label_field: str = "label", split: str = "", max_pixels: int = images.MAX_PIXELS
-) -> Files:
+class Folder(Files):
     """A folder of images, flat or a folder per class (optionally under train/, val/, test/).
 
-    With a `metadata.jsonl` in it the records are its rows (`file`, `caption`, `label`, `split`,
-    `boxes`, ...); without, all images below it, hidden ones apart.
+    Hidden files and folders are left out. `metadata.jsonl` may lie in the folder.
     """
-    root = pathlib.Path(path)
-    if not root.is_dir():
-        raise errors.UsageError(f"Data path {path!r} is not a folder; give one that holds images.")
-    rows = metadata.read_rows(root / "metadata.jsonl", label_field)
-    found = {
-        file.relative_to(root).as_posix(): file
-        for parent, _, names in os.walk(root)
-        for file in (pathlib.Path(parent, name) for name in names)
-        if images.is_image_name(file.relative_to(root).as_posix())
-    }
-    names = _listed(found, rows, path, strict=True)
-    return Folder(root, names, rows, label_field=label_field, split=split, max_pixels=max_pixels)
 
-
-class Folder(Files):
-    """See `folder`."""
-
-    def __init__(self, root: pathlib.Path, names, rows, **kwargs):
-        sizes = [(root / name).stat().st_size for name in names]
-        super().__init__("folder", names, sizes, rows, **kwargs)
-        self._root = root
+    def __init__(self, path: str, label_field: str = "label", split: str = ""):
+        self._root = root = pathlib.Path(path)
+        if not root.is_dir():
+            raise errors.UsageError(
+                f"Data path {path!r} is not a folder; give one that holds images."
+            )
+        files = (pathlib.Path(parent, name) for parent, _, names in os.walk(root) for name in names)
+        found = filter(images.is_image_name, (file.relative_to(root).as_posix() for file in files))
+        size = lambda name: (root / name).stat().st_size
+        how = dict(strict=True, label_field=label_field, split=split)
+        super().__init__("folder", path, set(found), root, size, **how)
 
     def _read(self, i):
         return self._read_map(self._names[i])
@@ -105,37 +92,27 @@ class Folder(Files):
 
 
 @sources.SOURCES.register("tar")
-def tar(
-    path: str, label_field: str = "label", split: str = "", max_pixels: int = images.MAX_PIXELS
-) -> Files:
+class Tar(Files):
     """One uncompressed .tar, or a folder of them, read in place; `metadata.jsonl` may lie beside.
 
     Members are found by one walk over the headers (3,670 of them: about 0.2 s) and then read by
     offset; nothing is unpacked. Labels, splits and captions work as in `folder`.
     """
-    root = pathlib.Path(path)
-    archives = sorted(root.glob("*.tar")) if root.is_dir() else [root]
-    if not archives or not archives[0].is_file():
-        raise errors.UsageError(f"Data path {path!r}: no .tar file there; give one or its folder.")
-    members = {}
-    for number, archive in enumerate(archives):
-        for name, (offset, size) in _index(archive).items():
-            members[name] = (number, offset, size)
-    beside = archives[0].parent / "metadata.jsonl"
-    rows = metadata.read_rows(beside, label_field)
-    # Of several archives beside one metadata.jsonl, each holds only some of the rows.
-    names = _listed(members, rows, path, strict=root.is_dir())
-    return Tar(
-        archives, members, names, rows, label_field=label_field, split=split, max_pixels=max_pixels
-    )
 
-
-class Tar(Files):
-    """See `tar`."""
-
-    def __init__(self, archives: list[pathlib.Path], members: dict, names, rows, **kwargs):
-        super().__init__("tar", names, [members[name][2] for name in names], rows, **kwargs)
-        self._archives = archives
+    def __init__(self, path: str, label_field: str = "label", split: str = ""):
+        root = pathlib.Path(path)
+        self._archives = sorted(root.glob("*.tar")) if root.is_dir() else [root]
+        if not self._archives or not self._archives[0].is_file():
+            raise errors.UsageError(
+                f"Data path {path!r}: no .tar file there; give one or its folder."
+            )
+        members = {}  # {name: (number of the archive, offset, bytes)}
+        for number, archive in enumerate(self._archives):
+            members |= {name: (number, *where) for name, where in _index(archive).items()}
+        # A single archive may hold only some of the rows of the metadata.jsonl beside it.
+        how = dict(strict=root.is_dir(), label_field=label_field, split=split)
+        size = lambda name: members[name][2]
+        super().__init__("tar", path, members, self._archives[0].parent, size, **how)
         self._where = np.array([members[name] for name in self._names], np.int64)
         maps = (row["segmentation"] for row in self._rows if "segmentation" in row)
         self._maps = {name: members[name] for name in maps if name in members}
@@ -143,10 +120,6 @@ class Tar(Files):
 
     def __getstate__(self):
         return self.__dict__ | {"_open": {}}
-
-    def __del__(self):
-        for handle in self.__dict__.get("_open", {}).values():
-            os.close(handle)
 
     def _read(self, i):
         return self._read_at(*map(int, self._where[i]))
@@ -156,12 +129,10 @@ class Tar(Files):
 
     def _read_at(self, number: int, offset: int, size: int) -> bytes:
         if number not in self._open:
-            opened = os.open(self._archives[number], os.O_RDONLY)
-            # Two reader threads may get here at once: the first one's handle stays.
-            if self._open.setdefault(number, opened) != opened:
-                os.close(opened)
+            # Two reader threads may get here at once: the first one's file stays.
+            self._open.setdefault(number, self._archives[number].open("rb", buffering=0))
         # pread has no shared file position, so threads need no lock.
-        data = os.pread(self._open[number], size, offset)
+        data = os.pread(self._open[number].fileno(), size, offset)
         if len(data) != size:
             raise OSError(f"{self._archives[number].name} ends after {len(data)} of {size} bytes")
         return data
@@ -189,7 +160,7 @@ def _index(archive: pathlib.Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _listed(found: dict, rows: dict, path, *, strict: bool) -> list[str]:
+def _listed(found, rows: dict, path, strict: bool) -> list[str]:
     """Sorted names of the images to use: those that metadata lists, or all if there is none."""
     if not found:
         raise errors.UsageError(

@@ -20,7 +20,7 @@ def is_image_name(name: str) -> bool:
     return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(data: bytes, name: str) -> np.ndarray:
     """Image bytes -> uint8 [h, w, 3] RGB, as a viewer shows the picture.
 
     EXIF orientation is applied (the official loaders ignore it and train on sideways photographs),
@@ -33,14 +33,12 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             w, h = image.size
-            if w * h > max_pixels:
-                raise BadRecord(f"{name}: {w}x{h} is more than max_pixels={max_pixels}.")
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except BadRecord:
-        raise
+            if w * h <= MAX_PIXELS:
+                return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     # On broken bytes PIL's plugins raise all sorts: OSError, SyntaxError, ValueError, struct.error.
     except Exception as e:
         raise BadRecord(f"{name}: does not decode ({type(e).__name__}: {e}).") from e
+    raise BadRecord(f"{name}: {w}x{h} is more than {MAX_PIXELS} pixels; shrink it.")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -52,6 +50,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def require_size(what: str, values: np.ndarray, size: tuple[int, int]):
+    """Raises BadRecord unless values [h, w, ...], called `what`, have the size (h, w)."""
+    if values.shape[:2] != tuple(size):
+        found, wanted = ("x".join(map(str, shape[1::-1])) for shape in (values.shape, size))
+        raise BadRecord(f"has {what} of {found}, not {wanted}: make it that size")
 
 
 def encode(pixels: np.ndarray, image_format: str = "png", **options) -> bytes:

@@ -1,22 +1,20 @@
 """Cached latents as a source: the first stage's moments of every training image, as `encode` makes.
 
 A cache is a folder. Its `index.json` says which data and weights it was made of (see `Cache`). The
-ArrayRecord files in `images/` hold one record in each element: the length of the JSON header, 4
-bytes little-endian; the header {"fields": [variant, ...], "shape", "dtype"}; and the moments,
-[variants, h/f, w/f, c]. A variant is the image or its mirror image, with the record's other fields
-(class, boxes, ...) as they are for it. Pixels and maps are left out, so conditions that are made of
-them need the images.
+ArrayRecord files in `images/` hold one record in each element (see data/records.py): the header is
+{"fields": [variant, ...], "shape", "dtype"}, the body the moments, [variants, h/f, w/f, c]. A
+variant is the image or its mirror image, with the record's other fields (class, boxes, ...) as they
+are for it. Pixels and maps are left out, so conditions that are made of them need the images.
 """
 
 import dataclasses
-import json
 import pathlib
 
 import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
 import numpy as np
 
-from ldm_jax.base import errors
-from ldm_jax.data import sources, transforms
+from ldm_jax.base import disk, errors
+from ldm_jax.data import records, sources, transforms
 
 INDEX = "index.json"
 _PIXELS = ("image", "segmentation")
@@ -34,26 +32,18 @@ def variants(size: int, crop: str, flip: bool, interpolation: str) -> list[list]
     return [[cut, *rest], *mirror]
 
 
-def about(records: sources.Source, data: dict) -> dict:
-    """What a cache of these records must say of its data. data: size, flip and interpolation."""
-    return {"fingerprint": records.fingerprint, "records": len(records)} | {
-        key: data[key] for key in ("size", "interpolation", "flip")
-    }
+def about(source: sources.Source, data: dict) -> dict:
+    """What a cache of this source must say of its data. data: size, flip and interpolation."""
+    of_data = {key: data[key] for key in ("size", "interpolation", "flip")}
+    return {"fingerprint": source.fingerprint, "records": len(source)} | of_data
 
 
 def write(path: pathlib.Path, moments: np.ndarray, rows: list[list[dict]]):
     """Writes a shard. moments: [n, variants, h/f, w/f, c]; rows: for each, its variants' fields."""
-    from array_record.python import array_record_module
-
-    # One element a group: groups are what random access has to read and decompress whole.
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    try:
-        for values, fields in zip(moments, rows, strict=True):
-            header = {"fields": fields, "shape": values.shape, "dtype": values.dtype.name}
-            text = json.dumps(header).encode()
-            writer.write(len(text).to_bytes(4, "little") + text + values.tobytes())
-    finally:
-        writer.close()
+    form = {"shape": moments.shape[1:], "dtype": moments.dtype.name}
+    pairs = zip(moments, rows, strict=True)
+    elements = (records.pack({"fields": fields} | form, x.tobytes()) for x, fields in pairs)
+    records.write_elements(path, elements)
 
 
 def plain_fields(record: dict) -> dict:
@@ -61,41 +51,37 @@ def plain_fields(record: dict) -> dict:
     return {key: _plain(value) for key, value in record.items() if key not in _PIXELS}
 
 
-def open_cache(path) -> "Cache":
-    """The finished cache in `path`; one line where there is none."""
-    file = pathlib.Path(path) / INDEX
-    try:
-        index = json.loads(file.read_text())
-    except (OSError, ValueError) as e:
-        raise errors.UsageError(
-            f"config.latents.cache={path} holds no {INDEX}: make it, or finish it, with "
-            "python -m ldm_jax.encode --out."
-        ) from e
-    for name, size in index["files"].items():
-        shard = file.parent / name
-        if not shard.is_file() or shard.stat().st_size != size:
-            raise errors.UsageError(
-                f"config.latents.cache={path}: {name} is missing or not {size} bytes long; the "
-                "same ldm_jax.encode command again makes it anew."
-            )
-    return Cache(file.parent, index)
-
-
 class Cache(sources.Source):
-    """Records {"variants": [{field: value}, ...], "moments": [variants, h/f, w/f, c]}.
+    """The finished cache in the folder `path`.
+
+    Its records are {"variants": [{field: value}, ...], "moments": [variants, h/f, w/f, c]}.
 
     Attributes:
       index: {"data": what `about` says, "first_stage": {"run", "step", "weights": digest},
         "dtype", "files": {name: bytes}}.
     """
 
-    def __init__(self, folder: pathlib.Path, index: dict):
+    def __init__(self, path):
         import grain
 
-        self.index, self._folder = index, folder
-        files = [str(folder / name) for name in index["files"]]
+        self._folder = folder = pathlib.Path(path)
+        try:
+            self.index = disk.read_json(folder / INDEX)
+        except (OSError, ValueError) as e:
+            raise errors.UsageError(
+                f"config.latents.cache={path} holds no {INDEX}: make it, or finish it, with "
+                "python -m ldm_jax.encode --out."
+            ) from e
+        for name, size in self.index["files"].items():
+            shard = folder / name
+            if not shard.is_file() or shard.stat().st_size != size:
+                raise errors.UsageError(
+                    f"config.latents.cache={path}: {name} is missing or not {size} bytes long; the "
+                    "same ldm_jax.encode command again makes it anew."
+                )
+        files = [str(folder / name) for name in self.index["files"]]
         self._data = grain.sources.ArrayRecordDataSource(files)
-        self.fingerprint = index["data"]["fingerprint"]
+        self.fingerprint = self.index["data"]["fingerprint"]
 
     def check(self, expected: dict):
         """Raises UsageError where the data is not `expected`, see `about`."""
@@ -126,10 +112,8 @@ class Cache(sources.Source):
         return f"latent {i} of {self._folder}"
 
     def __getitem__(self, i):
-        element = self._data[i]
-        start = 4 + int.from_bytes(element[:4], "little")
-        header = json.loads(element[4:start])
-        values = np.frombuffer(element, np.dtype(header["dtype"]), offset=start)
+        header, body = records.unpack(self._data[i])
+        values = np.frombuffer(body, np.dtype(header["dtype"]))
         fields = [{k: _restore(v) for k, v in variant.items()} for variant in header["fields"]]
         return {"variants": fields, "moments": values.reshape(header["shape"])}
 

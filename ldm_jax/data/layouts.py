@@ -22,9 +22,9 @@ _PLACES = {"box": 2, "centre": 1}  # tokens that say where an object is
 class LayoutIds(conditions.Maker):
     """`layout_ids` int32 [length], the objects in a random order each time.
 
-    Boxes are clipped to the image; inverted, empty and not finite ones are dropped. Of more than
-    fit, the largest stay. A record without boxes, or whose boxes lack classes, is bad; one whose
-    boxes all lie outside the crop has a layout of no objects.
+    Boxes are clipped to the image; inverted, empty and not finite ones are dropped. Where there are
+    more than fit, the largest stay. A record without boxes, or whose boxes lack classes, is bad;
+    one whose boxes all lie outside the crop has a layout of no objects.
 
     The conditioner's `pad` stands for a missing object.
 
@@ -49,27 +49,27 @@ class LayoutIds(conditions.Maker):
                 f"{' and a crop of 2' if encode_crop else ''}; nearest: {nearest}."
             )
         pad, names = given.conditioner.pad, given.source.box_classes if given.source else ()
-        self._box_classes = {name: i for i, name in enumerate(names)}
-        if len(self._box_classes) > pad:
+        if len(names) > pad:
             raise errors.UsageError(
-                f"The data has {len(self._box_classes)} classes of boxes, the layout conditioner "
-                f"ids for {pad}: raise its vocab_size and pad."
+                f"The data has {len(names)} classes of boxes, the layout conditioner has ids for "
+                f"{pad}: raise its vocab_size and pad."
             )
         self._sections, self._none = math.isqrt(given.conditioner.vocab_size), pad
-        self._places, self._encode_crop = places, encode_crop
+        self._names, self._places, self._encode_crop = names, places, encode_crop
 
     def __call__(self, record, rng):
         boxes, ids = self._objects(record)
         order = rng.permutation(len(boxes))
-        places = _corners(boxes) if self._places == "box" else _centres(boxes)
-        objects = np.full((self._count, 1 + places.shape[1]), self._none, np.int32)
+        points = boxes.reshape(-1, 2, 2)
+        points = points.mean(1, keepdims=True) if self._places == "centre" else points
+        objects = np.full((self._count, 1 + points.shape[1]), self._none, np.int32)
         objects[: len(boxes), 0] = ids[order]
-        objects[: len(boxes), 1:] = coordinate_tokens(places[order], self._sections)
+        objects[: len(boxes), 1:] = coordinate_tokens(points[order], self._sections)
         tokens = objects.reshape(-1)
         if self._encode_crop:
             window = np.asarray(record.get("window", (0, 0, 1, 1)), np.float64)
-            crop = coordinate_tokens(_corners(window[None]), self._sections)
-            tokens = np.concatenate([tokens, crop[0]])
+            crop = coordinate_tokens(window.reshape(2, 2), self._sections)
+            tokens = np.concatenate([tokens, crop])
         return record | {"layout_ids": tokens.astype(np.int32)}
 
     def findings(self, record):
@@ -87,24 +87,16 @@ class LayoutIds(conditions.Maker):
             raise images.BadRecord("has no boxes")
         key = "whole_boxes" if self._encode_crop and "whole_boxes" in record else "boxes"
         boxes = np.asarray(record[key], np.float64).reshape(-1, 4)
-        ids = np.array([self._id(c) for c in record.get("box_class", ())], np.int32)
+        # A class beyond the source's, where it names them, would borrow another one's token.
+        count = len(self._names) or self._none
+        find = lambda given: conditions.class_id("has a box", given, self._names, count)
+        ids = np.array([find(given) for given in record.get("box_class", ())], np.int32)
         if len(ids) != len(boxes):
             raise images.BadRecord(f"has {len(boxes)} boxes but {len(ids)} classes of boxes")
         boxes, ids = boxes[_sound(boxes)].clip(0, 1), ids[_sound(boxes)]
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         keep = np.sort(np.argsort(-area, kind="stable")[: self._count])
         return boxes[keep], ids[keep]
-
-    def _id(self, value) -> int:
-        if isinstance(value, str):
-            if value not in self._box_classes:
-                hint = errors.nearest(value, self._box_classes)
-                raise images.BadRecord(f"has a box of {value!r}, an unknown class{hint}")
-            value = self._box_classes[value]
-        # A class beyond the source's, where it names them, would borrow another one's token.
-        if not 0 <= value < (len(self._box_classes) or self._none):
-            raise images.BadRecord(f"has a box of class {value}, which is unknown")
-        return int(value)
 
 
 def coordinate_tokens(points: np.ndarray, sections: int) -> np.ndarray:
@@ -116,23 +108,8 @@ def coordinate_tokens(points: np.ndarray, sections: int) -> np.ndarray:
     return y * sections + x
 
 
-def coordinates(tokens: np.ndarray, sections: int) -> np.ndarray:
-    """The other way: tokens [...] -> points [..., 2] (x, y)."""
-    y, x = np.divmod(tokens, sections)
-    return np.stack([x, y], axis=-1) / (sections - 1)
-
-
 def _sound(boxes) -> np.ndarray:
     """bool [n]: finite, and with an area inside the image."""
-    finite = np.isfinite(boxes).all(1)
-    sides = np.clip(np.where(finite[:, None], boxes, 0), 0, 1)
-    sides = sides[:, 2:] - sides[:, :2]
-    return finite & (sides > 0).all(1) & (sides.prod(1) >= MIN_AREA)
-
-
-def _corners(boxes) -> np.ndarray:
-    return boxes.reshape(-1, 2, 2)
-
-
-def _centres(boxes) -> np.ndarray:
-    return (boxes[:, :2] + boxes[:, 2:])[:, None] / 2
+    inside = np.clip(boxes, 0, 1)
+    sides = inside[:, 2:] - inside[:, :2]
+    return np.isfinite(boxes).all(1) & (sides > 0).all(1) & (sides.prod(1) >= MIN_AREA)

@@ -66,9 +66,8 @@ def class_ids(values: list) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels -> (ids int32 [n], class names): sorted names; integers from 0 up are ids already."""
     if all(isinstance(v, int) and v >= 0 for v in values):
         return np.array(values, np.int32), tuple(str(i) for i in range(max(values, default=-1) + 1))
-    classes = tuple(sorted({str(v) for v in values}))
-    index = {name: i for i, name in enumerate(classes)}
-    return np.array([index[str(v)] for v in values], np.int32), classes
+    classes, ids = np.unique([str(v) for v in values], return_inverse=True)
+    return ids.astype(np.int32), tuple(classes.tolist())
 
 
 def in_split(names: list[str], rows: dict, split: str) -> np.ndarray:

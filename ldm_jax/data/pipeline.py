@@ -6,16 +6,21 @@ where to resume. If workers made batches of single rows, which is grain's usual 
 depend on the number of workers; here one element of the data set is already a host's whole batch.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from ldm_jax.base import errors
 from ldm_jax.data import images, sources
 
 _ENDLESS = 2**40  # steps
 _EVALUATION = 2**63  # key of evaluation's random stream: no training seed reaches it
+_PREFETCH = 4  # batches kept ready in each process
+REPLACEMENTS = 8  # records to try in the place of a bad one before giving up
 
 
 def train_batches(
@@ -29,9 +34,7 @@ def train_batches(
     hosts: int = 1,
     workers: int = 0,
     threads: int = 4,
-    prefetch: int = 4,
     fields: tuple[str, ...] = ("image",),
-    max_replacements: int = 8,
 ) -> "Batches":
     """This host's part of the batches of steps start_step, start_step + 1, ... without end.
 
@@ -44,25 +47,15 @@ def train_batches(
       workers: processes; 0 reads in this one. Workers are spawned, so a script that uses them needs
         `if __name__ == "__main__":`.
       threads: batches read at a time in each process.
-      prefetch: batches kept ready in each process.
-      max_replacements: records to try in the place of a bad one before giving up.
 
     Raises:
       UsageError: at once, for sizes that do not divide and for fields that the records lack.
     """
-    rows = _rows(source, transforms, batch_size, host, hosts, fields, max_replacements)
     if not 0 <= seed < 2**32:
         raise errors.UsageError(f"seed={seed}: give a number from 0 to {2**32 - 1}.")
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    batches = TrainRows(rows, start_step, seed, order)
-    data = grain.MapDataset.source(batches).to_iter_dataset(_read_options(threads, prefetch))
-    if workers:
-        _parse_absl_flags()
-        options = grain.MultiprocessingOptions(
-            num_workers=workers, per_worker_buffer_size=max(1, prefetch // 2)
-        )
-        data = data.mp_prefetch(options)
-    return Batches(iter(data))
+    part = Part(source, transforms, fields, batch_size, host, hosts, order, seed, start_step)
+    return _batches(part, threads, workers)
 
 
 def eval_batches(
@@ -73,9 +66,7 @@ def eval_batches(
     count: int | None = None,
     host: int = 0,
     hosts: int = 1,
-    threads: int = 4,
     fields: tuple[str, ...] = ("image",),
-    max_replacements: int = 8,
 ) -> "Batches":
     """The first `count` records (all, if None) in order, each once.
 
@@ -83,22 +74,20 @@ def eval_batches(
     for the rows that fill up the last batch and for records that did not decode. All hosts get the
     same number of batches.
     """
-    rows = _rows(source, transforms, batch_size, host, hosts, fields, max_replacements)
     count = len(source) if count is None else min(count, len(source))
     if count < 1:
         raise errors.UsageError(f"count={count}: evaluate on at least 1 record.")
-    data = grain.MapDataset.source(EvalRows(rows, count))
-    return Batches(iter(data.to_iter_dataset(_read_options(threads, 2))))
+    # Filling rows repeat the last record: their content is masked, but it must be well formed.
+    order = np.minimum(np.arange(count + batch_size), count - 1)
+    part = Part(source, transforms, fields, batch_size, host, hosts, order, _EVALUATION, real=count)
+    return _batches(part, threads=4)
 
 
-class Batches:
+class Batches(Iterator, contextlib.AbstractContextManager):
     """An iterator to be closed (`close()` or `with`): it may own threads and worker processes."""
 
     def __init__(self, iterator):
         self._iterator = iterator
-
-    def __iter__(self):
-        return self
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
@@ -110,107 +99,88 @@ class Batches:
         if iterator is not None:
             iterator.close()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *unused):
         self.close()
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """How one row of a batch is made, and which rows of a global batch are this host's."""
+class Part:
+    """A random-access source of batches: element n is this host's part of step start_step + n.
+
+    order: the number of the record in each global row; key: with the row, the key of its random
+    stream; real: how many rows come before those that only fill up the last batch, None for
+    training, which has no last batch.
+    """
 
     source: sources.Source
-    transforms: tuple
+    transforms: Sequence[Callable]
+    fields: tuple[str, ...]
     batch_size: int
     host: int
     hosts: int
-    fields: tuple[str, ...]
-    max_replacements: int
+    order: grain.MapDataset | np.ndarray
+    key: int
+    start_step: int = 0
+    real: int | None = None
 
-    def of_step(self, step: int) -> range:
-        """This host's global row numbers in a step."""
+    def __len__(self):
+        return _ENDLESS if self.real is None else -(-self.real // self.batch_size)
+
+    def __getitem__(self, n):
         local = self.batch_size // self.hosts
-        first = step * self.batch_size + self.host * local
-        return range(first, first + local)
-
-    def make(self, index: int, key: tuple[int, int]) -> tuple[dict, int]:
-        """Record `index`, transformed, and -1; or a substitute and the bad record's index."""
-        record, used = self.whole(index, key)
-        return {f: record[f] for f in self.fields}, -1 if used == index else index
-
-    def whole(self, index: int, key: tuple[int, int]) -> tuple[dict, int]:
-        """The transformed record with all that it has, and its index or its substitute's."""
-        chosen = index
-        for attempt in range(self.max_replacements + 1):
-            try:
-                return self._transform(self.source[chosen], chosen, key), chosen
-            except images.BadRecord as e:
-                problem = e
-            draw = np.random.Generator(np.random.Philox(key=(index, attempt)))
-            chosen = int(draw.integers(len(self.source)))
-        raise errors.RunError(
-            f"{self.source.name(index)} is bad, and so are the {self.max_replacements} records "
-            f"tried in its place (last: {problem}); check the data."
-        )
-
-    def _transform(self, record, index, key):
-        # Word 2 of the counter sets these streams apart from those of `data.scenes`.
-        rng = np.random.Generator(np.random.Philox(counter=np.array([0, 0, 1, 0]), key=key))
-        for transform in self.transforms:
-            try:
-                record = transform(record, rng)
-            except images.BadRecord as e:
-                raise images.BadRecord(f"{self.source.name(index)} {e}") from e
-        return record
-
-    def stack(self, rows: list[tuple[dict, int]]) -> dict[str, np.ndarray]:
-        batch = {f: _stack(f, [row[f] for row, _ in rows]) for f in self.fields}
-        return batch | {"bad": np.array([bad for _, bad in rows], np.int32)}
+        first = (self.start_step + n) * self.batch_size + self.host * local
+        rows, made, bad = range(first, first + local), [], []
+        for row in rows:
+            index = int(self.order[row])
+            record, used = load(self.source, self.transforms, index, (self.key, row))
+            made.append(record)
+            bad.append(-1 if used == index else index)
+        batch = {f: _stack(f, [record[f] for record in made]) for f in self.fields}
+        batch["bad"] = np.array(bad, np.int32)
+        if self.real is not None:
+            batch["real"] = np.float32((np.array(rows) < self.real) & (batch["bad"] < 0))
+        return batch
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainRows:
-    """A random-access source whose element n is this host's batch of step start_step + n."""
+def load(
+    source: sources.Source, transforms: Sequence[Callable], index: int, key: tuple[int, int]
+) -> tuple[dict, int]:
+    """Record `index`, transformed, and its index; for a bad one its substitute and that one's.
 
-    rows: Rows
-    start_step: int
-    seed: int
-    order: grain.MapDataset
+    key: (seed, row) of the random stream that the transforms draw from.
 
-    def __len__(self):
-        return _ENDLESS
-
-    def __getitem__(self, n):
-        numbers = self.rows.of_step(self.start_step + n)
-        return self.rows.stack(
-            [self.rows.make(int(self.order[g]), (self.seed, g)) for g in numbers]
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalRows:
-    """The same for evaluation: records in order, the last batch filled up."""
-
-    rows: Rows
-    count: int
-
-    def __len__(self):
-        return -(-self.count // self.rows.batch_size)
-
-    def __getitem__(self, n):
-        numbers = self.rows.of_step(n)
-        # Filling rows repeat the last record: their content is masked, but it must be well formed.
-        batch = self.rows.stack(
-            [self.rows.make(min(g, self.count - 1), (_EVALUATION, g)) for g in numbers]
-        )
-        real = ((np.array(numbers) < self.count) & (batch["bad"] < 0)).astype(np.float32)
-        return batch | {"real": real}
+    Raises:
+      RunError: if the substitutes are bad too.
+    """
+    chosen = index
+    for attempt in range(REPLACEMENTS + 1):
+        try:
+            return _transform(source, transforms, chosen, key), chosen
+        except images.BadRecord as e:
+            problem = e
+        draw = np.random.Generator(np.random.Philox(key=(index, attempt)))
+        chosen = int(draw.integers(len(source)))
+    raise errors.RunError(
+        f"{source.name(index)} is bad, and so are the {REPLACEMENTS} records tried in its place "
+        f"(last: {problem}); check the data."
+    )
 
 
-def _rows(source, transforms, batch_size, host, hosts, fields, max_replacements) -> Rows:
-    """Checks what can be checked before the first batch."""
+def _transform(source, transforms, index, key):
+    # Word 2 of the counter keeps these streams apart from those of the procedural scenes.
+    rng = np.random.Generator(np.random.Philox(counter=np.array([0, 0, 1, 0]), key=key))
+    record = source[index]
+    for transform in transforms:
+        try:
+            record = transform(record, rng)
+        except images.BadRecord as e:
+            raise images.BadRecord(f"{source.name(index)} {e}") from e
+    return record
+
+
+def _batches(part: Part, threads: int, workers: int = 0) -> Batches:
+    """Checks what can be checked before the first batch, and begins to read."""
+    batch_size, host, hosts = part.batch_size, part.host, part.hosts
     if batch_size < 1 or batch_size % hosts:
         nearest = max(1, round(batch_size / hosts)) * hosts
         raise errors.UsageError(
@@ -218,9 +188,8 @@ def _rows(source, transforms, batch_size, host, hosts, fields, max_replacements)
         )
     if not 0 <= host < hosts:
         raise errors.UsageError(f"host={host}: give a number from 0 to {hosts - 1}.")
-    everything = Rows(source, tuple(transforms), batch_size, host, hosts, (), max_replacements)
     try:
-        record, _ = everything.whole(0, (0, 0))
+        record, _ = load(part.source, part.transforms, 0, (0, 0))
     except errors.RunError as e:
         raise errors.UsageError(str(e)) from e
     except KeyError as e:
@@ -228,13 +197,22 @@ def _rows(source, transforms, batch_size, host, hosts, fields, max_replacements)
             f"A condition is made of data field {e}, which the records lack; a latent cache keeps "
             "no pixels: train such conditions from images (--config.latents.cache=)."
         ) from e
-    for field in fields:
+    for field in part.fields:
         if field not in record:
             raise errors.UsageError(
                 f"Data field {field!r} is not in the records (they have {', '.join(record)})"
                 f"{errors.nearest(field, record)}; choose a condition that the data has."
             )
-    return dataclasses.replace(everything, fields=tuple(fields))
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, _PREFETCH))
+    data = grain.MapDataset.source(part).to_iter_dataset(reading)
+    if workers:
+        # mp_prefetch passes absl's flags to its workers and refuses flags that nobody has parsed,
+        # which is the state of a notebook or a test.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_PREFETCH // 2)
+        data = data.mp_prefetch(options)
+    return Batches(iter(data))
 
 
 def _stack(field: str, values: list) -> np.ndarray:
@@ -247,16 +225,3 @@ def _stack(field: str, values: list) -> np.ndarray:
             "add a transform that makes them equal, as Crop does for images."
         )
     return np.stack(values)
-
-
-def _read_options(threads: int, prefetch: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
-
-
-def _parse_absl_flags():
-    # mp_prefetch passes absl's flags to its workers and refuses flags that nobody has parsed,
-    # which is the state of a notebook or a test.
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

@@ -57,6 +57,9 @@ def check_flags(data: dict, flags: Iterable[str]):
 class Source:
     """What the pipeline needs of a source. Picklable: workers are spawned, so no open handles.
 
+    A source also has `__len__() -> int`, its number of records; `__getitem__(i) -> dict`, record i,
+    which raises images.BadRecord where that cannot be read; and `name(i) -> str`, for logs.
+
     Attributes:
       fingerprint: 16 hex digits that tell what the data is (names, sizes, labels, parameters), not
         where it lies. Pixels are not read for it, so an edit that keeps a file's size goes unseen.
@@ -69,17 +72,6 @@ class Source:
     classes: tuple[str, ...] = ()
     box_classes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __getitem__(self, i: int) -> dict:
-        """Record i. Raises images.BadRecord when it cannot be read."""
-        raise NotImplementedError
-
-    def name(self, i: int) -> str:
-        """A readable name of record i, for logs."""
-        raise NotImplementedError
 
 
 class View(Source):

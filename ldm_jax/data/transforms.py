@@ -40,8 +40,8 @@ class Crop:
     random: resize the short side to `size`, then cut at a random place along the long side: the
       official ImageNet training loader, with PIL's filters (which antialias) in place of cv2's.
 
-    Where a record has boxes, `whole_boxes` and `window` keep them and the square in coordinates of
-    the whole image, for layouts that say the crop.
+    Where a record has boxes, `whole_boxes` and `window` are those and the square in coordinates of
+    the whole image, for layouts that tell the crop.
     """
 
     def __init__(self, size: int, mode: str = "center", interpolation: str = "bicubic"):
@@ -66,9 +66,7 @@ class Crop:
             y, x = (int(rng.integers(n - side + 1)) for n in (h, w))
         out = record | {"image": self._resize(record["image"], x, y, side)}
         if "segmentation" in record:
-            if record["segmentation"].shape[:2] != (h, w):
-                found = record["segmentation"].shape
-                raise images.BadRecord(f"has a map of {found[1]}x{found[0]} on {w}x{h} pixels")
+            images.require_size("a semantic map", record["segmentation"], (h, w))
             pick = ((np.arange(self._size) + 0.5) * side / self._size).astype(int)
             out["segmentation"] = record["segmentation"][np.ix_(y + pick, x + pick)]
         if "boxes" in record:
@@ -91,7 +89,7 @@ class Crop:
 
 
 class Flip:
-    """Left to right, of a share of the records. The official recipes flip no faces, no ImageNet."""
+    """Mirrors a share of the records. The official recipes mirror neither faces nor ImageNet."""
 
     def __init__(self, share: float = 0.5):
         self._share = share
@@ -119,14 +117,6 @@ class ToFloat:
 def to_float(pixels: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in [-1, 1]; black is -1 exactly."""
     return pixels.astype(np.float32) / np.float32(127.5) - 1
-
-
-class AnyCaption:
-    """Where a record has several captions, `caption` becomes a random one of them."""
-
-    def __call__(self, record, rng):
-        captions = record.get("captions", ())
-        return record | {"caption": captions[rng.integers(len(captions))]} if captions else record
 
 
 def _crop_boxes(record, corner, whole, side) -> dict:

@@ -22,12 +22,12 @@ def check(config, records: int = 0) -> dict:
     conditions = conditions_of.make(config, source)
     seen = survey.survey(source, conditions, config.data.size, chosen, config.data.threads)
     return {
-        "records": seen.records,
-        "replaced": seen.refused,
+        "records": count,
+        "replaced": seen["replaced"],
         "classes": len(source.classes),
         "box_classes": len(source.box_classes),
-        "with": dict(seen.fields),
-        "found": {kind: {"count": n, "examples": e} for kind, (n, e) in seen.found.items()},
+        "with": seen["with"],
+        "found": seen["found"],
         "seconds": seconds(),
     }
 

@@ -103,7 +103,7 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
 def class_accuracy(job) -> float:
     """Share of the images that show the shape and the colour they were asked for."""
     hits = [
-        checker.check(images).class_id == np.array([row["class"] for row in rows])
+        checker.check(images) == np.array([row["class"] for row in rows])
         for images, rows in job.batches()
     ]
     return float(np.mean(np.concatenate(hits)))

@@ -17,8 +17,6 @@ from ldm_jax.runs import check as check_lib
 from ldm_jax.runs import codecs, kinds
 from ldm_jax.runs import data as data_lib
 
-TRIES = 8  # records in the place of a bad one, as in training
-
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
@@ -45,8 +43,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     codec = kinds.of(config).codec(config)
     check_lib.divides(data.size, codec.f, "the downsampling factor f of --run")
     records = sources.holdout(data_lib.open_source(data), data.holdout, train=True)
-    readers = [pipeline.Rows(records, tuple(chain), 1, 0, 1, (), TRIES) for chain in chains]
-    reader = Reader(readers, data.threads)
+    reader = Reader(records, chains, data.threads)
 
     platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
     mesh = shard.make_mesh(devices=jax.local_devices())
@@ -70,7 +67,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     encoded, clocks = job_lib.work(job, worker, batch, reader.take, wanted.batch_size)
     if job.unrecorded():
         return None
-    digest, size = job.finish(), sum(latents.open_cache(job.out).index["files"].values())
+    digest, size = job.finish(), sum(latents.Cache(job.out).index["files"].values())
     summary = {"records": len(records), "variants": len(chains), "bytes": size, "digest": digest}
     summary |= {"encoded": encoded, "seconds": seconds()}
     if encoded:
@@ -106,11 +103,11 @@ class Shards(outputs.Format):
 class Reader:
     """Reads records as images, and keeps their other fields until they are taken.
 
-    readers: pipeline.Rows, one for each variant of a record.
+    chains: the transforms of each variant of a record.
     """
 
-    def __init__(self, readers, threads: int):
-        self._readers, self._fields = readers, {}
+    def __init__(self, source: sources.Source, chains: list, threads: int):
+        self._source, self._chains, self._fields = source, chains, {}
         self._pool = concurrent.futures.ThreadPoolExecutor(max(1, threads))
 
     def read(self, indices) -> list[np.ndarray]:
@@ -124,7 +121,7 @@ class Reader:
 
     def _record(self, i):
         # No transform of a variant draws from the key.
-        record = [rows.whole(i, (0, i))[0] for rows in self._readers]
+        record = [pipeline.load(self._source, chain, i, (0, i))[0] for chain in self._chains]
         self._fields[i] = [latents.plain_fields(variant) for variant in record]
         return record
 

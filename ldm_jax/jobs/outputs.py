@@ -136,7 +136,7 @@ class ArrayRecords(Format):
         )
 
     def read(self, folder, shard):
-        source = records.arrayrecord(str(folder / self.files(shard)[0]))
+        source = records.ArrayRecords(str(folder / self.files(shard)[0]))
         return np.stack([source[i]["image"] for i in range(len(source))])
 
 

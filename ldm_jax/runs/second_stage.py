@@ -198,7 +198,7 @@ class DiffuseKind(kinds.Kind):
             )
         how = config.data
         latents_lib.variants(how.size, how.crop, how.flip, how.interpolation)
-        cache = latents_lib.open_cache(path)
+        cache = latents_lib.Cache(path)
         cache.check(latents_lib.about(data.training(config, source), how))
         return cache
 

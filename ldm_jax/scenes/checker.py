@@ -14,6 +14,7 @@ from PIL import Image
 
 from ldm_jax.scenes import scenes
 
+_CHUNK = 256  # pictures checked at a time
 _SIDE = 64  # larger pictures are shrunk to this before checking
 _GRID = 24  # samples along each side of the standard frame
 _REACH = 1.25  # half-width of the standard frame, in units of sqrt(area)
@@ -25,35 +26,23 @@ _MIN_MATCH_OF_MANY = 0.75  # smaller objects are fewer pixels
 _MIN_PART = 0.01  # of the picture, of one of several objects
 
 
-class Seen(NamedTuple):
-    """Per picture, int32 [n]: class id, shape and colour, each -1 where nothing is recognised.
-
-    match: float32 [n], the agreement with the best shape (intersection over union).
-    """
-
-    class_id: np.ndarray
-    shape: np.ndarray
-    colour: np.ndarray
-    match: np.ndarray
-
-
 class Object(NamedTuple):
     """One of several objects in a picture.
 
-    box: x0, y0, x1, y1 in [0, 1]; cover: bool [s, s], the checker's own grid; match: see `Seen`.
+    box: x0, y0, x1, y1 in [0, 1]; cover: bool [s, s], its pixels in the picture as the checker
+    shrank it.
     """
 
     class_id: int
     box: tuple[float, float, float, float]
     cover: np.ndarray
-    match: float
 
 
 def find(images: np.ndarray) -> list[list[Object]]:
     """images: uint8 [n, h, w, 3], any number of objects -> those recognised in each, large first.
 
-    Every connected region of one colour is compared with the shapes by itself, so objects of the
-    same colour that touch are one region, and most likely none.
+    Each connected region of one colour is compared with the shapes by itself. Objects of the same
+    colour that touch are one region, in which most likely nothing is recognised.
     """
     return [_find(image) for image in _checked(images)]
 
@@ -63,7 +52,7 @@ def _find(image) -> list[Object]:
 
     [x] = _smooth(_shrink(image[None]))
     by_colour = _by_colour(x)
-    side, regions = len(x), []
+    regions = []
     for colour in range(len(scenes.COLOURS)):
         own = by_colour[..., colour]
         labels, count = ndimage.label(own > _MIN_CHROMA)
@@ -72,7 +61,7 @@ def _find(image) -> list[Object]:
             if solid.mean() >= _MIN_PART:
                 level = own[solid].mean()
                 # The half-covered rim belongs to the region it touches.
-                near = ndimage.binary_dilation(solid, iterations=1)
+                near = ndimage.binary_dilation(solid)
                 cover = np.clip(own * near / level, 0, 1)
                 regions.append((colour, level, np.where(cover > 0.3, cover, 0)))
     if not regions:
@@ -83,13 +72,13 @@ def _find(image) -> list[Object]:
         second, best = np.sort(match)[-2:]
         if level > _MIN_LEVEL and best > _MIN_MATCH_OF_MANY and best > second + 0.01:
             class_id = int(match.argmax()) * len(scenes.COLOURS) + colour
-            found.append(Object(class_id, _box(cover, side), cover > 0.5, float(best)))
+            found.append(Object(class_id, _box(cover), cover > 0.5))
     return sorted(found, key=lambda thing: -thing.cover.sum())
 
 
-def _box(cover, side) -> tuple[float, float, float, float]:
+def _box(cover) -> tuple[float, float, float, float]:
     """Where coverage crosses one half, between pixels, from the profiles along both axes."""
-    low, high = [], []
+    side, low, high = len(cover), [], []
     for axis in (0, 1):
         profile = np.pad(cover.max(axis), 1)
         inside = np.flatnonzero(profile > 0.5)
@@ -97,7 +86,7 @@ def _box(cover, side) -> tuple[float, float, float, float]:
         # A rim pixel of coverage c reaches c of its width into the picture's grid.
         low.append((first - 1 + 0.5 - min(profile[first - 1], 0.5)) / side)
         high.append((last - 0.5 + min(profile[last + 1], 0.5)) / side)
-    return (low[0], low[1], high[0], high[1])
+    return (*low, *high)
 
 
 def _checked(images) -> np.ndarray:
@@ -109,22 +98,20 @@ def _checked(images) -> np.ndarray:
     return images
 
 
-def check(images: np.ndarray, chunk: int = 256) -> Seen:
-    """images: uint8 [n, h, w, 3], one object each -> what is seen in them."""
+def check(images: np.ndarray) -> np.ndarray:
+    """images: uint8 [n, h, w, 3], one object each -> class ids, int32 [n]; -1: none recognised."""
     images = _checked(images)
-    parts = [_check(images[i : i + chunk]) for i in range(0, len(images), chunk)]
-    empty = np.zeros(0, np.int32)
-    return Seen(*map(np.concatenate, zip(*parts))) if parts else Seen(empty, empty, empty, empty)
+    parts = [_check(images[i : i + _CHUNK]) for i in range(0, len(images), _CHUNK)]
+    return np.concatenate([np.zeros(0, np.int32), *parts])
 
 
-def _check(images) -> Seen:
+def _check(images) -> np.ndarray:
     cover, colour, plausible = _segment(_smooth(_shrink(images)))
     matches = _compare(_normalise(cover))  # [n, shapes]
-    shape, match = matches.argmax(1).astype(np.int32), matches.max(1)
-    runner_up = np.sort(matches, axis=1)[:, -2]
-    seen = plausible & (match > _MIN_MATCH) & (match > runner_up + 0.015)
-    class_id = shape * len(scenes.COLOURS) + colour
-    return Seen(*(np.where(seen, v, -1).astype(np.int32) for v in (class_id, shape, colour)), match)
+    second, best = np.sort(matches, axis=1)[:, -2:].T
+    seen = plausible & (best > _MIN_MATCH) & (best > second + 0.015)
+    class_id = matches.argmax(1) * len(scenes.COLOURS) + colour
+    return np.where(seen, class_id, -1).astype(np.int32)
 
 
 def _shrink(images) -> np.ndarray:
@@ -138,7 +125,7 @@ def _shrink(images) -> np.ndarray:
 
 
 def _smooth(x) -> np.ndarray:
-    """A 3x3 binomial blur: takes off pixel noise, costs the shapes little."""
+    """A 3x3 binomial blur, which takes away pixel noise and changes the shapes little."""
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     x = (x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]) / 4
     return (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
@@ -161,8 +148,7 @@ def _segment(x):
     cover = np.where(cover > 0.3, cover, 0)
     border = np.concatenate([cover[:, 0], cover[:, -1], cover[:, :, 0], cover[:, :, -1]], axis=1)
     stray = (chroma * (chroma > _MIN_CHROMA)).sum((1, 2)) - (own * solid).sum((1, 2))
-    plausible = (area > 0.03) & (area < 0.5) & (border.mean(1) < 0.02)
-    plausible &= level > _MIN_LEVEL
+    plausible = (area > 0.03) & (area < 0.5) & (border.mean(1) < 0.02) & (level > _MIN_LEVEL)
     plausible &= stray < 0.15 * np.maximum((own * solid).sum((1, 2)), 1e-3)
     return cover, colour, plausible
 
@@ -171,7 +157,7 @@ def _by_colour(x) -> np.ndarray:
     """[..., 3] -> [..., colours]: the chroma of pixels in the hue of each colour, 0 elsewhere."""
     u, v = _chroma(x)
     chroma, hue = np.hypot(u, v), np.arctan2(v, u)
-    error = np.abs((hue[..., None] - _hues() + math.pi) % (2 * math.pi) - math.pi)
+    error = np.abs((hue[..., None] - _HUES + math.pi) % (2 * math.pi) - math.pi)
     return chroma[..., None] * (error < _MAX_HUE_ERROR) * (chroma > _MIN_CHROMA / 2)[..., None]
 
 
@@ -181,10 +167,7 @@ def _chroma(rgb):
     return r - (g + b) / 2, math.sqrt(0.75) * (g - b)
 
 
-@functools.cache
-def _hues() -> np.ndarray:
-    u, v = _chroma(np.array(list(scenes.COLOURS.values()), np.float32))
-    return np.arctan2(v, u)
+_HUES = np.arctan2(*_chroma(np.array(list(scenes.COLOURS.values()), np.float32))[::-1])
 
 
 def _normalise(cover) -> np.ndarray:
@@ -194,34 +177,24 @@ def _normalise(cover) -> np.ndarray:
     axis = np.arange(s, dtype=np.float32)
     x = (cover.sum(1) @ axis) / area
     y = (cover.sum(2) @ axis) / area
-    steps = np.sqrt(area)[:, None] * _frame()
+    steps = np.sqrt(area)[:, None] * np.linspace(-_REACH, _REACH, _GRID, dtype=np.float32)
     # Bilinear sampling is separable: interpolation matrices [n, g, s] from the left and the right.
     rows = np.maximum(1 - np.abs((y[:, None] + steps)[..., None] - axis), 0)
     columns = np.maximum(1 - np.abs((x[:, None] + steps)[..., None] - axis), 0)
     return (rows @ cover @ columns.swapaxes(1, 2)).reshape(n, -1)
 
 
-def _frame() -> np.ndarray:
-    return np.linspace(-_REACH, _REACH, _GRID, dtype=np.float32)
-
-
 def _compare(frames) -> np.ndarray:
     """[n, g * g] -> best intersection over union with each shape: [n, shapes]."""
-    templates = _templates()  # [shapes, turns, g * g]
-    best = np.zeros((len(frames), len(templates)), np.float32)
-    for k, turns in enumerate(templates):
-        for template in turns:
-            both = np.minimum(frames, template).sum(1)
-            either = np.maximum(frames, template).sum(1)
-            best[:, k] = np.maximum(best[:, k], both / either)
-    return best
+    agreement = lambda t: np.minimum(frames, t).sum(1) / np.maximum(frames, t).sum(1)
+    return np.stack([np.max([agreement(t) for t in turns], 0) for turns in _templates()], axis=1)
 
 
 @functools.cache
 def _templates() -> np.ndarray:
-    """Every shape in every turn and sharpness, taken through the same steps: [shapes, t, g * g].
+    """Every shape in every turn and width, taken through the same steps: [shapes, t, g * g].
 
-    Sharpness is how many pixels the shape is wide: few for a small or a blurred picture.
+    The width of a shape in pixels says how sharp it is: few for a small or a blurred picture.
     """
     turns, widths = np.radians((-14, -7, 0, 7, 14)), (36, 17, 11)
     ground, ink = np.float32(0.5), np.array(scenes.COLOURS["red"], np.float32)

@@ -29,10 +29,10 @@ RELATIONS = {  # of the first of two objects to the second; x grows to the right
     "below": (0, 1),
 }
 WORDS = ("a", "and", *sorted({w for r in RELATIONS for w in r.split()}), *COLOURS, *SHAPES)
-COMBINATIONS = ("", "seen", "unseen")
 MAX_TURN = math.radians(5)
 MAX_OBJECTS = 9
 _DIAMETER = (0.70, 0.86)  # of the circle around a shape, as a part of the image's side
+_CIRCLE = 0.88  # of that, for circles, so that they do not look larger than the other shapes
 _MARGIN = 0.02
 _VERSION = "3"  # part of the fingerprint: raise it when the pictures change
 _RGB = np.array(list(COLOURS.values()), np.float32)
@@ -66,44 +66,42 @@ class Scene:
 
 
 @sources.SOURCES.register("scenes")
-def scenes(
-    size: int = 64,
-    count: int = 100_000,
-    seed: int = 0,
-    objects: int = 1,
-    relations: bool = False,
-    combinations: str = "",
-):
-    """`count` rendered pictures [size, size, 3] with `objects` shapes each; see `Scenes`.
+class Scenes(sources.Source):
+    """`count` rendered pictures [size, size, 3] with `objects` shapes each.
+
+    Record i depends on (seed, i) and the arguments; its class is that of its first object.
 
     relations: captions of two objects say where the first is: "a red circle left of a blue square".
     combinations: of two objects; "seen" leaves out the pairs of classes for which `is_unseen`,
-      "unseen" has them alone, "" all. Train on the one, ask for the other.
+      "unseen" has them alone, "" all. Train on the seen ones, ask for the unseen ones.
     """
-    if combinations not in COMBINATIONS:
-        raise errors.UsageError(
-            f"scenes: combinations={combinations!r}: choose seen, unseen or '' for all."
-        )
-    if (relations or combinations) and objects != 2:
-        raise errors.UsageError(
-            f"scenes: relations={relations}, combinations={combinations!r} are of two objects, not "
-            f"{objects}: set objects=2."
-        )
-    if size < 8 or count < 1 or not 1 <= objects <= MAX_OBJECTS:
-        raise errors.UsageError(
-            f"scenes: size={size}, count={count}, objects={objects}: size must be at least 8, "
-            f"count at least 1 and objects 1 to {MAX_OBJECTS}."
-        )
-    return Scenes(size, count, seed, objects, relations, combinations)
-
-
-class Scenes(sources.Source):
-    """Record i depends on (seed, i) and the arguments; its class is that of its first object."""
 
     classes = box_classes = CLASSES
     words = WORDS
 
-    def __init__(self, size, count, seed, objects, relations=False, combinations=""):
+    def __init__(
+        self,
+        size: int = 64,
+        count: int = 100_000,
+        seed: int = 0,
+        objects: int = 1,
+        relations: bool = False,
+        combinations: str = "",
+    ):
+        if combinations not in ("", "seen", "unseen"):
+            raise errors.UsageError(
+                f"scenes: combinations={combinations!r}: choose seen, unseen or '' for all."
+            )
+        if (relations or combinations) and objects != 2:
+            raise errors.UsageError(
+                f"scenes: relations={relations}, combinations={combinations!r} are of two objects, "
+                f"not {objects}: set objects=2."
+            )
+        if size < 8 or count < 1 or not 1 <= objects <= MAX_OBJECTS:
+            raise errors.UsageError(
+                f"scenes: size={size}, count={count}, objects={objects}: size must be at least 8, "
+                f"count at least 1 and objects 1 to {MAX_OBJECTS}."
+            )
         self._size, self._count, self._seed, self._objects = size, count, seed, objects
         self._relations, self._combinations = relations, combinations
         kinds = f" {relations} {combinations}" if relations or combinations else ""
@@ -138,12 +136,9 @@ def caption(things, relations: bool = False) -> str:
     if not relations:
         return " and ".join(names)
     first, second = things
-    return f"{names[0]} {relation(second.x - first.x, second.y - first.y)} {names[1]}"
-
-
-def relation(dx: float, dy: float) -> str:
-    """What the first of two objects is to the second, which lies (dx, dy) from it."""
-    return max(RELATIONS, key=lambda name: -(RELATIONS[name][0] * dx + RELATIONS[name][1] * dy))
+    x, y = first.x - second.x, first.y - second.y
+    relation = max(RELATIONS, key=lambda name: RELATIONS[name][0] * x + RELATIONS[name][1] * y)
+    return f"{names[0]} {relation} {names[1]}"
 
 
 def is_unseen(first: int, second: int) -> bool:
@@ -169,11 +164,8 @@ def compose(seed: int, i: int, objects: int = 1, combinations: str = "") -> Scen
     # The first two are at right angles: one makes stripes, both together checks.
     waves[0, :2] = cycles * math.cos(angle), cycles * math.sin(angle)
     waves[1, :2] = -waves[0, 1], waves[0, 0]
-    partners = [
-        j
-        for j in range(len(CLASSES))
-        if not combinations or is_unseen(class_id, j) == (combinations == "unseen")
-    ]
+    fits = lambda j: not combinations or is_unseen(class_id, j) == (combinations == "unseen")
+    partners = [j for j in range(len(CLASSES)) if fits(j)]
     things = []
     for k, (x, y, radius) in enumerate(_arrange(draw, objects)):
         thing_class = class_id if k == 0 else partners[int(draw.random() * len(partners))]
@@ -193,15 +185,18 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     image = low + _TEXTURES[scene.texture](scene.waves, axis) * (high - low)
     segmentation = np.zeros((size, size), np.uint8)
     for thing in scene.things:
-        left, top, right, bottom = _window(thing, size)
-        u = (axis[left:right] - thing.x)[None, :]
-        v = (axis[top:bottom] - thing.y)[:, None]
+        # Everything that the thing may touch lies in these pixels.
+        x, y, reach = thing.x * size, thing.y * size, thing.radius * size + 2
+        columns = slice(max(int(x - reach), 0), int(x + reach))
+        rows = slice(max(int(y - reach), 0), int(y + reach))
+        u = (axis[columns] - thing.x)[None, :]
+        v = (axis[rows] - thing.y)[:, None]
         distance = signed_distance(thing.shape, u, v, thing.radius, thing.turn)
         # Half a pixel each side of the edge: the pixel's coverage to first order.
         cover = np.clip(0.5 - distance * size, 0, 1)
-        segmentation[top:bottom, left:right][cover > 0.5] = 1 + thing.class_id
+        segmentation[rows, columns][cover > 0.5] = 1 + thing.class_id
         light = 1 + u * (thing.shade[0] / thing.radius) + v * (thing.shade[1] / thing.radius)
-        patch = image[:, top:bottom, left:right]
+        patch = image[:, rows, columns]
         patch += cover * (light * thing.rgb[:, None, None] - patch)
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0)), segmentation
@@ -210,7 +205,7 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
 def signed_distance(shape: int, x, y, radius: float, turn: float) -> np.ndarray:
     """Distance to the edge of a shape centred at 0, negative inside; exact along straight edges."""
     if SHAPES[shape] == "circle":
-        return np.sqrt(x * x + y * y) - _circle_radius(radius)
+        return np.sqrt(x * x + y * y) - np.float32(_CIRCLE * radius)
     cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
     x, y = cos * x + sin * y, cos * y - sin * x
     if SHAPES[shape] == "triangle":
@@ -225,22 +220,17 @@ def signed_distance(shape: int, x, y, radius: float, turn: float) -> np.ndarray:
 
 def box(thing: Thing) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 of a thing, exact, in [0, 1]."""
-    if SHAPES[thing.shape] == "circle":
-        reach_x = reach_y = np.array([_circle_radius(thing.radius)] * 2) * (-1, 1)
-    else:
-        corners = _corners(thing.shape, thing.radius)
-        cos, sin = math.cos(thing.turn), math.sin(thing.turn)
-        reach_x = corners @ (cos, -sin)
-        reach_y = corners @ (sin, cos)
-    return (
-        thing.x + reach_x.min(),
-        thing.y + reach_y.min(),
-        thing.x + reach_x.max(),
-        thing.y + reach_y.max(),
-    )
+    corners = _corners(thing.shape, thing.radius)
+    turn = 0 if SHAPES[thing.shape] == "circle" else thing.turn
+    cos, sin = math.cos(turn), math.sin(turn)
+    x, y = thing.x + corners @ (cos, -sin), thing.y + corners @ (sin, cos)
+    return (x.min(), y.min(), x.max(), y.max())
 
 
 def _corners(shape: int, radius: float) -> np.ndarray:
+    """Points [n, 2] of a shape centred at 0 that reach as far as it does; of a circle, two."""
+    if SHAPES[shape] == "circle":
+        return np.array([(-1, -1), (1, 1)]) * np.float32(_CIRCLE * radius)
     if SHAPES[shape] == "triangle":
         half = radius * math.sqrt(0.75)
         return np.array([(0, -radius), (-half, radius / 2), (half, radius / 2)])
@@ -249,22 +239,11 @@ def _corners(shape: int, radius: float) -> np.ndarray:
     return np.concatenate([signs * (long, wide), signs * (wide, long)])
 
 
-def _circle_radius(radius: float) -> np.float32:
-    return np.float32(0.88 * radius)  # so that it does not look larger than the other shapes
-
-
 def _half_sides(shape: int, radius: float) -> tuple[np.float32, np.float32]:
     """Half length and half width of a square, or of the two bars of a cross."""
     ratio = 1.0 if SHAPES[shape] == "square" else 0.34
     long = radius / math.hypot(1, ratio)
     return np.float32(long), np.float32(long * ratio)
-
-
-def _window(thing: Thing, size: int) -> tuple[int, int, int, int]:
-    """left, top, right, bottom in pixels: everything that a thing may touch."""
-    reach = thing.radius * size + 2
-    x, y = thing.x * size, thing.y * size
-    return max(int(x - reach), 0), max(int(y - reach), 0), int(x + reach), int(y + reach)
 
 
 def _arrange(draw, objects: int) -> list[tuple[float, float, float]]:

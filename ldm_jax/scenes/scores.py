@@ -1,12 +1,11 @@
 """How well pictures of scenes obey what they were asked for, by the checker's eyes alone.
 
-Pure functions of uint8 pictures [n, h, w, 3] and of the wanted conditions, a value per picture; a
-picture in which nothing is recognised scores 0.
+Pure functions of uint8 pictures [n, h, w, 3] and of the n records that they were asked for, to a
+value per picture: {name: [n]}. A picture in which nothing is recognised scores 0.
 """
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,61 +18,58 @@ _RELATION = "|".join(scenes.RELATIONS)
 _CAPTION = re.compile(rf"a ({_CLASS})(?: (and|{_RELATION}) a ({_CLASS}))?")
 
 
-class Adherence(NamedTuple):
-    """Per picture, bool [n]. objects: just the wanted ones are there. whole: they also stand as the
-    caption says, where it says so. colours: as `whole`, of colours alone, whatever the shapes."""
+def parse(caption: str) -> tuple[tuple[int, ...], str]:
+    """What a caption asks for: class ids in its order, and the relation of the first, or "".
 
-    objects: np.ndarray
-    whole: np.ndarray
-    colours: np.ndarray
-
-
-class Wanted(NamedTuple):
-    """What a caption asks for: class ids in its order, and the relation of the first, or ""."""
-
-    classes: tuple[int, ...]
-    relation: str
-
-
-def parse(caption: str) -> Wanted:
-    """A caption of one or two objects; anything else is a ValueError."""
+    A caption of other than one or two objects is a ValueError.
+    """
     match = _CAPTION.fullmatch(caption)
     if not match:
         raise ValueError(f"{caption!r} is no caption of one or two objects.")
     first, word, second = match.groups()
     classes = tuple(scenes.CLASSES.index(name) for name in (first, second) if name)
-    return Wanted(classes, word if word in scenes.RELATIONS else "")
+    return classes, word if word in scenes.RELATIONS else ""
 
 
-def caption_adherence(images: np.ndarray, captions: list[str]) -> Adherence:
-    """Objects and relations of captions such as scenes have."""
-    pairs = [(found, parse(c)) for found, c in zip(scene_checker.find(images), captions)]
-    exact = [_obeys(found, wanted, lambda i: i) for found, wanted in pairs]
-    colours = [_obeys(found, wanted, lambda i: i % len(scenes.COLOURS)) for found, wanted in pairs]
-    objects, whole = np.array(exact, bool).reshape(-1, 2).T
-    return Adherence(objects, whole, np.array(colours, bool).reshape(-1, 2)[:, 1])
+def caption_scores(images: np.ndarray, records: list[dict]) -> dict[str, np.ndarray]:
+    """Which of the pictures obey their records' captions.
+
+    objects_accuracy: the wanted objects are there, and no others. caption_accuracy: they also stand
+    as the caption says, where it says so. colours_accuracy: the same of the objects' colours alone,
+    whatever their shapes.
+    """
+    pairs = [(a, parse(b["caption"])) for a, b in zip(scene_checker.find(images), records)]
+    exact = np.array([_obeys(found, *wanted, lambda i: i) for found, wanted in pairs])
+    colour = lambda i: i % len(scenes.COLOURS)
+    colours = np.array([_obeys(found, *wanted, colour) for found, wanted in pairs])
+    return {
+        "objects_accuracy": exact[:, 0],
+        "caption_accuracy": exact[:, 1],
+        "colours_accuracy": colours[:, 1],
+    }
 
 
-def box_overlap(images: np.ndarray, boxes: list, box_class: list) -> np.ndarray:
+def layout_scores(images, records) -> dict[str, np.ndarray]:
     """Mean over the wanted boxes of the intersection over union with the best object of their
-    class, float32 [n]. boxes: [k, 4] each; box_class: [k] each."""
+    class."""
     scores = []
-    for found, wanted, ids in zip(scene_checker.find(images), boxes, box_class):
+    for found, record in zip(scene_checker.find(images), records):
         best = [
             max((iou(thing.box, box) for thing in found if thing.class_id == i), default=0.0)
-            for box, i in zip(wanted, ids)
+            for box, i in zip(record["boxes"], record["box_class"])
         ]
         scores.append(np.mean(best) if best else 0.0)
-    return np.array(scores, np.float32)
+    return {"box_iou": np.array(scores, np.float32)}
 
 
-def map_agreement(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Of the pixels that show an object or should, the share that show the right one, float32 [n].
+def map_scores(images, records) -> dict[str, np.ndarray]:
+    """Of the pixels that show an object or should, the share that show the right one.
 
-    maps: [n, h, w], 0 or 1 + class id, as scenes have them. (The background agrees by chance.)
+    The background is not counted: it agrees by chance.
     """
     scores = []
-    for found, wanted in zip(scene_checker.find(images), np.asarray(maps)):
+    for found, record in zip(scene_checker.find(images), records):
+        wanted = record["segmentation"]
         h, w = wanted.shape
         seen = np.zeros_like(wanted)
         for thing in found:
@@ -82,45 +78,25 @@ def map_agreement(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
             seen[thing.cover[pick]] = 1 + thing.class_id
         either = (seen > 0) | (wanted > 0)
         scores.append(((seen == wanted) & either).sum() / max(either.sum(), 1))
-    return np.array(scores, np.float32)
-
-
-def caption_scores(images: np.ndarray, records: list[dict]) -> dict[str, np.ndarray]:
-    """Shares of the pictures that obey their records' captions."""
-    seen = caption_adherence(images, [record["caption"] for record in records])
-    return {
-        "objects_accuracy": seen.objects,
-        "caption_accuracy": seen.whole,
-        "colours_accuracy": seen.colours,
-    }
-
-
-def layout_scores(images, records) -> dict[str, np.ndarray]:
-    """Overlap with the boxes of the same class."""
-    boxes, ids = ([record[key] for record in records] for key in ("boxes", "box_class"))
-    return {"box_iou": box_overlap(images, boxes, ids)}
-
-
-def map_scores(images, records) -> dict[str, np.ndarray]:
-    """Agreement with the semantic maps."""
-    maps = np.stack([record["segmentation"] for record in records])
-    return {"map_agreement": map_agreement(images, maps)}
+    return {"map_agreement": np.array(scores, np.float32)}
 
 
 def class_scores(images, records) -> dict[str, np.ndarray]:
-    """Shares of the pictures whose one object is of the class."""
+    """Which of the pictures show one object, of the class."""
     ids = np.array([record["class"] for record in records])
-    return {"class_accuracy": scene_checker.check(images).class_id == ids}
+    return {"class_accuracy": scene_checker.check(images) == ids}
 
 
 def superres_scores(images, records) -> dict[str, np.ndarray]:
-    """PSNR against the true picture, in dB, of the sample and of a bicubic enlargement."""
+    """PSNR against the true picture, in dB, of the sample and of a bicubic enlargement.
+
+    A good sample fills in what the small picture leaves open, so the objects in it count too.
+    """
     true = np.stack([record["image"] for record in records])
     small = [np.rint((record["low_res"] + 1) * 127.5).astype(np.uint8) for record in records]
     size = true.shape[2:0:-1]
     large = [Image.fromarray(x).resize(size, Image.Resampling.BICUBIC) for x in small]
     scores = {"psnr_db": psnr(images, true), "bicubic_psnr_db": psnr(np.stack(large), true)}
-    # A good sample fills in what the small picture leaves open: an object and its edges.
     return scores | _same_objects(images, true)
 
 
@@ -136,16 +112,17 @@ def inpaint_scores(images, records) -> dict[str, np.ndarray]:
 
 
 def plain_scores(images, records) -> dict[str, np.ndarray]:
-    """The share of pictures that show as many objects as their records, all recognised. It asks for
-    no condition."""
+    """Which of the pictures show as many objects as their records, whatever the condition."""
     pairs = zip(scene_checker.find(images), records)
     return {"objects_found": np.array([len(a) == len(b["boxes"]) for a, b in pairs])}
 
 
 def marginal_distance(images) -> float:
-    """How unevenly the recognised objects are spread over the classes, which scenes draw equally:
-    half the summed differences of the shares, 0 to 1. n pictures of scenes are about
-    0.4 sqrt(classes / n) away."""
+    """How unevenly the recognised objects are spread over the classes, from 0 to 1.
+
+    It is the total variation distance between their shares and the equal ones of scenes. n pictures
+    of scenes have about 0.4 sqrt(classes / n).
+    """
     ids = [thing.class_id for found in scene_checker.find(images) for thing in found]
     if not ids:
         return 1.0
@@ -153,7 +130,7 @@ def marginal_distance(images) -> float:
     return float(np.abs(shares - 1 / len(scenes.CLASSES)).sum() / 2)
 
 
-# {condition field: (uint8 pictures, records with what the makers added) -> {name: [n]}}
+# By condition field; the records hold what the makers of conditions added to them.
 SCORES: dict[str, Callable] = {
     "class": class_scores,
     "text_ids": caption_scores,
@@ -164,10 +141,10 @@ SCORES: dict[str, Callable] = {
 }
 
 
-def psnr(a, b, where=None) -> np.ndarray:
+def psnr(a, b, where=True) -> np.ndarray:
     """dB of uint8 pictures, [n]; where: bool [n, h, w, 1], the pixels that count."""
     squared = (a.astype(np.float64) - b) ** 2
-    where = np.ones_like(squared, bool) if where is None else np.broadcast_to(where, squared.shape)
+    where = np.broadcast_to(where, squared.shape)
     mean = (squared * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
     return 10 * np.log10(255**2 / np.maximum(mean, 1e-9))
 
@@ -187,17 +164,20 @@ def iou(a, b) -> float:
     return float(both / max(area(a) + area(b) - both, 1e-12))
 
 
-def _obeys(found, wanted: Wanted, kind) -> tuple[bool, bool]:
-    """(just the wanted objects are there, and they stand so); kind: class id -> what counts."""
-    kinds, ids = [kind(thing.class_id) for thing in found], [kind(i) for i in wanted.classes]
+def _obeys(found, classes, relation: str, kind) -> tuple[bool, bool]:
+    """(the wanted objects are there and no others, they also stand as the relation says).
+
+    kind: class id -> what counts of it.
+    """
+    kinds, ids = [kind(thing.class_id) for thing in found], [kind(i) for i in classes]
     if sorted(kinds) != sorted(ids):
         return False, False
-    if not wanted.relation:
+    if not relation:
         return True, True
     if len(set(ids)) == 1:
-        return True, any(_stands(a, b, wanted.relation) for a, b in (found, found[::-1]))
+        return True, any(_stands(a, b, relation) for a, b in (found, found[::-1]))
     first, second = (found[kinds.index(i)] for i in ids)
-    return True, _stands(first, second, wanted.relation)
+    return True, _stands(first, second, relation)
 
 
 def _stands(first, second, name: str) -> bool:

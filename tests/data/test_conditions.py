@@ -21,7 +21,7 @@ from ldm_jax.data import (
 )
 from ldm_jax.scenes import scenes
 
-SCENES = scenes.scenes(size=32, count=40, objects=2, relations=True)
+SCENES = scenes.Scenes(size=32, count=40, objects=2, relations=True)
 TEXT = dict(vocab_size=19, pad=0, null=(2, 3))
 HOLE = {"masked_image": (32, 32, 3), "mask": (32, 32, 1)}
 # The first tokens of a BERT vocabulary in miniature.
@@ -92,6 +92,14 @@ def test_an_empty_caption_is_the_null_condition_and_a_missing_one_is_bad():
     [maker] = makers({"text_ids": (8,)}, SCENES, **TEXT)
     with pytest.raises(images.BadRecord, match="has no caption"):
         maker({}, rng())
+
+
+def test_of_several_captions_any_is_taken():
+    [maker] = makers({"text_ids": (8,)}, SCENES, **TEXT)
+    given, draw = {"caption": "red", "captions": ["red", "blue"]}, rng()
+    made = [maker(given, draw) for _ in range(20)]
+    assert {record["caption"] for record in made} == {"red", "blue"}
+    assert len({tuple(record["text_ids"]) for record in made}) == 2
 
 
 def test_what_looks_like_a_special_token_is_only_text():
@@ -214,8 +222,8 @@ def test_boxes_of_unknown_classes_or_without_any_are_bad_records():
 
 def test_tokens_come_back_as_points():
     points = rng().random((50, 2))
-    back = layouts.coordinates(layouts.coordinate_tokens(points, 90), 90)
-    assert np.abs(back - points).max() <= 0.5 / 89 + 1e-9
+    y, x = np.divmod(layouts.coordinate_tokens(points, 90), 90)
+    assert np.abs(np.stack([x, y], axis=-1) / 89 - points).max() <= 0.5 / 89 + 1e-9
 
 
 # Small images
@@ -311,7 +319,7 @@ def test_the_mix_follows_its_weights():
 
 def test_a_mask_of_another_size_is_refused():
     record = {"image": SCENES[0]["image"], "mask": np.ones((16, 32), bool)}
-    with pytest.raises(images.BadRecord, match=r"32x16.*32x32"):
+    with pytest.raises(images.BadRecord, match=r"a mask of 32x16, not 32x32"):
         hole_maker()(record, rng())
     given = hole_maker()(record | {"mask": np.eye(32) > 0}, rng())
     np.testing.assert_array_equal(given["mask"][..., 0], np.eye(32))

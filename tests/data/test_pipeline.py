@@ -101,8 +101,8 @@ def test_bad_records_are_replaced_by_the_same_others_and_reported():
 
 
 def test_too_many_bad_records_stop_with_a_reason():
-    with pytest.raises(errors.RunError, match=r"number \d+.*\b3 "):
-        take(30, Numbered(bad=range(1, COUNT)), max_replacements=3)
+    with pytest.raises(errors.RunError, match=r"number \d+.*\b8 "):
+        take(30, Numbered(bad=range(1, COUNT)))
     with pytest.raises(errors.UsageError, match="number 0"):
         take(1, Numbered(bad=range(COUNT)))
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ldm_jax.data import conditions
+from ldm_jax.data import conditions, sources
 from ldm_jax.scenes import scenes
 from ldm_jax.scenes import scores as scene_scores
 
@@ -16,48 +16,45 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 def draw(size, objects, **kwargs):
     """Records, pictures, and the pictures of other records in their place."""
     kwargs = {"relations": objects == 2} | kwargs
-    source = scenes.scenes(size=size, count=COUNT, seed=3, objects=objects, **kwargs)
+    source = scenes.Scenes(size=size, count=COUNT, seed=3, objects=objects, **kwargs)
     records = [source[i] for i in range(COUNT)]
     images = np.stack([record["image"] for record in records])
     return records, images, np.roll(images, 7, axis=0)
-
-
-def column(records, key):
-    return [record[key] for record in records]
 
 
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("objects", [1, 2])
 def test_captions_are_obeyed_by_their_own_pictures(size, objects):
     records, images, others = draw(size, objects)
-    captions = column(records, "caption")
-    own, strange = (scene_scores.caption_adherence(x, captions) for x in (images, others))
-    assert own.whole.mean() >= 0.98 and strange.objects.mean() <= 0.1
-    assert (own.colours >= own.whole).all() and strange.colours.mean() <= {1: 0.4, 2: 0.2}[objects]
+    own, strange = (scene_scores.caption_scores(x, records) for x in (images, others))
+    assert own["caption_accuracy"].mean() >= 0.98 and strange["objects_accuracy"].mean() <= 0.1
+    assert (own["colours_accuracy"] >= own["caption_accuracy"]).all()
+    assert strange["colours_accuracy"].mean() <= {1: 0.4, 2: 0.2}[objects]
 
 
 def test_the_opposite_relation_is_not_obeyed():
     records, images, _ = draw(32, 2)
     turned = [
-        c.replace(r, OPPOSITE[r]) for c in column(records, "caption") for r in OPPOSITE if r in c
+        c.replace(r, OPPOSITE[r])
+        for c in (record["caption"] for record in records)
+        for r in OPPOSITE
+        if r in c
     ]
-    seen = scene_scores.caption_adherence(images, turned)
+    seen = scene_scores.caption_scores(images, [{"caption": c} for c in turned])
     # Of two objects of the same class either may be the first.
-    same = [len(set(scene_scores.parse(c).classes)) == 1 for c in turned]
-    assert seen.objects.mean() >= 0.98
-    assert not seen.whole[~np.array(same)].any()
+    same = [len(set(scene_scores.parse(c)[0])) == 1 for c in turned]
+    assert seen["objects_accuracy"].mean() >= 0.98
+    assert not seen["caption_accuracy"][~np.array(same)].any()
 
 
 @pytest.mark.parametrize("size, least", [(32, 0.8), (64, 0.88)])
 @pytest.mark.parametrize("objects", [1, 2, 4])
 def test_boxes_and_maps_agree_with_their_own_pictures(size, least, objects):
     records, images, others = draw(size, objects)
-    where = column(records, "boxes"), column(records, "box_class")
-    maps = np.stack(column(records, "segmentation"))
-    assert scene_scores.box_overlap(images, *where).mean() >= least
-    assert scene_scores.map_agreement(images, maps).mean() >= least
-    assert scene_scores.box_overlap(others, *where).mean() <= 0.1
-    assert scene_scores.map_agreement(others, maps).mean() <= 0.1
+    assert scene_scores.layout_scores(images, records)["box_iou"].mean() >= least
+    assert scene_scores.map_scores(images, records)["map_agreement"].mean() >= least
+    assert scene_scores.layout_scores(others, records)["box_iou"].mean() <= 0.1
+    assert scene_scores.map_scores(others, records)["map_agreement"].mean() <= 0.1
 
 
 def test_a_moved_box_overlaps_as_much_as_geometry_says():
@@ -68,17 +65,15 @@ def test_a_moved_box_overlaps_as_much_as_geometry_says():
 def test_pictures_of_nothing_score_nothing():
     records, images, _ = draw(32, 2)
     grey = np.full_like(images, 128)
-    assert not scene_scores.caption_adherence(grey, column(records, "caption")).objects.any()
-    where = column(records, "boxes"), column(records, "box_class")
-    assert not scene_scores.box_overlap(grey, *where).any()
-    assert not scene_scores.map_agreement(grey, np.stack(column(records, "segmentation"))).any()
+    for field in ("text_ids", "layout_ids", "segmentation"):
+        assert not any(v.any() for v in scene_scores.SCORES[field](grey, records).values())
 
 
 def test_captions_are_read_as_they_are_written():
-    wanted = scene_scores.parse("a red circle left of a blue square")
-    assert [scenes.CLASSES[i] for i in wanted.classes] == ["red circle", "blue square"]
-    assert wanted.relation == "left of"
-    assert scene_scores.parse("a red circle and a blue square").relation == ""
+    classes, relation = scene_scores.parse("a red circle left of a blue square")
+    assert [scenes.CLASSES[i] for i in classes] == ["red circle", "blue square"]
+    assert relation == "left of"
+    assert scene_scores.parse("a red circle and a blue square")[1] == ""
     with pytest.raises(ValueError, match="no caption"):
         scene_scores.parse("a red dog")
 
@@ -86,7 +81,7 @@ def test_captions_are_read_as_they_are_written():
 def test_unseen_combinations_are_never_seen_and_all_words_are():
     pairs = {}
     for part in ("seen", "unseen", ""):
-        source = scenes.scenes(size=8, count=1_600, objects=2, relations=True, combinations=part)
+        source = scenes.Scenes(size=8, count=1_600, objects=2, relations=True, combinations=part)
         scenes_ = (scenes.compose(0, i, 2, part) for i in range(len(source)))
         pairs[part] = {tuple(thing.class_id for thing in scene.things) for scene in scenes_}
         words = {w for i in range(0, 1_600, 9) for w in source[i]["caption"].split()}
@@ -100,10 +95,10 @@ def test_unseen_combinations_are_never_seen_and_all_words_are():
 
 def test_old_scenes_are_what_they_were():
     """Relations and combinations are new arguments; a run on scenes without them goes on."""
-    plain, named = scenes.scenes(size=8, count=9, objects=2), scenes.Scenes(8, 9, 0, 2)
-    assert plain.fingerprint == named.fingerprint
+    plain = scenes.Scenes(size=8, count=9, objects=2)
+    assert plain.fingerprint == sources.digest("scenes", "3", "8 9 0 2")
     assert plain[0]["caption"].count(" and ") == 1
-    related = scenes.scenes(size=8, count=9, objects=2, relations=True)
+    related = scenes.Scenes(size=8, count=9, objects=2, relations=True)
     np.testing.assert_array_equal(plain[5]["image"], related[5]["image"])
     assert plain.fingerprint != related.fingerprint
 

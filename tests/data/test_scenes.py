@@ -73,9 +73,9 @@ def test_the_checker_reads_clean_and_degraded_scenes(size):
     rng, clean, degraded = np.random.default_rng(0), [], []
     for seed in range(3):
         images, ids = draw(size, 208, seed=seed)
-        clean.append(scene_checker.check(images).class_id == ids)
+        clean.append(scene_checker.check(images) == ids)
         worse = np.stack([degrade(image, rng) for image in images])
-        degraded.append(scene_checker.check(worse).class_id == ids)
+        degraded.append(scene_checker.check(worse) == ids)
     assert np.mean(clean) >= 0.995
     assert np.mean(degraded) >= 0.97
 
@@ -111,15 +111,13 @@ def _rubbish(size, n=100):
 def test_the_checker_rejects_rubbish(size):
     for kind, images in _rubbish(size).items():
         seen = scene_checker.check(images)
-        assert np.mean(seen.class_id == -1) >= 0.95, kind
-        np.testing.assert_array_equal(seen.class_id == -1, seen.shape == -1)
-        np.testing.assert_array_equal(seen.class_id == -1, seen.colour == -1)
+        assert np.mean(seen == -1) >= 0.95, kind
 
 
 def test_the_checker_takes_large_pictures_and_none():
     images, ids = draw(160, 16)
-    np.testing.assert_array_equal(scene_checker.check(images).class_id, ids)
-    assert scene_checker.check(images[:0]).class_id.shape == (0,)
+    np.testing.assert_array_equal(scene_checker.check(images), ids)
+    assert scene_checker.check(images[:0]).shape == (0,)
 
 
 def test_impossible_scenes_are_usage_errors():

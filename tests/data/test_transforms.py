@@ -79,11 +79,6 @@ def test_to_float_spans_minus_one_to_one():
     assert out.dtype == np.float32
 
 
-def test_any_caption_draws_from_all():
-    rng, given = np.random.default_rng(0), {"caption": "a", "captions": ["a", "b"]}
-    assert {transforms.AnyCaption()(given, rng)["caption"] for _ in range(20)} == {"a", "b"}
-
-
 def test_unknown_choices_are_usage_errors():
     with pytest.raises(errors.UsageError, match=r"'centre'.*center"):
         transforms.standard(8, crop="centre")
