@@ -78,7 +78,7 @@ def test_a_budget_buys_steps():
 def test_twice_the_batch_is_twice_the_flops_and_micro_batches_cost_the_same(plan):
     ldm, codec = plan[1].ldm, plan[1].codec
     once = budget.training_flops(ldm, codec)
-    twice = config_lib.from_json(config_lib.to_json(ldm))
+    twice = ldm.copy_and_resolve_references()
     twice.batch_size, twice.accumulate = 2 * ldm.batch_size, 2
     # What does not grow with the batch: the optimizer.
     assert 1.9 < budget.training_flops(twice, codec) / once < 2.0

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import raster, shard, tree
+from ldm_jax.cost import flops
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import step as step_lib
 from ldm_jax.runs import kinds
@@ -25,6 +26,10 @@ class Program(NamedTuple):
 
     def lower(self):
         return self.function.lower(*self.arguments.values())
+
+    def flops(self) -> float:
+        """Operations of a call, see flops.py."""
+        return flops.count(self.function, *self.arguments.values())
 
 
 def training(config, mesh, first_stage: Codec | None = None, cached: bool = False) -> Program:
@@ -102,8 +107,7 @@ def fill(program: Program) -> tuple:
 
     def make(path, leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            make = jax.jit(lambda: _key_array(leaf.shape), out_shardings=leaf.sharding)
-            return make()
+            return jax.jit(lambda: _key_array(leaf.shape), out_shardings=leaf.sharding)()
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         values = np.resize(noise, leaf.shape).astype(leaf.dtype)
@@ -113,12 +117,8 @@ def fill(program: Program) -> tuple:
     return tuple(jax.tree_util.tree_map_with_path(make, list(program.arguments.values())))
 
 
-def _key():
-    return jax.random.key(0)
-
-
 def _key_array(shape):
-    return samplers.image_keys(0, jnp.arange(*shape)) if shape else _key()
+    return samplers.image_keys(0, jnp.arange(*shape)) if shape else jax.random.key(0)
 
 
 def _keys(*count):

@@ -10,9 +10,13 @@ lists them; NVIDIA's data sheets, dense, without sparsity.
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import re
+
+import jax
+from jax.experimental import topologies
 
 from ldm_jax.base import errors
 
@@ -84,8 +88,6 @@ def _tpu(chip, kind, shape):
 
 
 def _cuda(count, target):
-    import jax
-
     if not target:
         raise errors.UsageError(f"--topology=cuda:{count} needs --target=FILE; {TARGETS}.")
     try:
@@ -102,8 +104,6 @@ def _cuda(count, target):
 
 
 def _cpu(count):
-    import jax
-
     jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # JAX runs already; what it has must do
         jax.config.update("jax_num_cpu_devices", count)
@@ -114,8 +114,6 @@ def _cpu(count):
 
 
 def _describe(name, platform, **options):
-    from jax.experimental import topologies
-
     try:
         return list(topologies.get_topology_desc(name, platform, **options).devices)
     except Exception as e:  # the plugins raise what they like
@@ -124,8 +122,6 @@ def _describe(name, platform, **options):
 
 
 def _plugin(package, remedy):
-    import importlib.util
-
     if importlib.util.find_spec(package) is None:
         raise errors.UsageError(f"Compiling for this topology needs {package}: {remedy}")
 
