@@ -3,7 +3,6 @@
 torch and diffusers are optional; nothing else here needs them.
 """
 
-import contextlib
 import functools
 import operator
 import pathlib
@@ -30,13 +29,26 @@ class Baseline:
 
     Attributes:
       pairs: {part: (ours, theirs, the largest difference of one output)}: () -> arrays each.
+
+    Raises:
+      UsageError: a package is missing.
     """
 
     def __init__(self, config):
-        import torch
-
-        self._torch, self._config = torch, config
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            import diffusers
+            import torch
+        except ImportError as e:
+            raise errors.UsageError(
+                f"--against=diffusers needs {e.name}: pip install torch diffusers"
+            ) from e
+        self._diffusers, self._torch, self._config = diffusers, torch, config
+        self._device, self._layout, self._wait = "cpu", torch.contiguous_format, lambda: None
+        if torch.cuda.is_available():
+            self._device, self._layout = "cuda", torch.channels_last
+            self._wait = torch.cuda.synchronize
+        how = dict(dtype=torch.bfloat16, enabled=config.dtype != "float32")
+        self._autocast = functools.partial(torch.autocast, self._device, **how)
         torch.set_float32_matmul_precision("high")
         pair = self._denoiser if kinds.of(config).draws else self._first_stage
         with tempfile.TemporaryDirectory() as folder:
@@ -46,31 +58,21 @@ class Baseline:
         """{part: both clocks and what they say}; a repeat of one follows a repeat of the other."""
         found = {}
         for name, (ours, theirs, difference) in self.pairs.items():
-            both = {ours: [], functools.partial(self._drained, theirs): []}
+            waited = lambda theirs=theirs: (theirs(), self._wait())
+            both = {ours: [], waited: []}
             for call, seconds in repeats * [*both.items()]:
                 seconds.append(timing.repeated(call, 1)["seconds"])
             own, clock = map(timing.summary, both.values())
             found[name] = own | {
                 "baseline": "torch.compile" if self._device == "cuda" else "torch",
-                "baseline_seconds": clock["seconds"],
-                "baseline_seconds_min": clock["seconds_min"],
-                "baseline_seconds_max": clock["seconds_max"],
+                **{f"baseline_{key}": clock[key] for key in clock if key != "repeats"},
                 "ratio": clock["seconds"] / own["seconds"],
                 "difference": difference,
             }
         return found
 
-    def _drained(self, call):
-        """What `call` returns, once the baseline's device is idle."""
-        value = call()
-        if self._device == "cuda":
-            self._torch.cuda.synchronize()
-        return value
-
     def _denoiser(self, folder):
-        import diffusers
-
-        torch, config = self._torch, self._config
+        diffusers, torch, config = self._diffusers, self._torch, self._config
         model = kinds.of(config).model(config)
         params = _random(jax.eval_shape(model.init, jax.random.key(0)))
         whole = config.to_dict() | {"f": model.codec.f}
@@ -107,38 +109,33 @@ class Baseline:
             return loss
 
         our_step = _our_step(model, placed, jnp.asarray(eps))
-        return {
-            "denoise": (ours, theirs, difference),
-            "train": (our_step, their_step, difference),
-        }
+        steps = our_step, their_step, difference
+        return {"denoise": (ours, theirs, difference), "train": steps}
 
     def _first_stage(self, folder):
-        import diffusers
-
         config = self._config
         model = kinds.of(config).network(config)
         side = config.data.size
         image = jnp.zeros((1, side, side, 3))
         params = _random(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
-        own = dict(config.model)
-        kind = to_diffusers.write_first_stage(folder, own, {"model": params}, size=side)
-        net = self._place(getattr(diffusers, kind).from_pretrained(folder, low_cpu_mem_usage=False))
-        encode = lambda p, x: model.apply({"params": p}, x, method="encode")
-        decode = lambda p, z: model.apply({"params": p}, z, method="decode")
+        write, weights = to_diffusers.write_first_stage, {"model": params}
+        kind = getattr(self._diffusers, write(folder, dict(config.model), weights, size=side))
+        net = self._place(kind.from_pretrained(folder, low_cpu_mem_usage=False))
+        own = lambda name: lambda p, given: model.apply({"params": p}, given, method=name)
         x = np.random.default_rng(0).uniform(-1, 1, (config.batch_size, side, side, 3))
         x = x.astype(np.float32)
-        z = np.asarray(jax.jit(encode)(params, x))[..., : model.latent_channels]
+        z = np.asarray(jax.jit(own("encode"))(params, x))[..., : model.latent_channels]
         x_theirs, z_theirs = self._tensor(x), self._tensor(z)
-        moments = "latent_dist.parameters" if kind == "AutoencoderKL" else "latents"
-        moments = operator.attrgetter(moments)
+        is_kl = kind is self._diffusers.AutoencoderKL
+        moments = operator.attrgetter("latent_dist.parameters" if is_kl else "latents")
         networks = {
-            "encode": (encode, x, lambda: moments(net.encode(x_theirs))),
-            "decode": (decode, z, lambda: net.decode(z_theirs).sample),
+            "encode": (x, lambda: moments(net.encode(x_theirs))),
+            "decode": (z, lambda: net.decode(z_theirs).sample),
         }
         pairs = {}
-        for name, (function, given, theirs) in networks.items():
+        for name, (given, theirs) in networks.items():
             placed, theirs = jax.device_put((params, given)), self._inferred(theirs)
-            ours = functools.partial(jax.jit(function).lower(*placed).compile(), *placed)
+            ours = functools.partial(jax.jit(own(name)).lower(*placed).compile(), *placed)
             pairs[name] = ours, theirs, self._difference(ours(), theirs())
         return pairs
 
@@ -152,41 +149,19 @@ class Baseline:
         return inferred
 
     def _place(self, net):
-        net = net.to(self._device)
+        net = net.to(self._device).to(memory_format=self._layout)
         if self._device == "cuda":
-            net = net.to(memory_format=self._torch.channels_last)
             net.forward = self._torch.compile(net.forward)
         return net
 
     def _tensor(self, array, image=True):
-        tensor = self._torch.from_numpy(np.array(array))
-        tensor = tensor.movedim(-1, 1).contiguous() if image else tensor
-        tensor = tensor.to(self._device)
-        if image and self._device == "cuda":
-            tensor = tensor.to(memory_format=self._torch.channels_last)
-        return tensor
-
-    def _autocast(self):
-        if self._config.dtype == "float32":
-            return contextlib.nullcontext()
-        return self._torch.autocast(self._device, self._torch.bfloat16)
+        tensor = self._torch.from_numpy(np.array(array)).to(self._device)
+        return tensor.movedim(-1, 1).contiguous(memory_format=self._layout) if image else tensor
 
     def _difference(self, ours, theirs) -> float:
         theirs = theirs.detach().float().movedim(1, -1).cpu().numpy()
         ours = np.asarray(ours, np.float32)
         return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
-
-
-def open_baseline(config) -> Baseline:
-    """Raises UsageError where the packages are missing."""
-    try:
-        import diffusers  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as e:
-        raise errors.UsageError(
-            f"--against=diffusers needs {e.name}: pip install torch diffusers"
-        ) from e
-    return Baseline(config)
 
 
 def _random(shapes):

@@ -53,7 +53,7 @@ class Benchmark:
     def measure(self, name: str) -> dict:
         """Times the parts and prints each; the summary. name: what the config is called."""
         config = self.config
-        other = baseline.open_baseline(config) if self.against else None
+        other = baseline.Baseline(config) if self.against else None
         on_cpu = jax.devices()[0].platform == "cpu"
         self.matmul = timing.matmul_rate(config.dtype if on_cpu else "bfloat16", self.repeats)
         summary = {
@@ -91,11 +91,11 @@ class Benchmark:
             state, metrics = compiled(state, *rest)
             return metrics
 
-        found = self._clock(step, clocks, compiled)
-        if folder := self.profile:
-            traces.record(step, folder)
-            found["costliest"] = traces.costliest(folder, compiled.as_text())
-        return found | self._efficiency(self.training_flops(), found)
+        found = self._clock(step, clocks, compiled, self.training_flops())
+        if self.profile:
+            traces.record(step, self.profile)
+            found["costliest"] = traces.costliest(self.profile, compiled.as_text())
+        return found
 
     def sample(self) -> dict:
         """A batch of samples by the config's sampler, decoded."""
@@ -106,24 +106,22 @@ class Benchmark:
 
     def encode(self) -> dict:
         """Images to the first stage's moments."""
-        return self._call(self._codec().get("encode"))
+        return self._codec("encode")
 
     def decode(self) -> dict:
         """Latents to images."""
-        return self._call(self._codec().get("decode"))
+        return self._codec("decode")
 
     def data(self) -> dict:
         """Batches as training reads them, and the work of a core for an image."""
-        config = self.config
+        config = self.config.copy_and_resolve_references()
         try:
-            source = data_lib.open_source(config.data)
-            seconds, work = self._read(config, source)
+            seconds, work = self._read(config)
+            if config.data.workers:  # whose work this process cannot see
+                config.data.workers = 0
+                _, work = self._read(config)
         except errors.UsageError as e:
             return {"left_out": str(e)}
-        if config.data.workers:  # whose work this process cannot see
-            config = config.copy_and_resolve_references()
-            config.data.workers = 0
-            work = self._read(config, source)[1]
         return {
             "seconds": seconds,
             "images_per_second": config.batch_size / seconds,
@@ -160,13 +158,11 @@ class Benchmark:
         config = self.config.copy_and_resolve_references()
         config.batch_size //= self.mesh.size
         if one := kinds.of(config).forward(config):
-            passes = [one]
+            counted = convolutions.find(one[0], *one[1])
         else:
-            found = programs.codec(config, self.mesh, config.batch_size).values()
-            passes = [(program.function, program.arguments.values()) for program in found]
-        counted = collections.Counter()
-        for function, arguments in passes:
-            counted.update(convolutions.find(function, *arguments))
+            passes = programs.codec(config, self.mesh, config.batch_size).values()
+            found = (convolutions.find(p.function, *p.arguments.values()) for p in passes)
+            counted = sum(found, collections.Counter())
         clock = convolutions.clock(counted, self.repeats)
         return clock | {"mfu": clock["flops_per_second"] / self.matmul["flops_per_second"]}
 
@@ -203,14 +199,15 @@ class Benchmark:
     def _training(self) -> programs.Program:
         return programs.training(self.config, self.mesh, cached=not self.images)
 
-    def _codec(self) -> dict[str, programs.Program]:
-        return programs.codec(self.config, self.mesh, self.config.batch_size)
+    def _codec(self, name: str) -> dict:
+        found = programs.codec(self.config, self.mesh, self.config.batch_size)
+        return self._call(found[name]) if name in found else {}
 
-    def _read(self, config, source) -> tuple[float, float]:
+    def _read(self, config) -> tuple[float, float]:
         """Seconds a batch, and of this process's cores."""
-        share, cache = dict(host=0, hosts=1), data_lib.open_cache(config, source)
-        data = data_lib.make(config, source, ("image",), share, cache)
-        with data.train(0) as batches:
+        share, source = dict(host=0, hosts=1), data_lib.open_source(config.data)
+        cache = data_lib.open_cache(config, source)
+        with data_lib.make(config, source, ("image",), share, cache).train(0) as batches:
             next(batches)
             begin, work, count = time.perf_counter(), time.process_time(), 0
             while count < 2 or time.perf_counter() - begin < DATA_SECONDS:
@@ -218,14 +215,11 @@ class Benchmark:
                 count += 1
             return (time.perf_counter() - begin) / count, (time.process_time() - work) / count
 
-    def _call(self, program: programs.Program | None) -> dict:
+    def _call(self, program: programs.Program) -> dict:
         """What is measured of a program that leaves its arguments as they are."""
-        if program is None:
-            return {}
         compiled, clocks = self._compile(program)
         call = functools.partial(compiled, *programs.fill(program))
-        found = self._clock(call, clocks, compiled)
-        return found | self._efficiency(program.flops(), found)
+        return self._clock(call, clocks, compiled, program.flops())
 
     def _compile(self, program):
         """The executable, and how long it takes to make it from nothing and from the cache.
@@ -241,15 +235,12 @@ class Benchmark:
         compiled = program.lower().compile()
         return compiled, clocks | {"compile_again_seconds": seconds()}
 
-    def _clock(self, call, clocks, compiled) -> dict:
+    def _clock(self, call, clocks: dict, compiled, work: float) -> dict:
         found = timing.repeated(call, self.repeats)
+        rate, best = work / found["seconds"], self.matmul["flops_per_second"] * self.mesh.size
         found["images_per_second"] = self.config.batch_size / found["seconds"]
-        return found | clocks | timing.peak_memory(compiled)
-
-    def _efficiency(self, work: float, found: dict) -> dict:
-        rate = work / found["seconds"]
-        best = self.matmul["flops_per_second"] * self.mesh.size
-        return {"flops": work, "flops_per_second": rate, "mfu": rate / best}
+        found |= clocks | timing.peak_memory(compiled)
+        return found | {"flops": work, "flops_per_second": rate, "mfu": rate / best}
 
 
 def compare(files, tolerance: float):

@@ -11,13 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from ldm_jax.base import errors, platforms, tree, watch
-from ldm_jax.cost import budget, hlo, programs, topologies
+from ldm_jax.cost import hlo, programs, topologies
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds
 from ldm_jax.runs import mesh as mesh_lib
 
 GIB = 2**30
-PARTS = ("train", "sample")
 # Of the compiler, under the name of jax before 0.12 and since.
 EFFORTS = {
     "reduced": {"jax_exec_time_optimization_effort": -1.0, "jax_optimization_level": "O0"},
@@ -80,11 +79,11 @@ class Estimator:
         config = self.config.copy_and_resolve_references()
         config.batch_size = batch_size
         part = self._compile("train", programs.training(config, self.mesh))
-        return part | self._roofline(part, budget.training_flops(config, cached=False))
+        return part | self._roofline(part, programs.training_flops(config, cached=False))
 
     def refuse_misfits(self, summary: dict):
         """Raises UsageError, with advice, where a part does not fit into a device's memory."""
-        for part in PARTS:
+        for part in ("train", "sample"):
             found = summary.get(part, {"fits": True})
             if found["fits"]:
                 continue
@@ -100,19 +99,18 @@ class Estimator:
         Memory is taken as linear in the batch, by two compilations, and the answer is compiled.
         """
         unit = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.config.accumulate
-        limit, here = part["memory_limit"], self.config.batch_size
+        limit, here, peak = part["memory_limit"], self.config.batch_size, part["memory"]["peak"]
         if not limit:
             return 0
-        other = 2 * here if part["fits"] and 3 * part["memory"]["peak"] < 2 * limit else here // 2
+        other = 2 * here if part["fits"] and 3 * peak < 2 * limit else here // 2
         other = max(unit, other // unit * unit)
         if other == here:
             return here if part["fits"] else 0
-        twice = self.training(other)
-        if not (part["memory"]["peak"] and twice["memory"]["peak"]):
-            return other if twice["fits"] else 0
-        slope = (twice["memory"]["peak"] - part["memory"]["peak"]) / (other - here)
-        room = limit - part["memory"]["peak"]
-        guess = int((here + room / max(slope, 1.0)) // unit * unit)
+        second = self.training(other)
+        if not (peak and second["memory"]["peak"]):
+            return other if second["fits"] else 0
+        slope = (second["memory"]["peak"] - peak) / (other - here)
+        guess = int((here + (limit - peak) / max(slope, 1.0)) // unit * unit)
         while guess >= unit:
             if guess in (here, other) or self.training(guess)["fits"]:
                 return guess

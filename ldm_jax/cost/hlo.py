@@ -149,8 +149,7 @@ def _convolution(line, a, b):
     dilated = re.search(r"lhs_dilate=([\dx]+)", line.text)
     zeros = math.prod(int(d) for d in dilated[1].split("x")) if dilated else 1
     groups = int(attribute(line, "batch_group_count", r"(\d+)") or 1)
-    taps = math.prod(window)
-    m = max(1, m // zeros)
+    m, taps = max(1, m // zeros), math.prod(window)
     if max(window, default=1) > 7:
         return m, k * taps, n // groups, 1
     return m, k, max(1, n // groups), taps
