@@ -47,6 +47,9 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
     assert call(bench, f"--compare={slow},{file}") == 0
     assert "slower: decode" in refused(call(bench, f"--compare={file},{slow}"), 1)
     assert call(bench, f"--compare={file},{slow}", "--tolerance=1.6") == 0
+    found["data"] = {"left_out": "no records here"}
+    slow.write_text(json.dumps(found))
+    assert call(bench, f"--compare={file},{slow}", "--tolerance=1.6") == 0
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,7 @@ class Baseline:
         t = np.arange(b) * 7 % model.process.timesteps
         cond = jax.jit(model.condition)(params, model.example(b, size, size), jnp.ones(b, bool))
         given = [self._tensor(z), torch.from_numpy(t).to(self._device)]
-        if attends:
-            given.append(self._tensor(cond.tokens, image=False))
+        given += [self._tensor(cond.tokens, image=False)] if attends else []
         labels = {}
         if rows := net.config.get("num_class_embeds"):  # the last is the null class
             labels["class_labels"] = torch.full((b,), rows - 1, device=self._device)
@@ -115,15 +114,14 @@ class Baseline:
     def _first_stage(self, folder):
         config = self._config
         model = kinds.of(config).network(config)
-        side = config.data.size
+        b, side = config.batch_size, config.data.size
         image = jnp.zeros((1, side, side, 3))
         params = _random(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
         write, weights = to_diffusers.write_first_stage, {"model": params}
         kind = getattr(self._diffusers, write(folder, dict(config.model), weights, size=side))
         net = self._place(kind.from_pretrained(folder, low_cpu_mem_usage=False))
         own = lambda name: lambda p, given: model.apply({"params": p}, given, method=name)
-        x = np.random.default_rng(0).uniform(-1, 1, (config.batch_size, side, side, 3))
-        x = x.astype(np.float32)
+        x = np.random.default_rng(0).uniform(-1, 1, (b, side, side, 3)).astype(np.float32)
         z = np.asarray(jax.jit(own("encode"))(params, x))[..., : model.latent_channels]
         x_theirs, z_theirs = self._tensor(x), self._tensor(z)
         is_kl = kind is self._diffusers.AutoencoderKL

@@ -160,9 +160,9 @@ class Benchmark:
         if one := kinds.of(config).forward(config):
             counted = convolutions.find(one[0], *one[1])
         else:
-            passes = programs.codec(config, self.mesh, config.batch_size).values()
-            found = (convolutions.find(p.function, *p.arguments.values()) for p in passes)
-            counted = sum(found, collections.Counter())
+            counted = collections.Counter()
+            for program in programs.codec(config, self.mesh, config.batch_size).values():
+                counted += convolutions.find(program.function, *program.arguments.values())
         clock = convolutions.clock(counted, self.repeats)
         return clock | {"mfu": clock["flops_per_second"] / self.matmul["flops_per_second"]}
 
@@ -171,8 +171,7 @@ class Benchmark:
         whole = shard.replicated(self.mesh)
         empty = lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype, sharding=whole)
         given = jax.tree.map(empty, self._training().arguments)
-        nothing = jax.jit(lambda state, *_: state, donate_argnums=0)
-        program = programs.Program(nothing, given)
+        program = programs.Program(jax.jit(lambda state, *_: state, donate_argnums=0), given)
         state, *rest = programs.fill(program)
         compiled = program.lower().compile()
         seconds = []
@@ -248,9 +247,8 @@ def compare(files, tolerance: float):
     if len(files) != 2:
         raise errors.UsageError("--compare wants two files: --compare=old.json,new.json")
     old, new = map(_read, files)
-    clocks = lambda file: {p: file[p]["seconds"] for p in PARTS if "seconds" in file.get(p, {})}
-    before, after = clocks(old), clocks(new)
-    parts = {part: after[part] / before[part] for part in before if part in after}
+    timed = lambda part: all("seconds" in found.get(part, {}) for found in (old, new))
+    parts = {part: new[part]["seconds"] / old[part]["seconds"] for part in filter(timed, PARTS)}
     if not parts:
         raise errors.UsageError(f"{files[0]} and {files[1]} have no timed part in common.")
     for part, ratio in parts.items():

@@ -67,8 +67,7 @@ class Estimator:
         if "train" in self.parts:
             summary["train"] = self.training(self.config.batch_size)
         if "sample" in self.parts and kinds.of(self.config).draws:
-            batch_size = self.sample_batch or self.mesh.size
-            program = programs.sampling(self.config, self.mesh, batch_size)
+            program = programs.sampling(self.config, self.mesh, self.sample_batch or self.mesh.size)
             summary["sample"] = self._compile("sample", program)
         if self.largest and "train" in self.parts:
             summary["largest_batch"] = self.largest_batch(summary["train"])
@@ -120,20 +119,19 @@ class Estimator:
     def _remedies(self, summary: dict) -> list[str]:
         """Flags that make a training step smaller."""
         config, devices, remedies = self.config, self.mesh.size, []
-        if summary.get("largest_batch"):
-            remedies.append(f"--config.batch_size={summary['largest_batch']}")
+        if batch := summary.get("largest_batch"):
+            remedies += [f"--config.batch_size={batch}"]
         elif config.batch_size > devices:
-            remedies.append(f"--config.batch_size={max(devices, config.batch_size // 2)}")
-            remedies.append(f"--config.accumulate={2 * config.accumulate}")
+            remedies += [f"--config.batch_size={max(devices, config.batch_size // 2)}"]
+            remedies += [f"--config.accumulate={2 * config.accumulate}"]
         if not config.model.get("remat", True):
-            remedies.append("--config.model.remat=True")
+            remedies += ["--config.model.remat=True"]
         if self.mesh.shape["fsdp"] == 1 and devices > 1:
-            remedies.append(f"--config.mesh.fsdp={devices} --config.mesh.data=1")
+            remedies += [f"--config.mesh.fsdp={devices} --config.mesh.data=1"]
         return remedies
 
     def _compile(self, name, program) -> dict:
-        seconds = watch.stopwatch()
-        memory = arguments(program)
+        seconds, memory = watch.stopwatch(), arguments(program)
         try:
             compiled = program.lower().compile()
         except jax.errors.JaxRuntimeError as e:

@@ -18,8 +18,7 @@ def count(function, *args) -> float:
 
 def inner(equation) -> list[core.Jaxpr]:
     """The programs that one equation runs: bodies of loops, branches, functions that it calls."""
-    found = jax.tree.leaves(equation.params)
-    kinds = (core.Jaxpr, core.ClosedJaxpr)
+    found, kinds = jax.tree.leaves(equation.params), (core.Jaxpr, core.ClosedJaxpr)
     return [getattr(value, "jaxpr", value) for value in found if isinstance(value, kinds)]
 
 

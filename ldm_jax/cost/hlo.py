@@ -146,10 +146,10 @@ def _convolution(line, a, b):
     m = math.prod(line.shapes[0].dims) // max(1, line.shapes[0].dims[out.index("f")])
     window = [size for size, label in zip(b.dims, rhs) if label.isdigit()]
     # Zeros that dilation puts between an image's rows are skipped.
-    dilated = re.search(r"lhs_dilate=([\dx]+)", line.text)
-    zeros = math.prod(int(d) for d in dilated[1].split("x")) if dilated else 1
+    dilated = attribute(line, "lhs_dilate", r"([\dx]+)") or "1"
+    m = max(1, m // math.prod(map(int, dilated.split("x"))))
     groups = int(attribute(line, "batch_group_count", r"(\d+)") or 1)
-    m, taps = max(1, m // zeros), math.prod(window)
+    taps = math.prod(window)
     if max(window, default=1) > 7:
         return m, k * taps, n // groups, 1
     return m, k, max(1, n // groups), taps

@@ -87,8 +87,7 @@ def step(config, workdir) -> str:
     """Compiles the training step for these devices and weighs it."""
     seconds = watch.stopwatch()
     data_lib.resolve(config, data_lib.open_source(config.data))
-    mesh = mesh_lib.make_mesh(config)
-    program = programs.training(config, mesh)
+    program = programs.training(config, mesh_lib.make_mesh(config))
     memory = program.lower().compile().memory_analysis()
     disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0

@@ -9,11 +9,11 @@ lists them; NVIDIA's data sheets, dense, without sparsity.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import os
 import pathlib
 import re
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -21,8 +21,7 @@ from jax.experimental import topologies
 from ldm_jax.base import errors
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
     """What a device can do at best; 0 where that is not known.
 
     memory: bytes; bandwidth: bytes a second of it; flops: bfloat16 operations a second; link: bytes

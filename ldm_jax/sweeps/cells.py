@@ -5,11 +5,11 @@ their combinations with channels, bottleneck and seed. First stages and latent c
 after a digest of all that they depend on, so that cells which agree share them.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import math
 import operator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,8 +27,7 @@ MAX_WIDTH = 4096  # channels
 WARMUP = 0.1  # share of the steps that a warm-up may take at most
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One point of the sweep.
 
     first_stage: config of the first stage; None for pixels (f = 1).
@@ -127,8 +126,7 @@ def _cell(sweep, f, bottleneck, channels, seed) -> Cell:
                 f"config.first_stages.f{f}.model.mult={tuple(first.model.mult)} has f={codec.f}."
             )
     ldm = unlocked(sweep.ldms[f"f{f}"])
-    ldm.seed = seed
-    ldm.first_stage = codecs.IDENTITY
+    ldm.update(seed=seed, first_stage=codecs.IDENTITY)
     ldm = data_lib.resolve(ldm, data_lib.open_source(ldm.data))
     check_lib.divides(ldm.data.size, f * 2 ** (len(ldm.model.mult) - 1), f"f={f} times levels")
     if sweep.parameters:

@@ -63,8 +63,7 @@ def sentences(found: list[Entry], key: str, budget: dict) -> list[str]:
     if not rest:
         return [*said, "Nothing else was finished to compare it with."]
     said.append(f"The next is f = {rest[0].f} with {rest[0].value}: {_versus(best, rest[0])}.")
-    pixels = next((e for e in found if e.f == 1), None)
-    if pixels in rest[1:]:
+    for pixels in (entry for entry in rest[1:] if entry.f == 1):
         said.append(f"Pixels (f = 1) reach {pixels.value}: {_versus(best, pixels)}.")
     said.append(_shape(found, best))
     if min(e.seeds for e in found) == 1:

@@ -9,9 +9,8 @@ SIZE = (6.4, 4.2)  # inches
 
 def _axes(title: str, x: str, y: str, log: bool = True):
     figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
-    if log:
-        axes.set_xscale("log")
+    scale = "log" if log else "linear"
+    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y, xscale=scale)
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -31,9 +30,8 @@ def _line(axes, cells, cell, x, rows, key):
 
 def training(cells, key: str, x: str) -> Figure:
     """Fig. 6: quality during training. x: "steps" or "flops"."""
-    label, _ = results.MEASURES[key]
     words = {"steps": "training steps", "flops": "training FLOPs of the denoiser"}[x]
-    figure, axes = _axes(f"Quality against {words}", words, label)
+    figure, axes = _axes(f"Quality against {words}", words, results.MEASURES[key][0])
     for cell in cells:
         rows = [row for row in cell["rows"] if row["sampling_steps"] == cell["curve"]]
         each = {"steps": 1, "flops": cell["flops_per_step"]}[x]
@@ -43,9 +41,8 @@ def training(cells, key: str, x: str) -> Figure:
 
 def throughput(cells, key: str) -> Figure:
     """Fig. 7: quality against the speed of sampling, a mark for each step count."""
-    label, _ = results.MEASURES[key]
     title = "Quality against sampling throughput, at the end of training"
-    figure, axes = _axes(title, "images per second", label)
+    figure, axes = _axes(title, "images per second", results.MEASURES[key][0])
     for cell in cells:
         rows = sorted(cell["rows"], key=lambda row: row["sampling_steps"])
         last = [r for r in rows if r["step"] == cell["steps"] and r["images_per_second"]]

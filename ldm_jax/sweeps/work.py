@@ -29,10 +29,9 @@ def describe(chosen, sweep, argv) -> list[str]:
     """A line that says what each cell is, then the commands that run them, `argv` with --cell."""
     lines = [f"# {'cell':20} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}"]
     for cell in chosen:
-        flops, steps = programs.training_flops(cell.ldm, cell.codec), "measured"
-        if sweep.budget.kind != "seconds":
-            steps = cells.steps(sweep.budget, flops)
-        width = cell.ldm.model.width
+        flops, width = programs.training_flops(cell.ldm, cell.codec), cell.ldm.model.width
+        measured = sweep.budget.kind == "seconds"
+        steps = "measured" if measured else cells.steps(sweep.budget, flops)
         lines.append(f"# {cell.name:20} {cell.parameters:10} {width:5} {flops:10.3g} {steps:>8}")
     return lines + [shlex.join([*argv, f"--cell={cell.name}"]) for cell in chosen]
 
