@@ -43,14 +43,8 @@ def main(args, overrides):
     shell = job_lib.Shell(args.dry_run)
     folder = job_lib.ROOT / job_lib.STAGING / job.name
     archive, image = job.pack(shell, folder), f"{args.image}:{job.label}"
-    build = [
-        "docker",
-        "build",
-        f"--tag={image}",
-        "--file=launch/Dockerfile",
-        "--build-arg=KIND=tpu",
-    ]
-    shell.run([*build, "-"], stdin=archive)
+    how = [f"--tag={image}", "--file=launch/Dockerfile", "--build-arg=KIND=tpu"]
+    shell.run(["docker", "build", *how, "-"], stdin=archive)
     shell.run(["docker", "push", image])
     file = pathlib.Path(folder) / f"{job.label}.yaml"
     shell.write(file, yaml.safe_dump(jobset(args, job, image), sort_keys=False))
@@ -112,14 +106,11 @@ def jobset(args, job, image: str) -> dict:
 
 
 def hosts_of_a_slice(args) -> int:
-    return math.ceil(math.prod(read_topology(args.topology)) / args.chips)
-
-
-def read_topology(text: str) -> list[int]:
-    sides = text.split("x")
+    """Raises UsageError for a topology that is none."""
+    sides = args.topology.split("x")
     if not all(side.isdecimal() and int(side) for side in sides):
-        raise errors.UsageError(f"--topology={text} must read like 4x4 or 2x2x2.")
-    return [int(side) for side in sides]
+        raise errors.UsageError(f"--topology={args.topology} must read like 4x4 or 2x2x2.")
+    return math.ceil(math.prod(map(int, sides)) / args.chips)
 
 
 if __name__ == "__main__":

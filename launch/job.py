@@ -96,6 +96,13 @@ class Launch:
         shell.run([*argv, f"--add-file={record}", source, "--", ".", ":!tests"])
         return archive
 
+    def unpack(self, shell: "Shell", folder: pathlib.Path) -> pathlib.Path:
+        """The folder that holds the code of this launch, packed and unpacked in `folder`."""
+        archive, code = self.pack(shell, folder), folder / self.label
+        shell.run(["mkdir", "-p", str(code)])
+        shell.run(["tar", "-xzf", str(archive), "-C", str(code)])
+        return code
+
 
 class Shell:
     """Writes files and runs commands or, on a dry run, prints them."""
@@ -111,13 +118,12 @@ class Shell:
 
     def run(self, argv: list[str], stdin=None, check: bool = True) -> int:
         """The exit code; RunError for another than 0 if `check`. stdin: a file to read from."""
-        print(
-            f"$ {shlex.join(argv)}" + (f" < {shlex.quote(str(stdin))}" if stdin else ""), flush=True
-        )
+        source = f" < {shlex.quote(str(stdin))}" if stdin else ""
+        print(f"$ {shlex.join(argv)}{source}", flush=True)
         if self.dry_run:
             return 0
         with open(stdin or "/dev/null", "rb") as file:
-            code = self._start(subprocess.run, argv, stdin=file).returncode
+            code = self._start(argv, stdin=file).returncode
         if check and code:
             raise errors.RunError(f"{argv[0]} ended with {code}; what it said is above.")
         return code
@@ -127,14 +133,14 @@ class Shell:
         if self.dry_run:
             print(f"$ {shlex.join(argv)}  # {dry or 'nothing'}", flush=True)
             return dry, ""
-        done = self._start(subprocess.run, argv, capture_output=True, text=True)
+        done = self._start(argv, capture_output=True, text=True)
         why = (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
         return done.stdout.strip(), why
 
     @staticmethod
-    def _start(call, argv, **kwargs):
+    def _start(argv, **kwargs):
         try:
-            return call(argv, **kwargs)
+            return subprocess.run(argv, **kwargs)
         except FileNotFoundError as e:
             raise errors.UsageError(f"{argv[0]} is not on the PATH: install it.") from e
 

@@ -42,10 +42,7 @@ def main(args, overrides):
     job.check_under(args.mount)
     shell = job_lib.Shell(args.dry_run)
     folder = job_lib.ROOT / job_lib.STAGING / job.name
-    code, file = folder / job.label, folder / f"{job.label}.yaml"
-    archive = job.pack(shell, folder)
-    shell.run(["mkdir", "-p", str(code)])
-    shell.run(["tar", "-xzf", str(archive), "-C", str(code)])
+    code, file = job.unpack(shell, folder), folder / f"{job.label}.yaml"
     shell.write(file, yaml.safe_dump(task(args, job, code, kind), sort_keys=False))
     shell.run(["sky", "jobs", "launch", f"--name={job.name}", "--yes", str(file)])
 
@@ -54,11 +51,10 @@ def task(args, job, code, kind: str) -> dict:
     """SkyPilot's task; `run` is read by a shell on every node."""
     on_host = ["bash", "launch/on_host.sh", kind, *job.arguments]
     again = [cli.EXIT_RESTART, *(128 + number for number in SIGNALS)]
-    recovery = {"strategy": "FAILOVER", "recover_on_exit_codes": again}
     resources = {
         "accelerators": args.accelerators,
         "use_spot": args.spot,
-        "job_recovery": recovery,
+        "job_recovery": {"strategy": "FAILOVER", "recover_on_exit_codes": again},
     }
     if args.runtime_version:  # SkyPilot's own choice for every v5 is the software of v5p
         resources["accelerator_args"] = {"runtime_version": args.runtime_version}

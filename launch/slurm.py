@@ -26,11 +26,7 @@ def main(args, overrides):
     job = job_lib.read(args, overrides, "slurm", devices, hosts=args.nodes)
     shell = job_lib.Shell(args.dry_run)
     folder = pathlib.Path(job.folder).absolute() / "launch"
-    code = folder / job.label
-    archive = job.pack(shell, folder)
-    shell.run(["mkdir", "-p", str(code)])
-    shell.run(["tar", "-xzf", str(archive), "-C", str(code)])
-    shell.run(submission(args, job, folder, code))
+    shell.run(submission(args, job, folder, job.unpack(shell, folder)))
 
 
 def submission(args, job, folder, code) -> list[str]:

@@ -40,8 +40,8 @@ def main(args, overrides):
         return benchmarks.compare(args.compare, args.tolerance)
     cli.require(args, "config")
     config = data.load(args.config, overrides)
-    summary = benchmarks.measure(args.config, config, cli.fill(benchmarks.Wanted, args))
-    cli.finish(args.json or "bench.json", summary)
+    benchmark = cli.fill(benchmarks.Benchmark, args, config=config)
+    cli.finish(args.json or "bench.json", benchmark.measure(args.config))
 
 
 if __name__ == "__main__":

@@ -38,14 +38,14 @@ def main(args, overrides):
     from ldm_jax.runs import data
 
     config = data.load(args.config, overrides)
-    wanted = cli.fill(estimates.Target, args)
-    summary, programs = estimates.estimate(args.config, config, wanted)
+    estimator = cli.fill(estimates.Estimator, args, config=config)
+    summary = estimator.estimate(args.config)
     print(*reports.of_estimate(summary), sep="\n")
     if args.out:
-        for name, text in programs.items():
+        for name, text in estimator.texts.items():
             disk.write_text(pathlib.Path(args.out) / f"{name}.hlo.txt", text)
         cli.finish(pathlib.Path(args.out) / "summary.json", summary)
-    estimates.refuse_misfits(config, summary)
+    estimator.refuse_misfits(summary)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a config's programs take on the devices that are here; see `bench`."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -10,6 +11,7 @@ import tempfile
 import time
 
 import jax
+from ml_collections import ConfigDict
 
 from ldm_jax.base import errors, platforms, shard, tree, watch
 from ldm_jax.cost import baseline, convolutions, flops, programs, reports, timing, traces
@@ -18,16 +20,19 @@ from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds
 from ldm_jax.runs import mesh as mesh_lib
 
+PARTS = ("train", "sample", "encode", "decode", "data", "checkpoint", "dispatch", "convolutions")
 DATA_SECONDS = 3.0
-USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
-PARTS = (*USUAL, "dispatch", "convolutions")
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What to time: the flags of `bench`, which say what each field means."""
+@dataclasses.dataclass
+class Benchmark:
+    """A config on the devices that are here; the other fields are flags of `bench`.
 
-    parts: tuple[str, ...] = USUAL
+    Every part is a method of its name, which returns what it measured, {} where nothing is.
+    """
+
+    config: ConfigDict
+    parts: tuple[str, ...] = PARTS
     batch_size: int = 0
     images: bool = False
     steps: int | None = None
@@ -36,92 +41,48 @@ class Wanted:
     against: str = ""
     profile: str = ""
 
+    def __post_init__(self):
+        given = {"steps": self.steps, "guidance": self.guidance}
+        with self.config.unlocked():
+            self.config.batch_size = self.batch_size or self.config.batch_size
+            if kinds.of(self.config).draws:
+                self.config.sample.update({k: v for k, v in given.items() if v is not None})
+        self.config = data_lib.resolved(self.config)
+        self.mesh = mesh_lib.make_mesh(self.config)
 
-def measure(name: str, config, wanted: Wanted) -> dict:
-    """Times the parts and prints each; the summary. name: what the config is called."""
-    with config.unlocked():
-        config.batch_size = wanted.batch_size or config.batch_size
-        given = {"steps": wanted.steps, "guidance": wanted.guidance}
-        if kinds.of(config).draws:
-            config.sample.update({k: v for k, v in given.items() if v is not None})
-    config = data_lib.resolved(config)
-    mesh = mesh_lib.make_mesh(config)
-    other = baseline.open_baseline(config) if wanted.against else None
-    pairs = other.pairs() if other else {}
-    on_cpu = jax.devices()[0].platform == "cpu"
-    summary = {
-        "config": name,
-        "batch_size": config.batch_size,
-        "dtype": config.dtype,
-        "machine": _machine(),
-        "matmul": timing.matmul_rate(config.dtype if on_cpu else "bfloat16", wanted.repeats),
-    }
-    rate = summary["matmul"]["flops_per_second"] * mesh.size
-    with tempfile.TemporaryDirectory() as folder:
-        platforms.cache_compilations(pathlib.Path(folder) / "cache")
-        how = dict(cached=not wanted.images, profile=wanted.profile)
-        benchmark = Benchmark(config, mesh, rate, wanted.repeats, **how)
-        for part in wanted.parts:
-            if found := getattr(benchmark, part)():
-                summary[part] = found
-                print(*reports.of_part(part, found), sep="\n", flush=True)
-        if other:
-            summary["against"] = benchmark.against(other, pairs)
-            print(*reports.of_pairs(summary["against"]), sep="\n", flush=True)
-    return summary
-
-
-def _machine() -> dict:
-    return {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
-def compare(files, tolerance: float):
-    """Raises RunError where a part of the second file is more than `tolerance` times slower."""
-    if len(files) != 2:
-        raise errors.UsageError("--compare wants two files: --compare=old.json,new.json")
-    old, new = (_read(file) for file in files)
-    parts = [part for part in PARTS if "seconds" in old.get(part, {}) and part in new]
-    if not parts:
-        raise errors.UsageError(f"{files[0]} and {files[1]} have no timed part in common.")
-    slower = []
-    for part in parts:
-        ratio = new[part]["seconds"] / old[part]["seconds"]
-        print(f"{part:10}  {ratio:.3f} times the seconds")
-        slower += [part] if ratio > tolerance else []
-    if old["machine"] != new["machine"] or old["batch_size"] != new["batch_size"]:
-        print("note: machines, versions or batches differ")
-    if slower:
-        raise errors.RunError(f"more than {tolerance} times slower: {', '.join(slower)}")
-
-
-def _read(file) -> dict:
-    try:
-        found = json.loads(pathlib.Path(file).read_text())
-        return found if "machine" in found else found["not a benchmark"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise errors.UsageError(f"{file} is no file of bench --json ({e!r}).") from e
-
-
-class Benchmark:
-    """One config's parts on one mesh. Every method returns what it measured, {} where nothing is.
-
-    rate: operations a second of all devices at a large product; cached: a second stage trains on
-    cached latents; profile: folder for a trace of the training step.
-    """
-
-    def __init__(self, config, mesh, rate: float, repeats: int, cached: bool, profile=""):
-        self._config, self._mesh, self._rate = config, mesh, rate
-        self._repeats, self._cached, self._profile = repeats, cached, profile
+    def measure(self, name: str) -> dict:
+        """Times the parts and prints each; the summary. name: what the config is called."""
+        config = self.config
+        other = baseline.Baseline(config) if self.against else None
+        on_cpu = jax.devices()[0].platform == "cpu"
+        self.matmul = timing.matmul_rate(config.dtype if on_cpu else "bfloat16", self.repeats)
+        summary = {
+            "config": name,
+            "batch_size": config.batch_size,
+            "dtype": config.dtype,
+            "machine": {
+                "device": jax.devices()[0].device_kind,
+                "devices": jax.device_count(),
+                "cores": os.cpu_count(),
+                "jax": jax.__version__,
+                "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            },
+            "matmul": self.matmul,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            platforms.cache_compilations(pathlib.Path(folder) / "cache")
+            for part in self.parts:
+                if found := getattr(self, part)():
+                    summary[part] = found
+                    print(*reports.of_part(part, found), sep="\n", flush=True)
+            if other:
+                summary["against"] = other.clock(self.repeats)
+                print(*reports.of_pairs(summary["against"]), sep="\n", flush=True)
+        return summary
 
     def train(self) -> dict:
         """A training step."""
-        program = programs.training(self._config, self._mesh, cached=self._cached)
+        program = self._training()
         compiled, clocks = self._compile(program)
         state, *rest = programs.fill(program)
 
@@ -130,23 +91,18 @@ class Benchmark:
             state, metrics = compiled(state, *rest)
             return metrics
 
-        found = self._clock(step, clocks, compiled, self._config.batch_size)
-        if self._profile:
-            traces.record(step, self._profile)
-            found["costliest"] = traces.costliest(self._profile, compiled.as_text())
-        return found | self._efficiency(self.training_flops(), found)
+        found = self._clock(step, clocks, compiled, self.training_flops())
+        if self.profile:
+            traces.record(step, self.profile)
+            found["costliest"] = traces.costliest(self.profile, compiled.as_text())
+        return found
 
     def sample(self) -> dict:
         """A batch of samples by the config's sampler, decoded."""
-        if not kinds.of(self._config).draws:
+        if not kinds.of(self.config).draws:
             return {}
-        program = programs.sampling(self._config, self._mesh, self._config.batch_size)
-        compiled, clocks = self._compile(program)
-        call = functools.partial(compiled, *programs.fill(program))
-        found = self._clock(call, clocks, compiled, self._config.batch_size)
-        work = flops.count(program.function, *program.arguments.values())
-        found |= self._efficiency(work, found)
-        return found | {key: self._config.sample[key] for key in ("sampler", "steps", "guidance")}
+        found = self._call(programs.sampling(self.config, self.mesh, self.config.batch_size))
+        return found | {key: self.config.sample[key] for key in ("sampler", "steps", "guidance")}
 
     def encode(self) -> dict:
         """Images to the first stage's moments."""
@@ -158,53 +114,36 @@ class Benchmark:
 
     def data(self) -> dict:
         """Batches as training reads them, and the work of a core for an image."""
-        config = self._config
+        config = self.config.copy_and_resolve_references()
         try:
-            source = data_lib.open_source(config.data)
-            seconds, work = self._read(config, source)
+            seconds, work = self._read(config)
+            if config.data.workers:  # whose work this process cannot see
+                config.data.workers = 0
+                _, work = self._read(config)
         except errors.UsageError as e:
             return {"left_out": str(e)}
-        if config.data.workers:  # whose work this process cannot see
-            config = config.copy_and_resolve_references()
-            config.data.workers = 0
-            work = self._read(config, source)[1]
         return {
             "seconds": seconds,
             "images_per_second": config.batch_size / seconds,
             "core_seconds_per_image": work / config.batch_size,
-            "workers": self._config.data.workers,
+            "workers": self.config.data.workers,
             "threads": config.data.threads,
         }
 
-    def _read(self, config, source) -> tuple[float, float]:
-        """Seconds a batch, and of this process's cores."""
-        share, cache = dict(host=0, hosts=1), data_lib.open_cache(config, source)
-        data = data_lib.make(config, source, ("image",), share, cache)
-        with data.train(0) as batches:
-            next(batches)
-            begin, work, count = time.perf_counter(), time.process_time(), 0
-            while count < 2 or time.perf_counter() - begin < DATA_SECONDS:
-                next(batches)
-                count += 1
-            return (time.perf_counter() - begin) / count, (time.process_time() - work) / count
-
     def checkpoint(self) -> dict:
         """Saving the state of training, and reading it back."""
-        program = programs.training(self._config, self._mesh, cached=self._cached)
-        [state, *_] = programs.fill(program)
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoints = Checkpoints(folder)
-            try:
-                begin = time.perf_counter()
-                checkpoints.save(1, state, {})
-                held = time.perf_counter() - begin
-                checkpoints.wait()
-                seconds = time.perf_counter() - begin
-                begin = time.perf_counter()
-                jax.block_until_ready(checkpoints.restore(program.arguments["state"])[0])
-                restored = time.perf_counter() - begin
-            finally:
-                checkpoints.close()
+        program = self._training()
+        state, *_ = programs.fill(program)
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
+            saving = watch.stopwatch()
+            checkpoints.save(1, state, {})
+            held = saving()
+            checkpoints.wait()
+            seconds, reading = saving(), watch.stopwatch()
+            jax.block_until_ready(checkpoints.restore(program.arguments["state"])[0])
+            restored = reading()
         size = tree.nbytes(state)
         return {
             "seconds": seconds,
@@ -216,76 +155,70 @@ class Benchmark:
 
     def convolutions(self) -> dict:
         """Each convolution of the network by itself, with both gradients, on one device."""
-        config = self._config.copy_and_resolve_references()
-        config.batch_size //= self._mesh.size
+        config = self.config.copy_and_resolve_references()
+        config.batch_size //= self.mesh.size
         if one := kinds.of(config).forward(config):
-            passes = [one]
+            counted = convolutions.find(one[0], *one[1])
         else:
-            found = programs.codec(config, self._mesh, config.batch_size).values()
-            passes = [(program.function, program.arguments.values()) for program in found]
-        counted = collections.Counter()
-        for function, arguments in passes:
-            counted.update(convolutions.find(function, *arguments))
-        clock = convolutions.clock(counted, self._repeats)
-        return clock | {"mfu": clock["flops_per_second"] * self._mesh.size / self._rate}
+            counted = collections.Counter()
+            for program in programs.codec(config, self.mesh, config.batch_size).values():
+                counted += convolutions.find(program.function, *program.arguments.values())
+        clock = convolutions.clock(counted, self.repeats)
+        return clock | {"mfu": clock["flops_per_second"] / self.matmul["flops_per_second"]}
 
     def dispatch(self) -> dict:
         """The host's work for a training step: as many arrays, to a program that does nothing."""
-        whole = shard.replicated(self._mesh)
+        whole = shard.replicated(self.mesh)
         empty = lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype, sharding=whole)
-        given = programs.training(self._config, self._mesh, cached=self._cached).arguments
-        given = {name: jax.tree.map(empty, values) for name, values in given.items()}
-        nothing = jax.jit(lambda state, *_: state, donate_argnums=0)
-        program = programs.Program(nothing, given)
+        given = jax.tree.map(empty, self._training().arguments)
+        program = programs.Program(jax.jit(lambda state, *_: state, donate_argnums=0), given)
         state, *rest = programs.fill(program)
         compiled = program.lower().compile()
         seconds = []
-        for _ in range(20 * self._repeats):
+        for _ in range(20 * self.repeats):
             begin = time.perf_counter()
             state = compiled(state, *rest)
             seconds.append(time.perf_counter() - begin)
             jax.block_until_ready(state)
         return timing.summary(seconds) | {"arrays": len(jax.tree.leaves(given))}
 
-    def against(self, other, pairs: dict) -> dict:
-        """Both clocks of the pairs of a baseline.Baseline, in turns."""
-        found = {}
-        for name, (ours, theirs, difference) in pairs.items():
-            own, clock = baseline.clock_both(ours, theirs, other.wait, self._repeats)
-            found[name] = own | {
-                "baseline": other.name,
-                "baseline_seconds": clock["seconds"],
-                "baseline_seconds_min": clock["seconds_min"],
-                "baseline_seconds_max": clock["seconds_max"],
-                "ratio": clock["seconds"] / own["seconds"],
-                "difference": difference,
-            }
-        return found
-
     def training_flops(self) -> float:
         """The model's work of a step: three times the forward pass, nothing computed again.
 
         Of a first stage, whose players share passes: the products and convolutions of its step.
         """
-        config = self._config.copy_and_resolve_references()
+        config = self.config.copy_and_resolve_references()
         config.accumulate = 1
         if "remat" in config.model:
             config.model.remat = False
         if one := kinds.of(config).forward(config):
             return 3 * flops.count(one[0], *one[1])
-        program = programs.training(config, self._mesh, cached=True)
-        return flops.count(program.function, *program.arguments.values())
+        return programs.training(config, self.mesh, cached=True).flops()
 
-    def _codec(self, name) -> dict:
-        found = programs.codec(self._config, self._mesh, self._config.batch_size)
-        if name not in found:
-            return {}
-        program = found[name]
+    def _training(self) -> programs.Program:
+        return programs.training(self.config, self.mesh, cached=not self.images)
+
+    def _codec(self, name: str) -> dict:
+        found = programs.codec(self.config, self.mesh, self.config.batch_size)
+        return self._call(found[name]) if name in found else {}
+
+    def _read(self, config) -> tuple[float, float]:
+        """Seconds a batch, and of this process's cores."""
+        share, source = dict(host=0, hosts=1), data_lib.open_source(config.data)
+        cache = data_lib.open_cache(config, source)
+        with data_lib.make(config, source, ("image",), share, cache).train(0) as batches:
+            next(batches)
+            begin, work, count = time.perf_counter(), time.process_time(), 0
+            while count < 2 or time.perf_counter() - begin < DATA_SECONDS:
+                next(batches)
+                count += 1
+            return (time.perf_counter() - begin) / count, (time.process_time() - work) / count
+
+    def _call(self, program: programs.Program) -> dict:
+        """What is measured of a program that leaves its arguments as they are."""
         compiled, clocks = self._compile(program)
         call = functools.partial(compiled, *programs.fill(program))
-        clock = self._clock(call, clocks, compiled, self._config.batch_size)
-        work = flops.count(program.function, *program.arguments.values())
-        return clock | self._efficiency(work, clock)
+        return self._clock(call, clocks, compiled, program.flops())
 
     def _compile(self, program):
         """The executable, and how long it takes to make it from nothing and from the cache.
@@ -301,11 +234,34 @@ class Benchmark:
         compiled = program.lower().compile()
         return compiled, clocks | {"compile_again_seconds": seconds()}
 
-    def _clock(self, call, clocks, compiled, images) -> dict:
-        found = timing.repeated(call, self._repeats)
-        found["images_per_second"] = images / found["seconds"]
-        return found | clocks | timing.peak_memory(compiled)
+    def _clock(self, call, clocks: dict, compiled, work: float) -> dict:
+        found = timing.repeated(call, self.repeats)
+        rate, best = work / found["seconds"], self.matmul["flops_per_second"] * self.mesh.size
+        found["images_per_second"] = self.config.batch_size / found["seconds"]
+        found |= clocks | timing.peak_memory(compiled)
+        return found | {"flops": work, "flops_per_second": rate, "mfu": rate / best}
 
-    def _efficiency(self, work: float, found: dict) -> dict:
-        rate = work / found["seconds"]
-        return {"flops": work, "flops_per_second": rate, "mfu": rate / self._rate}
+
+def compare(files, tolerance: float):
+    """Raises RunError where a part of the second file is more than `tolerance` times slower."""
+    if len(files) != 2:
+        raise errors.UsageError("--compare wants two files: --compare=old.json,new.json")
+    old, new = map(_read, files)
+    timed = lambda part: all("seconds" in found.get(part, {}) for found in (old, new))
+    parts = {part: new[part]["seconds"] / old[part]["seconds"] for part in filter(timed, PARTS)}
+    if not parts:
+        raise errors.UsageError(f"{files[0]} and {files[1]} have no timed part in common.")
+    for part, ratio in parts.items():
+        print(f"{part:10}  {ratio:.3f} times the seconds")
+    if any(old[key] != new[key] for key in ("machine", "batch_size")):
+        print("note: machines, versions or batches differ")
+    if slower := [part for part, ratio in parts.items() if ratio > tolerance]:
+        raise errors.RunError(f"more than {tolerance} times slower: {', '.join(slower)}")
+
+
+def _read(file) -> dict:
+    try:
+        found = json.loads(pathlib.Path(file).read_text())
+        return found if "machine" in found else found["not a benchmark"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise errors.UsageError(f"{file} is no file of bench --json ({e!r}).") from e

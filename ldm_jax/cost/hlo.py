@@ -3,12 +3,12 @@
 Of loops the body counts once, however often it runs.
 """
 
-import dataclasses
 import math
 import re
 from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+WORK = ("fusion", "convolution", "dot", "custom-call")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "f8e4m3fn": 1}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
@@ -24,8 +24,7 @@ class Shape(NamedTuple):
         return math.prod(self.dims) * _BYTES.get(self.dtype, 0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     """One line of a program. shapes: of what it yields; operands: names; text: the rest."""
 
     name: str
@@ -47,10 +46,11 @@ def parse(text: str) -> dict[str, list[Instruction]]:
             name = re.match(r"(?:ENTRY )?%?([^\s(]+)", line)[1]
             lines = found.setdefault(name, [])
         elif match := _LINE.match(line):
-            name, shapes, opcode, rest = match.groups()
-            inner = rest.split("), ", 1)[0]
-            operands = re.findall(r"%([^\s,)]+)", inner)
-            lines.append(Instruction(name, opcode, _shapes(shapes), tuple(operands), rest))
+            name, yielded, opcode, rest = match.groups()
+            sides = lambda text: tuple(int(side) for side in text.split(",") if side)
+            shapes = tuple(Shape(dtype, sides(dims)) for dtype, dims in _SHAPE.findall(yielded))
+            operands = tuple(re.findall(r"%([^\s,)]+)", rest.split("), ", 1)[0]))
+            lines.append(Instruction(name, opcode, shapes, operands, rest))
     return found
 
 
@@ -70,14 +70,14 @@ def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
             kind = _kind(line, program)
             if kind is None or line.opcode.endswith("-done"):
                 continue
+            size, between = line.nbytes, []
             if line.opcode.endswith("-start"):
-                done = next((k for k in range(i + 1, len(lines)) if _ends(lines[k], line)), i)
-                between = lines[i + 1 : done]
                 # What is begun yields its operands too.
                 size = max((shape.nbytes for shape in line.shapes), default=0)
-                found.append(Collective(kind, size, any(map(_works, between))))
-            else:
-                found.append(Collective(kind, line.nbytes, False))
+                ends = (k for k in range(i + 1, len(lines)) if line.name in lines[k].operands)
+                done = next((k for k in ends if lines[k].opcode.endswith("-done")), i)
+                between = lines[i + 1 : done]
+            found.append(Collective(kind, size, any(other.opcode in WORK for other in between)))
     return found
 
 
@@ -146,11 +146,10 @@ def _convolution(line, a, b):
     m = math.prod(line.shapes[0].dims) // max(1, line.shapes[0].dims[out.index("f")])
     window = [size for size, label in zip(b.dims, rhs) if label.isdigit()]
     # Zeros that dilation puts between an image's rows are skipped.
-    dilated = re.search(r"lhs_dilate=([\dx]+)", line.text)
-    zeros = math.prod(int(d) for d in dilated[1].split("x")) if dilated else 1
+    dilated = attribute(line, "lhs_dilate", r"([\dx]+)") or "1"
+    m = max(1, m // math.prod(map(int, dilated.split("x"))))
     groups = int(attribute(line, "batch_group_count", r"(\d+)") or 1)
     taps = math.prod(window)
-    m = max(1, m // zeros)
     if max(window, default=1) > 7:
         return m, k * taps, n // groups, 1
     return m, k, max(1, n // groups), taps
@@ -181,18 +180,3 @@ def _kind(line, program):
         inside = {inner.opcode for inner in program.get(called(line), ())}
         return next((kind for kind in COLLECTIVES if kind in inside), None)
     return None
-
-
-def _ends(line, start) -> bool:
-    return start.name in line.operands and line.opcode.endswith("-done")
-
-
-def _works(line) -> bool:
-    return line.opcode in ("fusion", "convolution", "dot", "custom-call")
-
-
-def _shapes(text) -> tuple[Shape, ...]:
-    return tuple(
-        Shape(dtype, tuple(int(d) for d in dims.split(",") if d))
-        for dtype, dims in _SHAPE.findall(text)
-    )

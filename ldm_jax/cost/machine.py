@@ -1,6 +1,5 @@
 """The checks of a machine before a job; see `doctor`. Each returns what it found, or raises."""
 
-import functools
 import importlib.metadata
 import pathlib
 import shutil
@@ -22,12 +21,11 @@ STEPS_KEPT = 4  # checkpoints at a time: those kept, the one being written, and 
 
 def checks(config, workdir: str | None, expected: str) -> dict:
     """{name: check} of a job. config, workdir: None where there is none; expected: devices."""
-    found = {"versions": versions, "devices": functools.partial(devices, expected)}
+    found = {"versions": versions, "devices": lambda: devices(expected)}
     if workdir:
-        found["workdir"] = functools.partial(writable, workdir)
+        found["workdir"] = lambda: writable(workdir)
     if config:
-        found["record"] = functools.partial(record, config)
-        found["step"] = functools.partial(step, config, workdir)
+        found |= {"record": lambda: record(config), "step": lambda: step(config, workdir)}
     return found
 
 
@@ -66,10 +64,9 @@ def writable(workdir: str) -> str:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".doctor", dir=workdir) as folder:
-            one, two = pathlib.Path(folder, "one"), pathlib.Path(folder, "two")
-            one.write_bytes(b"x" * 2**20)
-            one.rename(two)
-            if two.read_bytes() != b"x" * 2**20:
+            pathlib.Path(folder, "one").write_bytes(b"x" * 2**20)
+            renamed = pathlib.Path(folder, "one").rename(pathlib.Path(folder, "two"))
+            if renamed.read_bytes() != b"x" * 2**20:
                 raise errors.RunError(f"{workdir} does not give back what was written.")
     except OSError as e:
         raise errors.RunError(f"{workdir} cannot be written: {e.strerror}.") from e
@@ -90,8 +87,7 @@ def step(config, workdir) -> str:
     """Compiles the training step for these devices and weighs it."""
     seconds = watch.stopwatch()
     data_lib.resolve(config, data_lib.open_source(config.data))
-    mesh = mesh_lib.make_mesh(config)
-    program = programs.training(config, mesh)
+    program = programs.training(config, mesh_lib.make_mesh(config))
     memory = program.lower().compile().memory_analysis()
     disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0

@@ -1,7 +1,7 @@
 """The programs of a config, with shapes for arguments: nothing is read and nothing is computed.
 
 They are what a run compiles, for devices that may be elsewhere: `plan` weighs them, `doctor` tries
-them, `bench` times them, budgets count them.
+them, `bench` times them, a sweep's budget counts them.
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import raster, shard, tree
+from ldm_jax.cost import flops
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import step as step_lib
 from ldm_jax.runs import kinds
@@ -25,6 +26,10 @@ class Program(NamedTuple):
 
     def lower(self):
         return self.function.lower(*self.arguments.values())
+
+    def flops(self) -> float:
+        """Operations of a call, see flops.py."""
+        return flops.count(self.function, *self.arguments.values())
 
 
 def training(config, mesh, first_stage: Codec | None = None, cached: bool = False) -> Program:
@@ -51,6 +56,21 @@ def training(config, mesh, first_stage: Codec | None = None, cached: bool = Fals
         "key": shard.abstract(_keys(), whole),
     }
     return Program(programs.step, arguments)
+
+
+def training_flops(config, codec=None, cached: bool = True) -> float:
+    """Floating-point operations of one training step of a config, all players and optimizers.
+
+    XLA counts them on the program before optimisation, so that no machine changes the number:
+    a multiplication and an addition are two, and a convolution's padding costs nothing. codec:
+    a second stage's first stage, which need not be trained; cached: it trains on cached latents.
+    """
+    config = config.copy_and_resolve_references()
+    config.accumulate = 1  # micro-batches run in a loop, whose body XLA counts once
+    cpu = jax.devices("cpu")[:1]
+    with jax.default_device(cpu[0]):
+        program = training(config, shard.make_mesh(devices=cpu), codec, cached)
+        return float(program.lower().cost_analysis()["flops"])
 
 
 def sampling(config, mesh, batch_size: int) -> Program:
@@ -81,16 +101,18 @@ def codec(config, mesh, batch_size: int) -> dict[str, Program]:
     own = kinds.of(config).codec(config)
     if own.model is None:
         return {}
-    side = config.data.size
-    images = _float32(batch_size, side, side, 3)
-    latents = _float32(batch_size, side // own.f, side // own.f, own.channels)
-    params = jax.eval_shape(own.model.init, _keys(), _float32(1, side, side, 3))["params"]
+    side, rows = config.data.size, shard.batch_sharding(mesh)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    params = jax.eval_shape(own.model.init, _keys(), image)["params"]
     params = shard.abstract(params, shard.replicated(mesh))
-    rows = shard.batch_sharding(mesh)
-    return {
-        name: Program(jax.jit(f), {"params": params, "batch": shard.abstract(batch, rows)})
-        for name, f, batch in (("encode", own.moments, images), ("decode", own.decode, latents))
-    }
+
+    def program(function, f, channels):
+        shape = batch_size, side // f, side // f, channels
+        batch = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
+        return Program(jax.jit(function), {"params": params, "batch": batch})
+
+    encode = program(own.moments, 1, 3)
+    return {"encode": encode, "decode": program(own.decode, own.f, own.channels)}
 
 
 def fill(program: Program) -> tuple:
@@ -102,8 +124,7 @@ def fill(program: Program) -> tuple:
 
     def make(path, leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            make = jax.jit(lambda: _key_array(leaf.shape), out_shardings=leaf.sharding)
-            return make()
+            return jax.jit(lambda: _key_array(leaf.shape), out_shardings=leaf.sharding)()
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         values = np.resize(noise, leaf.shape).astype(leaf.dtype)
@@ -113,18 +134,10 @@ def fill(program: Program) -> tuple:
     return tuple(jax.tree_util.tree_map_with_path(make, list(program.arguments.values())))
 
 
-def _key():
-    return jax.random.key(0)
-
-
 def _key_array(shape):
-    return samplers.image_keys(0, jnp.arange(*shape)) if shape else _key()
+    return samplers.image_keys(0, jnp.arange(*shape)) if shape else jax.random.key(0)
 
 
 def _keys(*count):
     """The shape of a key, or of `count` of them."""
     return jax.eval_shape(lambda: _key_array(count))
-
-
-def _float32(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)

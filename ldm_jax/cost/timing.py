@@ -48,26 +48,17 @@ def matmul_rate(dtype: str, repeats: int) -> dict:
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=(side, side)), dtype) for _ in range(2))
     product = jax.jit(jnp.matmul)
-    clock = repeated(lambda: product(a, b), repeats)
-    flops = 2.0 * side**3
-    return {
-        "side": side,
-        "dtype": dtype,
-        "flops_per_second": flops / clock["seconds"],
-        "seconds": clock["seconds"],
-    }
+    seconds = repeated(lambda: product(a, b), repeats)["seconds"]
+    rate = 2.0 * side**3 / seconds
+    return {"side": side, "dtype": dtype, "flops_per_second": rate, "seconds": seconds}
 
 
 def peak_memory(compiled) -> dict:
     """Bytes of a device: as the allocator saw it where it says so, and as the compiler plans it."""
-    found, analysis = {}, compiled.memory_analysis()
-    if analysis is not None:
-        found["planned_bytes"] = (
-            analysis.argument_size_in_bytes
-            + analysis.temp_size_in_bytes
-            + analysis.output_size_in_bytes
-            - analysis.alias_size_in_bytes
-        )
+    found = {}
+    if (plan := compiled.memory_analysis()) is not None:
+        own = plan.output_size_in_bytes - plan.alias_size_in_bytes
+        found["planned_bytes"] = plan.argument_size_in_bytes + plan.temp_size_in_bytes + own
     statistic = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistic:
         found["peak_bytes"] = statistic["peak_bytes_in_use"]

@@ -9,16 +9,19 @@ lists them; NVIDIA's data sheets, dense, without sparsity.
 """
 
 import contextlib
-import dataclasses
+import importlib.util
 import os
 import pathlib
 import re
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
 
 from ldm_jax.base import errors
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
     """What a device can do at best; 0 where that is not known.
 
     memory: bytes; bandwidth: bytes a second of it; flops: bfloat16 operations a second; link: bytes
@@ -45,6 +48,7 @@ GPUS = {
     "H200": Chip("H200", 141e9, 9.89e14, 4.8e12, 4.5e11, 16),
     "B200": Chip("B200", 180e9, 2.25e15, 8.0e12, 9e11, 16),
 }
+PLUGINS = {"tpu": ("libtpu", "jax[tpu]"), "cuda": ("jax_plugins", "jax[cuda12]")}
 TARGETS = "openxla/xla has such files in xla/backends/gpu/target_config/specs, e.g. h200.txtpb"
 
 
@@ -57,15 +61,15 @@ def open_topology(text: str, target: str = "") -> tuple[list, Chip]:
     kind, _, shape = text.partition(":")
     if kind in TPUS:
         return _tpu(TPUS[kind], kind, shape), TPUS[kind]
-    if kind == "cuda":
-        return _cuda(_count(text, shape), target)
-    if kind == "cpu":
-        return _cpu(_count(text, shape)), Chip("CPU")
     known = [*TPUS, "cuda", "cpu"]
-    raise errors.UsageError(
-        f"--topology={text}: the first part must be one of {', '.join(known)}"
-        f"{errors.nearest(kind, known)}"
-    )
+    if kind not in known:
+        raise errors.UsageError(
+            f"--topology={text}: the first part must be one of {', '.join(known)}"
+            f"{errors.nearest(kind, known)}"
+        )
+    if not shape.isdecimal() or int(shape) < 1:
+        raise errors.UsageError(f"--topology={text}: give a number of devices, e.g. cpu:8.")
+    return _cuda(int(shape), target) if kind == "cuda" else (_cpu(int(shape)), Chip("CPU"))
 
 
 def _tpu(chip, kind, shape):
@@ -76,7 +80,6 @@ def _tpu(chip, kind, shape):
             f"--topology={kind}:{shape}: a slice of {kind} has {chip.dimensions} sides, e.g. "
             f"{kind}:{example}"
         )
-    _plugin("libtpu", "pip install 'jax[tpu]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for the machine that it is on
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip here to lock for one process
     lone = {"chips_per_host_bounds": [1] * 3} if max(sides) == 1 else {}
@@ -84,15 +87,12 @@ def _tpu(chip, kind, shape):
 
 
 def _cuda(count, target):
-    import jax
-
     if not target:
         raise errors.UsageError(f"--topology=cuda:{count} needs --target=FILE; {TARGETS}.")
     try:
         text = pathlib.Path(target).read_text()
     except (OSError, UnicodeDecodeError) as e:
         raise errors.UsageError(f"--target={target} cannot be read ({e}); {TARGETS}.") from e
-    _plugin("jax_plugins", "pip install 'jax[cuda12]'")
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # or the plugin wants the GPUs that are not here
     jax.devices()  # which registers the plugin
@@ -102,8 +102,6 @@ def _cuda(count, target):
 
 
 def _cpu(count):
-    import jax
-
     jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # JAX runs already; what it has must do
         jax.config.update("jax_num_cpu_devices", count)
@@ -114,23 +112,13 @@ def _cpu(count):
 
 
 def _describe(name, platform, **options):
-    from jax.experimental import topologies
-
+    package, extra = PLUGINS[platform]
+    if importlib.util.find_spec(package) is None:
+        raise errors.UsageError(
+            f"--topology={name} needs {package}, which compiles for it: pip install '{extra}'"
+        )
     try:
         return list(topologies.get_topology_desc(name, platform, **options).devices)
     except Exception as e:  # the plugins raise what they like
         reason = " ".join(str(e).split())[:300]
         raise errors.UsageError(f"--topology={name} ({platform}): {reason}") from e
-
-
-def _plugin(package, remedy):
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise errors.UsageError(f"Compiling for this topology needs {package}: {remedy}")
-
-
-def _count(text, shape) -> int:
-    if not shape.isdecimal() or int(shape) < 1:
-        raise errors.UsageError(f"--topology={text}: give a number of devices, e.g. cpu:8.")
-    return int(shape)

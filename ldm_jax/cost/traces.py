@@ -1,7 +1,7 @@
 """Where a program's time goes: a trace by jax.profiler, and its costliest operations."""
 
 import pathlib
-from collections import Counter, defaultdict
+from collections import Counter
 
 import jax
 
@@ -26,7 +26,7 @@ def costliest(folder, text: str, top: int = 10) -> list[dict]:
 
     Returns:
       [{"name", "opcode", "seconds": of all "calls", "share": of all operations' seconds, "bytes":
-      that one call reads and writes, "flops": products and convolutions of one, "where"}].
+      that one call reads and writes, "flops": products and convolutions of one call, "where"}].
     """
     seconds, calls = clocks(folder)
     program = hlo.parse(text)
@@ -34,11 +34,12 @@ def costliest(folder, text: str, top: int = 10) -> list[dict]:
     timed = Counter({name: s for name, s in seconds.items() if name in known})
     if not timed:
         raise errors.RunError(f"The trace in {folder} holds no operation of the program.")
-    total, work = sum(timed.values()), _work(program)
-    found = []
+    work = Counter({product.name: product.flops for product in hlo.matrix_work(program, 1)})
+    total, found = sum(timed.values()), []
     for name, spent in timed.most_common(top):
         line, lines = known[name]
         sizes = {other.name: other.nbytes for other in lines}
+        products = [line, *program.get(hlo.called(line), ())]  # those of a fusion are its own
         found.append(
             {
                 "name": name,
@@ -47,7 +48,7 @@ def costliest(folder, text: str, top: int = 10) -> list[dict]:
                 "share": spent / total,
                 "calls": calls[name],
                 "bytes": line.nbytes + sum(sizes.get(o, 0) for o in line.operands),
-                "flops": work(line),
+                "flops": float(sum(work[one.name] for one in products)),
                 "where": hlo.place(line),
             }
         )
@@ -56,24 +57,13 @@ def costliest(folder, text: str, top: int = 10) -> list[dict]:
 
 def clocks(folder) -> tuple[Counter, Counter]:
     """({event: seconds}, {event: how often}) of the newest trace in `folder`."""
-    files = sorted(pathlib.Path(folder).rglob("*.xplane.pb"), key=lambda f: f.stat().st_mtime)
-    if not files:
+    files = pathlib.Path(folder).rglob("*.xplane.pb")
+    newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+    if newest is None:
         raise errors.RunError(f"{folder} holds no trace.")
-    seconds, calls = defaultdict(float), Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
-        for line in plane.lines:
-            for event in line.events:
-                seconds[event.name] += event.duration_ns / 1e9
-                calls[event.name] += 1
-    return Counter(seconds), calls
-
-
-def _work(program):
-    """(instruction) -> operations of its products, those in a fusion's computation too."""
-    own = {m.name: m.flops for m in hlo.matrix_work(program, 1)}
-
-    def of(line) -> float:
-        called = program.get(hlo.called(line), ())
-        return own.get(line.name, 0.0) + sum(own.get(inner.name, 0.0) for inner in called)
-
-    return of
+    seconds, calls = Counter(), Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+        for event in (event for line in plane.lines for event in line.events):
+            seconds[event.name] += event.duration_ns / 1e9
+            calls[event.name] += 1
+    return seconds, calls

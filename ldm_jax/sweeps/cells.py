@@ -5,11 +5,11 @@ their combinations with channels, bottleneck and seed. First stages and latent c
 after a digest of all that they depend on, so that cells which agree share them.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import math
-import pathlib
+import operator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,13 +27,12 @@ MAX_WIDTH = 4096  # channels
 WARMUP = 0.1  # share of the steps that a warm-up may take at most
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One point of the sweep.
 
     first_stage: config of the first stage; None for pixels (f = 1).
     ldm: config of the second stage, its width solved; its steps and its first stage are filled in
-      by `dated` and `placed`.
+      by the work that trains it.
     codec: the first stage without weights; parameters: of the denoiser with its conditioners.
     """
 
@@ -46,18 +45,22 @@ class Cell:
     parameters: int
 
     @property
+    def variant(self) -> str:
+        """What seeds have in common: f4_kl_c4."""
+        return f"f{self.f}_{self.bottleneck}_c{self.codec.channels}"
+
+    @property
     def name(self) -> str:
         """Unique in a sweep: f4_kl_c4_s0."""
-        return f"f{self.f}_{self.bottleneck}_c{self.codec.channels}_s{self.seed}"
+        return f"{self.variant}_s{self.seed}"
 
     @property
     def first_stage_name(self) -> str:
-        return f"{self.name.rpartition('_')[0]}-{digest(self.first_stage)}"
+        return f"{self.variant}-{digest(self.first_stage)}"
 
     @property
     def cache_name(self) -> str:
-        data = self.ldm.data
-        return f"{self.name.rpartition('_')[0]}-{digest(self.first_stage, data)}"
+        return f"{self.variant}-{digest(self.first_stage, self.ldm.data)}"
 
     def run_name(self, sweep) -> str:
         length = {"budget": sweep.budget.to_dict(), "points": sweep.points}
@@ -79,11 +82,9 @@ def cells(sweep: ConfigDict) -> list[Cell]:
     found = {}
     axes = itertools.product(sweep.f, sweep.bottlenecks, sweep.channels or (0,), sweep.seeds)
     for f, bottleneck, channels, seed in axes:
-        # Pixels have neither bottleneck nor channels to choose.
-        if f == 1:
-            cell = _cell(sweep, 1, "pixels", 0, seed)
-        else:
-            cell = _cell(sweep, f, bottleneck, channels, seed)
+        if f == 1:  # pixels have neither bottleneck nor channels to choose
+            bottleneck, channels = "pixels", 0
+        cell = _cell(sweep, f, bottleneck, channels, seed)
         found.setdefault(cell.name, cell)
     return list(found.values())
 
@@ -95,43 +96,37 @@ def check(sweep: ConfigDict):
         raise errors.UsageError(
             f"config.budget.kind={sweep.budget.kind!r}: use one of {', '.join(BUDGETS)}{hint}"
         )
-    for key in ("amount", "max_steps"):
-        if not sweep.budget[key] > 0:
-            raise errors.UsageError(f"config.budget.{key}={sweep.budget[key]} must be above 0.")
-    if sweep.points < 1 or sweep.sampling.num < 1:
-        raise errors.UsageError(
-            f"config.points={sweep.points} and config.sampling.num={sweep.sampling.num} must be at "
-            "least 1."
-        )
+    for key in ("budget.amount", "budget.max_steps", "points", "sampling.num"):
+        if not (value := operator.attrgetter(key)(sweep)) > 0:
+            raise errors.UsageError(f"config.{key}={value} must be above 0.")
     if sweep.sampling.curve not in sweep.sampling.steps:
         raise errors.UsageError(
             f"config.sampling.curve={sweep.sampling.curve} must be one of config.sampling.steps="
             f"{tuple(sweep.sampling.steps)}."
         )
-    for f in sweep.f:
-        for group in ("ldms", *(("first_stages",) if f > 1 else ())):
-            if f"f{f}" not in sweep[group]:
-                known = ", ".join(sweep[group])
-                raise errors.UsageError(
-                    f"config.f: {f} has no config in config.{group} (there are {known})."
-                )
+    wanted = [("ldms", f) for f in sweep.f] + [("first_stages", f) for f in sweep.f if f > 1]
+    for group, f in wanted:
+        if f"f{f}" not in sweep[group]:
+            known = ", ".join(sweep[group])
+            raise errors.UsageError(
+                f"config.f: {f} has no config in config.{group} (there are {known})."
+            )
 
 
 def _cell(sweep, f, bottleneck, channels, seed) -> Cell:
     first, codec = None, Codec(None)
     if f > 1:
-        first = _unlocked(sweep.first_stages[f"f{f}"])
+        first = unlocked(sweep.first_stages[f"f{f}"])
         first.model.bottleneck = bottleneck
         if channels:
             first.model.update(z_channels=channels, latent_channels=channels)
-        codec = Codec(kinds.of(first).network(first))
+        codec = kinds.of(first).codec(first)
         if codec.f != f:
             raise errors.UsageError(
                 f"config.first_stages.f{f}.model.mult={tuple(first.model.mult)} has f={codec.f}."
             )
-    ldm = _unlocked(sweep.ldms[f"f{f}"])
-    ldm.seed = seed
-    ldm.first_stage = codecs.IDENTITY
+    ldm = unlocked(sweep.ldms[f"f{f}"])
+    ldm.update(seed=seed, first_stage=codecs.IDENTITY)
     ldm = data_lib.resolve(ldm, data_lib.open_source(ldm.data))
     check_lib.divides(ldm.data.size, f * 2 ** (len(ldm.model.mult) - 1), f"f={f} times levels")
     if sweep.parameters:
@@ -169,7 +164,7 @@ def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) ->
 
 def with_width(ldm: ConfigDict, width: int) -> ConfigDict:
     """A copy of another width; what is added to the timestep's embedding has four times that."""
-    ldm = _unlocked(ldm)
+    ldm = unlocked(ldm)
     ldm.model.width = width
     for conditioner in ldm.conditioners.values():
         if conditioner.get("place") == "vector":
@@ -179,7 +174,7 @@ def with_width(ldm: ConfigDict, width: int) -> ConfigDict:
 
 def dated(ldm: ConfigDict, steps: int, points: int) -> ConfigDict:
     """A copy that trains about `steps` steps, and keeps a checkpoint at each of `points` parts."""
-    ldm = _unlocked(ldm)
+    ldm = unlocked(ldm)
     part = max(1, steps // points)
     pieces = -(-part // ldm.steps.checkpoint)
     checkpoint = max(1, round(part / pieces))
@@ -192,14 +187,15 @@ def dated(ldm: ConfigDict, steps: int, points: int) -> ConfigDict:
     return ldm
 
 
-def placed(ldm: ConfigDict, first_stage, cache) -> ConfigDict:
-    """A copy that trains on that first stage's latents; paths, or None for pixels."""
-    ldm = _unlocked(ldm)
-    if first_stage is not None:
-        ldm.first_stage = str(pathlib.Path(first_stage))
-        ldm.latents.cache = str(pathlib.Path(cache))
-    return ldm
+def steps(budget, flops_per_step: float, seconds_per_step: float | None = None) -> int:
+    """Steps that a budget {"kind", "amount", "max_steps"} pays for, at least one.
+
+    seconds_per_step: as measured, for budgets of seconds.
+    """
+    cost = {"flops": flops_per_step, "steps": 1, "seconds": seconds_per_step}[budget["kind"]]
+    return int(min(budget["max_steps"], max(1, budget["amount"] / cost)))
 
 
-def _unlocked(config: ConfigDict) -> ConfigDict:
+def unlocked(config: ConfigDict) -> ConfigDict:
+    """A copy that takes any key."""
     return ConfigDict(config.to_dict())

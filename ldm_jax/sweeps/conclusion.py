@@ -1,9 +1,10 @@
 """What the numbers say, in sentences: which f wins under the budget, by how much, how sure."""
 
-import dataclasses
+import collections
 import itertools
 import math
 import statistics
+from typing import NamedTuple
 
 from ldm_jax.sweeps import results
 
@@ -16,29 +17,25 @@ SURE = ((0.99, "which is clear"), (0.9, "which is likely"), (0.0, "which settles
 OFF = 0.1  # share of the budget by which a cell may miss it unnamed
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One f with its best channels and bottleneck, over its seeds."""
 
     f: int
-    name: str
     value: results.Value
     seeds: int
 
 
 def entries(cells, key: str) -> list[Entry]:
     """The best variant of each f, by f."""
-    _, larger = results.MEASURES[key]
+    best = max if results.MEASURES[key][1] else min
+    variant = lambda cell: (cell["f"], cell["cell"].rpartition("_")[0])
     found = {}
-    variant = lambda c: (c["f"], c["cell"].rpartition("_")[0])
-    for (f, name), group in itertools.groupby(sorted(cells, key=variant), variant):
+    for (f, _), group in itertools.groupby(sorted(cells, key=variant), variant):
         rows = [results.final(cell) for cell in group]
         values = [results.measure(row["measures"], key, row["num"]) for row in rows]
-        entry = Entry(f, name, mean(values), len(values))
-        best = found.setdefault(f, entry)
-        if (entry.value.value > best.value.value) == larger:
-            found[f] = entry
-    return [found[f] for f in sorted(found)]
+        entry = Entry(f, mean(values), len(values))
+        found[f] = best(found.get(f, entry), entry, key=lambda e: e.value.value)
+    return [*found.values()]
 
 
 def mean(values: list[results.Value]) -> results.Value:
@@ -47,8 +44,7 @@ def mean(values: list[results.Value]) -> results.Value:
         return values[0]
     middle = statistics.fmean(v.value for v in values)
     spread = statistics.stdev(v.value for v in values) / math.sqrt(len(values))
-    errors = [v.error for v in values if v.error is not None]
-    own = math.sqrt(sum(e**2 for e in errors)) / len(values) if errors else 0.0
+    own = math.sqrt(sum((v.error or 0.0) ** 2 for v in values)) / len(values)
     margin = results.Z * max(spread, own)
     return results.Value(middle, middle - margin, middle + margin)
 
@@ -61,15 +57,13 @@ def sentences(found: list[Entry], key: str, budget: dict) -> list[str]:
     under = BUDGETS[budget["kind"]].format(**budget)
     tied = [str(e.f) for e in ranked if e.value.value == best.value.value]
     if len(tied) > 1:
-        return [
-            f"Under equal {under}, f = {', '.join(tied)} tie for the best {label}, {best.value}."
-        ]
+        which = f"f = {', '.join(tied)} tie for the best {label}, {best.value}"
+        return [f"Under equal {under}, {which}."]
     said = [f"Under equal {under}, f = {best.f} does best: {label} {best.value}."]
     if not rest:
         return [*said, "Nothing else was finished to compare it with."]
     said.append(f"The next is f = {rest[0].f} with {rest[0].value}: {_versus(best, rest[0])}.")
-    pixels = next((e for e in found if e.f == 1), None)
-    if pixels in rest[1:]:
+    for pixels in (entry for entry in rest[1:] if entry.f == 1):
         said.append(f"Pixels (f = 1) reach {pixels.value}: {_versus(best, pixels)}.")
     said.append(_shape(found, best))
     if min(e.seeds for e in found) == 1:
@@ -84,13 +78,12 @@ def off_budget(cells) -> list[str]:
     """A sentence for each cell that spent less than its budget, or more."""
     said = []
     for cell in cells:
-        if cell["budget"]["kind"] == "flops":
-            share = results.flops(cell, cell["steps"]) / cell["budget"]["amount"]
-            if abs(share - 1) > OFF:
-                said.append(
-                    f"{cell['cell']} spent {share:.0%} of the budget: max_steps, or so few steps "
-                    "that rounding them counts."
-                )
+        share = results.flops(cell, cell["steps"]) / cell["budget"]["amount"]
+        if cell["budget"]["kind"] == "flops" and abs(share - 1) > OFF:
+            said.append(
+                f"{cell['cell']} spent {share:.0%} of the budget: max_steps cut it short, or its "
+                "steps are so few that rounding them counts."
+            )
     return said
 
 
@@ -102,22 +95,18 @@ def predictors(cells, key: str) -> dict[str, tuple[float, int]]:
     """
     from scipy import stats
 
-    found = {}
-    _, larger = results.MEASURES[key]
-    sign = lambda up: 1 if up else -1
+    found, (_, larger) = {}, results.MEASURES[key]
     for name, (_, up) in results.FIRST_STAGE.items():
-        stages = {}
+        measures, qualities = {}, collections.defaultdict(list)
         for cell in cells:
-            if cell["first_stage"] and name in cell["first_stage"]["measures"]:
-                quality = sign(larger) * results.final(cell)["measures"][key]
-                stages.setdefault(cell["first_stage"]["name"], (cell, []))[1].append(quality)
-        pairs = [
-            (sign(up) * cell["first_stage"]["measures"][name], statistics.fmean(qualities))
-            for cell, qualities in stages.values()
-        ]
-        if len(pairs) >= 3 and all(len(set(side)) > 1 for side in zip(*pairs)):
-            rho = round(float(stats.spearmanr(*zip(*pairs)).statistic), 12)
-            found[name] = (rho, len(pairs))
+            if name in (own := results.first_stage(cell)):
+                stage = cell["first_stage"]["name"]
+                measures.setdefault(stage, own[name] if up == larger else -own[name])
+                qualities[stage].append(results.final(cell)["measures"][key])
+        sides = [*measures.values()], [*map(statistics.fmean, qualities.values())]
+        if len(measures) >= 3 and all(len(set(side)) > 1 for side in sides):
+            rho = round(float(stats.spearmanr(*sides).statistic), 12)
+            found[name] = (rho, len(measures))
     return found
 
 

@@ -9,9 +9,8 @@ SIZE = (6.4, 4.2)  # inches
 
 def _axes(title: str, x: str, y: str, log: bool = True):
     figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
-    if log:
-        axes.set_xscale("log")
+    scale = "log" if log else "linear"
+    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y, xscale=scale)
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -19,60 +18,52 @@ def _axes(title: str, x: str, y: str, log: bool = True):
 def _line(axes, cells, cell, x, rows, key):
     """One cell's rows over x, with intervals; a colour for each f."""
     values = [results.measure(row["measures"], key, row["num"]) for row in rows]
-    middle = [v.value for v in values]
-    errors = None
+    middle, errors = [v.value for v in values], None
     if all(v.low is not None for v in values):
         # A share's interval lies askew about it, and need not contain it by rounding.
-        errors = [
-            [max(v.value - v.low, 0) for v in values],
-            [max(v.high - v.value, 0) for v in values],
-        ]
-    of_f = sorted({c["f"] for c in cells})
-    colour = f"C{of_f.index(cell['f'])}"
+        both = [(max(v.value - v.low, 0), max(v.high - v.value, 0)) for v in values]
+        errors = [*zip(*both)]
+    colour = f"C{sorted({c['f'] for c in cells}).index(cell['f'])}"
     axes.errorbar(x, middle, errors, marker="o", capsize=2, color=colour, label=cell["cell"])
+    axes.legend(fontsize="small")
 
 
 def training(cells, key: str, x: str) -> Figure:
     """Fig. 6: quality during training. x: "steps" or "flops"."""
-    label, _ = results.MEASURES[key]
     words = {"steps": "training steps", "flops": "training FLOPs of the denoiser"}[x]
-    figure, axes = _axes(f"Quality against {words}", words, label)
+    figure, axes = _axes(f"Quality against {words}", words, results.MEASURES[key][0])
     for cell in cells:
         rows = [row for row in cell["rows"] if row["sampling_steps"] == cell["curve"]]
-        at = {"steps": lambda r: r["step"], "flops": lambda r, c=cell: results.flops(c, r["step"])}
-        _line(axes, cells, cell, [at[x](row) for row in rows], rows, key)
-    axes.legend(fontsize="small")
+        each = {"steps": 1, "flops": cell["flops_per_step"]}[x]
+        _line(axes, cells, cell, [each * row["step"] for row in rows], rows, key)
     return figure
 
 
 def throughput(cells, key: str) -> Figure:
     """Fig. 7: quality against the speed of sampling, a mark for each step count."""
-    label, _ = results.MEASURES[key]
     title = "Quality against sampling throughput, at the end of training"
-    figure, axes = _axes(title, "images per second", label)
+    figure, axes = _axes(title, "images per second", results.MEASURES[key][0])
     for cell in cells:
-        last = [r for r in cell["rows"] if r["step"] == cell["steps"] and r["images_per_second"]]
-        last.sort(key=lambda row: row["sampling_steps"])
-        if not last:
-            continue
-        _line(axes, cells, cell, [row["images_per_second"] for row in last], last, key)
+        rows = sorted(cell["rows"], key=lambda row: row["sampling_steps"])
+        last = [r for r in rows if r["step"] == cell["steps"] and r["images_per_second"]]
+        if last:
+            _line(axes, cells, cell, [row["images_per_second"] for row in last], last, key)
         for row in last:
             at = row["images_per_second"], row["measures"][key]
             axes.annotate(f" {row['sampling_steps']}", at, fontsize="x-small")
-    axes.legend(fontsize="small")
     return figure
 
 
 def distortion(cells, key: str) -> Figure | None:
     """A measure of the first stages against the numbers in a latent; None where none has it."""
-    having = [c for c in cells if c["first_stage"] and key in c["first_stage"]["measures"]]
+    having = [cell for cell in cells if key in results.first_stage(cell)]
     if not having:
         return None
     label, _ = results.FIRST_STAGE[key]
-    x = "numbers in the latents of an image"
-    figure, axes = _axes(f"First stages: {label}", x, label)
+    figure, axes = _axes(f"First stages: {label}", "numbers in the latents of an image", label)
     for cell in having:
-        at = results.latent_size(cell), cell["first_stage"]["measures"][key]
+        numbers = (cell["size"] // cell["f"]) ** 2 * cell["channels"]
+        at = numbers, results.first_stage(cell)[key]
         axes.scatter(*at, color="C0")
         axes.annotate(f" {cell['cell'].rpartition('_')[0]}", at, fontsize="small")
     return figure

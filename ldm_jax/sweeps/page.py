@@ -39,17 +39,14 @@ def write(workdir, cells: list[dict]) -> dict:
 
 
 def page(cells, keys, said, ranks) -> str:
-    plots = [
-        figure
-        for key in keys
-        for figure in (
-            figures.training(cells, key, "steps"),
-            figures.training(cells, key, "flops"),
-            figures.throughput(cells, key),
-        )
-    ]
+    plots = []
+    for key in keys:
+        plots += [figures.training(cells, key, x) for x in ("steps", "flops")]
+        plots.append(figures.throughput(cells, key))
     distortions = [figures.distortion(cells, key) for key in results.FIRST_STAGE]
     parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>Ablation over f</title><style>{STYLE}</style></head><body>",
         "<h1>Ablation over the downsampling factor f</h1>",
         "<h2>Conclusion</h2>",
         *(f"<p>{html.escape(sentence)}</p>" for sentence in said),
@@ -64,13 +61,10 @@ def page(cells, keys, said, ranks) -> str:
         _figure(figures.costs(cells)),
         _costs(cells),
         "<h2>Samples</h2>",
-        *(_samples(cell) for cell in cells),
+        *map(_samples, cells),
+        "</body></html>\n",
     ]
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Ablation over f</title>'
-        f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
-    )
+    return "\n".join(parts)
 
 
 def _table(cells, keys) -> str:
@@ -78,10 +72,10 @@ def _table(cells, keys) -> str:
     head += [results.MEASURES[key][0] for key in keys]
     rows = []
     for cell in cells:
-        last = results.final(cell)
+        last, steps = results.final(cell), cell["steps"]
         speed = last["images_per_second"]
-        row = [cell["cell"], f"{cell['parameters']:,}", f"{cell['steps']:,}", cell["batch_size"]]
-        row += [f"{results.flops(cell, cell['steps']):.3g}", f"{speed:.3g}" if speed else "-"]
+        row = [cell["cell"], f"{cell['parameters']:,}", f"{steps:,}", cell["batch_size"]]
+        row += [f"{results.flops(cell, steps):.3g}", f"{speed:.3g}" if speed else "-"]
         rows.append(row + [results.measure(last["measures"], k, last["num"]) for k in keys])
     note = f"<p>{cells[0]['rows'][0]['num']} samples each; in brackets 95 % intervals.</p>"
     return _html_table(head, rows) + note
@@ -90,9 +84,7 @@ def _table(cells, keys) -> str:
 def _predictors(ranks) -> str:
     if not ranks:
         return "<p>Too few first stages to correlate their measures with the final ranking.</p>"
-    rows = [
-        [results.FIRST_STAGE[name][0], f"{rho:+.2f}", count] for name, (rho, count) in ranks.items()
-    ]
+    rows = [(results.FIRST_STAGE[name][0], f"{rho:+.2f}", n) for name, (rho, n) in ranks.items()]
     head = ["measure of the first stage", "rank correlation with the samples' quality", "stages"]
     return _html_table(head, rows)
 
@@ -127,15 +119,12 @@ def _figure(figure) -> str:
 
 
 def _image(png: bytes, caption: str = "") -> str:
-    data = base64.b64encode(png).decode()
-    words = html.escape(caption)
-    return f'<figure><img alt="{words}" src="data:image/png;base64,{data}">' + (
-        f"<figcaption>{words}</figcaption></figure>" if caption else "</figure>"
-    )
+    data, words = base64.b64encode(png).decode(), html.escape(caption)
+    below = f"<figcaption>{words}</figcaption>" if caption else ""
+    return f'<figure><img alt="{words}" src="data:image/png;base64,{data}">{below}</figure>'
 
 
 def _html_table(head, rows) -> str:
-    line = lambda tag, cells: (
-        "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-    )
-    return f"<table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
+    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in row)
+    lines = [cells("th", head), *(cells("td", row) for row in rows)]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

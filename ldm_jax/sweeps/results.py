@@ -4,9 +4,9 @@ A measure that `evaluate` learns plugs in as a line of one of the two tables.
 """
 
 import csv
-import dataclasses
 import io
 import math
+from typing import NamedTuple
 
 # {key of summary.json: (what to call it, larger is better)}; the first that all cells have decides.
 MEASURES = {
@@ -33,8 +33,7 @@ SHARES = ("class_accuracy",)  # of independent samples: their error follows from
 Z = 1.96  # of a 95 % interval
 
 
-@dataclasses.dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A measured value; low, high: its 95 % interval, None where none is known."""
 
     value: float
@@ -47,9 +46,8 @@ class Value:
         return None if self.low is None else (self.high - self.low) / (2 * Z)
 
     def __str__(self):
-        return f"{self.value:.4g}" + (
-            "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
-        )
+        interval = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}{interval}"
 
 
 def measure(measures: dict, key: str, num: int) -> Value | None:
@@ -78,43 +76,35 @@ def keys(cells) -> list[str]:
 
 def final(cell: dict) -> dict:
     """The row at the end of training, with the step count that all points share."""
-    return next(
-        row
-        for row in cell["rows"]
-        if row["step"] == cell["steps"] and row["sampling_steps"] == cell["curve"]
-    )
+    wanted = cell["steps"], cell["curve"]
+    return next(r for r in cell["rows"] if (r["step"], r["sampling_steps"]) == wanted)
 
 
 def flops(cell: dict, step: int) -> float:
     return cell["flops_per_step"] * step
 
 
-def latent_size(cell: dict) -> int:
-    """Numbers in the latents of an image."""
-    return (cell["size"] // cell["f"]) ** 2 * cell["channels"]
-
-
 def table(cells) -> str:
     """All rows of all cells as CSV."""
     own = ("cell", "f", "bottleneck", "channels", "seed", "parameters", "flops_per_step")
-    first = [k for k in FIRST_STAGE if any(k in _first(c) for c in cells)]
+    first = [k for k in FIRST_STAGE if any(k in first_stage(c) for c in cells)]
     header = [*own, "step", "flops", "sampling_steps", "num", "images_per_second"]
     header += [name for key in keys(cells) for name in (key, f"{key}_low", f"{key}_high")]
     header += [f"first_stage_{key}" for key in first]
     out = io.StringIO()
-    writer = csv.DictWriter(out, header, lineterminator="\n")
+    writer = csv.DictWriter(out, header, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for cell in cells:
         for row in cell["rows"]:
-            line = {key: cell[key] for key in own} | {"flops": flops(cell, row["step"])}
-            line |= {key: row[key] for key in row.keys() & set(header)}
+            line = cell | row | {"flops": flops(cell, row["step"])}
             for key in keys(cells):
                 found = measure(row["measures"], key, row["num"])
                 line |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
-            line |= {f"first_stage_{k}": _first(cell).get(k) for k in first}
+            line |= {f"first_stage_{k}": first_stage(cell).get(k) for k in first}
             writer.writerow(line)
     return out.getvalue()
 
 
-def _first(cell) -> dict:
+def first_stage(cell: dict) -> dict:
+    """The measures of a cell's first stage; {} for pixels."""
     return (cell["first_stage"] or {"measures": {}})["measures"]

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import shlex
@@ -11,7 +10,7 @@ import shutil
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output
 from ldm_jax.base import record as record_lib
-from ldm_jax.cost import budget
+from ldm_jax.cost import programs
 from ldm_jax.sweeps import cells, page
 
 CALIBRATION = 30  # steps that tell the speed, for budgets of seconds
@@ -30,10 +29,9 @@ def describe(chosen, sweep, argv) -> list[str]:
     """A line that says what each cell is, then the commands that run them, `argv` with --cell."""
     lines = [f"# {'cell':20} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}"]
     for cell in chosen:
-        flops, steps = budget.training_flops(cell.ldm, cell.codec), "measured"
-        if sweep.budget.kind != "seconds":
-            steps = budget.steps(sweep.budget, flops)
-        width = cell.ldm.model.width
+        flops, width = programs.training_flops(cell.ldm, cell.codec), cell.ldm.model.width
+        measured = sweep.budget.kind == "seconds"
+        steps = "measured" if measured else cells.steps(sweep.budget, flops)
         lines.append(f"# {cell.name:20} {cell.parameters:10} {width:5} {flops:10.3g} {steps:>8}")
     return lines + [shlex.join([*argv, f"--cell={cell.name}"]) for cell in chosen]
 
@@ -69,20 +67,13 @@ class Work:
         if self.finished():
             print(f"{self.cell.name} is done.", flush=True)
             return
-        if self.first:
-            with locked(self.first):
-                self.train_first_stage()
-            with locked(self.cache):
-                self.encode()
+        first = self.prepare() if self.first else None
         config, flops, seconds = self.config()
         run = self.folder / "run"
-        self.train(config, run)
-        rows = [
-            row
-            for step in range(config.checkpoints.keep_every, config.steps.total + 1)
-            if step % config.checkpoints.keep_every == 0
-            for row in self.judge(config, run, step)
-        ]
+        trained = self.train(config, run)
+        part = config.checkpoints.keep_every
+        points = range(part, config.steps.total + 1, part)
+        rows = [row for step in points for row in self.judge(config, run, step)]
         summary = {
             "cell": self.cell.name,
             "judgement": self.judgement,
@@ -95,24 +86,26 @@ class Work:
             "steps": config.steps.total,
             "curve": self.sweep.sampling.curve,
             "batch_size": config.batch_size,
-            "train_seconds": read(run)["seconds"],
-            "train_images_per_second": read(run).get("images_per_second"),
-            "first_stage": self.first_stage_summary() if self.first else None,
+            "train_seconds": trained["seconds"],
+            "train_images_per_second": trained.get("images_per_second"),
+            "first_stage": first,
             "rows": rows,
         }
         output.finish(self.folder / "summary.json", summary)
 
-    def train_first_stage(self):
-        self.train(self.cell.first_stage, self.first)
-        self.evaluate_first_stage()
-
-    def evaluate_first_stage(self) -> dict:
-        flags = self.sweep.evaluate.first_stage
-        return self.evaluate(f"--run={self.first}", self.first, flags)
-
-    def first_stage_summary(self) -> dict:
-        trained, encoded = read(self.first), read(self.cache)
-        flops = budget.training_flops(self.cell.first_stage)
+    def prepare(self) -> dict:
+        """Trains and judges the first stage and encodes the data; what that took and gave."""
+        with locked(self.first):
+            trained = self.train(self.cell.first_stage, self.first)
+            flags = self.sweep.evaluate.first_stage
+            measures = self.evaluate({"run": self.first}, self.first, flags)
+        with locked(self.cache):
+            recipe = self.cache / "data" / record_lib.CONFIG
+            if not finished(self.cache):
+                disk.write_text(recipe, config_lib.to_json(self.cell.ldm))
+            settings = {"run": self.first, "config": recipe, "out": self.cache}
+            encoded = self.once(self.cache, "encode", settings | self.sweep.encode.to_dict())
+        flops = programs.training_flops(self.cell.first_stage)
         return {
             "name": self.first.name,
             "flops": flops * trained["steps"],
@@ -120,42 +113,34 @@ class Work:
             "train_seconds": trained["seconds"],
             "encode_seconds": encoded["seconds"],
             "cache_bytes": encoded["bytes"],
-            "measures": self.evaluate_first_stage(),
+            "measures": measures,
         }
-
-    def encode(self):
-        if not finished(self.cache):
-            recipe = write_config(self.cell.ldm, self.cache / "data")
-            settings = [f"--{key}={value}" for key, value in self.sweep.encode.items()]
-            where = [f"--run={self.first}", f"--config={recipe}", f"--out={self.cache}"]
-            self.call("encode", *where, *settings)
 
     def config(self):
         """(the denoiser's config with its steps, FLOPs of a step, measured seconds of one)."""
-        config = cells.placed(self.cell.ldm, self.first, self.cache)
-        flops, seconds = budget.training_flops(self.cell.ldm, self.cell.codec), None
+        config = cells.unlocked(self.cell.ldm)
+        if self.first:
+            config.first_stage, config.latents.cache = str(self.first), str(self.cache)
+        flops, seconds = programs.training_flops(self.cell.ldm, self.cell.codec), None
         if self.sweep.budget.kind == "seconds":
             trial = cells.dated(config, CALIBRATION, 3)
             self.train(trial, self.folder / "calibration")
-            timing = (self.folder / "calibration" / "timing.jsonl").read_text().splitlines()
-            seconds = min(json.loads(line).get("seconds_per_step", 1e9) for line in timing)
-        steps = budget.steps(self.sweep.budget, flops, seconds)
+            timing = disk.read_jsonl(self.folder / "calibration" / "timing.jsonl")
+            seconds = min(line.get("seconds_per_step", 1e9) for line in timing)
+        steps = cells.steps(self.sweep.budget, flops, seconds)
         return cells.dated(config, steps, self.sweep.points), flops, seconds
 
     def judge(self, config, run, step):
         """Samples and evaluates one point of training; a row for each step count."""
-        how = self.sweep.sampling
-        last = step == config.steps.total
+        how, last = self.sweep.sampling, step == config.steps.total
         point = run if last else freeze(run, step, self.folder / "points" / f"{step:08d}")
-        settings = [f"--{key}={how[key]}" for key in ("num", "batch_size")]
+        drawing = cells.digest({"num": how.num, "flags": how.flags})
         for steps in how.steps if last else (how.curve,):
-            drawing = cells.digest({"num": how.num, "flags": how.flags})
             out = self.folder / f"samples-{drawing}" / f"{step:08d}_{steps:04d}"
-            flags_ = [*settings, f"--steps={steps}", f"--seed={self.cell.seed}", *how.flags]
-            if not finished(out):
-                self.call("sample", f"--run={point}", f"--out={out}", *flags_)
-            measures = self.evaluate(f"--samples={out}", out, self.sweep.evaluate.samples)
-            drawn = read(out)
+            settings = {"run": point, "out": out, "num": how.num, "batch_size": how.batch_size}
+            settings |= {"steps": steps, "seed": self.cell.seed}
+            drawn = self.once(out, "sample", settings, how.flags)
+            measures = self.evaluate({"samples": out}, out, self.sweep.evaluate.samples)
             yield {
                 "step": step,
                 "sampling_steps": steps,
@@ -167,17 +152,25 @@ class Work:
 
     def train(self, config, workdir):
         """Trains `config` in `workdir` to its end, where that was not reached."""
-        if not finished(workdir):
-            recipe = workdir / record_lib.CONFIG
-            recipe = recipe if recipe.exists() else write_config(config, workdir)
-            self.call("train", f"--config={recipe}", f"--workdir={workdir}")
+        recipe = workdir / record_lib.CONFIG
+        if not recipe.exists():
+            disk.write_text(recipe, config_lib.to_json(config))
+        return self.once(workdir, "train", {"config": recipe, "workdir": workdir})
 
-    def evaluate(self, what: str, folder, flags) -> dict:
-        """The numbers that `evaluate` with those flags says of a run or samples in `folder`."""
-        out = pathlib.Path(folder) / f"evaluation-{cells.digest({'flags': flags})}"
-        if not finished(out):
-            self.call("evaluate", what, f"--out={out}", *flags)
-        return numbers(read(out))
+    def evaluate(self, what: dict, folder, flags) -> dict:
+        """The measured values, without their protocol, of a run or samples in `folder`."""
+        out = folder / f"evaluation-{cells.digest({'flags': flags})}"
+        found = self.once(out, "evaluate", what | {"out": out}, flags)
+        return {k: v for k, v in found.items() if isinstance(v, (int, float)) and k != "num"}
+
+    def once(self, folder, command: str, settings: dict, flags=()) -> dict:
+        """What `folder` says of the command that writes it, called where it has not ended.
+
+        settings: {flag: value}; flags: further ones as text.
+        """
+        if not finished(folder):
+            self.call(command, *(f"--{key}={value}" for key, value in settings.items()), *flags)
+        return read(folder)
 
 
 def freeze(run, step: int, folder):
@@ -202,20 +195,9 @@ def locked(folder: pathlib.Path):
         yield
 
 
-def finished(folder) -> bool:
-    return (pathlib.Path(folder) / "summary.json").is_file()
+def finished(folder: pathlib.Path) -> bool:
+    return (folder / "summary.json").is_file()
 
 
-def read(folder) -> dict:
-    return json.loads((pathlib.Path(folder) / "summary.json").read_text())
-
-
-def write_config(config, folder) -> pathlib.Path:
-    file = pathlib.Path(folder) / record_lib.CONFIG
-    disk.write_text(file, config_lib.to_json(config))
-    return file
-
-
-def numbers(summary: dict) -> dict:
-    """The measured values of an evaluation, without its protocol."""
-    return {k: v for k, v in summary.items() if isinstance(v, (int, float)) and k != "num"}
+def read(folder: pathlib.Path) -> dict:
+    return disk.read_json(folder / "summary.json")
