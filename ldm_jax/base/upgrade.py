@@ -75,6 +75,11 @@ def renamed(tree, names: dict[str, str]):
     return tree
 
 
+def numbered(tree, labels):
+    """Conditioners' parameters under their old names, of which runs and jobs recorded digests."""
+    return renamed(tree, {new: old for old, new in parameter_names(labels).items()})
+
+
 def _group(saved: dict, key: str) -> tuple[dict, str]:
     """The group that holds `key` (empty where there is none), and its name there."""
     *path, name = key.split(".")

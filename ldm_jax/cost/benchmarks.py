@@ -205,7 +205,7 @@ class Benchmark:
     def _read(self, config) -> tuple[float, float]:
         """Seconds a batch, and of this process's cores."""
         share, source = dict(host=0, hosts=1), data_lib.open_source(config.data)
-        cache = data_lib.open_cache(config, source)
+        cache = kinds.of(config).open_cache(config, source)
         with data_lib.make(config, source, ("image",), share, cache).train(0) as batches:
             next(batches)
             begin, work, count = time.perf_counter(), time.process_time(), 0

@@ -10,7 +10,7 @@ from ldm_jax.data import conditions as conditions_lib
 from ldm_jax.data import latents, pipeline, sources, transforms
 from ldm_jax.engine import loop
 from ldm_jax.models.conditioners import CONDITIONERS
-from ldm_jax.runs import codecs, conditions, kinds
+from ldm_jax.runs import codecs, conditions
 from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
 
 
@@ -113,8 +113,3 @@ def held_out_batches(config: ConfigDict, records, fields, **share):
         fields=fields,
         **share,
     )
-
-
-def open_cache(config: ConfigDict, source):
-    """The latent cache that the config names, found to be of its data; None: images."""
-    return kinds.of(config).open_cache(config, source)

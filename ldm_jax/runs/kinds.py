@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ldm_jax.base import errors, registry
+from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import api
 
 KINDS = registry.Registry("stage")
@@ -51,9 +52,13 @@ class Kind(abc.ABC):
     def stage(self, config, frozen: dict) -> api.Stage:
         """Players and losses; frozen: see `frozen_shapes`, as arrays or as shapes."""
 
-    @abc.abstractmethod
+    def frozen(self, config) -> tuple[frozen_lib.Frozen, ...]:
+        """The networks that the stage uses and never trains."""
+        return ()
+
     def frozen_shapes(self, config) -> dict:
         """The frozen weights of the stage, without memory: nothing is read."""
+        return frozen_lib.shapes(self.frozen(config))
 
     @abc.abstractmethod
     def begin(self, config, source, record, cache=None) -> api.Stage:
