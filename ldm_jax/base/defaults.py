@@ -104,6 +104,7 @@ def first_stage() -> ConfigDict:
         latent_channels=3,
         posterior_logvar=0.0,  # kl: log variance that training starts from
         codebook_size=8192,  # vq
+        shortcut="",  # a path beside the stack that starts from the data: "linear"
         groups=32,  # of GroupNorm
         norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
         dropout=0.0,

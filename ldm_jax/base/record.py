@@ -4,6 +4,8 @@
     data.txt        the fingerprint of its data
     latents.json    of a second stage: the latents' scale and moments, and what they come from
     frozen.json     of a first stage: the digests of networks that it uses and does not train
+    start.json      of a first stage that starts from its data: the digest of what was measured
+    rival.json      of a first stage: how well linear algebra reconstructs the same images
     init_from.json  where the weights at step 0 come from
 
 Nothing else in a run is read without one of these, and runs of earlier versions are read through
@@ -86,6 +88,11 @@ class Record:
     def frozen(self) -> dict:
         """{name: digest} of the frozen networks that the run began with."""
         return self.latents.get("origin", {}) | self._read("frozen.json")
+
+    @property
+    def rival(self) -> dict:
+        """How well linear algebra does what the run learns; {} where nothing is recorded."""
+        return self._read("rival.json")
 
     @property
     def origin(self) -> dict:

@@ -31,6 +31,7 @@ LEARNT = (
     ("model.name", "unet", "model.transformer_depth"),
     ("model.norm_kernel", "xla", "model.groups"),
     ("model.attention_kernel", "xla", "model.transformer_depth"),
+    ("model.shortcut", "", "model.codebook_size"),
     ("model.remat_saves", "", "model.groups"),
     ("loss.pixel_loss", "l1", "loss.kl_weight"),
     ("loss.terms", {}, "loss.kl_weight"),

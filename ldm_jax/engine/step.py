@@ -24,7 +24,7 @@ class Programs(NamedTuple):
     """What training a stage runs, for the devices of a mesh, which need not be there.
 
     mesh: that mesh.
-    init: key -> state, jitted; the state is born sharded.
+    init: (key, {player: what it measured}) -> state, jitted; the state is born sharded.
     step: (state, frozen, batch, key) -> (state, metrics), jitted; the state is donated.
     state: its shapes, with shardings.
     rates: {player: step -> learning rate}.
@@ -103,12 +103,16 @@ def _init_options(mesh) -> dict | None:
 
 
 def make_init(players, optimizers: dict[str, optim.Optimizer]):
-    """key -> state. Jit it with out_shardings, so that the state is born sharded."""
+    """(key, {player: what it measured}) -> state; see api.Player.
 
-    def init(key):
-        params = {
-            player.name: player.init(jax.random.fold_in(key, i)) for i, player in enumerate(players)
-        }
+    Jit it with out_shardings, so that the state is born sharded.
+    """
+
+    def init(key, measured=None):
+        params, measured = {}, measured or {}
+        for i, player in enumerate(players):
+            start = (measured[player.name],) if player.name in measured else ()
+            params[player.name] = player.init(jax.random.fold_in(key, i), *start)
         copy = lambda name: jax.tree.map(jnp.copy, params[name])
         return {
             "step": jnp.zeros((), jnp.int32),

@@ -47,7 +47,11 @@ class Trainer:
         """The state and the meta of its checkpoint, {} for a state of step 0."""
         if found := self.checkpoints.restore(self.programs.state, until):
             return found
-        state, source = self.programs.init(key), self.settings.init_from
+        source, measured = self.settings.init_from, {}
+        if not source:
+            players = [player for player in self.stage.players if player.measure]
+            measured = {player.name: player.measure() for player in players}
+        state = self.programs.init(key, shard.put_replicated(measured, self.mesh))
         if source:
             state, origin = inherit.weights(state, source, self.programs.state)
             if jax.process_index() == 0:

@@ -11,7 +11,7 @@ from ldm_jax.base import disk, errors, platforms, shard, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint
 from ldm_jax.evaluation import held_out as held_out_lib
-from ldm_jax.evaluation import imagesets, measures, protocol
+from ldm_jax.evaluation import imagesets, measures, protocol, rival
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds
 from ldm_jax.scenes import checker
@@ -81,6 +81,8 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
         codec, own = kind.codec(config), params[kind.player]["model"]
         latents, distances = measures.of_first_stage(codec, own, batches, data, request)
         figures |= distances
+    if kind.rival(config):
+        figures |= rival.psnr_db(config, source, record, held_out)
     summary = subject | {"records": len(held_out)}
     return summary | latents | measures.stored(figures, protocols) | {"seconds": seconds()}
 

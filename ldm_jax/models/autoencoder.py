@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from ldm_jax.base import registry
 from ldm_jax.models.bottleneck import BOTTLENECKS
+from ldm_jax.models.shortcut import SHORTCUTS
 from ldm_jax.nn import attention, blocks
 
 AUTOENCODERS = registry.Registry("autoencoder")
@@ -44,7 +45,8 @@ class Autoencoder(nn.Module):
     mid_attention: the one between the two middle blocks of each half; attention_kind: "softmax" or
     "linear". z_channels: channels that encoder and decoder see; latent_channels: those of the
     latent itself (the official `embed_dim`), between two 1x1 maps. groups: of the group norms;
-    norm_kernel: "xla", or "pallas" for those with SiLU behind them.
+    norm_kernel: "xla", or "pallas" for those with SiLU behind them. shortcut: a path beside the
+    stack (models/shortcut.py), whose latents are added to the stack's, and its images too; "" none.
 
     The kernel of the decoder's last convolution is params["decoder"]["conv_out"]["kernel"].
     """
@@ -66,6 +68,7 @@ class Autoencoder(nn.Module):
     tanh_out: bool = False
     groups: int = 32
     norm_kernel: str = "xla"
+    shortcut: str = ""
     remat: bool = False
     remat_saves: str = ""
     dtype: Any = jnp.float32
@@ -88,6 +91,9 @@ class Autoencoder(nn.Module):
             moments * self.latent_channels, None, dtype=jnp.float32, bias_init=narrow
         )
         self.from_latent = blocks.dense(self.z_channels, None, dtype=jnp.float32)
+        if self.shortcut:
+            path = SHORTCUTS.get(self.shortcut)
+            self.beside = path(self.f, self.latent_channels, self.image_channels)
         wanted = self.between.parameters(self.codebook_size, self.latent_channels)
         self.own = {name: self.param(name, *how) for name, how in wanted.items()}
 
@@ -98,13 +104,18 @@ class Autoencoder(nn.Module):
             raise ValueError(
                 f"Image size {h}x{w} does not divide by the downsampling factor {self.f}."
             )
-        return self.to_latent(self.encoder(x, train).astype(jnp.float32))
+        moments = self.to_latent(self.encoder(x, train).astype(jnp.float32))
+        if not self.shortcut:
+            return moments
+        rest = moments.shape[-1] - self.latent_channels  # log variances, which the path leaves
+        return moments + jnp.pad(self.beside.encode(x), ((0, 0), (0, 0), (0, 0), (0, rest)))
 
     def decode(self, z, train=False, quantise=True):
         """[b, h/f, w/f, c] -> [b, h, w, 3]. quantise: first, where the bottleneck does."""
         z = z.astype(jnp.float32)
         z = self.between.quantise(self.own, z) if quantise else z
         x = self.decoder(self.from_latent(z), train).astype(jnp.float32)
+        x = x + self.beside.decode(z) if self.shortcut else x
         return jnp.tanh(x) if self.tanh_out else x
 
     def __call__(self, x, train=False):

@@ -31,10 +31,12 @@ class Bottleneck:
     moments: channels that the encoder makes for one channel of the latent.
     summed: whether the reconstruction's error is summed over an image, with a log variance, or (as
       the official VQ losses do) averaged.
+    entries: whether a latent is one of the entries of a codebook.
     """
 
     moments: int = 1
     summed: bool = True
+    entries: bool = False
 
     def parameters(self, entries: int, channels: int) -> dict:
         """{name: (initialiser, shape)} of its own. entries: `codebook_size`; channels: c."""
@@ -58,6 +60,11 @@ class Bottleneck:
     def quantise(self, params, z):
         """What the decoder sees of a latent, like z."""
         return z
+
+    def noise(self, moments):
+        """The share of each channel's variance that is the posterior's noise, [c]: what a denoiser
+        spends effort on and no picture shows."""
+        return jnp.zeros(moments.shape[-1])
 
     def counts(self, params, z):
         """How often each image uses each entry of the codebook: int [b, entries], 0 without one."""
@@ -140,7 +147,13 @@ class Gaussian(Bottleneck):
     def regularise(self, params, moments, key, loss):
         divergence = jnp.mean(kl(moments))
         term, std = loss.kl_weight * divergence, jnp.std(mode(moments))
-        return term, {"kl": divergence, "latent_std": std}, sample(key, moments)
+        metrics = {"kl": divergence, "latent_std": std, "noise": jnp.mean(self.noise(moments))}
+        return term, metrics, sample(key, moments)
+
+    def noise(self, moments):
+        mean, logvar = split(moments)
+        noise = jnp.mean(jnp.exp(logvar), (0, 1, 2))
+        return noise / (noise + jnp.var(mean, (0, 1, 2)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +161,7 @@ class Codebook(Bottleneck):
     """The decoder sees the nearest of k learned entries: params["codebook"], [k, c]."""
 
     summed: bool = False
+    entries: bool = True
 
     def parameters(self, entries, channels):
         return {"codebook": (_uniform, (entries, channels))}

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 
 from ldm_jax.base import defaults
 from ldm_jax.engine import checkpoint
-from ldm_jax.metrics import scores
+from ldm_jax.metrics import linear, scores
 from ldm_jax.models import lpips, tiny  # noqa: F401  (tiny registers itself)
 from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.shortcut import SHORTCUTS
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.runs import kinds, opened
+from ldm_jax.runs import kinds, opened, start
 from ldm_jax.runs.check import one_of
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
@@ -35,6 +36,8 @@ class AutoencodeKind(kinds.Kind):
 
     def check(self, config, source):
         BOTTLENECKS.get(self.network(config).bottleneck)
+        if path := config.model.get("shortcut"):
+            SHORTCUTS.get(path)
         one_of("config.discriminator.norm", config.discriminator.norm, NORMS)
         autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
 
@@ -49,8 +52,8 @@ class AutoencodeKind(kinds.Kind):
     def stage(self, config, frozen):
         return self.model(config, frozen.get("lpips")).stage()
 
-    def model(self, config, weights=None) -> autoencode.Autoencode:
-        """weights: LPIPS's, or their shapes; None measures none."""
+    def model(self, config, weights=None, measure=None) -> autoencode.Autoencode:
+        """weights: LPIPS's, or their shapes; None measures none. measure: of start.measure."""
         dtype, perceive = jnp.dtype(config.dtype), None
         if weights is not None:
             distance = lpips.LPIPS(lpips.network(weights), dtype)
@@ -63,6 +66,7 @@ class AutoencodeKind(kinds.Kind):
             perceive=perceive,
             lpips=weights,
             scores={"psnr_db": scores.psnr, "ssim": scores.ssim},
+            measure=measure,
         )
 
     def frozen(self, config) -> tuple[frozen_lib.Frozen, ...]:
@@ -88,7 +92,16 @@ class AutoencodeKind(kinds.Kind):
         weights, digests = frozen_lib.read(self.frozen(config), record.frozen, record.shown)
         if digests and not record.frozen:
             record.write(frozen=digests)
-        return self.stage(config, weights)
+        network, measure = self.network(config), None
+        if config.model.get("shortcut"):
+            measure = lambda: start.measure(config, source, record, network)
+        return self.model(config, weights.get("lpips"), measure).stage()
+
+    def rival(self, config):
+        network = self.network(config)
+        if self.codec(config).bottleneck.entries:
+            return "kmeans", lambda x: linear.centres(x, network.f, network.codebook_size)
+        return "components", lambda x: linear.components(x, network.f, network.latent_channels)
 
     def evaluated(self, config, record):
         # LPIPS may be another than the run was trained on: it measures here.

@@ -111,6 +111,11 @@ class Kind(abc.ABC):
         three times; None where players share their passes."""
         return None
 
+    def rival(self, config):
+        """(name, images [n, h, w, 3] -> a value with `reconstruct`): what a run should beat by far;
+        None where there is no such thing."""
+        return None
+
     def shapes(self, config) -> dict:
         """{player: its parameters without memory}, of every player that it could have."""
         players = self.stage(config, self.frozen_shapes(config)).players

@@ -16,7 +16,10 @@ Tree = Any
 class Player:
     """One optimised subtree.
 
-    init: key -> params of this player.
+    init: (key, measured) -> params of this player; without `measured`, (key) -> params, alike in
+      shape.
+    measure: () -> arrays that the parameters of a new run start from, measured on its data, the
+      same on every host; None where they start at random alone.
     loss: (params, frozen, batch, key, step, shared) -> (scalar, (metrics, shared)).
       `params` is `{player: tree}` of all players, differentiated in this player's subtree only;
       `shared` carries arrays from earlier players of the same step (a reconstruction, say), and
@@ -25,8 +28,9 @@ class Player:
     """
 
     name: str
-    init: Callable[[Any], Tree]
+    init: Callable[..., Tree]
     loss: Callable[..., tuple]
+    measure: Callable[[], Tree] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

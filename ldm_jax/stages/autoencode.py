@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import errors, registry
-from ldm_jax.models import parallel
+from ldm_jax.models import parallel, shortcut
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.discriminator import PatchDiscriminator
@@ -77,6 +77,7 @@ class Autoencode:
 
     perceive: (frozen["lpips"], x, y) -> LPIPS distances [b], or None.
     scores: {name: (x, y) -> [b]}, what evaluation adds to the mean absolute error.
+    measure: () -> what a new model starts from (models.shortcut.started), or None.
     """
 
     model: Autoencoder
@@ -86,6 +87,7 @@ class Autoencode:
     perceive: object = None
     lpips: object = None
     scores: dict = dataclasses.field(default_factory=dict)
+    measure: object = None
 
     @property
     def bottleneck(self):
@@ -93,7 +95,8 @@ class Autoencode:
 
     def stage(self) -> api.Stage:
         """Its players: the autoencoder, and the discriminator where it has a weight."""
-        players = [api.Player("autoencoder", self.init_autoencoder, self.autoencoder_loss)]
+        own = self.init_autoencoder, self.autoencoder_loss, self.measure
+        players = [api.Player("autoencoder", *own)]
         if self.loss.disc_weight:
             players.append(
                 api.Player("discriminator", self.init_discriminator, self.discriminator_loss)
@@ -109,8 +112,10 @@ class Autoencode:
             rules=parallel.RULES,
         )
 
-    def init_autoencoder(self, key):
+    def init_autoencoder(self, key, measured=None):
         params = {"model": self.model.init(key, self._blank())["params"]}
+        if measured is not None:
+            params["model"] = shortcut.started(params["model"], measured)
         if self.loss.learn_logvar:
             params["logvar"] = jnp.float32(self.loss.logvar)
         return params

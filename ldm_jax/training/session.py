@@ -11,7 +11,7 @@ from ldm_jax.base import disk, platforms, remote, watch
 from ldm_jax.base.record import Record
 from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback
 from ldm_jax.engine import step as step_lib
-from ldm_jax.evaluation import held_out, monitor
+from ldm_jax.evaluation import held_out, monitor, rival
 from ldm_jax.runs import check, kinds
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import mesh as mesh_lib
@@ -67,7 +67,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
             data,
             _programs(config, stage, mesh),
             _settings(config, workdir),
-            evaluators=_evaluators(config, source, stage, data, plan, mesh),
+            evaluators=_evaluators(config, source, record, stage, data, plan, mesh),
             phase=phase,
         )
         again = lambda history: session(history=history)
@@ -89,9 +89,13 @@ def _settings(config, workdir) -> loop.Settings:
     )
 
 
-def _evaluators(config, source, stage, data, plan, mesh) -> tuple[loop.Evaluator, ...]:
-    own = held_out.HeldOutRecords(stage, data.held_out, mesh)
-    return (own, monitor.distances(plan, config, source, mesh)) if plan else (own,)
+def _evaluators(config, source, record, stage, data, plan, mesh) -> tuple[loop.Evaluator, ...]:
+    found = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
+    if kinds.of(config).rival(config):
+        found.append(rival.Rival(config, source, record))
+    if plan:
+        found.append(monitor.distances(plan, config, source, mesh))
+    return tuple(found)
 
 
 def _programs(config, stage, mesh) -> step_lib.Programs:

@@ -57,7 +57,7 @@ def claim(record, config, source, allow=()):
       UsageError: it holds a run with another config, or of other data.
     """
     if not begun(record.path):
-        record.forget("latents.json", "frozen.json", "rollbacks.jsonl")
+        record.forget("latents.json", "frozen.json", "start.json", "rollbacks.jsonl")
     elif record.exists():
         _check_config(record.shown, config_lib.difference(record.config, config), allow)
         _check_data(record.shown, record.data or source.fingerprint, source.fingerprint)

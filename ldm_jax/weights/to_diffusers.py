@@ -103,7 +103,7 @@ def autoencoder_config(model, scale=1.0, size=None) -> dict:
         model
     )
     _same(model, "first stage", name="autoencoder", attention_kind="softmax", resample_conv=True)
-    _same({"tanh_out": False} | model, "first stage", tanh_out=False)
+    _same({"tanh_out": False, "shortcut": ""} | model, "first stage", tanh_out=False, shortcut="")
     kind = AUTOENCODERS.get(model["bottleneck"])
     if not kind:
         raise errors.UsageError(

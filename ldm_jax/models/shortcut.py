@@ -1,0 +1,76 @@
+"""Paths beside a first stage's stack, which the stack only has to correct.
+
+A stack that starts at random spends hundreds of steps on what linear algebra knows. Beside a path
+that starts from the principal components of the data it starts where they end; residual
+autoencoding (Chen et al. 2024, DC-AE, arXiv 2410.10733) has the same reason for paths without
+parameters. `config.model.shortcut` names one; published models have none.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from ldm_jax.base import registry
+
+SHORTCUTS = registry.Registry("shortcut")
+ENDS = 0.1  # the stack's two ends, as shares of their random start, where the path starts from data
+
+
+def patches(x, f: int):
+    """Images [b, h, w, c] -> [b, h/f, w/f, f * f * c]."""
+    return rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=f, j=f)
+
+
+def images(p, f: int):
+    """The inverse of `patches`."""
+    return rearrange(p, "b h w (i j c) -> b (h i) (w j) c", i=f, j=f)
+
+
+@SHORTCUTS.register("linear")
+class Linear(nn.Module):
+    """An affine map from patches of f x f pixels to the latent's channels, and one back.
+
+    Both are float32. The parameters: mean [d], of patches; into [d, channels] and out
+    [channels, d], for d = f * f * image_channels.
+    """
+
+    f: int
+    channels: int
+    image_channels: int = 3
+
+    def setup(self):
+        d, draw = self.f**2 * self.image_channels, nn.initializers.lecun_normal()
+        self.mean = self.param("mean", nn.initializers.zeros, (d,))
+        self.into = self.param("into", draw, (d, self.channels))
+        self.out = self.param("out", draw, (self.channels, d))
+
+    def encode(self, x):
+        """[b, h, w, image_channels] -> [b, h/f, w/f, channels]."""
+        return _product(patches(x, self.f) - self.mean, self.into)
+
+    def decode(self, z):
+        """[b, h/f, w/f, channels] -> [b, h, w, image_channels]."""
+        return images(_product(z, self.out) + self.mean, self.f)
+
+
+def started(params, measured: dict):
+    """An autoencoder's parameters, started from data.
+
+    measured: `mean`, `into` and `out` of its shortcut and, for a bottleneck that has one, the
+      `codebook`.
+    """
+    path = {name: measured[name] for name in ("mean", "into", "out")}
+    entries = {name: measured[name] for name in ("codebook",) if name in measured}
+    ends = {"to_latent": params["to_latent"], "decoder": params["decoder"]}
+    ends["to_latent"] = _scaled(ends["to_latent"])
+    ends["decoder"] = ends["decoder"] | {"conv_out": _scaled(ends["decoder"]["conv_out"])}
+    return params | ends | {"beside": path} | entries
+
+
+def _scaled(layer):
+    return layer | {"kernel": ENDS * layer["kernel"]}
+
+
+def _product(x, kernel):
+    return jnp.matmul(jnp.asarray(x, jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)

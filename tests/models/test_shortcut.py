@@ -1,0 +1,89 @@
+"""A path beside the autoencoder's stack that starts from the data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.metrics import linear
+from ldm_jax.models import shortcut
+from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.bottleneck import BOTTLENECKS
+from ldm_jax.runs import start
+
+SMALL = dict(width=8, mult=(1, 2, 2), blocks=1, mid_attention=False, groups=4)
+SMALL |= dict(z_channels=4, latent_channels=4, posterior_logvar=-6.0, codebook_size=64)
+
+
+def smooth(n=24, size=16, seed=0):
+    """Pictures of a few waves, whose patches have few components."""
+    rng, grid = np.random.default_rng(seed), np.linspace(0, np.pi, size)
+    y, x = np.meshgrid(grid, grid, indexing="ij")
+    waves = np.stack([np.ones_like(x), np.cos(x), np.cos(y), np.cos(2 * x)])
+    pictures = np.einsum("nkc,khw->nhwc", rng.normal(size=(n, 4, 3)), waves)
+    return (pictures / np.abs(pictures).max()).astype(np.float32)
+
+
+def error(a, b):
+    return float(np.mean((np.asarray(a) - np.asarray(b)) ** 2))
+
+
+def test_patches_are_undone():
+    x = np.arange(2 * 8 * 12 * 3.0).reshape(2, 8, 12, 3)
+    p = shortcut.patches(x, 4)
+    assert p.shape == (2, 2, 3, 48)
+    np.testing.assert_array_equal(p[1, 1, 2], x[1, 4:8, 8:12].ravel())
+    np.testing.assert_array_equal(shortcut.images(p, 4), x)
+
+
+def test_components_are_those_of_a_singular_value_decomposition():
+    x = smooth()
+    p = shortcut.patches(x, 4).reshape(-1, 48).astype(np.float64)
+    _, s, v = np.linalg.svd(p - p.mean(0), full_matrices=False)
+    found = linear.components(x, 4, 3)
+    np.testing.assert_allclose(np.abs(np.sum(found.vectors * v[:3].T, axis=0)), 1, atol=1e-6)
+    np.testing.assert_allclose(found.deviations, s[:3] / np.sqrt(len(p)), rtol=1e-6)
+    assert found.explained == pytest.approx((s[:3] ** 2).sum() / (s**2).sum())
+    np.testing.assert_allclose(found.encode(x).reshape(-1, 3).std(0), 1, rtol=1e-6)
+    # More channels than a patch of one pixel has numbers: nothing is lost, nothing breaks.
+    np.testing.assert_allclose(linear.components(x, 1, 5).reconstruct(x), x, atol=1e-6)
+
+
+def test_centres_are_never_worse_than_the_mean():
+    x = smooth()
+    one, many = linear.centres(x, 4, 1), linear.centres(x, 4, 32)
+    p = shortcut.patches(x, 4)
+    np.testing.assert_allclose(one.centres[0], p.reshape(-1, 48).mean(0), atol=1e-6)
+    assert error(many.reconstruct(x), x) < 0.5 * error(one.reconstruct(x), x)
+
+
+@pytest.mark.parametrize("bottleneck", ["kl", "vq", "none"])
+def test_it_starts_where_components_end(bottleneck):
+    x = smooth()
+    model = Autoencoder(**SMALL, bottleneck=bottleneck, shortcut="linear")
+    params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    measured, _ = start.arrays(x, model, seed=0)
+    begun = shortcut.started(params, measured)
+    assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, params)
+    reconstruct = lambda p: model.apply({"params": p}, x)
+    rival = error(linear.components(x, 4, 4).reconstruct(x), x)
+    data = error(x.mean((0, 1, 2)), x)
+    assert error(reconstruct(begun), x) < rival + 0.1 * data
+    assert error(reconstruct(params), x) > rival + 0.5 * data  # at random it is lost
+
+
+def test_codes_start_from_the_data_and_are_used():
+    x = smooth()
+    model = Autoencoder(**SMALL, bottleneck="vq", shortcut="linear")
+    params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    measured, _ = start.arrays(x, model, seed=0)
+    used = lambda p: np.mean(
+        BOTTLENECKS.get("vq").counts(p, model.apply({"params": p}, x, method="encode")).sum(0) > 0
+    )
+    assert used(shortcut.started(params, measured)) > 0.8 > used(params)
+
+
+def test_without_it_nothing_changes():
+    plain = Autoencoder(**SMALL)
+    params = plain.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    assert set(params) == {"encoder", "decoder", "to_latent", "from_latent"}
