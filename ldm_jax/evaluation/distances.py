@@ -67,7 +67,7 @@ class Distances(loop.Evaluator):
             keys = samplers.image_keys(held_out.SEED, first + jnp.arange(len(batch["real"])))
             return extract(weights, batch, draw(params, frozen, batch, keys))
 
-        # Replicated results: every host holds the features of all.
+        # The results are replicated: every host holds the features of all images.
         self._generate = jax.jit(
             generate, in_shardings=(whole, None, None, whole, whole), out_shardings=whole
         )
@@ -94,7 +94,7 @@ class Distances(loop.Evaluator):
     def _measure_data(self):
         outputs = (self._extract(self._weights, batch) for batch in self._placed())
         compute = lambda: suite.collect(outputs, reference_lib.KEEP)
-        # Hosts whose caches differ would wait for one another for ever.
+        # A host whose cache has the statistics would leave the others waiting in a collective.
         if jax.process_count() > 1:
             return reference_lib.Reference.of(compute(), self._origin)
         return reference_lib.cached(self._origin, compute)

@@ -58,8 +58,8 @@ def make_request(
 ) -> Request:
     """Of metrics by name, DEFAULT where there are none; reads the file `weights` of `features`.
 
-    flags: what the user calls the metrics and the file. bootstrap: see suite.Settings; a curve
-      needs none, it shows its own noise.
+    flags: what the user calls the metrics and the file. bootstrap: see suite.Settings; training
+      needs none, as the curve of its figures shows how much they vary.
     """
     if not weights:
         raise errors.UsageError(

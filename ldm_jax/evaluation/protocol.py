@@ -39,7 +39,7 @@ def origin(source, records: int, size, interpolation: str) -> dict:
 def refuse_unless_equal(ours: dict, theirs: dict, name: str):
     """Raises UsageError with the difference where two protocols do not measure the same."""
     if not theirs:
-        raise errors.UsageError(f"{name} says no protocol: it is not a summary of evaluate.")
+        raise errors.UsageError(f"{name} holds no protocol: it is not a summary of evaluate.")
     lines = config_lib.difference(theirs["measurement"], ours["measurement"])
     if lines:
         raise errors.UsageError(

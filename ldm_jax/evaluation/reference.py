@@ -58,8 +58,8 @@ def save(path, reference: Reference):
 def load(path, extraction: dict | None = None) -> Reference:
     """Reads ours or a foreign `mu`, `sigma`; a file that is neither is a UsageError.
 
-    extraction: keys of an origin that are wanted; a file that says otherwise is refused, one that
-    says nothing is taken at its word, which its origin tells.
+    extraction: keys of an origin and the values wanted; a file with other values is refused. A
+    foreign file does not say them: it is accepted, and its origin records that.
     """
     with np.load(path, allow_pickle=False) as arrays:
         keys = set(arrays)

@@ -75,14 +75,15 @@ def collect(outputs, keep: int | None = None) -> Features:
     moments, features, logits = None, [], []
     for new, scores, mask in outputs:
         rows = np.asarray(mask) > 0
+        if not rows.any():
+            continue
         new = np.asarray(new)[rows]
-        moments = moments or Moments.empty(new.shape[1])
-        room = len(new) if keep is None else max(0, keep - moments.count)
-        moments = moments.update(new)
+        room = len(new) if keep is None else max(0, keep - (moments.count if moments else 0))
+        moments = moments.merge(Moments.of(new)) if moments else Moments.of(new)
         features.append(new[:room])
         if scores is not None:
             logits.append(np.asarray(scores)[rows][:room])
-    if not moments or not moments.count:
+    if not moments:
         raise errors.UsageError("There are no images to take features of.")
     return Features(moments, np.concatenate(features), np.concatenate(logits) if logits else None)
 

@@ -22,10 +22,6 @@ class Moments:
     scatter: np.ndarray
 
     @classmethod
-    def empty(cls, d):
-        return cls(0, np.zeros(d), np.zeros((d, d)))
-
-    @classmethod
     def of(cls, features):
         """The moments of one batch, [b, d]."""
         features = np.asarray(features, np.float64)
@@ -35,15 +31,9 @@ class Moments:
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred)
 
-    def update(self, features):
-        """These moments and a batch more, [b, d]. An empty batch changes nothing."""
-        return self.merge(Moments.of(features)) if len(features) else self
-
     def merge(self, other):
         """The moments of the union, whatever the order (Chan et al. 1979, eq. 2.1)."""
         count = self.count + other.count
-        if count == 0:
-            return self
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.count / count)
         correction = np.outer(delta, delta) * (self.count * other.count / count)

@@ -191,7 +191,7 @@ class Autoencode:
         return x_hat, features, regulariser, metrics
 
     def _nll(self, own, frozen, x, x_hat):
-        """The reconstruction term: by the bottleneck a sum over an image, or a mean."""
+        """The reconstruction term: a sum over an image, or a mean, as the bottleneck says."""
         error = PIXEL_LOSSES.get(self.loss.pixel_loss)(x - x_hat)
         if self.perceive:
             distance = self.perceive(frozen["lpips"], x, x_hat)
