@@ -32,7 +32,9 @@ class Latents:
         return Latents(self.channels.merge(other.channels), self.power + other.power)
 
     def summary(self, cut=0.5) -> dict:
-        """Per channel mean and std; the largest correlation of two; share above the cut; rings."""
+        """Mean and std of each channel, and the largest correlation of two channels; the share of
+        the power above `cut` (see `share_above`), and its radial profile.
+        """
         covariance = self.channels.covariance
         std = np.sqrt(np.diag(covariance))
         scale = np.maximum(np.outer(std, std), np.finfo(np.float64).tiny)

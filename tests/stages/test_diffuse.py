@@ -217,7 +217,7 @@ def test_a_weaker_checkpoint_guides_and_an_interval_says_where(stage, params):
 def test_sampling_counts_its_calls_and_refuses_what_means_nothing(stage):
     calls = {"ddim": 10, "heun": 19, "plms": 11, "unipc": 10}
     for name, count in calls.items():
-        assert diffuse.Sampling(name, steps=10).calls(stage.process) == count
+        assert len(diffuse.Sampling(name, steps=10).method(stage.process)) == count
     for bad in ({"sampler": "dimm"}, {"spacing": "even"}, {"rescale": 2.0}, {"interval": (1, 0)}):
         with pytest.raises(errors.UsageError):
             diffuse.Sampling(**bad)
