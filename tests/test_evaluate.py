@@ -7,15 +7,17 @@ import jax
 import make_metrics_golden as golden
 import numpy as np
 import pytest
+import test_tasks
 from calling import call
 from PIL import Image
 from test_commands import SHORT, SMALL, call_train, summary
 
 from ldm_jax import evaluate, sample
-from ldm_jax.base import disk
-from ldm_jax.evaluation import imagesets, measures, reference, suite
+from ldm_jax.base import disk, shard
+from ldm_jax.evaluation import distances, imagesets, measures, reference, suite
 from ldm_jax.metrics import features
 from ldm_jax.metrics.frechet import Moments, frechet_distance
+from ldm_jax.runs import data, kinds
 from ldm_jax.weights.readers import READERS
 
 EVAL = "--config.eval."
@@ -119,6 +121,18 @@ def test_training_measures_distances_at_its_evaluations(first_stage, ldm):
     (line,) = [x for x in disk.read_jsonl(ldm / "metrics.jsonl") if "val/error" in x]
     assert line["val/fd_pocket"] > 0
     assert summary(ldm)["fd_pocket"] == line["val/fd_pocket"]
+
+
+def test_training_measures_distances_under_conditions_made_of_records(weights):
+    given = {"eval__metrics": "fd", "eval__weights": weights, "eval__features": "pocket"}
+    config = test_tasks.load("superres", **given)
+    source = data.open_source(config.data)
+    config = data.resolve(config, source)
+    params = jax.jit(kinds.of(config).model(config).init)(jax.random.key(0))
+    mesh = shard.make_mesh()
+    measure = distances.Distances(distances.request(config), config, source, mesh)
+    frozen = shard.place({"first_stage": {}, "scale": np.float32(1)}, mesh)
+    assert measure(2, shard.place({"denoiser": params}, mesh), frozen)["val/fd_pocket"] > 0
 
 
 def test_evaluating_a_first_stage_repeats_what_training_measured(first_stage, measure):

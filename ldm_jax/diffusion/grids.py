@@ -55,7 +55,7 @@ def exact(process, steps: int) -> Grid:
     starts (Lin et al. 2023, sec. 3.3).
     """
     _check(process, steps)
-    return _to_clean(process, [(i + 1) * process.timesteps // steps - 1 for i in range(steps)])
+    return _grid(process, [(i + 1) * process.timesteps // steps - 1 for i in range(steps)])
 
 
 @GRIDS.register("trailing")
@@ -63,7 +63,7 @@ def trailing(process, steps: int) -> Grid:
     """diffusers' "trailing": as `exact`, but rounded to the nearest timestep."""
     _check(process, steps)
     total = process.timesteps
-    return _to_clean(process, np.round(total - np.arange(steps) * (total / steps))[::-1] - 1)
+    return _grid(process, np.round(total - np.arange(steps) * (total / steps))[::-1] - 1)
 
 
 @GRIDS.register("linspace")
@@ -72,7 +72,7 @@ def linspace(process, steps: int) -> Grid:
     _check(process, steps)
     if steps == 1:
         raise UsageError("Time grid 'linspace' needs steps >= 2; 'exact' works with 1.")
-    return _to_clean(process, np.linspace(0, process.timesteps - 1, steps).round())
+    return _grid(process, np.linspace(0, process.timesteps - 1, steps).round())
 
 
 @GRIDS.register("leading")
@@ -82,7 +82,7 @@ def leading(process, steps: int, *, offset: int = 0) -> Grid:
     Never visits T-1 (but for steps = T): the first noise is taken for a lower level than it has.
     """
     _check(process, steps)
-    return _to_clean(process, np.arange(steps) * (process.timesteps // steps) + offset)
+    return _grid(process, np.arange(steps) * (process.timesteps // steps) + offset)
 
 
 @GRIDS.register("karras")
@@ -118,34 +118,19 @@ def legacy(process, steps: int) -> Grid:
     """
     _check(process, steps)
     total = process.timesteps
-    rising = _legacy_timesteps(total, steps)
-    if rising[-1] >= total:
-        near = [
-            _nearest_workable(total, counts)
-            for counts in (range(steps - 1, 0, -1), range(steps + 1, total + 1))
-        ]
-        near = " and ".join(str(count) for count in near if count)
+    timesteps = lambda steps: range(1, total + 1, total // steps)
+    workable = [n for n in range(1, total + 1) if timesteps(n)[-1] < total]
+    if steps not in workable:
+        near = [n for n in workable if n < steps][-1:] + [n for n in workable if n > steps][:1]
         raise UsageError(
             f"steps={steps} does not work with time grid 'legacy': it would visit timestep "
-            f"{rising[-1]} of 0..{total - 1}. Nearest that work: {near or 'none'}; "
-            "time grid 'exact' works with any."
+            f"{timesteps(steps)[-1]} of 0..{total - 1}. Nearest that work: "
+            f"{' and '.join(map(str, near)) or 'none'}; time grid 'exact' works with any."
         )
-    return _grid(process, rising, (process.signal[0], process.noise[0]))
+    return _grid(process, timesteps(steps), (process.signal[0], process.noise[0]))
 
 
-def _legacy_timesteps(total, steps):
-    return range(1, total + 1, total // steps)
-
-
-def _nearest_workable(total, counts):
-    return next((s for s in counts if _legacy_timesteps(total, s)[-1] < total), None)
-
-
-def _to_clean(process, rising):
-    return _grid(process, rising, CLEAN)
-
-
-def _grid(process, rising, end):
+def _grid(process, rising, end=CLEAN):
     falling = [int(t) for t in rising][::-1]
     signal, noise = (*process.signal[falling], end[0]), (*process.noise[falling], end[1])
     return Grid(tuple(falling), _floats(signal), _floats(noise))

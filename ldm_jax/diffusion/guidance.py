@@ -37,7 +37,12 @@ def guide(denoise, cond, null, combine):
     Returns `denoise(x, t) -> x_0`, by `combine(strong, weak, t)` of the predictions under cond and
     under null. One network call on [null; cond] serves both.
     """
-    _check_same_structure(cond, null)
+    given, missing = jax.tree.structure(cond), jax.tree.structure(null)
+    if given != missing:
+        raise UsageError(
+            "Guidance with a scale other than 1 needs a null condition of the same structure as "
+            f"the condition; got {missing} for {given}."
+        )
     both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), null, cond)
 
     def guided(x, t):
@@ -97,13 +102,4 @@ def check(rescale, interval):
     if interval and not (len(interval) == 2 and 0.0 <= interval[0] <= interval[1] <= 1.0):
         raise UsageError(
             f"interval={interval} must be () or (low, high) with 0 <= low <= high <= 1."
-        )
-
-
-def _check_same_structure(cond, null):
-    given, missing = jax.tree.structure(cond), jax.tree.structure(null)
-    if given != missing:
-        raise UsageError(
-            "Guidance with a scale other than 1 needs a null condition of the same structure as "
-            f"the condition; got {missing} for {given}."
         )

@@ -58,12 +58,16 @@ def ddim(grid: Grid, *, eta: float = 0.0) -> Method:
     return Method(calls)
 
 
+@SAMPLERS.register("euler_ancestral")
 @SAMPLERS.register("ddpm")
 def ddpm(grid: Grid) -> Method:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), over any grid. S calls.
 
     On the full grid these are the official `p_sample` steps; elsewhere the posterior of the grid's
     own neighbours, which equals DDIM with eta 1.
+
+    It is k-diffusion's `euler_ancestral` too, Euler down to s_down and then noise up to s': its
+    s_up^2 = s'^2 (s^2 - s'^2) / s^2 is the variance of the posterior in y = x / alpha.
     """
     x, x_0, z = _symbols(1)
     calls = []
@@ -80,15 +84,6 @@ def euler(grid: Grid) -> Method:
     Its step, y' = q y + (1 - q) x_0, is that of DDIM with eta 0: two names of one method.
     """
     return ddim(grid)
-
-
-@SAMPLERS.register("euler_ancestral")
-def euler_ancestral(grid: Grid) -> Method:
-    """Euler down to s_down, then noise up to s' (as in k-diffusion). S calls.
-
-    s_up^2 = s'^2 (s^2 - s'^2) / s^2 is the variance of the posterior in y: the same as `ddpm`.
-    """
-    return ddpm(grid)
 
 
 @SAMPLERS.register("heun")

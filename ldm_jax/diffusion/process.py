@@ -36,22 +36,15 @@ class Prediction:
     refuse: Callable = lambda alpha, sigma: None
 
 
-def _refuse_pure_noise(alpha, sigma):
-    if np.any(alpha == 0):
-        return "the last x_t is pure noise, so its eps says nothing of x_0; use 'v' or 'x0'"
-
-
-def _refuse_changing_variance(alpha, sigma):
-    if not np.allclose(alpha**2 + sigma**2, 1.0):
-        return "its formulas need alpha^2 + sigma^2 = 1; use 'x0'"
-
+_PURE_NOISE = "the last x_t is pure noise, so its eps says nothing of x_0; use 'v' or 'x0'"
+_CHANGING_VARIANCE = "its formulas need alpha^2 + sigma^2 = 1; use 'x0'"
 
 PREDICTIONS.register("eps")(
     Prediction(
         target=lambda x_0, eps, alpha, sigma: eps,
         to_x0=lambda eps, x_t, alpha, sigma: (x_t - sigma * eps) / alpha,
         gain=lambda alpha, sigma: (sigma / alpha) ** 2,
-        refuse=_refuse_pure_noise,
+        refuse=lambda alpha, sigma: _PURE_NOISE if np.any(alpha == 0) else None,
     )
 )
 PREDICTIONS.register("x0")(
@@ -66,7 +59,9 @@ PREDICTIONS.register("v")(  # Salimans & Ho 2022 (arXiv 2202.00512), sec. 4 and 
         target=lambda x_0, eps, alpha, sigma: alpha * eps - sigma * x_0,
         to_x0=lambda v, x_t, alpha, sigma: alpha * x_t - sigma * v,
         gain=lambda alpha, sigma: sigma**2,
-        refuse=_refuse_changing_variance,
+        refuse=lambda alpha, sigma: (
+            None if np.allclose(alpha**2 + sigma**2, 1.0) else _CHANGING_VARIANCE
+        ),
     )
 )
 

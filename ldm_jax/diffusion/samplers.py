@@ -59,13 +59,9 @@ def image_keys(seed, indices):
 
 def initial_noise(keys, shape):
     """x_T ~ N(0, 1), `[b, *shape]`, each image from its own key, independent of its step noise."""
-    return _normal(keys, _INITIAL, shape)
+    return step_noise(keys, _INITIAL, shape)
 
 
 def step_noise(keys, index, shape):
     """The noise of network call `index` (0 is the first), `[b, *shape]`, from each image's key."""
-    return _normal(keys, index, shape)
-
-
-def _normal(keys, index, shape):
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)

@@ -53,10 +53,11 @@ class Tiling:
             return fn(inputs)
         # The weights along each side, and what they add up to: known before anything runs.
         along = [self._ramp(side * factor, factor) for side in (th, tw)]
-        totals = [
-            _total(length * factor, starts * factor, ramp)
-            for length, starts, ramp in zip((h, w), (rows, columns), along)
-        ]
+        totals = []
+        for length, starts, ramp in zip((h, w), (rows, columns), along):
+            cells = np.add.outer(starts * factor, np.arange(len(ramp)))
+            spread = np.broadcast_to(ramp, cells.shape)
+            totals.append(np.bincount(cells.ravel(), spread.ravel(), length * factor))
         weight = np.multiply.outer(*along).astype(np.float32)[..., None]
         total = np.multiply.outer(*totals).astype(np.float32)[..., None]
 
@@ -80,10 +81,3 @@ class Tiling:
         width = self.overlap * factor + 1
         distance = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1))
         return np.minimum(distance / width, 1.0)
-
-
-def _total(length, starts, ramp):
-    total = np.zeros(length)
-    for start in starts:
-        total[start : start + len(ramp)] += ramp
-    return total

@@ -1,7 +1,6 @@
 """How well pictures obey the conditions of scenes that they were drawn under; see `adherence`."""
 
 import dataclasses
-import functools
 import pathlib
 
 import numpy as np
@@ -47,14 +46,29 @@ def measure(wanted: Adherence, overrides: dict[str, str], picture: pathlib.Path)
     fields, records = conditions_of.make(config, source).of_source(held_out, wanted.num)
     platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
     run = opened.load(wanted.run)
-    score = functools.partial(_score, () if wanted.null else fields, records)
+    asked = {} if wanted.null else fields
+
+    def in_batches(make):
+        """uint8 [num, h, w, 3]; the last record fills up the last batch."""
+        begins = range(0, wanted.num, wanted.batch_size)
+        rows = (np.arange(i, i + wanted.batch_size) for i in begins)
+        made = [np.asarray(make(np.minimum(row, wanted.num - 1))) for row in rows]
+        return np.concatenate(made)[: wanted.num]
+
+    def draw(rows):
+        cond = {field: values[rows] for field, values in asked.items()}
+        return run.draw(len(rows), how, wanted.seed, cond, indices=rows)
+
+    def reconstruct(rows):
+        pixels = transforms.to_float(np.stack([records[i]["image"] for i in rows]))
+        return raster.to_uint8(run.decode(run.encode(pixels)))
 
     by_guidance = {}
     for scale in scales:
         how = dataclasses.replace(sampling, guidance=scale)
-        drawn = _whole(_draw(run, wanted, how, fields), wanted.num)
-        by_guidance[f"{scale:g}"] = score(drawn)
-    real = score(_whole(_reconstruct(run, wanted, records), wanted.num))
+        drawn = in_batches(draw)
+        by_guidance[f"{scale:g}"] = _score(asked, records, drawn)
+    real = _score(asked, records, in_batches(reconstruct))
     found = by_guidance[f"{scales[-1]:g}"] | {f"real_{name}": x for name, x in real.items()}
     if len(scales) > 1:
         found["by_guidance"] = by_guidance
@@ -86,28 +100,6 @@ def read_config(run, overrides: dict):
     if config.data.source != "scenes":
         raise errors.UsageError(f"--run={run} is not on scenes; only their pictures are checked.")
     return config
-
-
-def _batches(wanted):
-    """Indices of the records, [batch_size] each; the last record fills up the last batch."""
-    for begin in range(0, wanted.num, wanted.batch_size):
-        yield np.minimum(np.arange(begin, begin + wanted.batch_size), wanted.num - 1)
-
-
-def _draw(run, wanted, how, fields):
-    for rows in _batches(wanted):
-        cond = None if wanted.null else {f: values[rows] for f, values in fields.items()}
-        yield run.draw(len(rows), how, wanted.seed, cond, indices=rows)
-
-
-def _reconstruct(run, wanted, records):
-    for rows in _batches(wanted):
-        pixels = transforms.to_float(np.stack([records[i]["image"] for i in rows]))
-        yield np.asarray(raster.to_uint8(run.decode(run.encode(pixels))))
-
-
-def _whole(parts, num):
-    return np.concatenate(list(parts))[:num]
 
 
 def _score(fields, records, pictures) -> dict:

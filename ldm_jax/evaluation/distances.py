@@ -4,41 +4,70 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base import raster, shard
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors, raster, shard
+from ldm_jax.diffusion import samplers
 from ldm_jax.engine import loop
-from ldm_jax.evaluation import held_out, suite
+from ldm_jax.evaluation import held_out, measures, protocol, suite
 from ldm_jax.evaluation import reference as reference_lib
+from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import kinds
+
+METRICS = "config.eval.metrics"
+
+
+def request(config) -> measures.Request | None:
+    """What `config.eval` asks for; reads the weights. None where nothing is to be measured."""
+    metrics, wanted = config_lib.names(config.eval.metrics), config.eval
+    if not metrics:
+        return None
+    if wanted.every % config.steps.eval:
+        raise errors.UsageError(
+            f"config.eval.every={wanted.every} must be a multiple of config.steps.eval="
+            f"{config.steps.eval}."
+        )
+    found = measures.make_request(
+        metrics, wanted.features or "mobilenet", wanted.weights, (METRICS, "config.eval.weights")
+    )
+    has_classes = kinds.of(config).draws and found.extractor.classes
+    suite.check(metrics, has_classes, True, True, METRICS)
+    return found
 
 
 class Distances(loop.Evaluator):
-    """{"val/NAME": number} of the figures that `plan` names.
+    """{"val/NAME": number} of the figures of a request while a run trains.
 
-    Args:
-      plan: measures.Plan; its features' weights and its metrics.
-      draw: (params, frozen, batch, keys [b]) -> images [b, h, w, 3], the keys' images.
-      batches: () -> this host's rows of the data, {"image": [b, h, w, 3], "real": [b], ...}; they
-        are the reference, and what is drawn is drawn for their other fields.
-      origin: what they are; their statistics are cached under it where there is one host.
-      prefix: of the figures' names, "r" for reconstructions.
-      due: (step) -> bool.
+    Of a first stage they are of held-out records and their reconstructions; of a second stage, of
+    training records and samples under their conditions. The records are the same every time.
     """
 
-    def __init__(self, plan, draw, batches, origin, prefix, due, mesh):
-        whole, extractor = shard.replicated(mesh), plan.extractor
-        self._plan, self._batches, self._origin = plan, batches, plan.extraction | origin
-        self._prefix, self._due, self._mesh = prefix, due, mesh
-        self._weights = jax.device_put(plan.weights, whole)
+    def __init__(self, request: measures.Request, config, source, mesh):
+        kind, wanted, data = kinds.of(config), config.eval, config.data
+        records = getattr(data_lib, kind.judged_on)(config, source)
+        count = min(wanted.samples or wanted.records, len(records))
+        draw, fields = kind.drawing(config)
+        share = dict(count=count, host=jax.process_index(), hosts=jax.process_count())
+        self._batches = lambda: data_lib.held_out_batches(
+            config, records, ("image", *fields), **share
+        )
+        origin = protocol.origin(records, count, (data.size,) * 2, data.interpolation)
+        self._origin = request.extraction | origin
+        self._due = lambda step: (
+            not wanted.every or step % wanted.every == 0 or step == config.steps.total
+        )
+        self._request, self._prefix, self._mesh = request, kind.prefix, mesh
+        whole, extractor = shard.replicated(mesh), request.extractor
+        self._weights = jax.device_put(request.weights, whole)
         self._reference = None
 
         def extract(weights, batch, images):
             return *extractor.apply(weights, raster.to_uint8(images)), batch["real"]
 
         def generate(weights, batch, params, frozen, first):
-            index = first + jnp.arange(len(batch["real"]))
-            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(held_out.SEED), i))(index)
+            keys = samplers.image_keys(held_out.SEED, first + jnp.arange(len(batch["real"])))
             return extract(weights, batch, draw(params, frozen, batch, keys))
 
-        # Replicated results: every host holds the features of all.
+        # The results are replicated: every host holds the features of all images.
         self._generate = jax.jit(
             generate, in_shardings=(whole, None, None, whole, whole), out_shardings=whole
         )
@@ -54,25 +83,24 @@ class Distances(loop.Evaluator):
         if self._reference is None:
             self._reference = self._measure_data()
         samples = suite.collect(self._samples(params, frozen))
-        plan = self._plan
-        figures = suite.measure(plan.metrics, samples, self._reference, plan.settings)
-        return {f"val/{self._prefix}{key}": value for key, value in plan.named(figures).items()}
+        return self._request.figures(samples, self._reference, f"val/{self._prefix}")
 
     def _samples(self, params, frozen):
         first = 0
-        for batch in self._batches():
-            batch = self._put(batch)
+        for batch in self._placed():
             yield self._generate(self._weights, batch, params, frozen, np.int32(first))
             first += len(batch["real"])
 
     def _measure_data(self):
-        outputs = (self._extract(self._weights, self._put(batch)) for batch in self._batches())
+        outputs = (self._extract(self._weights, batch) for batch in self._placed())
         compute = lambda: suite.collect(outputs, reference_lib.KEEP)
-        # Hosts whose caches differ would wait for one another for ever.
+        # A host whose cache has the statistics would leave the others waiting in a collective.
         if jax.process_count() > 1:
             return reference_lib.Reference.of(compute(), self._origin)
         return reference_lib.cached(self._origin, compute)
 
-    def _put(self, batch):
-        batch.pop("bad", None)
-        return shard.put_batch(batch, self._mesh)
+    def _placed(self):
+        """The batches on the devices of the mesh."""
+        for batch in self._batches():
+            batch.pop("bad", None)
+            yield shard.put_batch(batch, self._mesh)

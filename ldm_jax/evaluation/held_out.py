@@ -19,7 +19,7 @@ class HeldOutRecords(loop.Evaluator):
     def __init__(self, stage, held_out, mesh):
         whole = shard.replicated(mesh)
         self._held_out, self._mesh = held_out, mesh
-        # Replicated results, which rows are real among them: every host can read them.
+        # The results, and which rows are real, are replicated, so that every host can read them.
         how = dict(in_shardings=(None, whole, None, whole), out_shardings=whole)
 
         def evaluate(params, frozen, batch, number):

@@ -21,10 +21,6 @@ from ldm_jax.jobs import outputs
 from ldm_jax.runs import data as data_lib
 
 BATCH = 64
-HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,43 +80,43 @@ def _of_job(path):
     records = [f"shards/{shard.number:05d}.json" for shard in job.shards]
     chunks = lambda: (images for images, _ in job.batches())
     origin = {"samples": outputs.digest(job.out, records)[:16]}
-    return ImageSet(job.num, _first(chunks()).shape[1:3], origin, lambda: _filled(chunks()), job)
+    size = next(chunks()).shape[1:3]
+    return ImageSet(job.num, size, origin, lambda: _filled(chunks()), job)
 
 
 def _of_run(path, records):
     config = record_lib.read(path)
-    data = config.data
-    source = data_lib.open_source(data)
-    train = sources.holdout(source, data.holdout, train=True)
-    crop = transforms.Crop(data.size, "center", data.interpolation)
-    return _of_source(train, [crop], records, (data.size,) * 2, data.interpolation)
+    train = data_lib.training(config, data_lib.open_source(config.data))
+    return _of_source(train, records, (config.data.size,) * 2, config.data.interpolation)
 
 
 def _of_folder(path, size, records):
     source = sources.open_source("folder", path=str(path))
     if size is None:
-        return _of_source(source, [], None, source[0]["image"].shape[:2], "none")
+        return _of_source(source, None, source[0]["image"].shape[:2], "none")
     if size[0] != size[1]:
         raise errors.UsageError(
             f"A folder is cropped to squares, the samples are {size[0]}x{size[1]}: give the "
             "reference as an .npz of images of that size."
         )
-    return _of_source(source, [transforms.Crop(size[0])], records, tuple(size), "bicubic")
+    return _of_source(source, records, size, "bicubic")
 
 
-def _of_source(source, changes, records, size, interpolation):
+def _of_source(source, records, size, interpolation):
+    """Centre crops of the records of a data source; whole with the interpolation "none"."""
     count = min(records or len(source), len(source))
+    whole = interpolation == "none"
+    changes = [] if whole else [transforms.Crop(size[0], "center", interpolation)]
 
     def batches():
         with pipeline.eval_batches(source, changes, batch_size=BATCH, count=count) as rows:
             for row in rows:
-                if not changes and (row["bad"] >= 0).any():
+                if whole and (row["bad"] >= 0).any():
                     name = source.name(int(row["bad"].max()))
                     raise errors.RunError(f"{name} does not decode: draw it again, or remove it.")
                 yield row["image"], row["real"]
 
-    crop = "center" if changes else "none"
-    origin = protocol.origin(source, count, size, crop, interpolation)
+    origin = protocol.origin(source, count, size, interpolation)
     return ImageSet(count, tuple(size), origin, batches)
 
 
@@ -146,8 +142,9 @@ def _rows(path):
             names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
             raise errors.UsageError(f"{path} holds {names or 'nothing'}; images are arr_0.")
         with archive.open("arr_0.npy") as member:
-            version = np.lib.format.read_magic(member)
-            shape, fortran, dtype = HEADERS[version](member)
+            major, minor = np.lib.format.read_magic(member)
+            read_header = getattr(np.lib.format, f"read_array_header_{major}_{minor}")
+            shape, fortran, dtype = read_header(member)
             if dtype != np.uint8 or fortran:
                 raise errors.UsageError(f"{path}: arr_0 is {dtype}; wanted is uint8, in C order.")
             yield shape, _chunks(member, shape)
@@ -175,7 +172,3 @@ def _filled(chunks):
             missing = BATCH - len(part)
             mask = np.arange(BATCH) < len(part)
             yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]), mask
-
-
-def _first(chunks):
-    return next(iter(chunks))

@@ -17,13 +17,21 @@ def protocol(measurement: dict, subject: dict) -> dict:
     return {"measurement": {"quantiser": QUANTISER} | measurement, "subject": subject}
 
 
-def origin(source, records: int, size, crop: str, interpolation: str) -> dict:
-    """What images of the first `records` records of a data source are, for a protocol."""
+def stored(figures: dict, protocols: dict) -> dict:
+    """Figures as a summary holds them, beside their protocol."""
+    return figures | {"protocol": protocols | {"figures": list(figures)}}
+
+
+def origin(source, records: int, size, interpolation: str) -> dict:
+    """What images of the first `records` records of a data source are, for a protocol.
+
+    interpolation: of their centre crops, or "none" where they are not cropped.
+    """
     return {
         "fingerprint": source.fingerprint,
         "records": records,
         "size": list(size),
-        "crop": crop,
+        "crop": "none" if interpolation == "none" else "center",
         "interpolation": interpolation,
     }
 
@@ -31,7 +39,7 @@ def origin(source, records: int, size, crop: str, interpolation: str) -> dict:
 def refuse_unless_equal(ours: dict, theirs: dict, name: str):
     """Raises UsageError with the difference where two protocols do not measure the same."""
     if not theirs:
-        raise errors.UsageError(f"{name} says no protocol: it is not a summary of evaluate.")
+        raise errors.UsageError(f"{name} holds no protocol: it is not a summary of evaluate.")
     lines = config_lib.difference(theirs["measurement"], ours["measurement"])
     if lines:
         raise errors.UsageError(

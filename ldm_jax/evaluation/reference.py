@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 
 KEEP = 10_000  # features kept beside the moments, for figures that need neighbours
 
@@ -34,12 +34,14 @@ class Reference:
         return cls(moments.mean, moments.covariance, moments.count, gathered.features, origin)
 
 
-def cached(origin: dict, compute, folder=None) -> Reference:
+def cached(origin: dict, compute) -> Reference:
     """The reference of that origin, from disk or else from `compute() -> suite.Features`.
 
     origin: all that the statistics depend on; its digest is the file's name.
     """
-    file = pathlib.Path(folder or _cache()) / f"{digest(origin)}.npz"
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
+    file = pathlib.Path(cache) / "ldm_jax" / "references" / f"{digest}.npz"
     if file.is_file():
         return load(file)
     reference = Reference.of(compute(), origin)
@@ -47,35 +49,21 @@ def cached(origin: dict, compute, folder=None) -> Reference:
     return reference
 
 
-def digest(origin: dict) -> str:
-    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def save(path, reference: Reference):
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of several, any may win
-    with open(partial, "wb") as f:
-        np.savez(
-            f,
-            mean=reference.mean,
-            covariance=reference.covariance,
-            count=reference.count,
-            features=reference.features,
-            origin=json.dumps(reference.origin),
-        )
-    partial.replace(path)
+    """Of several processes that write the same file, any may win."""
+    arrays = vars(reference) | {"origin": json.dumps(reference.origin)}
+    disk.write_atomic(path, lambda f: np.savez(f, **arrays))
 
 
 def load(path, extraction: dict | None = None) -> Reference:
     """Reads ours or a foreign `mu`, `sigma`; a file that is neither is a UsageError.
 
-    extraction: keys of an origin that are wanted; a file that says otherwise is refused, one that
-    says nothing is taken at its word, which its origin tells.
+    extraction: keys of an origin and the values wanted; a file with other values is refused. A
+    foreign file does not say them: it is accepted, and its origin records that.
     """
     with np.load(path, allow_pickle=False) as arrays:
         keys = set(arrays)
-        if {"mean", "covariance", "count", "features", "origin"} <= keys:
+        if {field.name for field in dataclasses.fields(Reference)} <= keys:
             origin = json.loads(str(arrays["origin"]))
             for key, value in (extraction or {}).items():
                 if origin.get(key) != value:
@@ -83,13 +71,9 @@ def load(path, extraction: dict | None = None) -> Reference:
                         f"{path} was computed with {key}={origin.get(key)}, wanted is {value}: "
                         "give images instead, or the same --features and --weights."
                     )
-            return Reference(
-                arrays["mean"],
-                arrays["covariance"],
-                int(arrays["count"]),
-                arrays["features"],
-                origin,
-            )
+            parts = (arrays[key] for key in ("mean", "covariance", "count", "features"))
+            mean, covariance, count, features = parts
+            return Reference(mean, covariance, int(count), features, origin)
         if not {"mu", "sigma"} <= keys:
             raise errors.UsageError(
                 f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; statistics are mu and "
@@ -99,8 +83,3 @@ def load(path, extraction: dict | None = None) -> Reference:
     content = hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()[:16]
     origin = {"statistics": content, "extraction": "not said by the file"}
     return Reference(mean, covariance, None, None, origin)
-
-
-def _cache():
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "ldm_jax" / "references"

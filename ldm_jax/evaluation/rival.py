@@ -8,36 +8,37 @@ from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds, start
 
 
-def psnr_db(config, source, record, records=None) -> dict:
+def psnr_db(config, source, count: int) -> dict:
     """{"components_psnr_db": mean over held-out records}; for codebooks "kmeans_psnr_db".
 
     As many components of patches of f x f pixels as the latent has channels, or as many centres as
-    the codebook has entries, fitted on training images. A run keeps the figure in rival.json.
-
-    Args:
-      records: the held-out records; config.eval.records of them are reconstructed.
+    the codebook has entries, are fitted on training images. count: held-out records.
     """
     name, fit = kinds.of(config).rival(config)
-    records = data_lib.held_out(config, source) if records is None else records
-    about = {"name": name, "images": start.IMAGES, "records": config.eval.records}
-    about |= {"data": source.fingerprint}
-    kept = record.rival
-    if {key: kept.get(key) for key in about} != about:
-        rival, found = fit(start.images(config, source)), []
-        batches = data_lib.held_out_batches(config, records, ("image",), host=0, hosts=1)
-        for batch in batches:
-            x = batch["image"][batch["real"] > 0]
-            found.append(scores.psnr(x, np.clip(rival.reconstruct(x), -1, 1).astype(np.float32)))
-        kept = about | {"psnr_db": float(np.concatenate(found).mean())}
-        record.write(rival=kept)
-    return {f"{name}_psnr_db": kept["psnr_db"]}
+    fitted, found = fit(start.images(config, source)), []
+    records = data_lib.held_out(config, source)
+    share = dict(host=0, hosts=1)
+    for batch in data_lib.held_out_batches(config, records, ("image",), count, **share):
+        x = batch["image"][batch["real"] > 0]
+        found.append(scores.psnr(x, np.clip(fitted.reconstruct(x), -1, 1).astype(np.float32)))
+    return {f"{name}_psnr_db": float(np.concatenate(found).mean())}
 
 
 class Rival(loop.Evaluator):
-    """The rival's figure beside the run's own, at every evaluation."""
+    """The rival's figure beside the run's own at every evaluation; kept in the run's rival.json."""
 
     def __init__(self, config, source, record):
-        self._measured = hosts.on_first(lambda: psnr_db(config, source, record), seconds=3600)
+        about = {"data": source.fingerprint, "records": config.eval.records}
+        about |= {"images": start.IMAGES}
+
+        def measured():
+            kept = record.rival
+            if not about.items() <= kept.items():
+                kept = about | psnr_db(config, source, config.eval.records)
+                record.write(rival=kept)
+            return {name: value for name, value in kept.items() if name not in about}
+
+        self._figures = hosts.on_first(measured, seconds=3600)
 
     def __call__(self, step, params, frozen):
-        return {f"val/{name}": value for name, value in self._measured.items()}
+        return {f"val/{name}": value for name, value in self._figures.items()}

@@ -1,7 +1,7 @@
 """The figures of a set of images against a reference, all from one pass over features.
 
-    samples = gather(extract, batches)
-    figures = measure(("fd", "kid"), samples, reference, Settings())
+    samples = collect((*extract(pixels), mask) for pixels, mask in batches)
+    figures = METRICS.get("fd").compute(samples, reference, Settings())
 
 A figure that is an estimate comes with its uncertainty, `NAME/std`; docs/evaluation.md says of
 each what that is.
@@ -66,11 +66,6 @@ def register(name, *needs):
     return decorate
 
 
-def gather(extract, batches, keep: int | None = None) -> Features:
-    """`collect` of batches (uint8 [b, h, w, 3], mask [b])."""
-    return collect(((*extract(pixels), mask) for pixels, mask in batches), keep)
-
-
 def collect(outputs, keep: int | None = None) -> Features:
     """Moments of all images, arrays of the first `keep`.
 
@@ -80,24 +75,17 @@ def collect(outputs, keep: int | None = None) -> Features:
     moments, features, logits = None, [], []
     for new, scores, mask in outputs:
         rows = np.asarray(mask) > 0
+        if not rows.any():
+            continue
         new = np.asarray(new)[rows]
-        moments = moments or Moments.empty(new.shape[1])
-        room = len(new) if keep is None else max(0, keep - moments.count)
-        moments = moments.update(new)
+        room = len(new) if keep is None else max(0, keep - (moments.count if moments else 0))
+        moments = moments.merge(Moments.of(new)) if moments else Moments.of(new)
         features.append(new[:room])
         if scores is not None:
             logits.append(np.asarray(scores)[rows][:room])
-    if not moments or not moments.count:
+    if not moments:
         raise errors.UsageError("There are no images to take features of.")
     return Features(moments, np.concatenate(features), np.concatenate(logits) if logits else None)
-
-
-def measure(names, samples: Features, reference, settings: Settings) -> dict:
-    """{figure: number} of the named metrics. reference: a metrics.reference.Reference, or None."""
-    figures = {}
-    for name in names:
-        figures |= METRICS.get(name).compute(samples, reference, settings)
-    return figures
 
 
 def check(names, has_logits, has_reference, has_features, flag="--metrics"):
@@ -137,13 +125,10 @@ def warnings(names, n: int, reference_n: int | None, dimension: int, settings: S
 
 @register("fd", "reference")
 def fd(samples, reference, settings):
-    own = samples.moments
-    value = frechet.gaussian_distance(
-        own.mean, own.covariance, reference.mean, reference.covariance
-    )
+    value = frechet.frechet_distance(samples.moments, reference)
     if not settings.bootstrap:
         return {"fd": value}
-    distance = resampling.Resampled(samples.features, reference.mean, reference.covariance)
+    distance = resampling.Resampled(samples.features, reference)
     error = resampling.bootstrap(distance, settings.bootstrap, settings.seed)
     margin = NORMAL_95 * error
     return {"fd": value, "fd/std": error, "fd/low": value - margin, "fd/high": value + margin}
@@ -151,20 +136,15 @@ def fd(samples, reference, settings):
 
 @register("fd_infinity", "reference")
 def fd_infinity(samples, reference, settings):
-    distance = resampling.Resampled(samples.features, reference.mean, reference.covariance)
+    distance = resampling.Resampled(samples.features, reference)
     value, error = resampling.infinity(distance, seed=settings.seed)
     return {"fd/infinity": value, "fd/infinity_std": error}
 
 
 @register("kid", "reference", "features")
 def kid(samples, reference, settings):
-    value, std = kernel.kernel_distance(
-        samples.features,
-        reference.features,
-        settings.kid_subsets,
-        settings.kid_subset_size,
-        settings.seed,
-    )
+    draws = settings.kid_subsets, settings.kid_subset_size, settings.seed
+    value, std = kernel.kernel_distance(samples.features, reference.features, *draws)
     return {"kid": value, "kid/std": std}
 
 

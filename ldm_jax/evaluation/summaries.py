@@ -1,17 +1,20 @@
 """What `evaluate` says of a run, and of a set of samples."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
 import jax
 import numpy as np
 
-from ldm_jax.base import disk, errors, platforms, shard, watch
+from ldm_jax.base import disk, errors, platforms, raster, shard, tensorfile, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint
 from ldm_jax.evaluation import held_out as held_out_lib
-from ldm_jax.evaluation import imagesets, measures, protocol, rival
+from ldm_jax.evaluation import imagesets, measures, protocol, rival, suite
+from ldm_jax.evaluation import reference as reference_lib
+from ldm_jax.metrics import latents as latents_lib
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds
 from ldm_jax.scenes import checker
@@ -35,7 +38,7 @@ class Evaluation:
     def request(self) -> measures.Request:
         """Reads the weights of the features."""
         return measures.make_request(
-            self.metrics, self.features, self.weights, self.bootstrap, self.reference_records
+            self.metrics, self.features, self.weights, bootstrap=self.bootstrap
         )
 
 
@@ -57,34 +60,30 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
     source = data_lib.open_source(config.data)
     held_out = data_lib.held_out(config, source)
-    with config.unlocked():
-        config.eval.records = len(held_out)
-    side, interpolation = config.data.size, config.data.interpolation
-    data = protocol.origin(held_out, len(held_out), (side, side), "center", interpolation)
+    count, size = len(held_out), (config.data.size,) * 2
+    origin = protocol.origin(held_out, count, size, config.data.interpolation)
     params, step = checkpoint.read_params(path)
     subject = {"run": str(path), "step": step}
-    lpips = [file for file in config.get("lpips", {}).values() if file]
-    protocols = measures.protocol_of_run(request, data, subject, lpips)
+    protocols = protocol.protocol(_measurement(config, origin, request), subject)
     if other:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
 
     platforms.cache_compilations(path / "compilation_cache")
     stage = kind.evaluated(config, record)
-    whole = shard.replicated(mesh)
-    batches = lambda: data_lib.held_out_batches(config, held_out, stage.fields)
+    batches = lambda: data_lib.held_out_batches(config, held_out, stage.fields, count)
     records = held_out_lib.HeldOutRecords(stage, batches, mesh)
-    measured = records.measure(*jax.device_put((params, stage.frozen), whole))
+    measured = records.measure(*jax.device_put((params, stage.frozen), shard.replicated(mesh)))
     figures, latents = {}, {}
     for name, (mean, error) in measured.items():
         figures |= {name: mean, f"{name}_std": error}
     if not kind.draws:
         codec, own = kind.codec(config), params[kind.player]["model"]
-        latents, distances = measures.of_first_stage(codec, own, batches, data, request)
+        latents, distances = _of_first_stage(codec, own, batches, origin, request)
         figures |= distances
     if kind.rival(config):
-        figures |= rival.psnr_db(config, source, record, held_out)
-    summary = subject | {"records": len(held_out)}
-    return summary | latents | measures.stored(figures, protocols) | {"seconds": seconds()}
+        figures |= rival.psnr_db(config, source, count)
+    summary = subject | {"records": count} | latents | protocol.stored(figures, protocols)
+    return summary | {"seconds": seconds()}
 
 
 def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
@@ -96,10 +95,22 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
     summary = {"samples": str(wanted.samples), "num": samples.count, "manifest": manifest}
     if "labels" in manifest and _of_scenes(manifest["run"]):
         summary["class_accuracy"] = class_accuracy(samples.job)
-    if request:
-        reference = wanted.reference or manifest.get("run")
-        summary |= measures.of_samples(samples, manifest, reference, request, other)
-    return summary | {"seconds": seconds()}
+    if not request:
+        return summary | {"seconds": seconds()}
+
+    path, n = wanted.reference or manifest.get("run"), wanted.reference_records
+    origin, count, has_features, read = _open_reference(path, samples.size, request, n)
+    classes = request.extractor.classes
+    suite.check(request.metrics, classes, path is not None, has_features)
+    measurement = request.measurement(samples.count, samples.size, origin)
+    subject = {k: v for k, v in manifest.items() if k != "run"} or samples.origin
+    protocols = protocol.protocol(measurement, subject)
+    if other:
+        protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
+    request.warn(samples.count, count)
+    reference = read()
+    figures = request.figures(request.gather(samples.batches()), reference)
+    return summary | protocol.stored(figures, protocols) | {"seconds": seconds()}
 
 
 def class_accuracy(job) -> float:
@@ -119,6 +130,81 @@ def read(path, flag: str) -> dict:
         return json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise errors.UsageError(f"{flag}={path} is no summary.json of evaluate.") from e
+
+
+def _measurement(config, origin, request) -> dict:
+    """How a run's own measures and, with a request, figures of reconstructions are taken."""
+    n, size = origin["records"], origin["size"]
+    found = {"n": n, "size": size, "reference": origin}
+    if request:
+        suite.check(request.metrics, False, True, True)
+        request.warn(n, n)
+        found = request.measurement(n, size, origin)
+    files = [file for file in config.get("lpips", {}).values() if file]
+    lpips = [tensorfile.digest(file)[:16] for file in files]
+    return found | {"scores": "of unrounded floats", "lpips": lpips}
+
+
+def _of_first_stage(codec, params, batches, origin, request) -> tuple[dict, dict]:
+    """Statistics of the latents of images and, with a request, figures of reconstructions.
+
+    batches: () -> {"image": [b, h, w, 3], "real": [b]}. origin: what the images are.
+    """
+    latents, counts = [], []
+
+    @jax.jit
+    def measure(params, images):
+        moments = codec.moments(params, images)
+        z, noise = codec.latents(moments), codec.bottleneck.variance(moments)
+        pixels = raster.to_uint8(codec.decode(params, z))
+        return z, noise, codec.bottleneck.counts(params, z), pixels
+
+    def originals():
+        for batch in batches():
+            yield np.asarray(raster.to_uint8(batch["image"])), batch["real"]
+
+    def reconstructions():
+        for batch in batches():
+            z, noise, used, pixels = jax.device_get(measure(params, batch["image"]))
+            real = batch["real"] > 0
+            latents.append(latents_lib.Latents.of(z[real], noise[real]))
+            counts.append(used[real].sum(0))
+            yield pixels, batch["real"]
+
+    figures = {}
+    if request:
+        reference = reference_lib.Reference.of(request.gather(originals()), origin)
+        figures = request.figures(request.gather(reconstructions()), reference, "r")
+    else:
+        for _ in reconstructions():
+            pass
+    codebook = latents_lib.codebook(sum(counts)) if len(counts[0]) else {}
+    return functools.reduce(latents_lib.Latents.merge, latents).summary() | codebook, figures
+
+
+def _open_reference(path, size, request, records: int):
+    """Of --reference: (origin, images or None, whether it has features, () -> Reference)."""
+    if path is None:
+        return {}, None, False, lambda: None
+    if not imagesets.is_statistics(path):
+        images = imagesets.open_set(path, "--reference", size, records)
+        compute = lambda: request.gather(images.batches(), reference_lib.KEEP)
+        origin = request.extraction | images.origin
+        return images.origin, images.count, True, lambda: reference_lib.cached(origin, compute)
+    found = reference_lib.load(path, request.extraction)
+    width, extractor = len(found.mean), request.extractor
+    if width != extractor.dimension:
+        raise errors.UsageError(
+            f"--reference={path} is of {width} features, {request.extraction['features']} has "
+            f"{extractor.dimension}: take the extractor it was made with."
+        )
+    if found.origin.get("size", list(size)) != list(size):
+        raise errors.UsageError(
+            f"--reference={path} is of images of {found.origin['size']}, the samples are "
+            f"{list(size)}."
+        )
+    origin = {k: v for k, v in found.origin.items() if k not in request.extraction}
+    return origin, found.count, found.features is not None, lambda: found
 
 
 def _of_scenes(run) -> bool:

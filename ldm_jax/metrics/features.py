@@ -51,12 +51,15 @@ class Extractor:
         return f"{head}_{tail}" if tail else head
 
 
-def _inception(kind):
+def _inception(kind, distance, suffix):
+    """Inception on images resized by `kind`, a name of resize.RESIZES."""
+
     def apply(weights, pixels):
         x = (resize.resize(pixels, kind, inception.SIDE) - 128.0) / 128.0
         return inception.Inception().apply(weights, x)
 
-    return apply
+    how = f"{kind} to {inception.SIDE}x{inception.SIDE}"
+    return Extractor("inception", 2048, inception.CLASSES, how, distance, suffix, apply)
 
 
 def _mobilenet(weights, pixels, side=160):
@@ -66,26 +69,8 @@ def _mobilenet(weights, pixels, side=160):
     return mobilenet.features(weights, resized), None
 
 
-EXTRACTORS.register("inception")(
-    Extractor(
-        network="inception",
-        dimension=2048,
-        classes=inception.CLASSES,
-        resize="tf1_bilinear to 299x299",
-        distance="fid",
-        suffix="",
-        apply=_inception("tf1_bilinear"),
-    )
-)
-EXTRACTORS.register("inception_clean")(
-    dataclasses.replace(
-        EXTRACTORS.get("inception"),
-        resize="pil_bicubic to 299x299",
-        distance="fid_clean",
-        suffix="_clean",
-        apply=_inception("pil_bicubic"),
-    )
-)
+EXTRACTORS.register("inception")(_inception("tf1_bilinear", "fid", ""))
+EXTRACTORS.register("inception_clean")(_inception("pil_bicubic", "fid_clean", "_clean"))
 EXTRACTORS.register("mobilenet")(
     Extractor(
         network="mobilenet",

@@ -22,10 +22,6 @@ class Moments:
     scatter: np.ndarray
 
     @classmethod
-    def empty(cls, d):
-        return cls(0, np.zeros(d), np.zeros((d, d)))
-
-    @classmethod
     def of(cls, features):
         """The moments of one batch, [b, d]."""
         features = np.asarray(features, np.float64)
@@ -35,15 +31,9 @@ class Moments:
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred)
 
-    def update(self, features):
-        """These moments and a batch more, [b, d]. An empty batch changes nothing."""
-        return self.merge(Moments.of(features)) if len(features) else self
-
     def merge(self, other):
         """The moments of the union, whatever the order (Chan et al. 1979, eq. 2.1)."""
         count = self.count + other.count
-        if count == 0:
-            return self
         delta = other.mean - self.mean
         mean = self.mean + delta * (other.count / count)
         correction = np.outer(delta, delta) * (self.count * other.count / count)
@@ -57,23 +47,19 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2))."""
-    return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
+def frechet_distance(a, b) -> float:
+    """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)).
 
-
-def gaussian_distance(mean_a, cov_a, mean_b, cov_b) -> float:
-    """The same from means [d] and covariances [d, d], such as published reference statistics.
+    a, b: Moments, or anything that has a `mean` [d] and a `covariance` [d, d].
 
     tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2): real, and exact to rounding
     even where fewer images than features make A and B singular, which upsets `sqrtm`.
     """
-    if np.shape(mean_a) != np.shape(mean_b):
-        raise UsageError(
-            f"Features of widths {np.size(mean_a)} and {np.size(mean_b)} don't compare."
-        )
+    cov_a, cov_b = a.covariance, b.covariance
+    if len(a.mean) != len(b.mean):
+        raise UsageError(f"Features of widths {len(a.mean)} and {len(b.mean)} don't compare.")
     overlap = np.linalg.svd(root(cov_a) @ root(cov_b), compute_uv=False).sum()
-    delta = np.asarray(mean_a) - np.asarray(mean_b)
+    delta = a.mean - b.mean
     return float(delta @ delta + np.trace(cov_a) + np.trace(cov_b) - 2.0 * overlap)
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from ldm_jax.metrics.frechet import Moments
+from ldm_jax.models.bottleneck import noise_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,24 +16,30 @@ class Latents:
     """A stream of latents.
 
     channels: Moments over all positions; power: [h, w], the sum of |FFT|^2 about each map's mean,
-    over images and channels.
+    over images and channels; noise: [c], the posterior's variance, summed over all positions.
     """
 
     channels: Moments
     power: np.ndarray
+    noise: np.ndarray
 
     @classmethod
-    def of(cls, z):
+    def of(cls, z, noise=0.0):
+        """noise: the posterior's variance, like z; 0 where there is none."""
         z = np.asarray(z, np.float64)
         centred = z - z.mean((1, 2), keepdims=True)
         power = np.square(np.abs(np.fft.fft2(centred, axes=(1, 2)))).sum((0, 3))
-        return cls(Moments.of(z.reshape(-1, z.shape[-1])), power)
+        noise = np.broadcast_to(noise, z.shape).sum((0, 1, 2), dtype=np.float64)
+        return cls(Moments.of(z.reshape(-1, z.shape[-1])), power, noise)
 
     def merge(self, other):
-        return Latents(self.channels.merge(other.channels), self.power + other.power)
+        channels, power = self.channels.merge(other.channels), self.power + other.power
+        return Latents(channels, power, self.noise + other.noise)
 
     def summary(self, cut=0.5) -> dict:
-        """Per channel mean and std; the largest correlation of two; share above the cut; rings."""
+        """Mean, std and share of noise of each channel, and the largest correlation of two; the
+        share of the power above `cut` (see `share_above`), and its radial profile.
+        """
         covariance = self.channels.covariance
         std = np.sqrt(np.diag(covariance))
         scale = np.maximum(np.outer(std, std), np.finfo(np.float64).tiny)
@@ -40,6 +47,7 @@ class Latents:
         return {
             "latent_mean": self.channels.mean.tolist(),
             "latent_std": std.tolist(),
+            "latent_noise": noise_share(self.noise / self.channels.count, std**2).tolist(),
             "latent_correlation": float(between.max(initial=0.0)),
             "latent_high_frequency": share_above(self.power, cut),
             "latent_spectrum": radial_profile(self.power).tolist(),

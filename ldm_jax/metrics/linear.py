@@ -5,6 +5,7 @@ k-means the simplest codebook. Both are fitted in seconds.
 """
 
 import dataclasses
+import warnings
 
 import numpy as np
 import scipy.cluster.vq
@@ -63,7 +64,9 @@ def means(points, count: int, seed: int = 0) -> np.ndarray:
     points = np.asarray(points, np.float64)
     chosen = np.random.default_rng(seed).permutation(len(points))
     begin = points[np.resize(chosen, count)]
-    return scipy.cluster.vq.kmeans2(points, begin, iter=10, minit="matrix", missing="warn")[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an empty cell keeps the point it began with
+        return scipy.cluster.vq.kmeans2(points, begin, iter=10, minit="matrix")[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,15 @@ from ldm_jax.metrics import frechet
 
 
 class Resampled:
-    """`distance(rows)`: the Frechet distance of some rows of `features` [n, d] to a Gaussian.
+    """`distance(rows)`: the Frechet distance of some rows of `features` [n, d] to `reference`.
 
     The reference's half of the trace term is multiplied in once, so that a distance costs one
     symmetric eigenvalue problem of size min(len(rows), d).
     """
 
-    def __init__(self, features, mean, covariance):
-        self._features = np.asarray(features, np.float64) - mean
+    def __init__(self, features, reference):
+        covariance = reference.covariance
+        self._features = np.asarray(features, np.float64) - reference.mean
         self._projected = self._features @ frechet.root(covariance)
         self._trace = np.trace(covariance)
 

@@ -61,10 +61,9 @@ class Bottleneck:
         """What the decoder sees of a latent, like z."""
         return z
 
-    def noise(self, moments):
-        """The share of each channel's variance that is the posterior's noise, [c]: what a denoiser
-        spends effort on and no picture shows."""
-        return jnp.zeros(moments.shape[-1])
+    def variance(self, moments):
+        """The posterior's variance about `mode`, like it; 0 where latents are not drawn."""
+        return jnp.zeros_like(self.mode(moments))
 
     def counts(self, params, z):
         """How often each image uses each entry of the codebook: int [b, entries], 0 without one."""
@@ -92,6 +91,15 @@ def kl(moments):
     """KL(posterior || N(0, 1)), summed over space and channels. [b, h, w, 2c] -> [b]."""
     mean, logvar = split(moments)
     return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
+
+
+def noise_share(noise, signal):
+    """The share of latents' variance that is the posterior's noise, by channel.
+
+    A denoiser spends effort on it that no picture shows; a channel with nearly all of it is dead.
+    noise, signal: [c], the mean variance of posteriors and the variance of their modes.
+    """
+    return noise / (noise + signal + 1e-12)
 
 
 def quantise(codebook, z):
@@ -147,13 +155,13 @@ class Gaussian(Bottleneck):
     def regularise(self, params, moments, key, loss):
         divergence = jnp.mean(kl(moments))
         term, std = loss.kl_weight * divergence, jnp.std(mode(moments))
-        metrics = {"kl": divergence, "latent_std": std, "noise": jnp.mean(self.noise(moments))}
+        noise, signal = self.variance(moments), jnp.var(mode(moments), (0, 1, 2))
+        share = noise_share(jnp.mean(noise, (0, 1, 2)), signal)
+        metrics = {"kl": divergence, "latent_std": std, "latent_noise": jnp.mean(share)}
         return term, metrics, sample(key, moments)
 
-    def noise(self, moments):
-        mean, logvar = split(moments)
-        noise = jnp.mean(jnp.exp(logvar), (0, 1, 2))
-        return noise / (noise + jnp.var(mean, (0, 1, 2)))
+    def variance(self, moments):
+        return jnp.exp(split(moments)[1])
 
 
 @dataclasses.dataclass(frozen=True)

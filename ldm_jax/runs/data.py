@@ -102,14 +102,14 @@ def make(config: ConfigDict, source, fields, share: dict | None = None, cache=No
     )
 
 
-def held_out_batches(config: ConfigDict, records, fields, **share):
-    """The first `config.eval.records` held-out records, centre crops, in order."""
+def held_out_batches(config: ConfigDict, records, fields, count: int | None = None, **share):
+    """The first `count` records, by default `config.eval.records`; centre crops, in order."""
     data, makers = config.data, conditions.make(config, records, fields).makers
     return pipeline.eval_batches(
         records,
         transforms.standard(data.size, "center", False, data.interpolation, makers),
         batch_size=config.eval.batch_size,
-        count=config.eval.records,
+        count=config.eval.records if count is None else count,
         fields=fields,
         **share,
     )

@@ -1,6 +1,7 @@
 """The kind of stage that trains a denoiser of latents."""
 
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import diffuse
 from ldm_jax.stages.sampling import Sampling
 from ldm_jax.weights import readers
+
+MOST_NOISE = 0.2  # mean share of the posterior's noise that goes unmentioned
+DEAD = 0.9  # share at which a channel counts as dead
 
 
 class DiffuseKind(kinds.Kind):
@@ -125,6 +129,7 @@ class DiffuseKind(kinds.Kind):
         def measured() -> dict:
             if not (latents := record.latents):
                 statistics = self._statistics(config, source, weights["first_stage"], origin, cache)
+                _warn_of_noise(statistics.get("noise", ()), config.first_stage)
                 latents = statistics | {"origin": origin}
                 record.write(latents=latents)
             return latents
@@ -226,3 +231,16 @@ class DiffuseKind(kinds.Kind):
 
 
 kinds.KINDS.register("diffuse")(DiffuseKind())
+
+
+def _warn_of_noise(shares, first_stage):
+    """A line where much of what the denoiser is to learn is noise that no picture shows."""
+    if shares and (mean := sum(shares) / len(shares)) > MOST_NOISE:
+        dead = sum(share > DEAD for share in shares)
+        print(
+            f"warning: {mean:.0%} of the variance of config.first_stage={first_stage}'s latents is "
+            f"the posterior's noise, and {dead} of {len(shares)} channels are dead: train it with "
+            "a smaller config.loss.kl_weight.",
+            file=sys.stderr,
+            flush=True,
+        )

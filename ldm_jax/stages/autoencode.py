@@ -196,7 +196,7 @@ class Autoencode:
         return x_hat, features, regulariser, metrics
 
     def _nll(self, own, frozen, x, x_hat):
-        """The reconstruction term: by the bottleneck a sum over an image, or a mean."""
+        """The reconstruction term: a sum over an image, or a mean, as the bottleneck says."""
         error = PIXEL_LOSSES.get(self.loss.pixel_loss)(x - x_hat)
         if self.perceive:
             distance = self.perceive(frozen["lpips"], x, x_hat)
@@ -219,16 +219,14 @@ def adaptive_weight(nll, adversarial, x_hat, features, kernel):
     convolution reads; kernel: [3, 3, c, 3]. Only these are differentiated again.
     """
     x_hat, features, kernel = jax.lax.stop_gradient((x_hat, features, kernel))
-    _, pull_back = jax.vjp(lambda k: _convolve(features.astype(jnp.float32), k), kernel)
+    x, layout = features.astype(jnp.float32), ("NHWC", "HWIO", "NHWC")
+    convolve = jax.lax.conv_general_dilated
+    _, pull_back = jax.vjp(
+        lambda k: convolve(x, k, (1, 1), "SAME", dimension_numbers=layout), kernel
+    )
     norm = lambda loss: jnp.linalg.norm(pull_back(jax.grad(loss)(x_hat))[0])
     weight = norm(nll) / (norm(adversarial) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))
-
-
-def _convolve(x, kernel):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def check(loss: Loss, has_lpips: bool):

@@ -37,9 +37,11 @@ class Codec:
 
     def encode_batch(self, params, batch, key=None):
         """`encode` of a batch's `image`, or of its `moments` where a latent cache has them."""
-        if "moments" in batch:
-            return self.latents(batch["moments"], key)
-        return self.encode(params, batch["image"], key)
+        return self.latents(self.batch_moments(params, batch), key)
+
+    def batch_moments(self, params, batch):
+        """The `moments` of a batch, from a latent cache, or those of its `image`."""
+        return batch["moments"] if "moments" in batch else self.moments(params, batch["image"])
 
     def moments(self, params, x):
         """[b, h, w, 3] -> [b, h/f, w/f, bottleneck.moments * c], what `latents` takes."""

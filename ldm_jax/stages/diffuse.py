@@ -19,6 +19,7 @@ from ldm_jax.base import errors, registry
 from ldm_jax.diffusion import editing, guidance, samplers
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import Process
+from ldm_jax.models.bottleneck import noise_share
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.stages import api
@@ -300,15 +301,22 @@ def latent_statistics(codec: Codec, params, batches, key) -> dict:
 
     batches: iterable of {"image": [b, h, w, 3]}, or of cached `moments` alike. The scale is 1 / std
     about the pooled mean of everything (the official code takes one batch on one process); `mean`
-    and `std` are per channel.
+    and `std` are per channel, and so is `noise`, the share of the variance that is the posterior's.
     """
-    encode = jax.jit(codec.encode_batch)
-    count, total, squares = 0, 0.0, 0.0
+
+    @jax.jit
+    def encode(params, batch, key):
+        moments = codec.batch_moments(params, batch)
+        return codec.latents(moments, key), codec.bottleneck.variance(moments)
+
+    count, total, squares, noise = 0, 0.0, 0.0, 0.0
     for i, batch in enumerate(batches):
-        z = jax.device_get(encode(params, batch, jax.random.fold_in(key, i))).astype("float64")
+        z, variance = jax.device_get(encode(params, batch, jax.random.fold_in(key, i)))
+        z, variance = z.astype("float64"), variance.astype("float64")
         count += z.size // z.shape[-1]
         total += z.sum((0, 1, 2))
         squares += (z**2).sum((0, 1, 2))
+        noise += variance.sum((0, 1, 2))
     if not count:
         raise errors.UsageError("No images to measure the latents' scale on.")
     mean = total / count
@@ -319,9 +327,11 @@ def latent_statistics(codec: Codec, params, batches, key) -> dict:
             "The latents are constant or not finite, so they have no scale; check the first stage "
             "and the data."
         )
+    share = noise_share(noise / count, (std**2 - noise / count).clip(0))
     return {
         "scale": float(1 / pooled),
         "mean": mean.tolist(),
         "std": std.tolist(),
+        "noise": share.tolist(),
         "latents": int(count),
     }

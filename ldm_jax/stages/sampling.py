@@ -82,12 +82,7 @@ class Sampling:
 
     def combine(self, strong, weak):
         """The guided x_0 from two predictions of it, [b, ...]."""
-        options = {"rescale": self.rescale}
-        return guidance.GUIDANCES.call(self.rule, strong, weak, self.guidance, **options)
-
-    def calls(self, process: Process) -> int:
-        """Network calls for an image (NFE); classifier-free guidance doubles the batch of each."""
-        return len(self.method(process))
+        return guidance.GUIDANCES.call(self.rule, strong, weak, self.guidance, rescale=self.rescale)
 
     def tiling(self, model, height: int, width: int) -> Tiling | None:
         """Tiles of the latents for images of this size; None draws them whole.

@@ -11,7 +11,7 @@ from ldm_jax.base import disk, platforms, remote, watch
 from ldm_jax.base.record import Record
 from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback
 from ldm_jax.engine import step as step_lib
-from ldm_jax.evaluation import held_out, monitor, rival
+from ldm_jax.evaluation import distances, held_out, rival
 from ldm_jax.runs import check, kinds
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import mesh as mesh_lib
@@ -34,7 +34,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     check.check(config, source)
     kind, record = kinds.of(config), Record(workdir)
     cache = kind.open_cache(config, source)
-    plan = monitor.plan(config)
+    request = distances.request(config)
 
     # Hosts and devices
     hosts.agree(
@@ -67,7 +67,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
             data,
             _programs(config, stage, mesh),
             _settings(config, workdir),
-            evaluators=_evaluators(config, source, record, stage, data, plan, mesh),
+            evaluators=_evaluators(config, source, record, stage, data, request, mesh),
             phase=phase,
         )
         again = lambda history: session(history=history)
@@ -89,12 +89,12 @@ def _settings(config, workdir) -> loop.Settings:
     )
 
 
-def _evaluators(config, source, record, stage, data, plan, mesh) -> tuple[loop.Evaluator, ...]:
+def _evaluators(config, source, record, stage, data, request, mesh) -> tuple[loop.Evaluator, ...]:
     found = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
     if kinds.of(config).rival(config):
         found.append(rival.Rival(config, source, record))
-    if plan:
-        found.append(monitor.distances(plan, config, source, mesh))
+    if request:
+        found.append(distances.Distances(request, config, source, mesh))
     return tuple(found)
 
 

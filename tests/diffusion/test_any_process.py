@@ -129,7 +129,7 @@ def test_weights_are_those_of_x0_by_the_predictions_gain(weight):
 )
 @pytest.mark.parametrize(
     "how", [dict(sampler="ddim", steps=250), dict(sampler="heun", steps=40),
-            dict(sampler="unipc", steps=20, spacing="karras", rho=5.0)], ids=str
+            dict(sampler="unipc", steps=80, spacing="karras", rho=5.0)], ids=str
 )  # fmt: skip
 def test_samplers_take_noise_to_the_data(how, schedule, prediction, tolerance):
     """Between Gaussians the probability flow is affine: x_0 = MEAN + DEVIATION * noise."""
@@ -146,7 +146,7 @@ def test_samplers_take_noise_to_the_data(how, schedule, prediction, tolerance):
 def test_any_rule_guides_and_an_interval_is_of_the_noises_share():
     model, x = stage(schedule="exploding"), jnp.ones((3, SIZE, SIZE, 3))
     t = jnp.array([0, 500, 999])
-    how = Sampling(guidance=3.0, rule="louder", interval=(0.0, 0.999))
+    how = Sampling(guidance=3.0, rule="louder", interval=(0.0, 0.99))
     plain = model.guided({}, FROZEN, Cond(), Cond(), Sampling())(x, t)
     for frozen in (FROZEN, FROZEN | {"guide": {}}):
         guided = model.guided({}, frozen, Cond(), Cond(), how)(x, t)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import make_metrics_golden as golden
 import numpy as np
@@ -93,7 +94,7 @@ def test_neighbourhoods_tell_lost_modes_from_wrong_samples():
 def test_a_resampled_distance_of_all_rows_is_the_distance(d):
     rng = np.random.RandomState(1)
     fake, real = rng.normal(size=(80, d)), Moments.of(rng.normal(size=(90, d)) + 0.3)
-    distance = resampling.Resampled(fake, real.mean, real.covariance)
+    distance = resampling.Resampled(fake, real)
     whole = frechet.frechet_distance(Moments.of(fake), real)
     assert distance(np.arange(80)) == pytest.approx(whole, rel=1e-5)
     some = rng.randint(80, size=50)
@@ -103,8 +104,8 @@ def test_a_resampled_distance_of_all_rows_is_the_distance(d):
 
 def test_the_bootstrap_error_is_the_spread_over_fresh_samples():
     rng = np.random.RandomState(2)
-    mean, covariance = np.zeros(4), np.eye(4)
-    fresh = lambda: resampling.Resampled(rng.normal(size=(400, 4)) + 0.5, mean, covariance)
+    normal = types.SimpleNamespace(mean=np.zeros(4), covariance=np.eye(4))
+    fresh = lambda: resampling.Resampled(rng.normal(size=(400, 4)) + 0.5, normal)
     values = [distance(np.arange(400)) for distance in (fresh() for _ in range(100))]
     error = resampling.bootstrap(fresh(), rounds=100)
     assert error == pytest.approx(np.std(values), rel=0.35)
@@ -113,7 +114,8 @@ def test_the_bootstrap_error_is_the_spread_over_fresh_samples():
 def test_infinity_removes_the_bias_of_a_finite_number_of_samples():
     rng = np.random.RandomState(3)
     d = 16
-    distance = resampling.Resampled(rng.normal(size=(3000, d)), np.zeros(d), np.eye(d))
+    normal = types.SimpleNamespace(mean=np.zeros(d), covariance=np.eye(d))
+    distance = resampling.Resampled(rng.normal(size=(3000, d)), normal)
     biased = distance(np.arange(300))
     value, error = resampling.infinity(distance)
     assert abs(value) < 0.1 * biased and 0 < error < 0.1 * biased  # the truth is 0

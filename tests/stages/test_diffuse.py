@@ -9,6 +9,7 @@ import pytest
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.runs import kinds
 from ldm_jax.stages import diffuse
 from ldm_jax.stages.codec import Codec
@@ -150,21 +151,30 @@ def test_pixel_diffusion_trains(stage, params, images):
     assert history[-1] < 0.95 * history[0] and np.all(np.isfinite(history))
 
 
-class Shifted:
-    """A stand-in codec with channels of known, different statistics; a sample adds key's noise."""
+class Shifted(Codec):
+    """Posteriors with modes of known, different statistics, and half as much noise as signal."""
 
-    def encode_batch(self, params, batch, key):
-        return batch["image"] * jnp.array([1.0, 2.0, 3.0]) + jnp.array([0.0, 5.0, -1.0])
+    bottleneck = BOTTLENECKS.get("kl")
+
+    def moments(self, params, x):
+        mode = x * jnp.array([1.0, 2.0, 3.0]) + jnp.array([0.0, 5.0, -1.0])
+        noise = jnp.log(0.5 * jnp.var(mode, (0, 1, 2)))
+        return jnp.concatenate([mode, jnp.broadcast_to(noise, mode.shape)], -1)
 
 
 @pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 1, 1)])
 def test_latent_statistics_pool_over_everything(images, sizes):
     batches = [{"image": part} for part in np.split(images, np.cumsum(sizes)[:-1])]
     found = diffuse.latent_statistics(Shifted(), {}, batches, KEY)
-    z = np.asarray(Shifted().encode_batch({}, {"image": images}, None), np.float64)
+    z = [
+        Shifted().encode_batch({}, batch, jax.random.fold_in(KEY, i))
+        for i, batch in enumerate(batches)
+    ]
+    z = np.concatenate(z).astype(np.float64)
     assert found["scale"] == pytest.approx(1 / z.std(), rel=1e-6)
     np.testing.assert_allclose(found["mean"], z.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["std"], z.std((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found["noise"], 1 / 3, atol=0.08)
     assert found["latents"] == 4 * 8 * 8
 
 
@@ -217,7 +227,7 @@ def test_a_weaker_checkpoint_guides_and_an_interval_says_where(stage, params):
 def test_sampling_counts_its_calls_and_refuses_what_means_nothing(stage):
     calls = {"ddim": 10, "heun": 19, "plms": 11, "unipc": 10}
     for name, count in calls.items():
-        assert diffuse.Sampling(name, steps=10).calls(stage.process) == count
+        assert len(diffuse.Sampling(name, steps=10).method(stage.process)) == count
     for bad in ({"sampler": "dimm"}, {"spacing": "even"}, {"rescale": 2.0}, {"interval": (1, 0)}):
         with pytest.raises(errors.UsageError):
             diffuse.Sampling(**bad)
