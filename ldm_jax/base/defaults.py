@@ -70,7 +70,7 @@ def common() -> ConfigDict:
 def optimizer(**changes) -> dict:
     """How one player learns, see engine.optim.make; an optimizer's own options may be added."""
     defaults = dict(
-        name="adamw",
+        name="adamw",  # adam | adamw | muon
         lr=1e-4,
         schedule="constant",  # constant | cosine | linear
         warmup=0,

@@ -55,6 +55,38 @@ def adamw(rate, b1=0.9, b2=0.999, weight_decay=0.0, mu_dtype=""):
     return optax.adamw(rate, b1, b2, mu_dtype=_moment(mu_dtype), **decay)
 
 
+@OPTIMIZERS.register("muon")
+def muon(rate, b1=0.9, b2=0.999, beta=0.95, adam_share=0.1, weight_decay=0.0):
+    """Muon (Jordan et al. 2024) for kernels, Adam with Nesterov's momentum for all else.
+
+    A kernel's momentum (of decay `beta`) is orthogonalised as the matrix from all inputs of a
+    neuron, of a convolution over its window too, to its outputs. adam_share: Adam's learning rate,
+    as a share of Muon's.
+    """
+    of_adam = lambda step: adam_share * (rate(step) if callable(rate) else rate)
+    return optax.contrib.muon(
+        rate,
+        beta=beta,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_learning_rate=of_adam,
+        muon_weight_dimension_numbers=_matrices,
+    )
+
+
+def _matrices(params):
+    """How each kernel is a matrix; None for what is none."""
+    numbers = optax.contrib.MuonDimensionNumbers
+
+    def matrix(path, leaf):
+        if path[-1].key != "kernel" or leaf.ndim < 2:
+            return None
+        return numbers(reduction_axis=tuple(range(leaf.ndim - 1)), output_axis=leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
+
+
 def _moment(dtype: str):
     if dtype not in DTYPES:
         raise errors.UsageError(f"mu_dtype={dtype!r}: use 'bfloat16' or 'float32'.")

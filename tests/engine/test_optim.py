@@ -143,3 +143,23 @@ def test_inherited_weights_are_not_forgotten_and_without_a_decay_there_is_no_ave
     average = optim.make({"lr": 0.1, "ema": 0.9}, 10, ema_warmup=False).average
     assert float(average(jnp.float32(1), jnp.float32(0), jnp.int32(0))) == pytest.approx(0.9)
     assert make().average is None
+
+
+def test_muon_turns_kernels_alike_in_all_directions_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params = {"conv": {"kernel": draw(3, 3, 4, 8), "bias": draw(8)}, "table": draw(5, 4)}
+    # A gradient that is nearly of rank one, as sums over a batch are.
+    steep = 10 * jnp.outer(draw(36), draw(8)).reshape(3, 3, 4, 8)
+    grads = params | {"conv": params["conv"] | {"kernel": params["conv"]["kernel"] + steep}}
+    update = lambda tx: tx.update(grads, tx.init(params), params)[0]
+    ours = update(optim.make_tx(0.01, name="muon", adam_share=0.5))
+    theirs = update(optax.adam(0.005, nesterov=True))
+
+    def spread(tree):
+        singular = np.linalg.svd(tree["conv"]["kernel"].reshape(36, 8), compute_uv=False)
+        return singular[0] / singular[-1]
+
+    assert spread(ours) < 3 < 20 < spread(grads)
+    np.testing.assert_allclose(ours["conv"]["bias"], theirs["conv"]["bias"], rtol=1e-5)
+    np.testing.assert_allclose(ours["table"], theirs["table"], rtol=1e-5)
