@@ -147,9 +147,15 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
             state = state | {"opt": jax.device_put(state["opt"], near)}
         grads, metrics = gradients(params, frozen, batch, key, step)
         new = {"step": step + 1, "params": {}, "opt": {}, "ema": {}}
-        for name, own in optimizers.items():
-            updates, new["opt"][name] = own.tx.update(grads[name], state["opt"][name], params[name])
-            new["params"][name] = optax.apply_updates(params[name], updates)
+        for player in players:
+            name, own = player.name, optimizers[player.name]
+            before = params[name], state["opt"][name]
+            updates, opt = own.tx.update(grads[name], before[1], before[0])
+            after = optax.apply_updates(before[0], updates), opt
+            if player.begins:
+                rest = functools.partial(jnp.where, step < player.begins)
+                after = jax.tree.map(rest, (before[0], _rested(before[1])), after)
+            new["params"][name], new["opt"][name] = after
             if own.average:
                 new["ema"][name] = own.average(state["ema"][name], new["params"][name], step)
             metrics[f"{name}/grad_norm"] = optax.tree.norm(grads[name])
@@ -159,6 +165,13 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old), metrics
 
     return train_step
+
+
+def _rested(opt):
+    """An optimizer's state after a step of rest: only its learning rate's schedule goes on."""
+    of_rate = lambda path, _: getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+    counts = [count for _, count in optax.tree.get_all_with_path(opt, "count", of_rate)]
+    return optax.tree.set(opt, of_rate, count=counts[0] + 1) if counts else opt
 
 
 def _gradients(players, gather, params, frozen, batch, key, step):

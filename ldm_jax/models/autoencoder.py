@@ -6,6 +6,7 @@ Level 0 is the image's resolution; level l works at a factor 2**l below it, on b
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -82,15 +83,15 @@ class Autoencoder(nn.Module):
         stack, moments = {name: getattr(self, name) for name in SHARED}, self.between.moments
         self.encoder = Encoder(**stack, out_channels=moments * self.z_channels)
         self.decoder = Decoder(**stack, out_channels=self.image_channels)
-        # These two maps compute in float32 whatever `dtype` is: they cost little, and the latents
-        # between them are what is stored.
+        # These two maps compute in float32 whatever `dtype` is, and whatever a device makes of
+        # float32 by default: they cost little, and the latents between them are what is stored.
+        exact = dict(dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST)
         narrow = lambda key, shape, dtype=jnp.float32: jnp.where(
             jnp.arange(shape[0]) < self.latent_channels, 0.0, self.posterior_logvar
         ).astype(dtype)
-        self.to_latent = blocks.dense(
-            moments * self.latent_channels, None, dtype=jnp.float32, bias_init=narrow
-        )
-        self.from_latent = blocks.dense(self.z_channels, None, dtype=jnp.float32)
+        width = moments * self.latent_channels
+        self.to_latent = blocks.dense(width, None, bias_init=narrow, **exact)
+        self.from_latent = blocks.dense(self.z_channels, None, **exact)
         if self.shortcut:
             path = SHORTCUTS.get(self.shortcut)
             self.beside = path(self.f, self.latent_channels, self.image_channels)

@@ -34,8 +34,10 @@ def conv3x3(width, name, *, dtype, stride=1, padding=SYMMETRIC, kernel_init=KERN
     )
 
 
-def dense(width, name, *, dtype, kernel_init=KERNEL_INIT, bias_init=ZERO_INIT, use_bias=True):
-    """A linear map of the last axis; on an image it is the 1x1 convolution."""
+def dense(
+    width, name, *, dtype, kernel_init=KERNEL_INIT, bias_init=ZERO_INIT, use_bias=True, **options
+):
+    """A linear map of the last axis; on an image it is the 1x1 convolution. options: nn.Dense's."""
     return nn.Dense(
         width,
         use_bias=use_bias,
@@ -43,6 +45,7 @@ def dense(width, name, *, dtype, kernel_init=KERNEL_INIT, bias_init=ZERO_INIT, u
         bias_init=bias_init,
         dtype=dtype,
         name=name,
+        **options,
     )
 
 

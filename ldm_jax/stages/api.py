@@ -18,6 +18,8 @@ class Player:
 
     init: (key, measured) -> params of this player; without `measured`, (key) -> params, alike in
       shape.
+    begins: the step from which it learns. Before it the player rests, and so does its optimizer:
+      Adam would otherwise count the gradients of 0 that came before, and overshoot.
     measure: () -> arrays that the parameters of a new run start from, measured on its data, the
       same on every host; None where they start at random alone.
     loss: (params, frozen, batch, key, step, shared) -> (scalar, (metrics, shared)).
@@ -31,6 +33,7 @@ class Player:
     init: Callable[..., Tree]
     loss: Callable[..., tuple]
     measure: Callable[[], Tree] | None = None
+    begins: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,9 +98,8 @@ class Autoencode:
         own = self.init_autoencoder, self.autoencoder_loss, self.measure
         players = [api.Player("autoencoder", *own)]
         if self.loss.disc_weight:
-            players.append(
-                api.Player("discriminator", self.init_discriminator, self.discriminator_loss)
-            )
+            its = self.init_discriminator, self.discriminator_loss
+            players.append(api.Player("discriminator", *its, begins=self.loss.disc_start))
         return api.Stage(
             fields=("image",),
             players=tuple(players),
@@ -143,9 +142,10 @@ class Autoencode:
             metrics[f"term_{name}"] = term = TERMS.get(name)(x, x_hat, step)
             total += weight * term
         if self.loss.disc_weight:
-            weight = self._gate(step) * adaptive_weight(
-                nll, adversarial, x_hat, features, own["model"]["decoder"]["conv_out"]["kernel"]
-            )
+            kernel = own["model"]["decoder"]["conv_out"]["kernel"]
+            slope = 1 - x_hat**2 if getattr(self.model, "tanh_out", False) else 1.0
+            adaptive = adaptive_weight(nll, adversarial, x_hat, features, kernel, slope)
+            weight = self._gate(step) * adaptive
             total += self.loss.disc_weight * weight * adversarial(x_hat)
             metrics |= {"adversarial": adversarial(x_hat), "adaptive_weight": weight}
         return total, (metrics, {"x_hat": x_hat})
@@ -211,20 +211,21 @@ class Autoencode:
         return self.model.apply({"params": params}, z, method="decode")
 
 
-def adaptive_weight(nll, adversarial, x_hat, features, kernel):
+def adaptive_weight(nll, adversarial, x_hat, features, kernel, slope=1.0):
     """|grad nll| / (|grad adversarial| + 1e-4) at the decoder's last kernel.
 
     Esser et al. 2021 (VQ-GAN), eq. 7. Clipped to [0, 1e4], free of gradients. `nll` and
     `adversarial` map x_hat [b, h, w, 3] to a scalar; features: [b, h, w, c], what the last
-    convolution reads; kernel: [3, 3, c, 3]. Only these are differentiated again.
+    convolution reads; kernel: [3, 3, c, 3]. Only these are differentiated again. slope: of what
+    turns the convolution's output into x_hat, like x_hat.
     """
-    x_hat, features, kernel = jax.lax.stop_gradient((x_hat, features, kernel))
+    x_hat, features, kernel, slope = jax.lax.stop_gradient((x_hat, features, kernel, slope))
     x, layout = features.astype(jnp.float32), ("NHWC", "HWIO", "NHWC")
     convolve = jax.lax.conv_general_dilated
     _, pull_back = jax.vjp(
         lambda k: convolve(x, k, (1, 1), "SAME", dimension_numbers=layout), kernel
     )
-    norm = lambda loss: jnp.linalg.norm(pull_back(jax.grad(loss)(x_hat))[0])
+    norm = lambda loss: jnp.linalg.norm(pull_back(jax.grad(loss)(x_hat) * slope)[0])
     weight = norm(nll) / (norm(adversarial) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))
 

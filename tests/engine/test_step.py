@@ -1,8 +1,11 @@
 """The training step against plain arithmetic, with a stage of a few numbers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ldm_jax.base import shard
@@ -66,6 +69,22 @@ def test_only_players_with_a_decay_keep_an_average():
     np.testing.assert_allclose(new["ema"]["fit"]["w"], expected, rtol=1e-6)
     averaged = step.averaged(new)
     assert averaged["fit"] is new["ema"]["fit"] and averaged["follow"] is new["params"]["follow"]
+
+
+def test_a_player_that_begins_later_rests_with_its_optimizer():
+    """Its first step is Adam's first, lr * sign(gradient), whatever number it has in the run."""
+    late = dataclasses.replace(FIT, begins=3)
+    state, train = make((late, FOLLOW))
+    begun = np.asarray(state["params"]["fit"]["w"])
+    for _ in range(3):
+        state, _ = train(state, FROZEN, BATCH, jax.random.key(1))
+        np.testing.assert_array_equal(state["params"]["fit"]["w"], begun)
+    new, _ = train(state, FROZEN, BATCH, jax.random.key(1))
+    gradient = BATCH["x"].T @ (BATCH["x"] @ begun - 1)
+    moved = np.asarray(new["params"]["fit"]["w"]) - begun
+    np.testing.assert_allclose(moved, -0.1 * np.sign(gradient), rtol=1e-4)
+    counts = {int(x) for _, x in optax.tree.get_all_with_path(new["opt"]["fit"], "count")}
+    assert counts == {1, 4}  # the schedule of its learning rate counts the run's steps
 
 
 def test_an_average_is_a_registered_value():

@@ -187,6 +187,22 @@ def test_the_adaptive_weight_is_that_of_gradients_through_the_whole_decoder(kl, 
     assert float(metrics["adaptive_weight"]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_adaptive_weight_sees_what_turns_the_convolution_into_the_image(images):
+    rng = np.random.default_rng(0)
+    features, kernel = rng.normal(size=(4, 8, 8, 2)), 0.1 * rng.normal(size=(3, 3, 2, 3))
+    features, kernel = jnp.float32(features), jnp.float32(kernel)
+    render = lambda kernel: jnp.tanh(autoencode._convolve(features, kernel))
+    nll = lambda x: jnp.sum((x - images[:, :8, :8]) ** 2)
+    judge = lambda x: jnp.mean(x**3)
+    norms = [
+        jnp.linalg.norm(jax.grad(lambda k, loss=loss: loss(render(k)))(kernel))
+        for loss in (nll, judge)
+    ]
+    x_hat = render(kernel)
+    found = autoencode.adaptive_weight(nll, judge, x_hat, features, kernel, 1 - x_hat**2)
+    assert float(found) == pytest.approx(float(norms[0] / (norms[1] + 1e-4)), rel=1e-4)
+
+
 def test_the_adaptive_weight_is_clipped_and_free_of_gradients(images):
     features, kernel = jnp.ones((4, 8, 8, 2)), jnp.ones((3, 3, 2, 3))
     flat = lambda x: 0.0 * x.sum()
