@@ -220,11 +220,10 @@ def adaptive_weight(nll, adversarial, x_hat, features, kernel, slope=1.0):
     turns the convolution's output into x_hat, like x_hat.
     """
     x_hat, features, kernel, slope = jax.lax.stop_gradient((x_hat, features, kernel, slope))
-    x, layout = features.astype(jnp.float32), ("NHWC", "HWIO", "NHWC")
-    convolve = jax.lax.conv_general_dilated
-    _, pull_back = jax.vjp(
-        lambda k: convolve(x, k, (1, 1), "SAME", dimension_numbers=layout), kernel
-    )
+    x, how = features.astype(jnp.float32), dict(precision=jax.lax.Precision.HIGHEST)
+    how["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
+    convolve = lambda k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", **how)
+    _, pull_back = jax.vjp(convolve, kernel)
     norm = lambda loss: jnp.linalg.norm(pull_back(jax.grad(loss)(x_hat) * slope)[0])
     weight = norm(nll) / (norm(adversarial) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))
