@@ -10,7 +10,8 @@ from ldm_jax.base import errors, raster
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion import editing as maths
 from ldm_jax.jobs import conditioning, painter, pictures, settings
-from ldm_jax.runs import codecs, opened
+from ldm_jax.models.conditioners import CONDITIONERS
+from ldm_jax.runs import codecs, conditions, opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Edit:
         how = settings.read(self.run, changes, self.size, self.ema, self.weaker)
         labels = None
         if self.labels:
-            classes = settings.num_classes(how.config)
+            classes = conditions.classes(how.config)
             labels = conditioning.read_labels(self.labels, classes, self.num, self.seed)
         return painter.Painter(how.open(), how, self.seed, labels, self.batch_size)
 
@@ -89,7 +90,8 @@ def vary(edit: Edit) -> dict:
 def upscale(edit: Edit) -> dict:
     """Draws pictures of the training size from small ones, or from pictures made small."""
     config = record_lib.read(edit.run)
-    if "low_res" not in config.get("conditioners", {}):
+    given = config.get("conditioners", {}).values()
+    if not any("low_res" in CONDITIONERS.get(own["name"]).fields for own in given):
         raise errors.UsageError(f"--run={edit.run} was not trained for super-resolution (low_res).")
     names, found, images = edit.read()
     f = codecs.open_codec(config.first_stage).f

@@ -263,7 +263,9 @@ class SecondStage:
 
 def read_guide(path, params, ema):
     """A denoiser's weights from the run in `path`, of the same shapes as `params`."""
-    guide, _ = checkpoint.read_params(Record(path).path, ("denoiser",), ema=ema)
+    record = Record(path)
+    kinds.expect(record.config, "diffuse", path)
+    guide, _ = checkpoint.read_params(record.path, ("denoiser",), ema=ema)
     shapes = lambda p: {name: np.shape(leaf) for name, leaf in tree.named_leaves(p)}
     ours, theirs = shapes(params), shapes(guide["denoiser"])
     if ours != theirs:
