@@ -255,7 +255,7 @@ def test_an_exported_sampler_runs_without_the_models(run, whole, tmp_path):
     assert call(sample, f"--run={run}", f"--export={file}", *flags) == 0
     code = f"""
 import sys, numpy as np
-from ldm_jax.runs import exported
+from ldm_jax.jobs import exported
 sampler = exported.load({str(file)!r})
 images = sampler(seed=0, first=8, cond={{"class": np.arange(8, 16)}})
 try:
@@ -263,7 +263,7 @@ try:
 except ValueError as e:
     assert "wants" in str(e)
 loaded = [name for name in sys.modules if name.startswith("ldm_jax.")]
-assert loaded == ["ldm_jax.runs", "ldm_jax.runs.exported"], loaded
+assert loaded == ["ldm_jax.jobs", "ldm_jax.jobs.exported"], loaded
 assert not {{"flax", "orbax", "ml_collections"}} & set(sys.modules)
 np.save({str(tmp_path / "images.npy")!r}, images)
 """

@@ -83,7 +83,7 @@ def draw(wanted: Drawing) -> dict | None:
 
 
 def write_file(wanted: Drawing, file: pathlib.Path, platforms: list[str]) -> dict:
-    """The sampler of one batch as a file that runs without this code (runs.exported)."""
+    """The sampler of one batch as a file that runs without this code (jobs.exported)."""
     seconds = watch.stopwatch()
     if wanted.weaker:
         raise errors.UsageError(

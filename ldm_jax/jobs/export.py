@@ -1,4 +1,4 @@
-"""Writes a sampler as one file that runs without this code (runs/exported.py)."""
+"""Writes a sampler as one file that runs without this code (jobs/exported.py)."""
 
 import dataclasses
 import json

@@ -2,7 +2,7 @@
 
     python -m ldm_jax.sample --run=RUN --export=sampler.zip --batch_size=8 --platforms=cpu,cuda
 
-    from ldm_jax.runs import exported
+    from ldm_jax.jobs import exported
     sampler = exported.load("sampler.zip")
     images = sampler(seed=0, cond={"class": ids})     # uint8 [8, h, w, 3]
 
