@@ -12,7 +12,12 @@ def write_text(path: pathlib.Path, text: str):
 
 def write_json(path: pathlib.Path, value):
     """Atomic, indented, with an end of line."""
-    write_text(pathlib.Path(path), json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_jsonl(path: pathlib.Path, lines):
+    """Atomic, a JSON object a line."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_atomic(path: pathlib.Path, write):

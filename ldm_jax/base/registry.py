@@ -8,8 +8,8 @@ from ldm_jax.base import errors
 class Registry:
     """Named alternatives of one kind: `@SAMPLERS.register("ddim")`, `SAMPLERS.get("ddim")`.
 
-    The options of an entry are its keyword-only arguments, each with a default. Options of one name
-    mean the same in every entry that takes them.
+    The options of an entry are its arguments that have a default. Options of one name mean the same
+    in every entry that takes them.
     """
 
     def __init__(self, kind: str):
@@ -62,7 +62,8 @@ class Registry:
 
     def _idle(self, name, option, value, defaults):
         if not defaults:
-            return f"{option}={value}: no {self.kind} takes an option {option!r}."
+            hint = errors.nearest(option, _options(self.get(name)))
+            return f"{option}={value}: no {self.kind} takes an option {option!r}{hint}."
         return (
             f"{option}={value} does nothing with {self.kind} {name!r}; {', '.join(defaults)} "
             f"take{'s' * (len(defaults) == 1)} it: leave it at {next(iter(defaults.values()))}."
@@ -70,6 +71,6 @@ class Registry:
 
 
 def _options(entry) -> dict:
-    """{name: default} of the keyword-only arguments."""
+    """{name: default} of the arguments that have a default."""
     parameters = inspect.signature(entry).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -5,7 +5,6 @@ Beside timing.jsonl and not in metrics.jsonl, which holds only what the computat
 
 import contextlib
 import itertools
-import json
 import pathlib
 import time
 
@@ -35,7 +34,7 @@ class Ledger:
         if self._active:
             lines = [*self._before, self._own | {"reached": step, "end": time.time()}]
             with contextlib.suppress(OSError):
-                disk.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+                disk.write_jsonl(self._file, lines)
 
     def end(self, step: int):
         """The session ends at `step`; another one of this process counts its seconds from 0."""

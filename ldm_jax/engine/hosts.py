@@ -62,8 +62,8 @@ def connect(environ=os.environ):
             shutdown_timeout_seconds=HEARTBEAT,
         )
     except RuntimeError as e:
-        reason = str(e).splitlines()[0]
-        raise errors.Restart(f"The hosts of this job did not find each other: {reason}") from e
+        why = errors.reason(e)
+        raise errors.Restart(f"The hosts of this job did not find each other: {why}") from e
 
 
 def _announced(environ) -> bool:
@@ -177,7 +177,7 @@ def losses():
     except jax.errors.JaxRuntimeError as e:
         if distributed.global_state.client is None or "RESOURCE_EXHAUSTED" in str(e):
             raise
-        raise errors.Restart(f"Another host was lost: {str(e).splitlines()[0]}") from e
+        raise errors.Restart(f"Another host was lost: {errors.reason(e)}") from e
 
 
 def leave(code: int):

@@ -127,14 +127,14 @@ def train(
     run = trainer.Trainer(stage, data, programs, settings, evaluators, history, phase)
     steps, step = settings.steps, run.first
     try:
-        with preempt.Preemption() as preemption:
+        with preempt.preemption() as requested:
             for step in range(run.first + 1, steps.total + 1):
                 run.advance(step)
                 if steps.due(step, steps.log):
                     run.log(step)
                 if steps.due(step, steps.eval):
                     run.evaluate(step)
-                leave = preemption.requested(step) and step < steps.total
+                leave = requested(step) and step < steps.total
                 if steps.due(step, steps.checkpoint) or leave:
                     run.save(step)
                 if leave:
@@ -147,7 +147,7 @@ def train(
                 f"{run.checkpoints.directory} and start again."
             )
     except rollback.BadSteps as e:
-        if preemption.requested(step):
+        if requested(step):
             raise errors.Preempted(
                 f"SIGTERM at step {step}, whose weights are not worth keeping: {e}"
             ) from e

@@ -1,15 +1,13 @@
 """What is counted while a run goes: metrics on their way from the device, time, bad records."""
 
-import contextlib
 import json
 import math
 import pathlib
-import time
 
 import jax
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 from ldm_jax.engine import rollback
 
 
@@ -77,45 +75,32 @@ class Meter:
 
 
 class Stopwatch:
-    """Wall-clock time of training proper: evaluation, saving and compiling are left out."""
+    """Rates of training proper: evaluation, saving and compiling are left out.
 
-    def __init__(self, seconds_before: float = 0.0):
-        self._begin = time.monotonic()
-        self._before = seconds_before
-        self.restart()
+    Args:
+      seconds: {phase: seconds}, counted on by the phases, which add a phase when it ends: to be
+        used when steps have ended.
+    """
 
-    def restart(self):
-        """Forgets the stretch so far (it held a compilation)."""
-        self._mark, self._wait, self._steps = time.monotonic(), 0.0, 0
+    def __init__(self, seconds: dict):
+        self._seconds = seconds
+        self.restart(0)
 
-    def total(self) -> float:
-        """Seconds since the run first began, all sessions together, everything included."""
-        return self._before + time.monotonic() - self._begin
+    def restart(self, step: int):
+        """Forgets the stretch up to `step`."""
+        self._step, self._before = step, dict(self._seconds)
 
-    @contextlib.contextmanager
-    def paused(self):
-        begin = time.monotonic()
-        yield
-        self._mark += time.monotonic() - begin
-
-    @contextlib.contextmanager
-    def waiting(self):
-        """Around the wait for data; also counts the step."""
-        begin = time.monotonic()
-        yield
-        self._wait += time.monotonic() - begin
-        self._steps += 1
-
-    def measure(self, batch_size: int) -> dict:
-        """Rates of the stretch that ends now; begins a new one. Call with the device drained."""
-        seconds, steps, wait = time.monotonic() - self._mark, self._steps, self._wait
-        self.restart()
+    def measure(self, step: int, batch_size: int) -> dict:
+        """Rates of the stretch up to `step`, where a new one begins; {} if it has no step."""
+        spent = {name: self._seconds[name] - self._before[name] for name in ("step", "data")}
+        seconds, steps = sum(spent.values()), step - self._step
+        self.restart(step)
         if not steps:
             return {}
         return {
             "images_per_second": steps * batch_size / seconds,
             "seconds_per_step": seconds / steps,
-            "data_wait_fraction": wait / seconds,
+            "data_wait_fraction": spent["data"] / seconds,
         }
 
 
@@ -125,9 +110,7 @@ class BadRecords:
     def __init__(self, workdir, *, records: int, name, max_fraction: float):
         self._file = pathlib.Path(workdir) / f"bad_records_{jax.process_index():04d}.jsonl"
         self._records, self._name, self._max_fraction = records, name, max_fraction
-        self._seen = set()
-        if self._file.exists():
-            self._seen = {json.loads(s)["record"] for s in self._file.read_text().splitlines()}
+        self._seen = {line["record"] for line in disk.read_jsonl(self._file)}
 
     def count(self, bad: np.ndarray):
         """bad: [b] index of each row's failed record, or -1."""

@@ -9,7 +9,6 @@ Step s reads batch s - 1 + offset; a run that is cut after a rollback reads that
 """
 
 import gc
-import json
 import logging
 import pathlib
 import statistics
@@ -73,12 +72,12 @@ class History:
             line = {"step": step, "from": self._bad.step, "offset": offset}
             lines.append(line | {"reason": str(self._bad)})
         if lines != before:
-            disk.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+            disk.write_jsonl(self._file, lines)
         return lines
 
 
 def with_rollbacks(session, workdir, most: int):
-    """Calls `session(history)`, again after bad steps, `most` times in the life of a run.
+    """Calls `session(history=...)`, again after bad steps, `most` times in the life of a run.
 
     Raises:
       RunError: bad steps once more.
@@ -86,7 +85,7 @@ def with_rollbacks(session, workdir, most: int):
     history = History(workdir)
     while True:
         try:
-            return session(history)
+            return session(history=history)
         except BadSteps as e:
             bad = e.with_traceback(None)  # which holds the state, and that the devices' memory
         if history.count >= most:

@@ -70,8 +70,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
             evaluators=_evaluators(config, source, stage, data, plan, mesh),
             phase=phase,
         )
-        again = lambda history: session(history=history)
-        rollback.with_rollbacks(again, workdir, config.max_rollbacks)
+        rollback.with_rollbacks(session, workdir, config.max_rollbacks)
 
     # Summary
     return hosts.on_first(lambda: summary(workdir) | {"seconds": seconds()})
