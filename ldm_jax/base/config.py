@@ -90,8 +90,8 @@ def override(config, key: str, text: str):
     """Sets `config.a.b` from the text of a flag, keeping the type of the value there."""
     node, parts = config, key.split(".")
     for i, part in enumerate(parts):
-        if not isinstance(node, config_dict.ConfigDict) or part not in node:
-            known = list(node.keys()) if isinstance(node, config_dict.ConfigDict) else []
+        known = list(node.keys()) if isinstance(node, config_dict.ConfigDict) else []
+        if part not in known:
             parent = ".".join(["config", *parts[:i]])
             raise errors.UsageError(
                 f"--config.{key}: {parent} has no key {part!r}{errors.nearest(part, known)} "

@@ -37,10 +37,8 @@ def write_atomic(path: pathlib.Path, write):
 def read_jsonl(path) -> list[dict]:
     """The whole lines of a .jsonl file; a last line cut by a kill is left out."""
     path = pathlib.Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def read_json(path) -> dict:

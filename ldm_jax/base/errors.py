@@ -22,8 +22,8 @@ class Preempted(Restart):
 
 
 def reason(error: Exception) -> str:
-    """What an exception of a library says, in one line of at most 200 characters."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """What an exception of a library says, as one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def nearest(name, known) -> str:

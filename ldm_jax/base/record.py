@@ -89,11 +89,6 @@ class Record:
         """{name: digest} of the frozen networks that the run began with."""
         return self.latents.get("origin", {}) | self._read("frozen.json")
 
-    @property
-    def origin(self) -> dict:
-        """Where the weights at step 0 come from; {} for a run from nothing."""
-        return self._read("init_from.json")
-
     def write(self, **files: dict):
         """write(latents=..., init_from=...): the files of those names."""
         for name, content in files.items():

@@ -48,8 +48,13 @@ class Registry:
         own = _options(self.get(name))
         for option, value in options.items():
             defaults = self.takers(option)
-            if option not in own and value not in defaults.values():
-                raise errors.UsageError(self._idle(name, option, value, defaults))
+            if option in own or value in defaults.values():
+                continue
+            said = f"{option}={value} does nothing with {self.kind} {name!r}"
+            if not defaults:
+                raise errors.UsageError(f"{said}, nor with any other{errors.nearest(option, own)}.")
+            takers, default = " or ".join(defaults), next(iter(defaults.values()))
+            raise errors.UsageError(f"{said}, only with {takers}: leave it at {default}.")
         return {option: value for option, value in options.items() if option in own}
 
     def takers(self, option: str) -> dict:
@@ -59,15 +64,6 @@ class Registry:
 
     def names(self) -> list[str]:
         return sorted(self._entries)
-
-    def _idle(self, name, option, value, defaults):
-        if not defaults:
-            hint = errors.nearest(option, _options(self.get(name)))
-            return f"{option}={value}: no {self.kind} takes an option {option!r}{hint}."
-        return (
-            f"{option}={value} does nothing with {self.kind} {name!r}; {', '.join(defaults)} "
-            f"take{'s' * (len(defaults) == 1)} it: leave it at {next(iter(defaults.values()))}."
-        )
 
 
 def _options(entry) -> dict:

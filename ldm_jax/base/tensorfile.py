@@ -44,9 +44,8 @@ def read(path) -> dict:
     except errors.UsageError:
         raise
     except Exception as e:  # a damaged file breaks its reader in whatever way it likes
-        reason = " ".join(str(e).split())[:160]
         raise errors.UsageError(
-            f"{path} cannot be read: damaged, or not a checkpoint ({reason or type(e).__name__})."
+            f"{path} cannot be read: damaged, or not a checkpoint ({errors.reason(e)})."
         ) from e
     state = _state_dict(content)
     if not state:
@@ -145,11 +144,8 @@ def _legacy_torch(f, size):
     return content
 
 
-class _Kind:
-    """What stands for a storage class, `torch.FloatStorage`."""
-
-    def __init__(self, dtype):
-        self.dtype = np.dtype(dtype)
+# What stands for a storage class, `torch.FloatStorage`; dtype: numpy's.
+_Kind = collections.namedtuple("_Kind", "dtype")
 
 
 class _Inert:
@@ -184,7 +180,9 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *rest: tensor,
             ("torch", "Size"): lambda size=(): tuple(size),
-        } | {("torch", f"{name}Storage"): _Kind(dtype) for name, dtype in TORCH_DTYPES.items()}
+        }
+        for name, dtype in TORCH_DTYPES.items():
+            self._known["torch", f"{name}Storage"] = _Kind(np.dtype(dtype))
 
     def find_class(self, module, name):
         if (module, name) in self._known:

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ldm_jax.base import errors, remote, tree, upgrade
+from ldm_jax.base import errors, remote, shard, tree, upgrade
 from ldm_jax.base.record import Record
 from ldm_jax.engine import hosts
 
@@ -94,9 +94,9 @@ class Checkpoints:
         return None
 
     def _shapes_differ(self, step, abstract) -> bool:
-        shapes = lambda t: {name: tuple(x.shape) for name, x in tree.named_leaves(t)}
         try:
-            return shapes(_saved_shapes(self.directory, step, self._names)[0]) != shapes(abstract)
+            saved, _ = _saved_shapes(self.directory, step, self._names)
+            return tree.shapes(saved) != tree.shapes(abstract)
         except Exception:
             return False  # damaged beyond reading: not a question of shapes
 
@@ -192,10 +192,7 @@ def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool = True
         wanted = {"params": {}, "ema": {}}
         for player in players or saved["params"]:
             kind = "ema" if ema and player in saved["ema"] else "params"
-            wanted[kind][player] = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-                saved[kind][player],
-            )
+            wanted[kind][player] = shard.abstract(saved[kind][player], place)
         return {kind: trees for kind, trees in wanted.items() if trees}
 
     state, step = read(run, weights)

@@ -105,24 +105,27 @@ class Stopwatch:
 
 
 class BadRecords:
-    """Records that did not decode and were replaced; past a fraction of the data the run stops."""
+    """Records that did not decode and were replaced; past a fraction of the data the run stops.
 
-    def __init__(self, workdir, *, records: int, name, max_fraction: float):
+    data: loop.Data.
+    """
+
+    def __init__(self, workdir, data):
         self._file = pathlib.Path(workdir) / f"bad_records_{jax.process_index():04d}.jsonl"
-        self._records, self._name, self._max_fraction = records, name, max_fraction
+        self._data = data
         self._seen = {line["record"] for line in disk.read_jsonl(self._file)}
 
     def count(self, bad: np.ndarray):
         """bad: [b] index of each row's failed record, or -1."""
-        new = sorted(set(bad[bad >= 0].tolist()) - self._seen)
+        data, new = self._data, sorted(set(bad[bad >= 0].tolist()) - self._seen)
         if not new:
             return
         self._seen.update(new)
         with open(self._file, "a") as f:
-            f.writelines(json.dumps({"record": i, "name": self._name(i)}) + "\n" for i in new)
-        if len(self._seen) > self._max_fraction * self._records:
+            f.writelines(json.dumps({"record": i, "name": data.name(i)}) + "\n" for i in new)
+        if len(self._seen) > data.max_bad_fraction * data.records:
             raise errors.RunError(
-                f"{len(self._seen)} of {self._records} records do not decode, last "
-                f"{self._name(new[-1])!r}: more than config.data.max_bad_fraction="
-                f"{self._max_fraction}. They are listed in {self._file}; mend or remove them."
+                f"{len(self._seen)} of {data.records} records do not decode, last "
+                f"{data.name(new[-1])!r}: more than config.data.max_bad_fraction="
+                f"{data.max_bad_fraction}. They are listed in {self._file}; mend or remove them."
             )

@@ -10,7 +10,6 @@ import collections
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from ldm_jax.base import errors, tree
@@ -37,7 +36,7 @@ class Replicas:
         wrong = {
             name: odd
             for name, values in zip(names, digests.T)
-            if (odd := self._odd(_shards(leaves[name], self._mesh), values))
+            if (odd := self._odd(leaves[name], values))
         }
         if wrong:
             name, odd = next(iter(wrong.items()))
@@ -62,38 +61,24 @@ class Replicas:
             own = jnp.stack([tree.checksum(leaf) for leaf in jax.tree.leaves(leaves)])
             return jax.lax.all_gather(own, self._mesh.axis_names)
 
-        whole = PartitionSpec()
-        return jax.jit(
-            jax.shard_map(
-                digests, mesh=self._mesh, in_specs=(specs,), out_specs=whole, check_vma=False
-            )
-        )
+        how = dict(in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)
+        return jax.jit(jax.shard_map(digests, mesh=self._mesh, **how))
 
-    def _odd(self, shards, values) -> list[str]:
+    def _odd(self, leaf, values) -> list[str]:
         """The devices outside the majority of their replicas; of two that differ, both."""
+        shards, parts = collections.defaultdict(list), leaf.sharding.devices_indices_map(leaf.shape)
+        for device, value in zip(self._mesh.devices.flat, values.tolist()):
+            shards[str(parts[device])].append((device, value))
         odd = []
-        for shard in np.unique(shards):
-            devices = np.flatnonzero(shards == shard)
-            votes = collections.Counter(values[devices].tolist()).most_common()
+        for replicas in shards.values():
+            votes = collections.Counter(value for _, value in replicas).most_common()
             if len(votes) > 1:
                 right = votes[0][0] if votes[0][1] > votes[1][1] else None
-                odd += [self._name(i) for i in devices if values[i] != right]
-        return odd
-
-    def _name(self, i) -> str:
-        device = self._mesh.devices.flat[i]
-        return f"device {device.id} ({device.device_kind}, host {device.process_index})"
+                odd += [device for device, value in replicas if value != right]
+        return [f"device {d.id} ({d.device_kind}, host {d.process_index})" for d in odd]
 
 
 def _near(arrays) -> dict:
     """{name: leaf} of the devices' own memory: what is offloaded is beyond the program's reach."""
     near = lambda leaf: leaf.sharding.memory_kind != step_lib.HOST
     return {name: leaf for name, leaf in tree.named_leaves(arrays) if near(leaf)}
-
-
-def _shards(leaf, mesh) -> np.ndarray:
-    """[devices]: a number for the part of `leaf` that each device of `mesh` holds."""
-    parts = leaf.sharding.devices_indices_map(leaf.shape)
-    numbers = {}
-    parts = [str(parts[device]) for device in mesh.devices.flat]
-    return np.array([numbers.setdefault(part, len(numbers)) for part in parts])

@@ -1,6 +1,6 @@
 """Bad steps, answered: back to the checkpoint before them, and past the data that they saw.
 
-    rollback.with_rollbacks(lambda history: loop.train(..., history=history), workdir, most)
+    rollback.with_rollbacks(lambda history: loop.train(Trainer(..., history, ...)), workdir, most)
 
 A rollback is a resume from an older checkpoint, with nothing of its own to go wrong. Data and
 randomness are functions of (seed, step, row), so the steps after it would meet the same rows again:
@@ -77,7 +77,7 @@ class History:
 
 
 def with_rollbacks(session, workdir, most: int):
-    """Calls `session(history=...)`, again after bad steps, `most` times in the life of a run.
+    """Calls `session(history)`, again after bad steps, `most` times in the life of a run.
 
     Raises:
       RunError: bad steps once more.
@@ -85,7 +85,7 @@ def with_rollbacks(session, workdir, most: int):
     history = History(workdir)
     while True:
         try:
-            return session(history=history)
+            return session(history)
         except BadSteps as e:
             bad = e.with_traceback(None)  # which holds the state, and that the devices' memory
         if history.count >= most:

@@ -16,8 +16,14 @@ RUN_AHEAD = 2  # steps dispatched before the host waits for the oldest
 class Trainer:
     """State, batches and records of a run; `engine.loop` says what happens when.
 
-    For the arguments see loop.train. A new one goes on from the newest checkpoint that may be
-    restored.
+    A new one goes on from the newest checkpoint that may be restored.
+
+    Args:
+      stage, data, programs, settings: api.Stage, loop.Data, step.Programs, loop.Settings; a stage's
+        programs serve any number of sessions.
+      evaluators: loop.Evaluator each; their numbers go to metrics.jsonl in this order.
+      history: the run's rollbacks.
+      phase: phases.Phases, which watches and counts what the run does.
 
     Attributes:
       first: the step of that checkpoint, 0 without one.
@@ -26,8 +32,7 @@ class Trainer:
 
     def __init__(self, stage, data, programs, settings, evaluators, history, phase):
         self.stage, self.programs, self.settings = stage, programs, settings
-        self.evaluators, self.phase, self.safety = evaluators, phase, settings.safety
-        self.mesh = programs.mesh
+        self.evaluators, self.phase, self.mesh = evaluators, phase, programs.mesh
         self.checkpoints = checkpoint.Checkpoints(
             settings.workdir / "checkpoints", keep=settings.keep, every=settings.keep_every
         )
@@ -58,18 +63,14 @@ class Trainer:
 
     def _begin_records(self, data, meta):
         """Logs and counters, which go on from what the checkpoint says of them."""
-        workdir, safety, first = self.settings.workdir, self.safety, self.first
-        self.logs = log.Log(workdir, start=first, total=self.settings.steps.total)
-        self._meter = meter.Meter(
-            meta.get("pending", ()), safety.max_bad_steps, meta.get("bad_before", 0)
-        )
-        self._spikes = rollback.Spikes(
-            self.stage.watched, safety.max_loss_spike, first, meta.get("spikes")
-        )
+        settings, workdir, first = self.settings, self.settings.workdir, self.first
+        self.logs = log.Log(workdir, start=first, total=settings.steps.total)
+        pending, bad_before = meta.get("pending", ()), meta.get("bad_before", 0)
+        self._meter = meter.Meter(pending, settings.max_bad_steps, bad_before)
+        limit, spikes = settings.max_loss_spike, meta.get("spikes")
+        self._spikes = rollback.Spikes(self.stage.watched, limit, first, spikes)
         self._stopwatch = meter.Stopwatch(self.phase.seconds)
-        self._bad_records = meter.BadRecords(
-            workdir, records=data.records, name=data.name, max_fraction=data.max_bad_fraction
-        )
+        self._bad_records = meter.BadRecords(workdir, data)
         self._ledger = goodput.Ledger(workdir, first, self.phase.seconds, self.logs.active)
         self._ledger.write(first)
 
@@ -90,7 +91,10 @@ class Trainer:
     def advance(self, step):
         """Takes a batch and runs one step; waits for no result but that of RUN_AHEAD steps ago."""
         self.phase.begin("step")
-        batch = self._next_batch()
+        with self.phase("data"):
+            batch = next(self._batches)
+        self._bad_records.count(batch.pop("bad"))
+        batch = shard.put_batch(batch, self.mesh)
         program = self._compiled(batch)
         with jax.transfer_guard("disallow"):
             self.state, metrics = program(self.state, self.frozen, batch, self.key)
@@ -104,14 +108,8 @@ class Trainer:
             self._stopwatch.restart(step)
             self.logs.progress.begin(step)
         self.logs.progress.update(step)
-        if self.safety.check_replicas and step % self.safety.check_replicas == 0:
+        if self.settings.check_replicas and step % self.settings.check_replicas == 0:
             self._compare(step, self._everything())
-
-    def _next_batch(self):
-        with self.phase("data"):
-            batch = next(self._batches)
-        self._bad_records.count(batch.pop("bad"))
-        return shard.put_batch(batch, self.mesh)
 
     def _compiled(self, batch):
         """The step's program, compiled for the first batch."""
@@ -119,7 +117,7 @@ class Trainer:
             with self.phase("compile"):
                 arguments = self.state, self.frozen, batch, self.key
                 self._program = hosts.compiled(self.programs.step, *arguments)
-                if self.safety.check_replicas:
+                if self.settings.check_replicas:
                     self._compare.compile(self._everything())
         return self._program
 
@@ -161,7 +159,7 @@ class Trainer:
         with self.phase("save"):
             # fetch() refuses a run that only skips: its newest sound checkpoint stays the newest.
             meta = {"pending": self._meter.fetch(), "bad_before": self._meter.bad_before}
-            if self.safety.check_replicas:
+            if self.settings.check_replicas:
                 self._compare(step, self._everything())
             self.checkpoints.save(step, self.state, meta | {"spikes": self._spikes.state})
 

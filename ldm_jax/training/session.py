@@ -1,6 +1,5 @@
 """A session of training, from a config to the summary of its run: the whole story, in order."""
 
-import functools
 import pathlib
 import statistics
 
@@ -9,7 +8,7 @@ import jax
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, platforms, remote, watch
 from ldm_jax.base.record import Record
-from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback
+from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback, trainer
 from ldm_jax.engine import step as step_lib
 from ldm_jax.evaluation import held_out, monitor
 from ldm_jax.runs import check, kinds
@@ -61,15 +60,10 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     # Loop, again from an older checkpoint after bad steps
     report = workdir / f"hang_{hosts.index():04d}.txt"
     with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
-        session = functools.partial(
-            loop.train,
-            stage,
-            data,
-            _programs(config, stage, mesh),
-            _settings(config, workdir),
-            evaluators=_evaluators(config, source, stage, data, plan, mesh),
-            phase=phase,
-        )
+        own = held_out.HeldOutRecords(stage, data.held_out, mesh)
+        evaluators = (own, monitor.distances(plan, config, source, mesh)) if plan else (own,)
+        parts = stage, data, _programs(config, stage, mesh), _settings(config, workdir), evaluators
+        session = lambda history: loop.train(trainer.Trainer(*parts, history, phase))
         rollback.with_rollbacks(session, workdir, config.max_rollbacks)
 
     # Summary
@@ -77,20 +71,9 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
 
 
 def _settings(config, workdir) -> loop.Settings:
-    return loop.Settings(
-        workdir=workdir,
-        steps=loop.Intervals(**config.steps),
-        safety=loop.Safety(config.max_bad_steps, config.max_loss_spike, config.check_replicas),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        init_from=config.init_from,
-        **config.checkpoints,
-    )
-
-
-def _evaluators(config, source, stage, data, plan, mesh) -> tuple[loop.Evaluator, ...]:
-    own = held_out.HeldOutRecords(stage, data.held_out, mesh)
-    return (own, monitor.distances(plan, config, source, mesh)) if plan else (own,)
+    names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas", "init_from"
+    own = {name: config[name] for name in names}
+    return loop.Settings(workdir, loop.Intervals(**config.steps), **own, **config.checkpoints)
 
 
 def _programs(config, stage, mesh) -> step_lib.Programs:

@@ -61,7 +61,15 @@ def claim(record, config, source, allow=()):
         if not record.is_of(config):  # a run may roll back before its first checkpoint
             record.forget("rollbacks.jsonl")
     elif record.exists():
-        _check_config(record.shown, config_lib.difference(record.config, config), allow)
+        lines = config_lib.difference(record.config, config)
+        changed = {line.split(":")[0]: line for line in lines}
+        changed = {key: line for key, line in changed.items() if not may_change(key)}
+        if changed.keys() - set(allow):
+            raise errors.UsageError(
+                f"{record.shown} holds a run with another config ({'; '.join(changed.values())}): "
+                "take another --workdir, or allow it with "
+                f"--allow_config_change={','.join(changed)}"
+            )
         if record.data not in ("", source.fingerprint):
             raise errors.UsageError(
                 f"{record.shown}: the data has changed since this run began (fingerprint "
@@ -69,13 +77,3 @@ def claim(record, config, source, allow=()):
             )
     record.write_config(config)
     record.write_data(source.fingerprint)
-
-
-def _check_config(workdir, lines, allow):
-    changed = {line.split(":")[0]: line for line in lines}
-    changed = {key: line for key, line in changed.items() if not may_change(key)}
-    if changed.keys() - set(allow):
-        raise errors.UsageError(
-            f"{workdir} holds a run with another config ({'; '.join(changed.values())}): take "
-            f"another --workdir, or allow it with --allow_config_change={','.join(changed)}"
-        )

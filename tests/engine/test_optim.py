@@ -70,7 +70,7 @@ def make(total=10, lr=0.1, **settings):
         ({"warmup": 5, "length": 4}, "length=4 of the decay"),
         (
             {"name": "adam", "weight_decay": 0.1},
-            "weight_decay=0.1 does nothing .*; adamw takes it",
+            "weight_decay=0.1 does .* 'adam', only with adamw",
         ),
         ({"weight_decays": 0.1}, "did you mean 'weight_decay'"),
         ({"mu_dtype": "float16"}, "use 'bfloat16'"),
@@ -98,7 +98,7 @@ def test_an_optimizer_is_one_function_with_options_of_its_own(descent):
     second, _ = own.tx.update(grads, state)
     np.testing.assert_allclose([first["w"][0], second["w"][0]], [-0.1, -0.15], rtol=1e-6)
     assert make(momentum=0.0).tx, "Adam in a config that has the other's key, at its default"
-    with pytest.raises(errors.UsageError, match=r"momentum=0.5 does .*'adamw'; descent takes it"):
+    with pytest.raises(errors.UsageError, match=r"momentum=0.5 does .*'adamw', only with descent"):
         make(momentum=0.5)
     with pytest.raises(errors.UsageError, match=r"b1=0.5 does nothing with optimizer 'descent'"):
         make(name="descent", b1=0.5)
