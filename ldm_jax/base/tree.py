@@ -56,10 +56,8 @@ def checksums(tree) -> dict[str, int]:
 
 def digest(tree) -> str:
     """A short name for the values of `tree`: 16 hex digits over paths, shapes, dtypes and bits."""
-    lines = [
-        f"{name} {leaf.shape} {leaf.dtype} {value}"
-        for (name, leaf), value in zip(named_leaves(tree), checksums(tree).values())
-    ]
+    sums = checksums(tree)
+    lines = [f"{name} {leaf.shape} {leaf.dtype} {sums[name]}" for name, leaf in named_leaves(tree)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

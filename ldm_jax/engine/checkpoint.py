@@ -37,7 +37,6 @@ class Checkpoints:
             max_to_keep=keep,
             keep_period=every or None,
             cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         self._problem = ""  # why the newest save failed

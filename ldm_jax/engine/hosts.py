@@ -145,28 +145,26 @@ def agree(**facts):
 
 def on_first(action, seconds: float = PATIENCE):
     """`action()` of host 0 alone (JSON); every host returns its result or raises its UsageError."""
-    outcome = None
-    if index() == 0:
-        try:
-            outcome = {"result": action()}
-        except errors.UsageError as e:
-            outcome = {"error": str(e)}
-    outcome = exchange(outcome, seconds)[0]
-    if "error" in outcome:
-        raise errors.UsageError(outcome["error"])
-    return outcome["result"]
+    result, problem = exchange(_tried(action) if index() == 0 else None, seconds)[0]
+    if problem:
+        raise errors.UsageError(problem)
+    return result
 
 
 def everywhere(action):
     """Calls `action()` on every host; where it raises UsageError on one, all hosts raise that."""
-    problem = ""
-    try:
-        action()
-    except errors.UsageError as e:
-        problem = str(e)
+    _, problem = _tried(action)
     for host, theirs in enumerate(exchange(problem)):
         if theirs:
             raise errors.UsageError(theirs + (f" (host {host})" if host else ""))
+
+
+def _tried(action) -> tuple:
+    """(its result, what its UsageError says or "")."""
+    try:
+        return action(), ""
+    except errors.UsageError as e:
+        return None, str(e)
 
 
 @contextlib.contextmanager

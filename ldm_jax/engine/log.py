@@ -41,9 +41,8 @@ class Log:
                 if file.exists():
                     lines = disk.read_jsonl(file)
                     disk.write_jsonl(file, [line for line in lines if line["step"] <= start])
-            self._board = tensorboardX.SummaryWriter(
-                str(self.workdir), purge_step=start + 1 if start else None
-            )
+            purge = start + 1 if start else None
+            self._board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=purge)
 
     def write(self, file: str, step: int, values: dict):
         """One line of numbers, in metrics.jsonl or timing.jsonl and in TensorBoard."""

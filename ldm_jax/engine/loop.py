@@ -22,9 +22,9 @@ class Intervals:
     checkpoint: int
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if (value := getattr(self, field.name)) < 1:
-                raise errors.UsageError(f"config.steps.{field.name}={value} must be at least 1.")
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise errors.UsageError(f"config.steps.{name}={value} must be at least 1.")
 
     def due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.total
@@ -81,7 +81,6 @@ class Evaluator:
 
     def __call__(self, step: int, params, frozen) -> dict:
         """{name: number}, the same on every host; empty where nothing is due at this step."""
-        raise NotImplementedError
 
     def pictures(self, step: int, params, frozen) -> dict:
         """{name: images [n, h, w, 3] in [-1, 1]}; by default none."""

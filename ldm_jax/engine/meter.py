@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -19,17 +20,17 @@ class Meter:
 
     Args:
       max_bad: such steps in a row before `fetch` refuses to go on.
-      pending: what `fetch` returned when a checkpoint was made, so that a resumed run averages over
-        the same steps as an uncut one.
-      bad_before: the attribute of that name when that checkpoint was made.
-
-    Attributes:
-      bad_before: number of bad steps in a row at the end of what was flushed.
+      meta: what `meta` returned when a checkpoint was made, so that a resumed run averages over the
+        same steps as an uncut one.
     """
 
-    def __init__(self, pending=(), max_bad: int = 0, bad_before: int = 0):
-        self._max_bad, self.bad_before = max_bad, bad_before
-        self._steps = [(step, dict(metrics)) for step, metrics in pending]
+    def __init__(self, max_bad: int = 0, meta: dict = types.MappingProxyType({})):
+        self._max_bad, self._bad_before = max_bad, meta.get("bad_before", 0)
+        self._steps = [(step, dict(metrics)) for step, metrics in meta.get("pending", ())]
+
+    def meta(self) -> dict:
+        """JSON: the pending steps, and the bad ones in a row before them; see `fetch`."""
+        return {"pending": self.fetch(), "bad_before": self._bad_before}
 
     def add(self, step: int, metrics: dict):
         self._steps.append((step, metrics))
@@ -49,7 +50,7 @@ class Meter:
 
     def _bad_in_a_row(self) -> int:
         """How many bad steps the pending ones end with, those of earlier flushes included."""
-        bad, first = self.bad_before, None
+        bad, first = self._bad_before, None
         for step, metrics in self._steps:
             name = next((n for n, value in metrics.items() if not math.isfinite(value)), None)
             bad, first = (bad + 1, first or (step, name, metrics[name])) if name else (0, None)
@@ -68,7 +69,7 @@ class Meter:
         """The mean of each metric over the pending steps, which are then forgotten."""
         steps = [metrics for _, metrics in self.fetch()]
         good = [metrics for metrics in steps if all(map(math.isfinite, metrics.values()))]
-        self.bad_before, self._steps = self._bad_in_a_row(), []
+        self._bad_before, self._steps = self._bad_in_a_row(), []
         means = {name: float(np.mean([m[name] for m in good])) for name in (good and good[-1])}
         skipped = len(steps) - len(good)
         return means | ({"skipped_steps": float(skipped)} if skipped else {})
@@ -77,9 +78,7 @@ class Meter:
 class Stopwatch:
     """Rates of training proper: evaluation, saving and compiling are left out.
 
-    Args:
-      seconds: {phase: seconds}, counted on by the phases, which add a phase when it ends: to be
-        used when steps have ended.
+    seconds: {phase: seconds}, to which phases.Phases add a phase when it ends.
     """
 
     def __init__(self, seconds: dict):

@@ -17,7 +17,6 @@ import faulthandler
 import os
 import threading
 import time
-import types
 
 from ldm_jax.base import errors
 from ldm_jax.engine import hosts
@@ -39,9 +38,9 @@ class Phases:
       report: file that the stacks go to as well, as stderr is not always kept.
     """
 
-    def __init__(self, limits: dict[str, float] = types.MappingProxyType({}), report=os.devnull):
+    def __init__(self, limits: dict[str, float] | None = None, report=os.devnull):
         self.seconds = dict.fromkeys(NAMES, 0.0)
-        self._limits, self._report = limits, report
+        self._limits, self._report = limits or {}, report
         self._lock, self._done = threading.Lock(), threading.Event()
         self._name, self._begin, self._lasted = "start", time.monotonic(), 0.0
         self._steps = collections.deque(maxlen=100)  # seconds

@@ -18,27 +18,32 @@ from ldm_jax.engine import step as step_lib
 
 
 class Replicas:
-    """Compares the replicas of every leaf of a tree: `Replicas(mesh)(step, arrays)`.
+    """Compares the replicas of every leaf of a tree: `Replicas(mesh, arrays)(step, arrays)`.
 
-    One program over all devices: a checksum of each shard where it lies (tree.checksum), then a
-    gather of devices x leaves integers. Every host sees all of them and decides alike.
+    One program over all devices, made for the first arrays: a checksum of each shard where it lies
+    (tree.checksum), then a gather of devices x leaves integers. Every host sees all of them and
+    decides alike.
     """
 
-    def __init__(self, mesh):
-        self._mesh, self._program = mesh, None
+    def __init__(self, mesh, arrays):
+        leaves, self._mesh = _near(arrays), mesh
+        specs = {name: leaf.sharding.spec for name, leaf in leaves.items()}
+
+        def digests(leaves):
+            own = jnp.stack([tree.checksum(leaf) for leaf in jax.tree.leaves(leaves)])
+            return jax.lax.all_gather(own, mesh.axis_names)
+
+        how = dict(in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)
+        program = jax.jit(jax.shard_map(digests, mesh=mesh, **how))
+        self._program = hosts.compiled(program, leaves)
 
     def __call__(self, step: int, arrays):
         """Raises Restart where replicas differ, naming leaves, devices and hosts."""
-        self.compile(arrays)
         leaves = _near(arrays)
         digests = jax.device_get(self._program(leaves))
         names = sorted(leaves)  # as jax orders a dict
-        wrong = {
-            name: odd
-            for name, values in zip(names, digests.T)
-            if (odd := self._odd(leaves[name], values))
-        }
-        if wrong:
+        found = {name: self._odd(leaves[name], own) for name, own in zip(names, digests.T)}
+        if wrong := {name: odd for name, odd in found.items() if odd}:
             name, odd = next(iter(wrong.items()))
             others = f" (and of {len(wrong) - 1} other leaves)" if len(wrong) > 1 else ""
             raise errors.Restart(
@@ -46,23 +51,6 @@ class Replicas:
                 f"{name}{others} than its replicas. Starting again goes on from the newest "
                 "checkpoint, whose replicas were equal; where it comes back, replace that device."
             )
-
-    def compile(self, arrays):
-        """Makes the program for such a tree, once; may take as long as compiling does."""
-        if self._program is None:
-            leaves = _near(arrays)
-            self._program = hosts.compiled(self._digests(leaves), leaves)
-
-    def _digests(self, leaves):
-        """jitted: leaves -> uint32 [devices, leaves], on every device."""
-        specs = {name: leaf.sharding.spec for name, leaf in leaves.items()}
-
-        def digests(leaves):
-            own = jnp.stack([tree.checksum(leaf) for leaf in jax.tree.leaves(leaves)])
-            return jax.lax.all_gather(own, self._mesh.axis_names)
-
-        how = dict(in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)
-        return jax.jit(jax.shard_map(digests, mesh=self._mesh, **how))
 
     def _odd(self, leaf, values) -> list[str]:
         """The devices outside the majority of their replicas; of two that differ, both."""

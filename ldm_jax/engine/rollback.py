@@ -12,6 +12,7 @@ import gc
 import logging
 import pathlib
 import statistics
+import types
 
 from ldm_jax.base import disk, errors
 from ldm_jax.engine import hosts
@@ -108,17 +109,16 @@ class Spikes:
       name: of a metric that is positive and falls; "" watches nothing.
       limit: 0 calls nothing a spike.
       start: the step training goes on from.
-      state: what `state` was when a checkpoint was made.
+      meta: what `meta` returned when a checkpoint was made.
     """
 
-    def __init__(self, name: str, limit: float, start: int, state: dict | None = None):
-        self._name, self._limit = name, limit
-        self._good, self._values = (state or {}).get("good", start), (state or {}).get("values", [])
+    def __init__(self, name: str, limit: float, start: int, meta=types.MappingProxyType({})):
+        self._name, self._limit, found = name, limit, meta.get("spikes", {})
+        self._good, self._values = found.get("good", start), found.get("values", [])
 
-    @property
-    def state(self) -> dict:
+    def meta(self) -> dict:
         """JSON."""
-        return {"good": self._good, "values": self._values}
+        return {"spikes": {"good": self._good, "values": self._values}}
 
     def check(self, step: int, means: dict):
         """Raises BadSteps where the line of `step` is a spike."""

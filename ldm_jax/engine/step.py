@@ -84,12 +84,11 @@ def programs(
 
 def check_offload(offload: bool, mesh):
     """Raises UsageError where devices cannot read the host's memory."""
-    if not offload:
-        return
-    kinds = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()] if offload else [HOST]
     if HOST not in kinds:
         raise errors.UsageError(
-            f"config.offload=True: {mesh.devices.flat[0].platform} devices have no memory "
+            f"config.offload=True: {device.platform} devices have no memory "
             f"{HOST!r} (theirs: {', '.join(kinds)}); set it to False."
         )
 

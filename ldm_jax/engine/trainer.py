@@ -47,8 +47,8 @@ class Trainer:
         self._begin_records(data, meta)
         self._introduce(news)
         self._batches = data.train(self.first + history.offset)
-        self._compare = replicas.Replicas(self.mesh)
-        self._program, self._in_flight = None, collections.deque()
+        self._program = self._compare = None
+        self._in_flight = collections.deque()
 
     def _restored_or_born(self, until):
         """The state and the meta of its checkpoint, {} for a state of step 0."""
@@ -65,10 +65,8 @@ class Trainer:
         """Logs and counters, which go on from what the checkpoint says of them."""
         settings, workdir, first = self.settings, self.settings.workdir, self.first
         self.logs = log.Log(workdir, start=first, total=settings.steps.total)
-        pending, bad_before = meta.get("pending", ()), meta.get("bad_before", 0)
-        self._meter = meter.Meter(pending, settings.max_bad_steps, bad_before)
-        limit, spikes = settings.max_loss_spike, meta.get("spikes")
-        self._spikes = rollback.Spikes(self.stage.watched, limit, first, spikes)
+        self._meter = meter.Meter(settings.max_bad_steps, meta)
+        self._spikes = rollback.Spikes(self.stage.watched, settings.max_loss_spike, first, meta)
         self._stopwatch = meter.Stopwatch(self.phase.seconds)
         self._bad_records = meter.BadRecords(workdir, data)
         self._ledger = goodput.Ledger(workdir, first, self.phase.seconds, self.logs.active)
@@ -95,9 +93,10 @@ class Trainer:
             batch = next(self._batches)
         self._bad_records.count(batch.pop("bad"))
         batch = shard.put_batch(batch, self.mesh)
-        program = self._compiled(batch)
+        if self._program is None:
+            self._compile(batch)
         with jax.transfer_guard("disallow"):
-            self.state, metrics = program(self.state, self.frozen, batch, self.key)
+            self.state, metrics = self._program(self.state, self.frozen, batch, self.key)
         self._meter.add(step, metrics)
         self._in_flight.append(metrics)
         if len(self._in_flight) > RUN_AHEAD:
@@ -111,15 +110,12 @@ class Trainer:
         if self.settings.check_replicas and step % self.settings.check_replicas == 0:
             self._compare(step, self._everything())
 
-    def _compiled(self, batch):
-        """The step's program, compiled for the first batch."""
-        if self._program is None:
-            with self.phase("compile"):
-                arguments = self.state, self.frozen, batch, self.key
-                self._program = hosts.compiled(self.programs.step, *arguments)
-                if self.settings.check_replicas:
-                    self._compare.compile(self._everything())
-        return self._program
+    def _compile(self, batch):
+        with self.phase("compile"):
+            given = self.state, self.frozen, batch, self.key
+            self._program = hosts.compiled(self.programs.step, *given)
+            if self.settings.check_replicas:
+                self._compare = replicas.Replicas(self.mesh, self._everything())
 
     def _everything(self) -> dict:
         """All arrays that devices hold alike."""
@@ -157,11 +153,11 @@ class Trainer:
     def save(self, step):
         """Starts a checkpoint of `step`."""
         with self.phase("save"):
-            # fetch() refuses a run that only skips: its newest sound checkpoint stays the newest.
-            meta = {"pending": self._meter.fetch(), "bad_before": self._meter.bad_before}
+            # This refuses a run that only skips: its newest sound checkpoint stays the newest.
+            meta = self._meter.meta()
             if self.settings.check_replicas:
                 self._compare(step, self._everything())
-            self.checkpoints.save(step, self.state, meta | {"spikes": self._spikes.state})
+            self.checkpoints.save(step, self.state, meta | self._spikes.meta())
 
     def finish_saving(self, step) -> str:
         """Waits for the checkpoint of `step`; why it is not there, or ""."""

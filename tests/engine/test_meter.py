@@ -40,7 +40,7 @@ def test_a_resumed_meter_gives_exactly_the_mean_of_an_uncut_one(cut):
         uncut.add(step, {"loss": jnp.float32(value)})
     for step in range(cut):
         first.add(step, {"loss": jnp.float32(values[step])})
-    second = meter.Meter(json.loads(json.dumps(first.fetch())))  # as a checkpoint keeps it
+    second = meter.Meter(meta=json.loads(json.dumps(first.meta())))  # as a checkpoint keeps it
     for step in range(cut, 7):
         second.add(step, {"loss": jnp.float32(values[step])})
     assert second.flush() == uncut.flush()

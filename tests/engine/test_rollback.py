@@ -146,8 +146,8 @@ def test_what_spikes_are_compared_with_is_resumed():
     watch = rollback.Spikes("e", 10.0, 0)
     for step in range(1, 60):
         watch.check(step, {"e": 1.0})
-    state = watch.state
-    assert len(state["values"]) == rollback.WINDOW
+    state = watch.meta()
+    assert len(state["spikes"]["values"]) == rollback.WINDOW
     with pytest.raises(rollback.BadSteps) as raised:
         rollback.Spikes("e", 10.0, 60, state).check(61, {"e": 2.0})
     assert raised.value.good == 59
