@@ -79,9 +79,8 @@ def batch_sharding(mesh: Mesh, shape: tuple = ()) -> NamedSharding:
 
     Without a shape, the rows alone.
     """
-    if len(shape) == 4 and shape[1] % mesh.shape["spatial"] == 0:
-        return NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+    divides = len(shape) == 4 and shape[1] % mesh.shape["spatial"] == 0
+    return NamedSharding(mesh, PartitionSpec(ROWS, "spatial") if divides else PartitionSpec(ROWS))
 
 
 def abstract_batch(batch: dict, mesh: Mesh) -> dict:

@@ -63,10 +63,8 @@ def _state_dict(content) -> dict:
     if not isinstance(content, dict):
         raise errors.UsageError(f"A checkpoint holds a dict, this one a {type(content).__name__}.")
     extra = {"global_step": content["global_step"]} if "global_step" in content else {}
-    for name in ("state_dict", "model_state_dict", "params_ema", "params"):
-        if isinstance(content.get(name), dict):
-            content = content[name]
-            break
+    inner = map(content.get, ("state_dict", "model_state_dict", "params_ema", "params"))
+    content = next((group for group in inner if isinstance(group, dict)), content)
     tensors = {
         k: v.astype(np.float32) if v.dtype == BFLOAT16 else v
         for k, v in content.items()
@@ -148,18 +146,8 @@ def _legacy_torch(f, size):
 _Kind = collections.namedtuple("_Kind", "dtype")
 
 
-class _Inert:
-    """What stands for a class that is named and not called."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __call__(self, *args, **kwargs):
-        raise _refusal(self.name)
-
-
-def _refusal(name):
-    return errors.UsageError(
+def _refuse(name):
+    raise errors.UsageError(
         f"The checkpoint is a pickle that calls for {name}: refused. Only tensors and plain "
         "containers are read; have it saved as .safetensors, or its state_dict alone."
     )
@@ -187,9 +175,9 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) in self._known:
             return self._known[module, name]
-        if module.startswith(INERT):
-            return _Inert(f"{module}.{name}")
-        raise _refusal(f"{module}.{name}")
+        if module.startswith(INERT):  # a class that is named and not called
+            return lambda *_, **__: _refuse(f"{module}.{name}")
+        return _refuse(f"{module}.{name}")
 
     def persistent_load(self, pid):
         tag, kind, key, _, count, *view = pid

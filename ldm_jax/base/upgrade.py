@@ -51,8 +51,7 @@ def renamed(tree, names: dict[str, str]):
     """A nested state with the keys of its dicts renamed, wherever they stand."""
     if isinstance(tree, dict):
         return {names.get(key, key): renamed(value, names) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(renamed(value, names) for value in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(renamed(value, names) for value in tree)
+        values = [renamed(value, names) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
     return tree

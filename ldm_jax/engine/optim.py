@@ -19,7 +19,6 @@ SCHEDULES = registry.Registry("learning-rate schedule")
 OPTIMIZERS = registry.Registry("optimizer")  # (rate, **its own options) -> optax transformation
 # (decay, warmup) -> update(average, params, step), the average after optimizer step `step`, from 0
 AVERAGES = registry.Registry("average of the weights")
-DTYPES = ("", "float32", "bfloat16")
 
 
 @SCHEDULES.register("constant")
@@ -56,7 +55,7 @@ def adamw(rate, b1=0.9, b2=0.999, weight_decay=0.0, mu_dtype=""):
 
 
 def _moment(dtype: str):
-    if dtype not in DTYPES:
+    if dtype not in ("", "float32", "bfloat16"):
         raise errors.UsageError(f"mu_dtype={dtype!r}: use 'bfloat16' or 'float32'.")
     return dtype or None
 

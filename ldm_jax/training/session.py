@@ -53,39 +53,33 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     hosts.on_first(lambda: workdir_lib.claim(record, config, source, allow))
     platforms.cache_compilations(workdir / "compilation_cache")
 
-    # Stage and data
+    # Stage, data and settings
     stage = kind.begin(config, source, record, cache)
     data = data_lib.make(config, source, stage.fields, cache=cache)
+    names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas", "init_from"
+    own = {name: config[name] for name in names} | config.checkpoints.to_dict()
+    settings = loop.Settings(workdir, loop.Intervals(**config.steps), **own)
 
     # Loop, again from an older checkpoint after bad steps
     report = workdir / f"hang_{hosts.index():04d}.txt"
     with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
-        own = held_out.HeldOutRecords(stage, data.held_out, mesh)
-        evaluators = (own, monitor.distances(plan, config, source, mesh)) if plan else (own,)
-        parts = stage, data, _programs(config, stage, mesh), _settings(config, workdir), evaluators
+        programs = step_lib.programs(
+            stage,
+            config.optim.to_dict(),
+            mesh=mesh,
+            total=config.steps.total,
+            accumulate=config.accumulate,
+            ema_warmup=not config.init_from,
+            offload=config.offload,
+        )
+        evaluators = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
+        evaluators += [monitor.distances(plan, config, source, mesh)] if plan else []
+        parts = stage, data, programs, settings, evaluators
         session = lambda history: loop.train(trainer.Trainer(*parts, history, phase))
         rollback.with_rollbacks(session, workdir, config.max_rollbacks)
 
     # Summary
     return hosts.on_first(lambda: summary(workdir) | {"seconds": seconds()})
-
-
-def _settings(config, workdir) -> loop.Settings:
-    names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas", "init_from"
-    own = {name: config[name] for name in names}
-    return loop.Settings(workdir, loop.Intervals(**config.steps), **own, **config.checkpoints)
-
-
-def _programs(config, stage, mesh) -> step_lib.Programs:
-    return step_lib.programs(
-        stage,
-        config.optim.to_dict(),
-        mesh=mesh,
-        total=config.steps.total,
-        accumulate=config.accumulate,
-        ema_warmup=not config.init_from,
-        offload=config.offload,
-    )
 
 
 def summary(workdir) -> dict:
