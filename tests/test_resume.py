@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Logging every 7 steps and saving every 10: each checkpoint falls between two lines of the log.
 STEPS = {"total": 60, "log": 7, "eval": 30, "checkpoint": 10}
 OTHERWISE = {"data.workers": 1, "data.threads": 3, "check_replicas": 9, "max_rollbacks": 1}
-OTHERWISE |= {"data.path": "elsewhere", "limits.step": 999, "checkpoints.keep_every": 50}
+OTHERWISE |= {"limits.step": 999, "checkpoints.keep_every": 50}
 ONE_DEVICE = "--xla_backend_optimization_level=0"  # as tests/conftest.py, which has eight
 PATIENCE = 900  # seconds, for a machine that compiles slowly
 

@@ -7,9 +7,9 @@ one; builders below get keyword arguments.
 import ast
 import hashlib
 import importlib
-import importlib.util
 import json
 import pathlib
+import runpy
 import sys
 
 from ml_collections import config_dict
@@ -62,11 +62,8 @@ def _execute(spec: str, file: pathlib.Path, variant: str) -> config_dict.ConfigD
     root = str(next((p.parent for p in folders if p.name == "configs"), folders[1]))
     if root not in sys.path:
         sys.path.insert(0, root)
-    module_spec = importlib.util.spec_from_file_location(f"ldm_jax_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-        config = module.get_config(variant or None)
+        config = runpy.run_path(str(file))["get_config"](variant or None)
     except errors.UsageError:
         raise
     except Exception as e:
@@ -90,8 +87,8 @@ def override(config, key: str, text: str):
     """Sets `config.a.b` from the text of a flag, keeping the type of the value there."""
     node, parts = config, key.split(".")
     for i, part in enumerate(parts):
-        if not isinstance(node, config_dict.ConfigDict) or part not in node:
-            known = list(node.keys()) if isinstance(node, config_dict.ConfigDict) else []
+        known = list(node.keys()) if isinstance(node, config_dict.ConfigDict) else []
+        if part not in known:
             parent = ".".join(["config", *parts[:i]])
             raise errors.UsageError(
                 f"--config.{key}: {parent} has no key {part!r}{errors.nearest(part, known)} "

@@ -45,15 +45,9 @@ def common() -> ConfigDict:
             ),
             checkpoints=dict(keep=2, keep_every=0),
             # Seconds after which a phase counts as stuck and the process ends with 42; 0: never.
-            limits=dict(
-                start=3_600,
-                compile=7_200,
-                data=600,
-                step=1_800,
-                eval=7_200,
-                save=3_600,
-                stuck=60,  # a step of several hosts, as long as none tells of another phase
-            ),
+            # stuck: a step of several hosts, as long as none of them tells of another phase.
+            limits=dict(start=3_600, compile=7_200, data=600, step=1_800, eval=7_200, save=3_600)
+            | dict(stuck=60),
             max_bad_steps=5,  # in a row, skipped because a value was not finite
             max_loss_spike=20.0,  # robust deviations of a log line above those before; 0: any
             max_rollbacks=3,  # to before more of them or a spike; once more ends the run

@@ -12,7 +12,12 @@ def write_text(path: pathlib.Path, text: str):
 
 def write_json(path: pathlib.Path, value):
     """Atomic, indented, with an end of line."""
-    write_text(pathlib.Path(path), json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_jsonl(path: pathlib.Path, lines):
+    """Atomic, a JSON object a line."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_atomic(path: pathlib.Path, write):
@@ -32,10 +37,8 @@ def write_atomic(path: pathlib.Path, write):
 def read_jsonl(path) -> list[dict]:
     """The whole lines of a .jsonl file; a last line cut by a kill is left out."""
     path = pathlib.Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def read_json(path) -> dict:

@@ -21,6 +21,11 @@ class Preempted(Restart):
     """SIGTERM came and everything is saved."""
 
 
+def reason(error: Exception) -> str:
+    """What an exception of a library says, as one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
 def nearest(name, known) -> str:
     """`; did you mean 'x'?` where one of `known` is close to `name`, else an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)

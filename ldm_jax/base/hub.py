@@ -20,8 +20,8 @@ def folder(path: str, *names: str) -> str:
     try:
         return snapshot_download(repository, revision=revision or None, allow_patterns=list(names))
     except Exception as e:  # no such repository, no network, no space: the library knows many
-        reason = " ".join(str(e).split())[:160]
         raise errors.UsageError(
-            f"{path}: {', '.join(names)} could not be fetched ({reason}); get them where there is "
-            f"a network, from https://huggingface.co/{repository}, and give their path."
+            f"{path}: {', '.join(names)} could not be fetched ({errors.reason(e)}); get them "
+            f"where there is a network, from https://huggingface.co/{repository}, and give their "
+            "path."
         ) from e

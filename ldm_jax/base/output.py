@@ -20,8 +20,7 @@ def check_writable(flag: str, folder):
     """Raises UsageError where `folder`, which need not be there yet, cannot be written."""
     check_mounted(flag, folder)
     place = pathlib.Path(folder).absolute()
-    while not os.path.lexists(place):
-        place = place.parent
+    place = next(path for path in (place, *place.parents) if os.path.lexists(path))
     try:
         with tempfile.TemporaryFile(prefix=".ldm_jax.", dir=place):
             pass

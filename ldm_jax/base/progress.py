@@ -4,14 +4,16 @@ import os
 import sys
 import time
 
+CLEAR = "\r\x1b[K"  # the line that a terminal's cursor is in
+
 
 class Progress:
-    """One live line on a terminal, a plain line every `interval` seconds elsewhere."""
+    """One live line on a terminal, a plain line every 15 seconds elsewhere."""
 
-    def __init__(self, start: int, total: int, *, active: bool = True, interval: float = 15.0):
+    def __init__(self, start: int, total: int, *, active: bool = True):
         self._begin, self._start, self._total = time.monotonic(), start, total
         self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._interval = 0.2 if self._live else interval
+        self._interval = 0.2 if self._live else 15.0
         self._active, self._shown, self._last, self._values = active, 0.0, "", {}
 
     def begin(self, step: int):
@@ -29,23 +31,16 @@ class Progress:
         left = elapsed / max(step - self._start, 1) * (self._total - step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in self._values.items())
         width = len(str(self._total))
-        self._put(f"step {step:{width}d}/{self._total}  {clock(left)} left  {shown}")
+        self._last = f"step {step:{width}d}/{self._total}  {clock(left)} left  {shown}"
+        start, end = (CLEAR, "") if self._live else ("", "\n")
+        print(f"{start}{self._last}", end=end, file=sys.stderr, flush=True)
 
     def say(self, text: str):
         """A line that stays."""
         if self._active:
-            end = "\r\x1b[K" if self._live and self._last else ""
-            print(f"{end}{text}", file=sys.stderr, flush=True)
+            start = CLEAR if self._live and self._last else ""
+            print(f"{start}{text}", file=sys.stderr, flush=True)
             self._last = ""
-
-    def _put(self, line: str):
-        self._last = line
-        print(
-            *([f"\r\x1b[K{line}"] if self._live else [line]),
-            end="" if self._live else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
 
     def close(self):
         if self._active and self._live and self._last:

@@ -1,7 +1,9 @@
 """Images as bytes: rounding, sheets of many, PNG files."""
 
+import functools
 import pathlib
 
+import einops
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -19,13 +21,10 @@ def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     """uint8 [n, h, w, 3] -> one picture, row by row; small images are enlarged x2 to x4."""
     enlarge = max(1, min(4, 96 // images.shape[1]))
     images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-    n, h, w, _ = images.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
-        sheet[top : top + h, left : left + w] = image
-    return sheet
+    white = functools.partial(np.pad, constant_values=255)
+    images = white(images, ((0, -len(images) % columns), (gap, 0), (gap, 0), (0, 0)))
+    sheet = einops.rearrange(images, "(r c) h w d -> (r h) (c w) d", c=columns)
+    return white(sheet, ((0, gap), (0, gap), (0, 0)))
 
 
 def write_png(path: pathlib.Path, image: np.ndarray):

@@ -12,7 +12,6 @@ Nothing else in a run is read without one of these, and runs of earlier versions
 `upgrade`.
 """
 
-import json
 import pathlib
 
 from ml_collections import config_dict
@@ -58,14 +57,17 @@ class Record:
     @property
     def parameter_names(self) -> dict[str, str]:
         """{old name: name} of parameters that a run of an earlier version may hold; see upgrade."""
-        return (
-            upgrade.parameter_names(self._saved().get("conditioners", {})) if self.exists() else {}
-        )
+        labels = self._saved().get("conditioners", {}) if self.exists() else {}
+        return upgrade.parameter_names(labels)
 
     def _saved(self) -> dict:
         if not self.exists():
             raise errors.UsageError(f"{self.shown} is not a run: it holds no {CONFIG}.")
         return upgrade.config(disk.read_json(self.path / CONFIG))
+
+    def is_of(self, config) -> bool:
+        """Whether config.json says just what `config` does."""
+        return self.exists() and disk.read_json(self.path / CONFIG) == config_lib.plain(config)
 
     def write_config(self, config):
         disk.write_text(self.path / CONFIG, config_lib.to_json(config))
@@ -94,15 +96,10 @@ class Record:
         """How well linear algebra does what the run learns; {} where nothing is recorded."""
         return self._read("rival.json")
 
-    @property
-    def origin(self) -> dict:
-        """Where the weights at step 0 come from; {} for a run from nothing."""
-        return self._read("init_from.json")
-
     def write(self, **files: dict):
         """write(latents=..., init_from=...): the files of those names."""
         for name, content in files.items():
-            disk.write_text(self.path / f"{name}.json", json.dumps(content, indent=2) + "\n")
+            disk.write_json(self.path / f"{name}.json", content)
 
     def inside(self, path) -> str:
         """The path of what lies inside the run, as config.json says it."""

@@ -8,8 +8,8 @@ from ldm_jax.base import errors
 class Registry:
     """Named alternatives of one kind: `@SAMPLERS.register("ddim")`, `SAMPLERS.get("ddim")`.
 
-    The options of an entry are its keyword-only arguments, each with a default. Options of one name
-    mean the same in every entry that takes them.
+    The options of an entry are its arguments that have a default. Options of one name mean the same
+    in every entry that takes them.
     """
 
     def __init__(self, kind: str):
@@ -48,8 +48,13 @@ class Registry:
         own = _options(self.get(name))
         for option, value in options.items():
             defaults = self.takers(option)
-            if option not in own and value not in defaults.values():
-                raise errors.UsageError(self._idle(name, option, value, defaults))
+            if option in own or value in defaults.values():
+                continue
+            said = f"{option}={value} does nothing with {self.kind} {name!r}"
+            if not defaults:
+                raise errors.UsageError(f"{said}, nor with any other{errors.nearest(option, own)}.")
+            takers, default = " or ".join(defaults), next(iter(defaults.values()))
+            raise errors.UsageError(f"{said}, only with {takers}: leave it at {default}.")
         return {option: value for option, value in options.items() if option in own}
 
     def takers(self, option: str) -> dict:
@@ -60,16 +65,8 @@ class Registry:
     def names(self) -> list[str]:
         return sorted(self._entries)
 
-    def _idle(self, name, option, value, defaults):
-        if not defaults:
-            return f"{option}={value}: no {self.kind} takes an option {option!r}."
-        return (
-            f"{option}={value} does nothing with {self.kind} {name!r}; {', '.join(defaults)} "
-            f"take{'s' * (len(defaults) == 1)} it: leave it at {next(iter(defaults.values()))}."
-        )
-
 
 def _options(entry) -> dict:
-    """{name: default} of the keyword-only arguments."""
+    """{name: default} of the arguments that have a default."""
     parameters = inspect.signature(entry).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -80,7 +80,7 @@ class _Mirror:
                 self._put(".ldm_jax_can_write", None)
         except Exception as e:  # whatever the bucket and the way there have to say
             raise errors.UsageError(
-                f"{url} cannot be {'written' if write else 'read'} ({_reason(e)}): check the "
+                f"{url} cannot be {'written' if write else 'read'} ({errors.reason(e)}): check the "
                 "bucket's name and this account's rights (gcloud auth application-default login)."
             ) from e
         if write:
@@ -123,13 +123,10 @@ class _Mirror:
                         self._known.pop(name, None)
                         self._known |= {} if gone else {name: files[name]}
             except Exception as e:  # storage fails with whatever it likes; the files stay here
-                logger.error("ALARM: %s was not brought up to date (%s).", self.url, _reason(e))
+                reason = errors.reason(e)
+                logger.error("ALARM: %s was not brought up to date (%s).", self.url, reason)
 
     def _keep_pushing(self):
         while True:
             time.sleep(PERIOD)
             self.push()
-
-
-def _reason(error) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -79,9 +79,8 @@ def batch_sharding(mesh: Mesh, shape: tuple = ()) -> NamedSharding:
 
     Without a shape, the rows alone.
     """
-    if len(shape) == 4 and shape[1] % mesh.shape["spatial"] == 0:
-        return NamedSharding(mesh, PartitionSpec(ROWS, "spatial"))
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+    divides = len(shape) == 4 and shape[1] % mesh.shape["spatial"] == 0
+    return NamedSharding(mesh, PartitionSpec(ROWS, "spatial") if divides else PartitionSpec(ROWS))
 
 
 def abstract_batch(batch: dict, mesh: Mesh) -> dict:
@@ -113,9 +112,11 @@ def infer(abstract, mesh: Mesh, rules: tuple = ()):
 
     def place(path, leaf):
         spec, _ = _tensor_spec(path, leaf.shape, mesh, rules)
-        axis = _largest_axis(leaf.shape, mesh.shape["fsdp"], spec)
-        if axis is not None:
-            spec[axis] = "fsdp"
+        if (parts := mesh.shape["fsdp"]) > 1 and np.prod(leaf.shape) >= MIN_SHARD_SIZE:
+            for axis in np.argsort(leaf.shape, kind="stable")[::-1]:
+                if leaf.shape[axis] % parts == 0 and spec[axis] is None:
+                    spec[axis] = "fsdp"
+                    break
         return NamedSharding(mesh, _partition(spec))
 
     return jax.tree_util.tree_map_with_path(place, abstract)
@@ -132,14 +133,6 @@ def _tensor_spec(path, shape, mesh: Mesh, rules: tuple) -> tuple[list, str]:
         return spec, ""
     spec[SPLIT_AXIS[kind]] = "tensor"
     return spec, kind
-
-
-def _largest_axis(shape, parts: int, spec: list) -> int | None:
-    if parts > 1 and np.prod(shape) >= MIN_SHARD_SIZE:
-        for axis in np.argsort(shape, kind="stable")[::-1]:
-            if shape[axis] % parts == 0 and spec[axis] is None:
-                return axis
-    return None
 
 
 def _partition(spec: list) -> PartitionSpec:

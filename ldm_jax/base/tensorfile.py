@@ -7,8 +7,6 @@ and nothing else: it takes no torch, so there is nothing in reach that a pickle 
 import collections
 import hashlib
 import io
-import itertools
-import json
 import math
 import pathlib
 import pickle
@@ -17,21 +15,12 @@ import zipfile
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from ldm_jax.base import errors
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-SAFE_DTYPES = dict(
-    F64="<f8",
-    F32="<f4",
-    F16="<f2",
-    BF16=BFLOAT16,
-    I64="<i8",
-    I32="<i4",
-    I16="<i2",
-    I8="|i1",
-    U8="|u1",
-)
+SAFE_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
 TORCH_DTYPES = dict(
     Double="<f8", Float="<f4", Half="<f2", BFloat16=BFLOAT16, Long="<i8", Int="<i4", Short="<i2"
 ) | dict(Char="|i1", Byte="|u1", Bool="|b1")
@@ -55,9 +44,8 @@ def read(path) -> dict:
     except errors.UsageError:
         raise
     except Exception as e:  # a damaged file breaks its reader in whatever way it likes
-        reason = " ".join(str(e).split())[:160]
         raise errors.UsageError(
-            f"{path} cannot be read: damaged, or not a checkpoint ({reason or type(e).__name__})."
+            f"{path} cannot be read: damaged, or not a checkpoint ({errors.reason(e)})."
         ) from e
     state = _state_dict(content)
     if not state:
@@ -75,10 +63,8 @@ def _state_dict(content) -> dict:
     if not isinstance(content, dict):
         raise errors.UsageError(f"A checkpoint holds a dict, this one a {type(content).__name__}.")
     extra = {"global_step": content["global_step"]} if "global_step" in content else {}
-    for name in ("state_dict", "model_state_dict", "params_ema", "params"):
-        if isinstance(content.get(name), dict):
-            content = content[name]
-            break
+    inner = map(content.get, ("state_dict", "model_state_dict", "params_ema", "params"))
+    content = next((group for group in inner if isinstance(group, dict)), content)
     tensors = {
         k: v.astype(np.float32) if v.dtype == BFLOAT16 else v
         for k, v in content.items()
@@ -94,37 +80,20 @@ def _npz(path):
 
 def metadata(path) -> dict:
     """The metadata of a .safetensors file whose tensors can be read; others have none."""
-    path = pathlib.Path(path)
-    return _header(path)[0].get("__metadata__", {}) if path.suffix == ".safetensors" else {}
+    if pathlib.Path(path).suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, "numpy") as file:
+        return file.metadata() or {}
 
 
 def _safetensors(path):
-    header, start = _header(path)
-    data = np.memmap(path, np.uint8, "r", offset=start) if path.stat().st_size > start else b""
-    header.pop("__metadata__", None)
-    places = sorted(tuple(entry["data_offsets"]) for entry in header.values())
-    if any(start < stop for (_, stop), (start, _) in itertools.pairwise(places)):
-        raise ValueError("its tensors overlap")
-    return {key: _safe_tensor(data, key, **entry) for key, entry in header.items()}
-
-
-def _header(path):
-    """A safetensors file's header, and where its data starts."""
-    with path.open("rb") as f:
-        (length,) = struct.unpack("<Q", f.read(8))
-        if length > min(path.stat().st_size - 8, 100_000_000):
-            raise ValueError("its header is longer than the file")
-        return json.loads(f.read(length)), 8 + length
-
-
-def _safe_tensor(data, key, dtype, shape, data_offsets):
-    start, stop = data_offsets
-    if dtype not in SAFE_DTYPES:
-        raise errors.UsageError(f"{key} is of dtype {dtype}; known: {', '.join(SAFE_DTYPES)}.")
-    kind = np.dtype(SAFE_DTYPES[dtype])
-    if not 0 <= start <= stop <= len(data) or stop - start != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"{key} lies outside the file, or has another size than its shape")
-    return np.frombuffer(data[start:stop], kind).reshape(shape)
+    with safetensors.safe_open(path, "numpy") as file:
+        keys = list(file.keys())
+        for key in keys:
+            if (dtype := file.get_slice(key).get_dtype()) not in SAFE_DTYPES:
+                known = ", ".join(SAFE_DTYPES)
+                raise errors.UsageError(f"{path}: {key} is of dtype {dtype}; known: {known}.")
+        return {key: file.get_tensor(key) for key in keys}
 
 
 def _torch(path):
@@ -173,25 +142,12 @@ def _legacy_torch(f, size):
     return content
 
 
-class _Kind:
-    """What stands for a storage class, `torch.FloatStorage`."""
-
-    def __init__(self, dtype):
-        self.dtype = np.dtype(dtype)
+# What stands for a storage class, `torch.FloatStorage`; dtype: numpy's.
+_Kind = collections.namedtuple("_Kind", "dtype")
 
 
-class _Inert:
-    """What stands for a class that is named and not called."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __call__(self, *args, **kwargs):
-        raise _refusal(self.name)
-
-
-def _refusal(name):
-    return errors.UsageError(
+def _refuse(name):
+    raise errors.UsageError(
         f"The checkpoint is a pickle that calls for {name}: refused. Only tensors and plain "
         "containers are read; have it saved as .safetensors, or its state_dict alone."
     )
@@ -212,14 +168,16 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *rest: tensor,
             ("torch", "Size"): lambda size=(): tuple(size),
-        } | {("torch", f"{name}Storage"): _Kind(dtype) for name, dtype in TORCH_DTYPES.items()}
+        }
+        for name, dtype in TORCH_DTYPES.items():
+            self._known["torch", f"{name}Storage"] = _Kind(np.dtype(dtype))
 
     def find_class(self, module, name):
         if (module, name) in self._known:
             return self._known[module, name]
-        if module.startswith(INERT):
-            return _Inert(f"{module}.{name}")
-        raise _refusal(f"{module}.{name}")
+        if module.startswith(INERT):  # a class that is named and not called
+            return lambda *_, **__: _refuse(f"{module}.{name}")
+        return _refuse(f"{module}.{name}")
 
     def persistent_load(self, pid):
         tag, kind, key, _, count, *view = pid

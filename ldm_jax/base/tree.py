@@ -9,12 +9,17 @@ import numpy as np
 
 def path_name(path) -> str:
     """A jax key path as one readable string: `opt/denoiser/0/mu/unet/conv_in/kernel`."""
-    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named_leaves(tree) -> list[tuple[str, jax.Array]]:
     """`[(path, leaf), ...]` in the tree's own order."""
     return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def shapes(tree) -> dict[str, tuple]:
+    """`{path: shape}` of every leaf."""
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree)}
 
 
 def count(tree) -> int:
@@ -51,10 +56,8 @@ def checksums(tree) -> dict[str, int]:
 
 def digest(tree) -> str:
     """A short name for the values of `tree`: 16 hex digits over paths, shapes, dtypes and bits."""
-    lines = [
-        f"{name} {leaf.shape} {leaf.dtype} {value}"
-        for (name, leaf), value in zip(named_leaves(tree), checksums(tree).values())
-    ]
+    sums = checksums(tree)
+    lines = [f"{name} {leaf.shape} {leaf.dtype} {sums[name]}" for name, leaf in named_leaves(tree)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

@@ -7,50 +7,33 @@ been renamed since are found under the names that they had.
 
 PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; their label follows
 
-# (key, what the program did before it had the key, a key beside it that tells where it belongs)
-LEARNT = (
-    ("init_from", "", "seed"),
-    ("plugins", "", "seed"),
-    ("offload", False, "seed"),
-    ("max_loss_spike", 0.0, "seed"),
-    ("max_rollbacks", 0, "seed"),
-    ("check_replicas", 0, "seed"),
-    ("data.label_field", "label", "data.source"),
-    ("data.combinations", "", "data.source"),
-    ("data.relations", False, "data.source"),
-    ("data.vocabulary", "", "data.source"),
-    ("eval.metrics", "", "eval.records"),
-    ("eval.features", "", "eval.records"),
-    ("eval.weights", "", "eval.records"),
-    ("eval.samples", 0, "eval.records"),
-    ("eval.every", 0, "eval.records"),
-    ("limits.stuck", 0, "limits.step"),
-    ("mesh.spatial", 1, "mesh.data"),
-    ("mesh.tensor", 1, "mesh.data"),
-    ("model.name", "autoencoder", "model.bottleneck"),
-    ("model.name", "unet", "model.transformer_depth"),
-    ("model.norm_kernel", "xla", "model.groups"),
-    ("model.attention_kernel", "xla", "model.transformer_depth"),
-    ("model.shortcut", "", "model.codebook_size"),
-    ("model.remat_saves", "", "model.groups"),
-    ("loss.pixel_loss", "l1", "loss.kl_weight"),
-    ("loss.terms", {}, "loss.kl_weight"),
-    ("loss.gamma", 5.0, "loss.weight"),
-    ("latents.cache", "", "latents.scale"),
-    ("process.density", "uniform", "process.schedule"),
-    ("sample.rho", 7.0, "sample.sampler"),
-    ("sample.rule", "linear", "sample.sampler"),
-    ("sample.clip", 0.0, "sample.sampler"),
-    ("sample.tile", 0, "sample.sampler"),
-)
+# {a key: the keys beside it that the program has learnt since, as it did before it had them}
+LEARNT = {
+    "seed": dict(init_from="", plugins="", offload=False)
+    | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),
+    "data.source": dict(label_field="label", combinations="", relations=False, vocabulary=""),
+    "eval.records": dict(metrics="", features="", weights="", samples=0, every=0),
+    "limits.step": dict(stuck=0),
+    "mesh.data": dict(spatial=1, tensor=1),
+    "model.bottleneck": dict(name="autoencoder"),
+    "model.codebook_size": dict(shortcut=""),
+    "model.transformer_depth": dict(name="unet", attention_kernel="xla"),
+    "model.groups": dict(norm_kernel="xla", remat_saves=""),
+    "loss.kl_weight": dict(pixel_loss="l1", terms={}),
+    "loss.weight": dict(gamma=5.0),
+    "latents.scale": dict(cache=""),
+    "process.schedule": dict(density="uniform"),
+    "sample.sampler": dict(rho=7.0, rule="linear", clip=0.0, tile=0),
+}
 
 
 def config(saved: dict) -> dict:
     """The config of a run of any version, as one of today would have been written."""
-    for key, value, beside in LEARNT:
-        group, name = _group(saved, key)
-        if name not in group and beside.rpartition(".")[2] in _group(saved, beside)[0]:
-            group[name] = value
+    for key, learnt in LEARNT.items():
+        place, _, name = key.rpartition(".")
+        group = saved.get(place, {}) if place else saved
+        if name in group:
+            group.update(learnt | group)
     for player in saved.get("optim", {}).values():
         player.setdefault("average", "ema")
     return saved
@@ -69,21 +52,12 @@ def renamed(tree, names: dict[str, str]):
     """A nested state with the keys of its dicts renamed, wherever they stand."""
     if isinstance(tree, dict):
         return {names.get(key, key): renamed(value, names) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(renamed(value, names) for value in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(renamed(value, names) for value in tree)
+        values = [renamed(value, names) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
     return tree
 
 
 def numbered(tree, labels):
     """Conditioners' parameters under their old names, of which runs and jobs recorded digests."""
     return renamed(tree, {new: old for old, new in parameter_names(labels).items()})
-
-
-def _group(saved: dict, key: str) -> tuple[dict, str]:
-    """The group that holds `key` (empty where there is none), and its name there."""
-    *path, name = key.split(".")
-    for part in path:
-        saved = saved.get(part, {})
-    return saved, name

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ldm_jax.base import errors, remote, tree, upgrade
+from ldm_jax.base import errors, remote, shard, tree, upgrade
 from ldm_jax.base.record import Record
 from ldm_jax.engine import hosts
 
@@ -37,7 +37,6 @@ class Checkpoints:
             max_to_keep=keep,
             keep_period=every or None,
             cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         self._problem = ""  # why the newest save failed
@@ -69,23 +68,23 @@ class Checkpoints:
         until: the newest step that will do, unless all are newer: then the oldest. The later ones
           are set aside as `N.bad`.
         """
-        steps = hosts.on_first(self._finished)
+        steps = hosts.on_first(lambda: list(self._manager.all_steps()))
         for step in sorted(steps, reverse=True):
             if until is not None and step > max(until, min(steps)):
                 self._set_aside(step, "bad", f"the run goes back to step {until} or before")
                 continue
             restored, problem = None, ""
             try:
-                restored = self._restore_step(step, abstract)
-            except _Corrupt as e:
-                problem = str(e)
+                restored = _read_step(
+                    self._manager, step, self._names, lambda _: abstract, ocp.args.StandardRestore
+                )
             except Exception as e:  # orbax reports damage with whatever its storage raises
                 if self._shapes_differ(step, abstract):
                     raise errors.UsageError(
                         f"{self.directory}/{step} holds other parameters than this config makes; "
                         "take a fresh --workdir."
                     ) from e
-                problem = str(e) or type(e).__name__
+                problem = errors.reason(e)
             # One host's damage is everybody's: all go on from the same step.
             problems = [p for p in hosts.exchange(problem) if p]
             if not problems:
@@ -93,32 +92,14 @@ class Checkpoints:
             self._set_aside(step, "corrupt", problems[0])
         return None
 
-    def _finished(self) -> list[int]:
-        return list(self._manager.all_steps())
-
-    def _restore_step(self, step, abstract):
-        names = _old_names(_saved_tree(self.directory, step), self._names) if self._names else {}
-        wanted = upgrade.renamed(abstract, _inverse(names))
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()
-            ),
-        )
-        _verify(restored["state"], restored["meta"])
-        return upgrade.renamed(restored["state"], names), restored["meta"]
-
     def _shapes_differ(self, step, abstract) -> bool:
         try:
-            saved = _saved_tree(self.directory, step)
-            saved = upgrade.renamed(saved, _old_names(saved, self._names))
-            shapes = lambda t: {name: tuple(x.shape) for name, x in tree.named_leaves(t)}
-            return shapes(saved) != shapes(abstract)
+            saved, _ = _saved_shapes(self.directory, step, self._names)
+            return tree.shapes(saved) != tree.shapes(abstract)
         except Exception:
             return False  # damaged beyond reading: not a question of shapes
 
     def _set_aside(self, step, kind, reason):
-        reason = reason.strip().splitlines()[0][:200]
         logger.error("Checkpoint %d is %s (%s); trying the one before.", step, kind, reason)
         folder = self.directory / str(step)
         hosts.on_first(lambda: str(folder.rename(_free(folder.with_suffix(f".{kind}")))))
@@ -138,7 +119,7 @@ class Checkpoints:
         try:
             action()
         except Exception as e:  # storage fails with whatever it likes, here or in the background
-            problem = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+            problem = errors.reason(e)
         problem = next(filter(None, hosts.exchange(problem)), "")
         if problem:
             logger.error("ALARM: a checkpoint was NOT saved (%s). Training goes on.", problem)
@@ -157,7 +138,7 @@ class Checkpoints:
         for litter in self.directory.glob("*.orbax-checkpoint-tmp*"):
             _remove(litter)
         keep_period = self._options.keep_period
-        finished = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+        finished = sorted(ocp.utils.checkpoint_steps(self.directory))
         spare = [s for s in finished[:-1] if not keep_period or s % keep_period]
         for step in spare[:1]:
             logger.error("Checkpoint %d is deleted to make room.", step)
@@ -165,10 +146,6 @@ class Checkpoints:
 
     def close(self):
         self._manager.close()
-
-
-class _Corrupt(Exception):
-    """A checkpoint that reads well and holds wrong values."""
 
 
 def _remove(folder: epath.Path):
@@ -189,10 +166,9 @@ def saved(run) -> dict:
     """
     directory, steps = _steps(run)
     try:
-        found = _saved_tree(directory, max(steps))
+        return _saved_shapes(directory, max(steps), Record(run).parameter_names)[0]
     except Exception as e:
         raise _unreadable(run) from e
-    return upgrade.renamed(found, _old_names(found, Record(run).parameter_names))
 
 
 def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool = True):
@@ -215,10 +191,7 @@ def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool = True
         wanted = {"params": {}, "ema": {}}
         for player in players or saved["params"]:
             kind = "ema" if ema and player in saved["ema"] else "params"
-            wanted[kind][player] = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-                saved[kind][player],
-            )
+            wanted[kind][player] = shard.abstract(saved[kind][player], place)
         return {kind: trees for kind, trees in wanted.items() if trees}
 
     state, step = read(run, weights)
@@ -245,16 +218,11 @@ def read(run, select):
     with ocp.CheckpointManager(directory, options=options) as manager:
         for step in sorted(steps, reverse=True):
             try:
-                found = _saved_tree(directory, step)
-                names = _old_names(found, known)
-                wanted = select(upgrade.renamed(found, names))
-                state = _read_step(manager, step, upgrade.renamed(wanted, _inverse(names)))
-                return upgrade.renamed(state, names), step
+                return _read_step(manager, step, known, select, _part)[0], step
             except errors.UsageError:
                 raise
             except Exception as e:
-                reason = str(e).strip().splitlines()[0][:200]
-                logger.error("%s/%d cannot be read (%s).", directory, step, reason)
+                logger.error("%s/%d cannot be read (%s).", directory, step, errors.reason(e))
     raise _unreadable(run)
 
 
@@ -268,45 +236,37 @@ def _steps(run):
 
 
 def _unreadable(run):
-    shown = remote.shown(run)
-    where = f"{shown}/checkpoints"
-    return errors.UsageError(f"{shown}: no readable checkpoint in {where}; train it first.")
+    run = remote.shown(run)
+    return errors.UsageError(f"{run}: no readable checkpoint in {run}/checkpoints; train it first.")
 
 
-def _read_step(manager, step, wanted):
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            ),
-            meta=ocp.args.JsonRestore(),
-        ),
-    )
-    _verify(restored["state"], restored["meta"])
-    return restored["state"]
+def _read_step(manager, step, known, select, restoring):
+    """`(state, meta)` of one step, whose checksums are right.
 
-
-def _saved_tree(directory, step):
-    """Shapes and dtypes of a saved state, as nested dicts."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.metadata(directory / str(step) / "state").item_metadata.tree
-
-
-def _old_names(saved, known: dict) -> dict:
-    """Those of the `known` old names under which a saved state holds parameters."""
-    paths = {part for name, _ in tree.named_leaves(saved) for part in name.split("/")}
-    return {old: new for old, new in known.items() if old in paths}
-
-
-def _inverse(names: dict) -> dict:
-    return {new: old for old, new in names.items()}
-
-
-def _verify(state, meta):
-    found = tree.checksums(state)
-    wrong = [name for name in found if found[name] != meta["checksums"].get(name)]
+    known: old names of parameters, see upgrade.
+    select: the saved state (shapes and dtypes) -> what is wanted of it, as ShapeDtypeStructs.
+    restoring: what is wanted -> the arguments with which orbax restores it.
+    """
+    found, names = _saved_shapes(manager.directory, step, known)
+    wanted = upgrade.renamed(select(found), {new: old for old, new in names.items()})
+    args = ocp.args.Composite(state=restoring(wanted), meta=ocp.args.JsonRestore())
+    restored = manager.restore(step, args=args)
+    checksums = tree.checksums(restored["state"])
+    wrong = [k for k, v in checksums.items() if v != restored["meta"]["checksums"].get(k)]
     if wrong:
-        raise _Corrupt(f"checksum of {len(wrong)} leaves differs, first {wrong[0]}")
+        raise ValueError(f"checksum of {len(wrong)} leaves differs, first {wrong[0]}")
+    return upgrade.renamed(restored["state"], names), restored["meta"]
+
+
+def _part(wanted):
+    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    return ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+
+
+def _saved_shapes(directory, step, known: dict):
+    """A saved state's shapes and dtypes, nested, and those of the `known` old names that it has."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.metadata(directory / str(step) / "state").item_metadata.tree
+    parts = {part for name, _ in tree.named_leaves(found) for part in name.split("/")}
+    names = {old: new for old, new in known.items() if old in parts}
+    return upgrade.renamed(found, names), names

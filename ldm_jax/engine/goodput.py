@@ -3,9 +3,9 @@
 Beside timing.jsonl and not in metrics.jsonl, which holds only what the computation determines.
 """
 
+import collections
 import contextlib
 import itertools
-import json
 import pathlib
 import time
 
@@ -35,7 +35,7 @@ class Ledger:
         if self._active:
             lines = [*self._before, self._own | {"reached": step, "end": time.time()}]
             with contextlib.suppress(OSError):
-                disk.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+                disk.write_jsonl(self._file, lines)
 
     def end(self, step: int):
         """The session ends at `step`; another one of this process counts its seconds from 0."""
@@ -52,10 +52,9 @@ def report(workdir) -> dict:
     sessions = disk.read_jsonl(pathlib.Path(workdir) / "goodput.jsonl")
     if not sessions:
         return {}
-    total = dict.fromkeys(sessions[0]["seconds"], 0.0)
+    total = collections.Counter()
     for session in sessions:
-        for name, seconds in session["seconds"].items():
-            total[name] = total.get(name, 0.0) + seconds
+        total.update(session["seconds"])
     lost = down = 0.0
     for one, following in itertools.pairwise(sessions):
         done = one["reached"] - one["from"]
@@ -64,11 +63,9 @@ def report(workdir) -> dict:
         down += max(0.0, following["begin"] - one["end"])
     productive = total.pop("step") - lost
     wall = productive + lost + down + sum(total.values())
-    known = {"productive": productive, "lost": lost, "down": down} | total
-    return {
-        "productive_fraction": productive / max(wall, 1e-9),
-        "sessions": len(sessions),
-    } | {f"{name}_seconds": seconds for name, seconds in known.items()}
+    known = {"productive": productive, "lost": lost, "down": down, **total}
+    found = {"productive_fraction": productive / max(wall, 1e-9), "sessions": len(sessions)}
+    return found | {f"{name}_seconds": seconds for name, seconds in known.items()}
 
 
 def words(report: dict) -> str:

@@ -62,8 +62,8 @@ def connect(environ=os.environ):
             shutdown_timeout_seconds=HEARTBEAT,
         )
     except RuntimeError as e:
-        reason = str(e).splitlines()[0]
-        raise errors.Restart(f"The hosts of this job did not find each other: {reason}") from e
+        why = errors.reason(e)
+        raise errors.Restart(f"The hosts of this job did not find each other: {why}") from e
 
 
 def _announced(environ) -> bool:
@@ -145,28 +145,26 @@ def agree(**facts):
 
 def on_first(action, seconds: float = PATIENCE):
     """`action()` of host 0 alone (JSON); every host returns its result or raises its UsageError."""
-    outcome = None
-    if index() == 0:
-        try:
-            outcome = {"result": action()}
-        except errors.UsageError as e:
-            outcome = {"error": str(e)}
-    outcome = exchange(outcome, seconds)[0]
-    if "error" in outcome:
-        raise errors.UsageError(outcome["error"])
-    return outcome["result"]
+    result, problem = exchange(_tried(action) if index() == 0 else None, seconds)[0]
+    if problem:
+        raise errors.UsageError(problem)
+    return result
 
 
 def everywhere(action):
     """Calls `action()` on every host; where it raises UsageError on one, all hosts raise that."""
-    problem = ""
-    try:
-        action()
-    except errors.UsageError as e:
-        problem = str(e)
+    _, problem = _tried(action)
     for host, theirs in enumerate(exchange(problem)):
         if theirs:
             raise errors.UsageError(theirs + (f" (host {host})" if host else ""))
+
+
+def _tried(action) -> tuple:
+    """(its result, what its UsageError says or "")."""
+    try:
+        return action(), ""
+    except errors.UsageError as e:
+        return None, str(e)
 
 
 @contextlib.contextmanager
@@ -177,7 +175,7 @@ def losses():
     except jax.errors.JaxRuntimeError as e:
         if distributed.global_state.client is None or "RESOURCE_EXHAUSTED" in str(e):
             raise
-        raise errors.Restart(f"Another host was lost: {str(e).splitlines()[0]}") from e
+        raise errors.Restart(f"Another host was lost: {errors.reason(e)}") from e
 
 
 def leave(code: int):

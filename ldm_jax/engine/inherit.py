@@ -46,17 +46,13 @@ def _common(run, saved, shapes) -> dict:
             f"{where} holds weights of {', '.join(saved['params'])}, this run trains "
             f"{', '.join(shapes['params'])}: give a run of the same stage."
         )
-    for name, own in wanted["params"].items():
-        theirs, ours = _flat(name, saved["params"][name]), _flat(name, own)
-        for path in sorted(theirs.keys() | ours.keys()):
-            if theirs.get(path) != ours.get(path):
-                has = lambda shape: f"has shape {shape}" if shape else "does not exist"
-                raise errors.UsageError(
-                    f"{where}: {path} {has(theirs.get(path))} there and {has(ours.get(path))} in "
-                    "this config; both need the same networks (--config=RUN/config.json)."
-                )
+    ours = tree.shapes(wanted["params"])
+    theirs = tree.shapes({name: saved["params"][name] for name in wanted["params"]})
+    has = lambda shape: "does not exist" if shape is None else f"has shape {shape}"
+    for path in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(path) != ours.get(path):
+            raise errors.UsageError(
+                f"{where}: {path} {has(theirs.get(path))} there and {has(ours.get(path))} in this "
+                "config; both need the same networks (--config=RUN/config.json)."
+            )
     return {kind: players for kind, players in wanted.items() if players}
-
-
-def _flat(name, params) -> dict:
-    return {f"{name}/{path}": tuple(leaf.shape) for path, leaf in tree.named_leaves(params)}

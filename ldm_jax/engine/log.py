@@ -37,21 +37,15 @@ class Log:
         self.progress = progress.Progress(start, total, active=self.active)
         if self.active:
             (self.workdir / "images").mkdir(parents=True, exist_ok=True)
-            for name in ("metrics.jsonl", "timing.jsonl"):
-                _cut_after(self.workdir / name, start)
-            self._board = tensorboardX.SummaryWriter(
-                str(self.workdir), purge_step=start + 1 if start else None
-            )
+            for file in (self.workdir / "metrics.jsonl", self.workdir / "timing.jsonl"):
+                if file.exists():
+                    lines = disk.read_jsonl(file)
+                    disk.write_jsonl(file, [line for line in lines if line["step"] <= start])
+            purge = start + 1 if start else None
+            self._board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=purge)
 
-    def metrics(self, step: int, values: dict):
-        """One line of deterministic numbers."""
-        self._write("metrics.jsonl", step, values)
-
-    def timing(self, step: int, values: dict):
-        """One line of clocks: rates, waits."""
-        self._write("timing.jsonl", step, values)
-
-    def _write(self, file, step, values):
+    def write(self, file: str, step: int, values: dict):
+        """One line of numbers, in metrics.jsonl or timing.jsonl and in TensorBoard."""
         if not self.active:
             return
         values = {name: float(value) for name, value in values.items()}
@@ -97,11 +91,3 @@ class Log:
             self._append(file, "")
         if self.active and self._board_lives():
             self._board.close()
-
-
-def _cut_after(path: pathlib.Path, step: int):
-    """Drops the lines beyond `step` and a half-written last line."""
-    if path.exists():
-        lines = path.read_text().split("\n")[:-1]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        disk.write_text(path, "".join(f"{line}\n" for line in kept))

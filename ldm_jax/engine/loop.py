@@ -9,8 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from ldm_jax.base import errors
-from ldm_jax.engine import phases, preempt, rollback, trainer
-from ldm_jax.engine import step as step_lib
+from ldm_jax.engine import preempt, rollback, trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,27 +22,12 @@ class Intervals:
     checkpoint: int
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if (value := getattr(self, field.name)) < 1:
-                raise errors.UsageError(f"config.steps.{field.name}={value} must be at least 1.")
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise errors.UsageError(f"config.steps.{name}={value} must be at least 1.")
 
     def due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.total
-
-
-@dataclasses.dataclass(frozen=True)
-class Safety:
-    """What a run bears before it stops or goes back (see rollback); 0 bears nothing, or all.
-
-    max_bad_steps: skipped steps in a row, see meter.Meter.
-    max_loss_spike: robust deviations of the watched loss, see rollback.Spikes; 0: any.
-    check_replicas: steps between comparisons of what devices hold twice, and before every
-      checkpoint, see replicas.Replicas; 0 never compares.
-    """
-
-    max_bad_steps: int = 0
-    max_loss_spike: float = 0.0
-    check_replicas: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +35,13 @@ class Settings:
     """What a run is, beside its stage, its data and its programs.
 
     workdir: its folder.
-    steps, safety: see there.
+    steps: see Intervals.
     batch_size: global rows per step.
     seed: all randomness and the order of the data follow from it.
+    max_bad_steps: skipped steps in a row that the run bears, see meter.Meter.
+    max_loss_spike: robust deviations of the watched loss, see rollback.Spikes; 0 bears any.
+    check_replicas: steps between comparisons of what devices hold twice, which come before every
+      checkpoint too, see replicas.Replicas; 0 never compares.
     keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
     init_from: a run whose weights a new run starts from, see inherit; "": none.
     """
@@ -61,8 +49,10 @@ class Settings:
     workdir: pathlib.Path
     steps: Intervals
     batch_size: int
-    safety: Safety = Safety()
     seed: int = 0
+    max_bad_steps: int = 0
+    max_loss_spike: float = 0.0
+    check_replicas: int = 0
     keep: int = 2
     keep_every: int = 0
     init_from: str = ""
@@ -91,30 +81,14 @@ class Evaluator:
 
     def __call__(self, step: int, params, frozen) -> dict:
         """{name: number}, the same on every host; empty where nothing is due at this step."""
-        raise NotImplementedError
 
     def pictures(self, step: int, params, frozen) -> dict:
         """{name: images [n, h, w, 3] in [-1, 1]}; by default none."""
         return {}
 
 
-def train(
-    stage,
-    data: Data,
-    programs: step_lib.Programs,
-    settings: Settings,
-    *,
-    evaluators: tuple[Evaluator, ...] = (),
-    history: rollback.History | None = None,
-    phase: phases.Phases | None = None,
-):
-    """Trains `stage` (stages.api.Stage) to step `settings.steps.total`.
-
-    Args:
-      programs: see step.programs; a stage's programs serve any number of sessions.
-      evaluators: their numbers go to metrics.jsonl in this order.
-      history: the run's rollbacks; by default it has none.
-      phase: watches and counts what the run does; by default nobody watches.
+def train(run: trainer.Trainer):
+    """Trains from where `run` stands to step `settings.steps.total`.
 
     Raises:
       Preempted: SIGTERM came; everything is saved.
@@ -123,18 +97,16 @@ def train(
       errors.RunError: too many records that do not decode, or a last checkpoint that the storage
         did not take.
     """
-    phase, history = phase or phases.Phases(), history or rollback.History(settings.workdir)
-    run = trainer.Trainer(stage, data, programs, settings, evaluators, history, phase)
-    steps, step = settings.steps, run.first
+    steps, step = run.settings.steps, run.first
     try:
-        with preempt.Preemption() as preemption:
+        with preempt.preemption() as requested:
             for step in range(run.first + 1, steps.total + 1):
                 run.advance(step)
                 if steps.due(step, steps.log):
                     run.log(step)
                 if steps.due(step, steps.eval):
                     run.evaluate(step)
-                leave = preemption.requested(step) and step < steps.total
+                leave = requested(step) and step < steps.total
                 if steps.due(step, steps.checkpoint) or leave:
                     run.save(step)
                 if leave:
@@ -147,7 +119,7 @@ def train(
                 f"{run.checkpoints.directory} and start again."
             )
     except rollback.BadSteps as e:
-        if preemption.requested(step):
+        if requested(step):
             raise errors.Preempted(
                 f"SIGTERM at step {step}, whose weights are not worth keeping: {e}"
             ) from e

@@ -1,15 +1,14 @@
 """What is counted while a run goes: metrics on their way from the device, time, bad records."""
 
-import contextlib
 import json
 import math
 import pathlib
-import time
+import types
 
 import jax
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 from ldm_jax.engine import rollback
 
 
@@ -21,17 +20,17 @@ class Meter:
 
     Args:
       max_bad: such steps in a row before `fetch` refuses to go on.
-      pending: what `fetch` returned when a checkpoint was made, so that a resumed run averages over
-        the same steps as an uncut one.
-      bad_before: the attribute of that name when that checkpoint was made.
-
-    Attributes:
-      bad_before: number of bad steps in a row at the end of what was flushed.
+      meta: what `meta` returned when a checkpoint was made, so that a resumed run averages over the
+        same steps as an uncut one.
     """
 
-    def __init__(self, pending=(), max_bad: int = 0, bad_before: int = 0):
-        self._max_bad, self.bad_before = max_bad, bad_before
-        self._steps = [(step, dict(metrics)) for step, metrics in pending]
+    def __init__(self, max_bad: int = 0, meta: dict = types.MappingProxyType({})):
+        self._max_bad, self._bad_before = max_bad, meta.get("bad_before", 0)
+        self._steps = [(step, dict(metrics)) for step, metrics in meta.get("pending", ())]
+
+    def meta(self) -> dict:
+        """JSON: the pending steps, and the bad ones in a row before them; see `fetch`."""
+        return {"pending": self.fetch(), "bad_before": self._bad_before}
 
     def add(self, step: int, metrics: dict):
         self._steps.append((step, metrics))
@@ -51,7 +50,7 @@ class Meter:
 
     def _bad_in_a_row(self) -> int:
         """How many bad steps the pending ones end with, those of earlier flushes included."""
-        bad, first = self.bad_before, None
+        bad, first = self._bad_before, None
         for step, metrics in self._steps:
             name = next((n for n, value in metrics.items() if not math.isfinite(value)), None)
             bad, first = (bad + 1, first or (step, name, metrics[name])) if name else (0, None)
@@ -70,76 +69,62 @@ class Meter:
         """The mean of each metric over the pending steps, which are then forgotten."""
         steps = [metrics for _, metrics in self.fetch()]
         good = [metrics for metrics in steps if all(map(math.isfinite, metrics.values()))]
-        self.bad_before, self._steps = self._bad_in_a_row(), []
+        self._bad_before, self._steps = self._bad_in_a_row(), []
         means = {name: float(np.mean([m[name] for m in good])) for name in (good and good[-1])}
         skipped = len(steps) - len(good)
         return means | ({"skipped_steps": float(skipped)} if skipped else {})
 
 
 class Stopwatch:
-    """Wall-clock time of training proper: evaluation, saving and compiling are left out."""
+    """Rates of training proper: evaluation, saving and compiling are left out.
 
-    def __init__(self, seconds_before: float = 0.0):
-        self._begin = time.monotonic()
-        self._before = seconds_before
-        self.restart()
+    seconds: {phase: seconds}, to which phases.Phases add a phase when it ends.
+    """
 
-    def restart(self):
-        """Forgets the stretch so far (it held a compilation)."""
-        self._mark, self._wait, self._steps = time.monotonic(), 0.0, 0
+    def __init__(self, seconds: dict):
+        self._seconds = seconds
+        self.restart(0)
 
-    def total(self) -> float:
-        """Seconds since the run first began, all sessions together, everything included."""
-        return self._before + time.monotonic() - self._begin
+    def restart(self, step: int):
+        """Forgets the stretch up to `step`."""
+        self._step, self._before = step, dict(self._seconds)
 
-    @contextlib.contextmanager
-    def paused(self):
-        begin = time.monotonic()
-        yield
-        self._mark += time.monotonic() - begin
-
-    @contextlib.contextmanager
-    def waiting(self):
-        """Around the wait for data; also counts the step."""
-        begin = time.monotonic()
-        yield
-        self._wait += time.monotonic() - begin
-        self._steps += 1
-
-    def measure(self, batch_size: int) -> dict:
-        """Rates of the stretch that ends now; begins a new one. Call with the device drained."""
-        seconds, steps, wait = time.monotonic() - self._mark, self._steps, self._wait
-        self.restart()
+    def measure(self, step: int, batch_size: int) -> dict:
+        """Rates of the stretch up to `step`, where a new one begins; {} if it has no step."""
+        spent = {name: self._seconds[name] - self._before[name] for name in ("step", "data")}
+        seconds, steps = sum(spent.values()), step - self._step
+        self.restart(step)
         if not steps:
             return {}
         return {
             "images_per_second": steps * batch_size / seconds,
             "seconds_per_step": seconds / steps,
-            "data_wait_fraction": wait / seconds,
+            "data_wait_fraction": spent["data"] / seconds,
         }
 
 
 class BadRecords:
-    """Records that did not decode and were replaced; past a fraction of the data the run stops."""
+    """Records that did not decode and were replaced; past a fraction of the data the run stops.
 
-    def __init__(self, workdir, *, records: int, name, max_fraction: float):
+    data: loop.Data.
+    """
+
+    def __init__(self, workdir, data):
         self._file = pathlib.Path(workdir) / f"bad_records_{jax.process_index():04d}.jsonl"
-        self._records, self._name, self._max_fraction = records, name, max_fraction
-        self._seen = set()
-        if self._file.exists():
-            self._seen = {json.loads(s)["record"] for s in self._file.read_text().splitlines()}
+        self._data = data
+        self._seen = {line["record"] for line in disk.read_jsonl(self._file)}
 
     def count(self, bad: np.ndarray):
         """bad: [b] index of each row's failed record, or -1."""
-        new = sorted(set(bad[bad >= 0].tolist()) - self._seen)
+        data, new = self._data, sorted(set(bad[bad >= 0].tolist()) - self._seen)
         if not new:
             return
         self._seen.update(new)
         with open(self._file, "a") as f:
-            f.writelines(json.dumps({"record": i, "name": self._name(i)}) + "\n" for i in new)
-        if len(self._seen) > self._max_fraction * self._records:
+            f.writelines(json.dumps({"record": i, "name": data.name(i)}) + "\n" for i in new)
+        if len(self._seen) > data.max_bad_fraction * data.records:
             raise errors.RunError(
-                f"{len(self._seen)} of {self._records} records do not decode, last "
-                f"{self._name(new[-1])!r}: more than config.data.max_bad_fraction="
-                f"{self._max_fraction}. They are listed in {self._file}; mend or remove them."
+                f"{len(self._seen)} of {data.records} records do not decode, last "
+                f"{data.name(new[-1])!r}: more than config.data.max_bad_fraction="
+                f"{data.max_bad_fraction}. They are listed in {self._file}; mend or remove them."
             )

@@ -19,7 +19,6 @@ SCHEDULES = registry.Registry("learning-rate schedule")
 OPTIMIZERS = registry.Registry("optimizer")  # (rate, **its own options) -> optax transformation
 # (decay, warmup) -> update(average, params, step), the average after optimizer step `step`, from 0
 AVERAGES = registry.Registry("average of the weights")
-DTYPES = ("", "float32", "bfloat16")
 
 
 @SCHEDULES.register("constant")
@@ -88,7 +87,7 @@ def _matrices(params):
 
 
 def _moment(dtype: str):
-    if dtype not in DTYPES:
+    if dtype not in ("", "float32", "bfloat16"):
         raise errors.UsageError(f"mu_dtype={dtype!r}: use 'bfloat16' or 'float32'.")
     return dtype or None
 
@@ -125,48 +124,23 @@ def make(settings: dict, total: int, ema_warmup: bool = True) -> Optimizer:
     """The optimizer of a player.
 
     Args:
-      settings: arguments of `make_schedule` and `make_tx`; "average", a name of AVERAGES, and
-        "ema", its decay, 0 for no average.
+      settings: arguments of `make_schedule`; "name", the optimizer's, and its options, beside which
+        those of other optimizers may stand at their defaults; "clip", the bound of the gradients'
+        global norm, 0 for none; "average", a name of AVERAGES, and "ema", its decay, 0 for no
+        average.
       total: training steps.
       ema_warmup: whether averages forget the weights that training starts from; those that start
         as noise should be forgotten, inherited ones are worth keeping.
     """
     settings = dict(settings)
     average, decay = AVERAGES.get(settings.pop("average", "ema")), settings.pop("ema", 0.0)
+    name, clip = settings.pop("name", "adamw"), settings.pop("clip", 0.0)
     of_rate = inspect.signature(make_schedule).parameters
     schedule = {key: settings.pop(key) for key in list(settings) if key in of_rate}
     rate = make_schedule(**schedule, total=total)
-    return Optimizer(make_tx(rate, **settings), rate, average(decay, ema_warmup) if decay else None)
-
-
-def make_tx(rate, *, name: str = "adamw", clip: float = 0.0, **options):
-    """The named optimizer behind a bound on the gradients' global norm; clip 0 bounds nothing.
-
-    options: the optimizer's own. A key that only other optimizers have may be there, with its
-      default: a config has the keys of all of them.
-    """
-    tx = OPTIMIZERS.get(name)(rate, **_own(name, options))
-    return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
-
-
-def _own(name: str, options: dict) -> dict:
-    """Those of `options` that optimizer `name` takes."""
-    own = _defaults(name)
-    for key, value in options.items():
-        users = {other: _defaults(other) for other in OPTIMIZERS.names()}
-        users = {other: found[key] for other, found in users.items() if key in found}
-        if key not in own and value not in users.values():
-            hint = f"; use {' or '.join(map(repr, users))}" if users else errors.nearest(key, own)
-            raise errors.UsageError(
-                f"optimizer {name!r} has no {key}, given {value!r} (known: {', '.join(own)}){hint}."
-            )
-    return {key: value for key, value in options.items() if key in own}
-
-
-def _defaults(name: str) -> dict:
-    """{option: default} of an optimizer."""
-    _, *options = inspect.signature(OPTIMIZERS.get(name)).parameters.values()
-    return {option.name: option.default for option in options}
+    tx = OPTIMIZERS.call(name, rate, **settings)
+    tx = optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
+    return Optimizer(tx, rate, average(decay, ema_warmup) if decay else None)
 
 
 def make_schedule(

@@ -15,14 +15,13 @@ import collections
 import contextlib
 import faulthandler
 import os
-import sys
 import threading
 import time
-import types
 
 from ldm_jax.base import errors
 from ldm_jax.engine import hosts
 
+STDERR = 2  # its file descriptor
 POLL = 0.2  # seconds
 LONG = 10.0  # seconds at something else after which a host tells the others
 USUAL = 20  # times what steps take: the least that hosts wait for one
@@ -39,9 +38,9 @@ class Phases:
       report: file that the stacks go to as well, as stderr is not always kept.
     """
 
-    def __init__(self, limits: dict[str, float] = types.MappingProxyType({}), report=os.devnull):
+    def __init__(self, limits: dict[str, float] | None = None, report=os.devnull):
         self.seconds = dict.fromkeys(NAMES, 0.0)
-        self._limits, self._report = limits, report
+        self._limits, self._report = limits or {}, report
         self._lock, self._done = threading.Lock(), threading.Event()
         self._name, self._begin, self._lasted = "start", time.monotonic(), 0.0
         self._steps = collections.deque(maxlen=100)  # seconds
@@ -54,22 +53,19 @@ class Phases:
     def __exit__(self, *exc):
         self._done.set()
         self._watch.join()
-        self._enter("start")
+        self.begin("start")
 
     @contextlib.contextmanager
     def __call__(self, name: str):
         """Inside is phase `name`; the phase around it goes on afterwards, its limit anew."""
-        outer = self._enter(name)
+        outer = self.begin(name)
         try:
             yield
         finally:
-            self._enter(outer)
+            self.begin(outer)
 
-    def begin(self, name: str):
-        """From here on it is phase `name`, its limit anew."""
-        self._enter(name)
-
-    def _enter(self, name):
+    def begin(self, name: str) -> str:
+        """From here on it is phase `name`, its limit anew; returns the phase before."""
         with self._lock:
             now, outer = time.monotonic(), self._name
             self.seconds[outer] += now - self._begin
@@ -103,21 +99,16 @@ class Phases:
             steps = sorted(self._steps)
         if not hosts.several() or len(steps) < ENOUGH or not self._limits.get("stuck"):
             return 0.0
-        return max(
-            self._limits["stuck"], USUAL * steps[-1 - len(steps) // 10]
-        )  # but for a tenth of outliers
+        slow = steps[-1 - len(steps) // 10]  # a tenth of them may be outliers
+        return max(self._limits["stuck"], USUAL * slow)
 
     def _end(self, name, lasted, limit):
         line = (
             f"ldm_jax: stuck: phase {name!r} has lasted {lasted:.0f} s, more than {limit}; "
             f"ending with {errors.EXIT_RESTART}."
         )
-        for stream in (sys.stderr, self._report):
-            with contextlib.suppress(OSError), _opened(stream) as file:
+        for stream in (STDERR, self._report):
+            with contextlib.suppress(OSError), open(stream, "a") as file:
                 print(line, file=file, flush=True)
                 faulthandler.dump_traceback(file=file, all_threads=True)
         os._exit(errors.EXIT_RESTART)  # not sys.exit: the main thread would never hear of it
-
-
-def _opened(stream):
-    return contextlib.nullcontext(stream) if hasattr(stream, "write") else open(stream, "a")

@@ -1,36 +1,26 @@
-"""Who hears SIGTERM. One owner: JAX's coordination service on several hosts, we on a lone one."""
+"""Who hears SIGTERM: JAX's coordination service on several hosts, we ourselves on a lone one."""
 
+import contextlib
 import signal
 
 import jax
 from jax.experimental import multihost_utils
 
 
-class Preemption:
-    """`with Preemption() as preemption: ... if preemption.requested(step): save and leave`.
+@contextlib.contextmanager
+def preemption():
+    """`with preemption() as requested: ... if requested(step): save and leave`.
 
-    On several hosts all of them agree on the same step, whichever of them got the signal; a handler
-    of our own would steal the signal from that agreement, so there is none there.
+    Every host calls `requested` with the same steps, and all of them agree on one step, whichever
+    of them got the signal. A handler of our own would steal the signal from that agreement, so
+    there is one on a lone host only.
     """
-
-    def __init__(self):
-        self._received = False
-        self._previous = None
-
-    def __enter__(self):
-        if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *exc):
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _receive(self, signum, frame):
-        self._received = True
-
-    def requested(self, step: int) -> bool:
-        """Whether the run should save now and leave. Every host calls it with the same steps."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -10,7 +10,6 @@ import collections
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from ldm_jax.base import errors, tree
@@ -19,27 +18,32 @@ from ldm_jax.engine import step as step_lib
 
 
 class Replicas:
-    """Compares the replicas of every leaf of a tree: `Replicas(mesh)(step, arrays)`.
+    """Compares the replicas of every leaf of a tree: `Replicas(mesh, arrays)(step, arrays)`.
 
-    One program over all devices: a checksum of each shard where it lies (tree.checksum), then a
-    gather of devices x leaves integers. Every host sees all of them and decides alike.
+    One program over all devices, made for the first arrays: a checksum of each shard where it lies
+    (tree.checksum), then a gather of devices x leaves integers. Every host sees all of them and
+    decides alike.
     """
 
-    def __init__(self, mesh):
-        self._mesh, self._program = mesh, None
+    def __init__(self, mesh, arrays):
+        leaves, self._mesh = _near(arrays), mesh
+        specs = {name: leaf.sharding.spec for name, leaf in leaves.items()}
+
+        def digests(leaves):
+            own = jnp.stack([tree.checksum(leaf) for leaf in jax.tree.leaves(leaves)])
+            return jax.lax.all_gather(own, mesh.axis_names)
+
+        how = dict(in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False)
+        program = jax.jit(jax.shard_map(digests, mesh=mesh, **how))
+        self._program = hosts.compiled(program, leaves)
 
     def __call__(self, step: int, arrays):
         """Raises Restart where replicas differ, naming leaves, devices and hosts."""
-        self.compile(arrays)
         leaves = _near(arrays)
         digests = jax.device_get(self._program(leaves))
         names = sorted(leaves)  # as jax orders a dict
-        wrong = {
-            name: odd
-            for name, values in zip(names, digests.T)
-            if (odd := self._odd(_shards(leaves[name], self._mesh), values))
-        }
-        if wrong:
+        found = {name: self._odd(leaves[name], own) for name, own in zip(names, digests.T)}
+        if wrong := {name: odd for name, odd in found.items() if odd}:
             name, odd = next(iter(wrong.items()))
             others = f" (and of {len(wrong) - 1} other leaves)" if len(wrong) > 1 else ""
             raise errors.Restart(
@@ -48,52 +52,21 @@ class Replicas:
                 "checkpoint, whose replicas were equal; where it comes back, replace that device."
             )
 
-    def compile(self, arrays):
-        """Makes the program for such a tree, once; may take as long as compiling does."""
-        if self._program is None:
-            leaves = _near(arrays)
-            self._program = hosts.compiled(self._digests(leaves), leaves)
-
-    def _digests(self, leaves):
-        """jitted: leaves -> uint32 [devices, leaves], on every device."""
-        specs = {name: leaf.sharding.spec for name, leaf in leaves.items()}
-
-        def digests(leaves):
-            own = jnp.stack([tree.checksum(leaf) for leaf in jax.tree.leaves(leaves)])
-            return jax.lax.all_gather(own, self._mesh.axis_names)
-
-        whole = PartitionSpec()
-        return jax.jit(
-            jax.shard_map(
-                digests, mesh=self._mesh, in_specs=(specs,), out_specs=whole, check_vma=False
-            )
-        )
-
-    def _odd(self, shards, values) -> list[str]:
+    def _odd(self, leaf, values) -> list[str]:
         """The devices outside the majority of their replicas; of two that differ, both."""
+        shards, parts = collections.defaultdict(list), leaf.sharding.devices_indices_map(leaf.shape)
+        for device, value in zip(self._mesh.devices.flat, values.tolist()):
+            shards[str(parts[device])].append((device, value))
         odd = []
-        for shard in np.unique(shards):
-            devices = np.flatnonzero(shards == shard)
-            votes = collections.Counter(values[devices].tolist()).most_common()
+        for replicas in shards.values():
+            votes = collections.Counter(value for _, value in replicas).most_common()
             if len(votes) > 1:
                 right = votes[0][0] if votes[0][1] > votes[1][1] else None
-                odd += [self._name(i) for i in devices if values[i] != right]
-        return odd
-
-    def _name(self, i) -> str:
-        device = self._mesh.devices.flat[i]
-        return f"device {device.id} ({device.device_kind}, host {device.process_index})"
+                odd += [device for device, value in replicas if value != right]
+        return [f"device {d.id} ({d.device_kind}, host {d.process_index})" for d in odd]
 
 
 def _near(arrays) -> dict:
     """{name: leaf} of the devices' own memory: what is offloaded is beyond the program's reach."""
     near = lambda leaf: leaf.sharding.memory_kind != step_lib.HOST
     return {name: leaf for name, leaf in tree.named_leaves(arrays) if near(leaf)}
-
-
-def _shards(leaf, mesh) -> np.ndarray:
-    """[devices]: a number for the part of `leaf` that each device of `mesh` holds."""
-    parts = leaf.sharding.devices_indices_map(leaf.shape)
-    numbers = {}
-    parts = [str(parts[device]) for device in mesh.devices.flat]
-    return np.array([numbers.setdefault(part, len(numbers)) for part in parts])

@@ -1,6 +1,6 @@
 """Bad steps, answered: back to the checkpoint before them, and past the data that they saw.
 
-    rollback.with_rollbacks(lambda history: loop.train(..., history=history), workdir, most)
+    rollback.with_rollbacks(lambda history: loop.train(Trainer(..., history, ...)), workdir, most)
 
 A rollback is a resume from an older checkpoint, with nothing of its own to go wrong. Data and
 randomness are functions of (seed, step, row), so the steps after it would meet the same rows again:
@@ -9,10 +9,10 @@ Step s reads batch s - 1 + offset; a run that is cut after a rollback reads that
 """
 
 import gc
-import json
 import logging
 import pathlib
 import statistics
+import types
 
 from ldm_jax.base import disk, errors
 from ldm_jax.engine import hosts
@@ -73,7 +73,7 @@ class History:
             line = {"step": step, "from": self._bad.step, "offset": offset}
             lines.append(line | {"reason": str(self._bad)})
         if lines != before:
-            disk.write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+            disk.write_jsonl(self._file, lines)
         return lines
 
 
@@ -109,17 +109,16 @@ class Spikes:
       name: of a metric that is positive and falls; "" watches nothing.
       limit: 0 calls nothing a spike.
       start: the step training goes on from.
-      state: what `state` was when a checkpoint was made.
+      meta: what `meta` returned when a checkpoint was made.
     """
 
-    def __init__(self, name: str, limit: float, start: int, state: dict | None = None):
-        self._name, self._limit = name, limit
-        self._good, self._values = (state or {}).get("good", start), (state or {}).get("values", [])
+    def __init__(self, name: str, limit: float, start: int, meta=types.MappingProxyType({})):
+        self._name, self._limit, found = name, limit, meta.get("spikes", {})
+        self._good, self._values = found.get("good", start), found.get("values", [])
 
-    @property
-    def state(self) -> dict:
+    def meta(self) -> dict:
         """JSON."""
-        return {"good": self._good, "values": self._values}
+        return {"spikes": {"good": self._good, "values": self._values}}
 
     def check(self, step: int, means: dict):
         """Raises BadSteps where the line of `step` is a spike."""

@@ -59,14 +59,18 @@ def programs(
     init = make_init(stage.players, optimizers)
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
     placement, whole = shard.infer(shapes, mesh, stage.rules), shard.replicated(mesh)
+    # A random draw per weight takes XLA's CPU backend ten times longer to optimise than to run.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
     near = placement["opt"]
-    if offload:
-        placement["opt"] = _on_host(near, shapes["opt"])
+    if offload:  # all but scalars, whose moves cost more than their room
+        move = lambda where, leaf: where.with_memory_kind(HOST) if leaf.ndim else where
+        placement["opt"] = jax.tree.map(move, near, shapes["opt"])
     gather = lambda params: shard.gather(params, mesh, stage.rules)
     step = make_step(stage.players, optimizers, gather, accumulate, near if offload else None)
     return Programs(
         mesh=mesh,
-        init=jax.jit(init, out_shardings=placement, compiler_options=_init_options(mesh)),
+        init=jax.jit(init, out_shardings=placement, compiler_options=options),
         step=jax.jit(
             step,
             in_shardings=(placement, whole, None, whole),
@@ -80,26 +84,13 @@ def programs(
 
 def check_offload(offload: bool, mesh):
     """Raises UsageError where devices cannot read the host's memory."""
-    if not offload:
-        return
-    kinds = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()] if offload else [HOST]
     if HOST not in kinds:
         raise errors.UsageError(
-            f"config.offload=True: {mesh.devices.flat[0].platform} devices have no memory "
+            f"config.offload=True: {device.platform} devices have no memory "
             f"{HOST!r} (theirs: {', '.join(kinds)}); set it to False."
         )
-
-
-def _on_host(placement, shapes):
-    """The same shardings in the host's memory, but for scalars, whose moves cost more than room."""
-    move = lambda where, leaf: where.with_memory_kind(HOST) if leaf.ndim else where
-    return jax.tree.map(move, placement, shapes)
-
-
-def _init_options(mesh) -> dict | None:
-    # A random draw per weight takes XLA's CPU backend ten times longer to optimise than to run.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_backend_optimization_level": 0} if on_cpu else None
 
 
 def make_init(players, optimizers: dict[str, optim.Optimizer]):

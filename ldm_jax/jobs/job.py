@@ -134,8 +134,8 @@ def work(job, worker: tuple[int, int], draw, rows, batch_size: int) -> tuple[int
     todo = job.missing(*worker)
     count = sum(map(len, todo))
     progress = progress_lib.Progress(0, count)
-    with preempt.Preemption() as preemption:
-        stop = lambda: preemption.requested(0)
+    with preempt.preemption() as requested:
+        stop = lambda: requested(0)
         clocks = run(job, todo, draw, rows, batch_size, stop, progress)
     progress.close()
     if left := job.unrecorded():

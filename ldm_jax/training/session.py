@@ -1,6 +1,5 @@
 """A session of training, from a config to the summary of its run: the whole story, in order."""
 
-import functools
 import pathlib
 import statistics
 
@@ -9,7 +8,7 @@ import jax
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, platforms, remote, watch
 from ldm_jax.base.record import Record
-from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback
+from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback, trainer
 from ldm_jax.engine import step as step_lib
 from ldm_jax.evaluation import distances, held_out, rival
 from ldm_jax.runs import check, kinds
@@ -54,60 +53,36 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     hosts.on_first(lambda: workdir_lib.claim(record, config, source, allow))
     platforms.cache_compilations(workdir / "compilation_cache")
 
-    # Stage and data
+    # Stage, data and settings
     stage = kind.begin(config, source, record, cache)
     data = data_lib.make(config, source, stage.fields, cache=cache)
+    names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas", "init_from"
+    own = {name: config[name] for name in names} | config.checkpoints.to_dict()
+    settings = loop.Settings(workdir, loop.Intervals(**config.steps), **own)
 
     # Loop, again from an older checkpoint after bad steps
     report = workdir / f"hang_{hosts.index():04d}.txt"
     with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
-        session = functools.partial(
-            loop.train,
+        programs = step_lib.programs(
             stage,
-            data,
-            _programs(config, stage, mesh),
-            _settings(config, workdir),
-            evaluators=_evaluators(config, source, record, stage, data, request, mesh),
-            phase=phase,
+            config.optim.to_dict(),
+            mesh=mesh,
+            total=config.steps.total,
+            accumulate=config.accumulate,
+            ema_warmup=not config.init_from,
+            offload=config.offload,
         )
-        again = lambda history: session(history=history)
-        rollback.with_rollbacks(again, workdir, config.max_rollbacks)
+        evaluators = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
+        if kind.rival(config):
+            evaluators.append(rival.Rival(config, source, record))
+        if request:
+            evaluators.append(distances.Distances(request, config, source, mesh))
+        parts = stage, data, programs, settings, evaluators
+        session = lambda history: loop.train(trainer.Trainer(*parts, history, phase))
+        rollback.with_rollbacks(session, workdir, config.max_rollbacks)
 
     # Summary
     return hosts.on_first(lambda: summary(workdir) | {"seconds": seconds()})
-
-
-def _settings(config, workdir) -> loop.Settings:
-    return loop.Settings(
-        workdir=workdir,
-        steps=loop.Intervals(**config.steps),
-        safety=loop.Safety(config.max_bad_steps, config.max_loss_spike, config.check_replicas),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        init_from=config.init_from,
-        **config.checkpoints,
-    )
-
-
-def _evaluators(config, source, record, stage, data, request, mesh) -> tuple[loop.Evaluator, ...]:
-    found = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
-    if kinds.of(config).rival(config):
-        found.append(rival.Rival(config, source, record))
-    if request:
-        found.append(distances.Distances(request, config, source, mesh))
-    return tuple(found)
-
-
-def _programs(config, stage, mesh) -> step_lib.Programs:
-    return step_lib.programs(
-        stage,
-        config.optim.to_dict(),
-        mesh=mesh,
-        total=config.steps.total,
-        accumulate=config.accumulate,
-        ema_warmup=not config.init_from,
-        offload=config.offload,
-    )
 
 
 def summary(workdir) -> dict:

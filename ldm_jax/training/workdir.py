@@ -57,27 +57,23 @@ def claim(record, config, source, allow=()):
       UsageError: it holds a run with another config, or of other data.
     """
     if not begun(record.path):
-        record.forget("latents.json", "frozen.json", "start.json", "rollbacks.jsonl")
+        record.forget("latents.json", "frozen.json", "start.json")
+        if not record.is_of(config):  # a run may roll back before its first checkpoint
+            record.forget("rollbacks.jsonl")
     elif record.exists():
-        _check_config(record.shown, config_lib.difference(record.config, config), allow)
-        _check_data(record.shown, record.data or source.fingerprint, source.fingerprint)
+        lines = config_lib.difference(record.config, config)
+        changed = {line.split(":")[0]: line for line in lines}
+        changed = {key: line for key, line in changed.items() if not may_change(key)}
+        if changed.keys() - set(allow):
+            raise errors.UsageError(
+                f"{record.shown} holds a run with another config ({'; '.join(changed.values())}): "
+                "take another --workdir, or allow it with "
+                f"--allow_config_change={','.join(changed)}"
+            )
+        if record.data not in ("", source.fingerprint):
+            raise errors.UsageError(
+                f"{record.shown}: the data has changed since this run began (fingerprint "
+                f"{record.data}, now {source.fingerprint}); restore it, or take another --workdir."
+            )
     record.write_config(config)
     record.write_data(source.fingerprint)
-
-
-def _check_config(workdir, lines, allow):
-    changed = {line.split(":")[0]: line for line in lines}
-    changed = {key: line for key, line in changed.items() if not may_change(key)}
-    if changed.keys() - set(allow):
-        raise errors.UsageError(
-            f"{workdir} holds a run with another config ({'; '.join(changed.values())}): take "
-            f"another --workdir, or allow it with --allow_config_change={','.join(changed)}"
-        )
-
-
-def _check_data(workdir, began: str, now: str):
-    if began != now:
-        raise errors.UsageError(
-            f"{workdir}: the data has changed since this run began (fingerprint {began}, now "
-            f"{now}); restore it, or take another --workdir."
-        )

@@ -25,7 +25,7 @@ def refused(spec, overrides=None) -> str:
 @pytest.mark.parametrize("text, words", [("fd", ("fd",)), ("fd,kid", ("fd", "kid")), ("", ())])
 def test_a_list_of_words_is_said_with_commas(text, words):
     config = config_lib.load("configs/debug.py", {"eval.metrics": text})
-    assert config.eval.metrics == words
+    assert config_lib.names(config.eval.metrics) == config_lib.names(words) == words
 
 
 def test_overrides_keep_the_type_of_the_value_that_stands_there():
@@ -93,7 +93,7 @@ def test_a_loaded_config_is_locked():
 def test_json_brings_back_the_same_config(variant):
     config = config_lib.load(f"{DEBUG}:{variant}")
     text = config_lib.to_json(config)
-    again = config_lib.from_json(text)
+    again = config_lib.from_dict(json.loads(text))
     assert again == config
     assert isinstance(again.model.mult, tuple) and again.is_locked
     assert config_lib.to_json(again) == text
@@ -112,24 +112,13 @@ def test_difference_names_each_key_that_differs():
     ]
 
 
-def test_a_key_learnt_since_is_no_difference_while_it_is_off():
-    old, new = {"a": 1}, {"a": 1, "init_from": "", "weight": 0.0, "learn": False}
-    assert config_lib.difference(old, new, unset=config_lib.OFF) == []
-    assert len(config_lib.difference(old, new)) == 3
-    used = new | {"init_from": "run", "a": 0}
-    assert config_lib.difference(old, used, unset=config_lib.OFF) == [
-        "a: 1 -> 0",
-        "init_from: (absent) -> run",
-    ]
-
-
 def test_the_config_of_a_run_is_a_recipe(tmp_path):
     text = config_lib.to_json(config_lib.load(f"{DEBUG}:ldm"))
     (tmp_path / "config.json").write_text(text.replace('  "init_from": "",\n', ""))
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "config.json").write_text("{}")
     spec = f"{tmp_path}/config.json"
-    config = config_lib.load(spec, {"init_from": "x", "first_stage": "inside"})
+    config = record_lib.load(spec, {"init_from": "x", "first_stage": "inside"})
     assert config.init_from == "x" and config.model == config_lib.load(f"{DEBUG}:ldm").model
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
     assert record_lib.read(tmp_path).first_stage == str(tmp_path / "inside")

@@ -89,7 +89,7 @@ def test_an_average_that_one_side_lacks_is_made_or_left_out(source, tmp_path):
 )
 def test_networks_that_differ_are_refused_by_name_and_shape(source, other, words):
     with pytest.raises(errors.UsageError, match=words):
-        inherit.check(source[0], [other])
+        inherit.check(source[0], {other.name: jax.eval_shape(other.init, jax.random.key(0))})
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):

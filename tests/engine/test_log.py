@@ -13,13 +13,13 @@ def test_a_log_goes_on_after_its_step_and_drops_what_a_kill_left(tmp_path):
     file = tmp_path / "metrics.jsonl"
     logs = log.Log(tmp_path, start=0, total=9)
     for step in (2, 4, 6):
-        logs.metrics(step, {"loss": step / 10})
+        logs.write("metrics.jsonl", step, {"loss": step / 10})
     logs.close()
     whole = file.read_text()
     file.write_text(whole + '{"step": 8, "lo')
     logs = log.Log(tmp_path, start=4, total=9)
     assert [line["step"] for line in disk.read_jsonl(file)] == [2, 4]
-    logs.metrics(6, {"loss": np.float32(0.6)})
+    logs.write("metrics.jsonl", 6, {"loss": np.float32(0.6)})
     logs.close()
     assert [line["step"] for line in disk.read_jsonl(file)] == [2, 4, 6]
 
@@ -69,7 +69,7 @@ def test_clock():
 
 def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch, caplog):
     logs = log.Log(tmp_path, start=0, total=3)
-    logs.metrics(1, {"loss": 1.0})
+    logs.write("metrics.jsonl", 1, {"loss": 1.0})
 
     class Full:
         def __init__(self, *args):
@@ -88,12 +88,12 @@ def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch
 
     for module in (log, disk):
         monkeypatch.setattr(module, "open", Full, raising=False)
-    logs.metrics(2, {"loss": 2.0})
+    logs.write("metrics.jsonl", 2, {"loss": 2.0})
     logs.images(2, "x", np.zeros((1, 8, 8, 3)), 1)
     assert caplog.text.count("ALARM") == 2 and "No space left" in caplog.text
     assert len(disk.read_jsonl(tmp_path / "metrics.jsonl")) == 1, "no half line"
     monkeypatch.undo()
-    logs.metrics(3, {"loss": 3.0})
+    logs.write("metrics.jsonl", 3, {"loss": 3.0})
     logs.close()
     assert [line["step"] for line in disk.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert not list((tmp_path / "images").iterdir())

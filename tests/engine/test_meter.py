@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.base import errors
-from ldm_jax.engine import meter
+from ldm_jax.engine import loop, meter
 
 
 def fill(m, steps):
@@ -40,7 +40,7 @@ def test_a_resumed_meter_gives_exactly_the_mean_of_an_uncut_one(cut):
         uncut.add(step, {"loss": jnp.float32(value)})
     for step in range(cut):
         first.add(step, {"loss": jnp.float32(values[step])})
-    second = meter.Meter(json.loads(json.dumps(first.fetch())))  # as a checkpoint keeps it
+    second = meter.Meter(meta=json.loads(json.dumps(first.meta())))  # as a checkpoint keeps it
     for step in range(cut, 7):
         second.add(step, {"loss": jnp.float32(values[step])})
     assert second.flush() == uncut.flush()
@@ -71,8 +71,21 @@ def test_a_meter_reads_a_metric_once_and_only_when_somebody_asks():
     assert value.reads == 1
 
 
+def test_rates_are_those_of_steps_and_of_the_wait_for_data():
+    seconds = {"step": 5.0, "data": 1.0, "eval": 0.0, "compile": 9.0}
+    watch = meter.Stopwatch(seconds)
+    watch.restart(3)
+    assert watch.measure(3, batch_size=8) == {}, "no step yet"
+    seconds |= {"step": 8.0, "data": 2.0, "eval": 60.0}
+    rates = watch.measure(5, batch_size=8)
+    seconds |= {"step": 9.0}
+    assert watch.measure(7, batch_size=8)["images_per_second"] == 16, "since the last one"
+    assert rates == {"images_per_second": 4, "seconds_per_step": 2, "data_wait_fraction": 0.25}
+
+
 def test_bad_records_are_listed_once_over_all_sessions(tmp_path):
-    make = lambda: meter.BadRecords(tmp_path, records=100, name="r{}".format, max_fraction=0.02)
+    data = loop.Data(None, None, records=100, name="r{}".format, max_bad_fraction=0.02)
+    make = lambda: meter.BadRecords(tmp_path, data)
     records = make()
     records.count(np.array([-1, 7, -1, 7]))
     records.count(np.array([7, -1]))

@@ -33,13 +33,13 @@ def arrays(mesh, monkeypatch):
 
 def test_replicas_that_are_equal_pass(mesh, arrays):
     assert not arrays["w"].sharding.is_fully_replicated
-    replicas.Replicas(mesh)(1, arrays)
+    replicas.Replicas(mesh, arrays)(1, arrays)
 
 
 @pytest.mark.parametrize(("name", "byte", "bit"), [("w", 0, 0), ("w", 127, 7), ("b", 3, 4)])
 @pytest.mark.parametrize("device", [0, 5])
 def test_one_bit_names_leaf_and_device(mesh, arrays, name, byte, bit, device):
-    compare = replicas.Replicas(mesh)
+    compare = replicas.Replicas(mesh, arrays)
     compare(1, arrays)
     flip(arrays[name], device, byte, bit)
     with pytest.raises(
@@ -53,7 +53,7 @@ def test_of_two_replicas_that_differ_either_may_be_wrong():
     parts = [jax.device_put(np.float32(x), device) for x, device in zip((1, 2), jax.devices())]
     differing = jax.make_array_from_single_device_arrays((), shard.replicated(mesh), parts)
     with pytest.raises(errors.Restart, match=r"device 0 .* or device 1 .* bits of w "):
-        replicas.Replicas(mesh)(1, {"w": differing})
+        replicas.Replicas(mesh, {"w": differing})(1, {"w": differing})
 
 
 def test_shards_of_one_device_each_have_nothing_to_differ_from(monkeypatch):
@@ -62,7 +62,7 @@ def test_shards_of_one_device_each_have_nothing_to_differ_from(monkeypatch):
     tree = {"w": jnp.arange(64.0)}
     arrays = jax.device_put(tree, shard.infer(jax.eval_shape(lambda: tree), mesh))
     flip(arrays["w"], 3)
-    replicas.Replicas(mesh)(1, arrays)
+    replicas.Replicas(mesh, arrays)(1, arrays)
 
 
 def test_a_run_leaves_before_it_saves_what_is_corrupt(tmp_path):

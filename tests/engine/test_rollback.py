@@ -9,7 +9,7 @@ import pytest
 from test_resume import assert_the_same
 
 from ldm_jax.base import disk, errors, shard
-from ldm_jax.engine import loop, rollback
+from ldm_jax.engine import loop, phases, rollback, trainer
 from ldm_jax.engine import step as step_lib
 from ldm_jax.evaluation import held_out as held_out_lib
 from ldm_jax.stages import api
@@ -58,10 +58,11 @@ def train(workdir, rows, most=2, steps=STEPS, mesh=None, check_replicas=0, evalu
     mesh = mesh or shard.make_mesh(data=1, devices=jax.devices()[:1])
     stage, intervals = make_stage(), loop.Intervals(**steps)
     programs = step_lib.programs(stage, {"line": ADAM}, mesh=mesh, total=intervals.total)
-    safety = loop.Safety(3, 20.0, check_replicas)
-    settings = loop.Settings(workdir, intervals, batch_size=8, safety=safety)
-    how = dict(evaluators=(held_out_lib.HeldOutRecords(stage, held_out, mesh), *evaluators))
-    session = lambda history: loop.train(stage, data, programs, settings, history=history, **how)
+    limits = dict(max_bad_steps=3, max_loss_spike=20.0, check_replicas=check_replicas)
+    settings = loop.Settings(workdir, intervals, batch_size=8, **limits)
+    evaluators = held_out_lib.HeldOutRecords(stage, held_out, mesh), *evaluators
+    parts = stage, data, programs, settings, evaluators
+    session = lambda history: loop.train(trainer.Trainer(*parts, history, phases.Phases()))
     rollback.with_rollbacks(session, workdir, most)
 
 
@@ -145,8 +146,8 @@ def test_what_spikes_are_compared_with_is_resumed():
     watch = rollback.Spikes("e", 10.0, 0)
     for step in range(1, 60):
         watch.check(step, {"e": 1.0})
-    state = watch.state
-    assert len(state["values"]) == rollback.WINDOW
+    state = watch.meta()
+    assert len(state["spikes"]["values"]) == rollback.WINDOW
     with pytest.raises(rollback.BadSteps) as raised:
         rollback.Spikes("e", 10.0, 60, state).check(61, {"e": 2.0})
     assert raised.value.good == 59

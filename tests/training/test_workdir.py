@@ -8,6 +8,7 @@ import pytest
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.base.record import Record
 from ldm_jax.training import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -22,9 +23,9 @@ def load(**changes):
 @pytest.fixture
 def run(tmp_path):
     """A run with a checkpoint."""
-    workdir.claim(tmp_path, load(), DATA)
+    workdir.claim(Record(tmp_path), load(), DATA)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    return tmp_path
+    return Record(tmp_path)
 
 
 CANNOT_MATTER = {"data.workers": "3", "data.threads": "5", "data.path": "elsewhere"}
@@ -42,18 +43,18 @@ MATTERS |= {"optim.denoiser.lr": "1.0", "first_stage": "elsewhere", "accumulate"
 def test_a_change_that_no_number_depends_on_is_taken(key, run):
     config = load(**{key: CANNOT_MATTER[key]})
     workdir.claim(run, config, DATA)
-    assert (run / "config.json").read_text() == config_lib.to_json(config)
+    assert run.config == config
 
 
 @pytest.mark.parametrize("key", MATTERS)
 def test_a_change_that_numbers_depend_on_is_refused_unless_it_is_allowed(key, run):
-    before = (run / "config.json").read_text()
+    before = run.config
     config = load(**{key: MATTERS[key]})
     with pytest.raises(errors.UsageError, match=f"--allow_config_change={key}$"):
         workdir.claim(run, config, DATA)
-    assert (run / "config.json").read_text() == before
+    assert run.config == before
     workdir.claim(run, config, DATA, allow=[key])
-    assert (run / "config.json").read_text() == config_lib.to_json(config)
+    assert run.config == config
 
 
 @pytest.mark.parametrize("variant", ["first_stage", "ldm"])
@@ -71,11 +72,12 @@ def test_data_may_lie_elsewhere_and_not_be_others(run):
 
 
 def test_a_run_without_a_checkpoint_may_become_another(tmp_path):
-    workdir.claim(tmp_path, load(), DATA)
+    record = Record(tmp_path)
+    workdir.claim(record, load(), DATA)
     for name in ("latents.json", "rollbacks.jsonl"):
         (tmp_path / name).touch()
-    workdir.claim(tmp_path, load(), types.SimpleNamespace(fingerprint="4567"))
+    workdir.claim(record, load(), types.SimpleNamespace(fingerprint="4567"))
     assert not (tmp_path / "latents.json").exists()
     assert (tmp_path / "rollbacks.jsonl").exists(), "of the same run: it began with a rollback"
-    workdir.claim(tmp_path, load(seed="1"), DATA)
+    workdir.claim(record, load(seed="1"), DATA)
     assert not (tmp_path / "rollbacks.jsonl").exists()
