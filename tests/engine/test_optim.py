@@ -156,7 +156,7 @@ def test_muon_turns_kernels_alike_in_all_directions_and_leaves_the_rest_to_adam(
     steep = 10 * jnp.outer(draw(36), draw(8)).reshape(3, 3, 4, 8)
     grads = params | {"conv": params["conv"] | {"kernel": params["conv"]["kernel"] + steep}}
     update = lambda tx: tx.update(grads, tx.init(params), params)[0]
-    ours = update(optim.make_tx(0.01, name="muon", adam_share=0.5))
+    ours = update(make(lr=0.01, name="muon", adam_share=0.5).tx)
     theirs = update(optax.adam(0.005, nesterov=True))
 
     def spread(tree):
