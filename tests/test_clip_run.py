@@ -13,6 +13,7 @@ import ldm_jax
 from ldm_jax import train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.base.record import Record
 from ldm_jax.data import bytepairs
 from ldm_jax.engine import checkpoint
 from ldm_jax.models import clip
@@ -20,7 +21,6 @@ from ldm_jax.runs import check as check_lib
 from ldm_jax.runs import conditions as conditions_of
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds
-from ldm_jax.training import latents as stages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LETTERS = sorted(ByteLevel.alphabet())
@@ -120,7 +120,7 @@ def test_other_weights_of_the_encoder_are_refused(run):
     try:
         np.savez(run / "weights.npz", **random_weights(seed=1))
         with pytest.raises(errors.UsageError, match="other weights of its conditioners"):
-            stages.stage(config, source, run / "run")
+            kinds.of(config).begin(config, source, Record(run / "run"))
     finally:
         (run / "weights.npz").write_bytes(kept)
 

@@ -17,7 +17,7 @@ from ldm_jax import convert
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import record as record_lib
 from ldm_jax.base import tensorfile, tree
-from ldm_jax.runs import conversion
+from ldm_jax.runs import conversion, kinds
 
 DEBUG = parity.ROOT / "configs" / "debug.py"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -49,7 +49,7 @@ def tiny_run(folder, variant, conditioners=None, **changes):
     (folder / "config.json").write_text(config_lib.to_json(config))
     rng = np.random.default_rng(0)
     fill = lambda x: (rng.normal(size=x.shape) / np.prod(x.shape[:-1]) ** 0.5).astype(np.float32)
-    params = jax.tree.map(fill, conversion.abstract(config))
+    params = jax.tree.map(fill, kinds.of(config).shapes(config))
     conversion.save(folder, 3, {"params": params, "ema": {}})
     if variant == "ldm":
         digest = tree.digest(params_of(config.first_stage))

@@ -70,17 +70,6 @@ def split(moments):
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
 
-def mode(moments):
-    """The posterior's most likely latent. [b, h, w, 2c] -> [b, h, w, c]."""
-    return split(moments)[0]
-
-
-def sample(key, moments):
-    """A draw from the posterior. [b, h, w, 2c] -> [b, h, w, c]."""
-    mean, logvar = split(moments)
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-
-
 def kl(moments):
     """KL(posterior || N(0, 1)), summed over space and channels. [b, h, w, 2c] -> [b]."""
     mean, logvar = split(moments)
@@ -132,15 +121,16 @@ class Gaussian(Bottleneck):
     moments: int = 2
 
     def mode(self, moments):
-        return mode(moments)
+        return split(moments)[0]
 
     def sample(self, key, moments):
-        return sample(key, moments)
+        mean, logvar = split(moments)
+        return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
     def regularise(self, params, moments, key, loss):
         divergence = jnp.mean(kl(moments))
-        term, std = loss.kl_weight * divergence, jnp.std(mode(moments))
-        return term, {"kl": divergence, "latent_std": std}, sample(key, moments)
+        term, std = loss.kl_weight * divergence, jnp.std(self.mode(moments))
+        return term, {"kl": divergence, "latent_std": std}, self.sample(key, moments)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ X, T = jax.random.normal(KEY, (2, 8, 8, 3)), jnp.array([5, 10])
 
 
 def _denoiser(*conds):
-    unet = UNet(width=8, mult=(1, 2), blocks=1, attention=(2,), heads=2, cross_attention=True)
-    return Denoiser(unet, conds)
+    shape = dict(width=8, mult=(1, 2), blocks=1, attention=(2,), heads=2)
+    return Denoiser(UNet(**shape, cross_attention=True, name="unet"), conds)
 
 
 @pytest.mark.parametrize("place, shape", [("tokens", (2, 1, 6)), ("vector", (2, 6))])
