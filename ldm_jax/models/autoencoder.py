@@ -19,26 +19,27 @@ AUTOENCODERS = registry.Registry("autoencoder")
 
 EPS = 1e-6
 
-# The arguments of an Autoencoder that go to both of its halves unchanged.
-SHARED = (
-    "width",
-    "mult",
-    "blocks",
-    "attention",
-    "mid_attention",
-    "attention_kind",
-    "dropout",
-    "resample_conv",
-    "groups",
-    "norm_kernel",
-    "remat",
-    "remat_saves",
-    "dtype",
-)
+
+class _Levels(nn.Module):
+    """The arguments that an Autoencoder shares with both of its halves."""
+
+    width: int = 128
+    mult: tuple = (1, 2, 4)
+    blocks: int = 2
+    attention: tuple = ()
+    mid_attention: bool = True
+    attention_kind: str = "softmax"
+    dropout: float = 0.0
+    resample_conv: bool = True
+    groups: int = 32
+    norm_kernel: str = "xla"
+    remat: bool = False
+    remat_saves: str = ""
+    dtype: Any = jnp.float32
 
 
 @AUTOENCODERS.register("autoencoder")
-class Autoencoder(nn.Module):
+class Autoencoder(_Levels):
     """Images [b, h, w, 3] in [-1, 1] to latents [b, h/f, w/f, c] and back; f = 2**(len(mult) - 1).
 
     width, mult: level l has width * mult[l] channels. blocks: residual blocks per level, one more
@@ -52,27 +53,14 @@ class Autoencoder(nn.Module):
     The kernel of the decoder's last convolution is params["decoder"]["conv_out"]["kernel"].
     """
 
-    width: int = 128
-    mult: tuple = (1, 2, 4)
-    blocks: int = 2
-    attention: tuple = ()
-    mid_attention: bool = True
-    attention_kind: str = "softmax"
     z_channels: int = 3
     latent_channels: int = 3
     bottleneck: str = "kl"
     codebook_size: int = 8192
     image_channels: int = 3
     posterior_logvar: float = 0.0
-    dropout: float = 0.0
-    resample_conv: bool = True
     tanh_out: bool = False
-    groups: int = 32
-    norm_kernel: str = "xla"
     shortcut: str = ""
-    remat: bool = False
-    remat_saves: str = ""
-    dtype: Any = jnp.float32
 
     @property
     def f(self):
@@ -80,9 +68,9 @@ class Autoencoder(nn.Module):
 
     def setup(self):
         self.between = BOTTLENECKS.get(self.bottleneck)
-        stack, moments = {name: getattr(self, name) for name in SHARED}, self.between.moments
-        self.encoder = Encoder(**stack, out_channels=moments * self.z_channels)
-        self.decoder = Decoder(**stack, out_channels=self.image_channels)
+        shared, moments = blocks.same_fields(self, _Levels), self.between.moments
+        self.encoder = Encoder(**shared, out_channels=moments * self.z_channels)
+        self.decoder = Decoder(**shared, out_channels=self.image_channels)
         # These two maps compute in float32 whatever `dtype` is, and whatever a device makes of
         # float32 by default: they cost little, and the latents between them are what is stored.
         exact = dict(dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST)
@@ -124,53 +112,30 @@ class Autoencoder(nn.Module):
         return self.decode(self.between.mode(self.encode(x, train)), train)
 
 
-class _Stack(nn.Module):
-    """What the two halves share: their arguments and their blocks."""
+class _Half(_Levels):
+    """What the two halves have in common."""
 
-    width: int
-    mult: tuple
-    blocks: int
-    attention: tuple
-    mid_attention: bool
-    attention_kind: str
-    out_channels: int
-    dropout: float
-    resample_conv: bool
-    groups: int
-    norm_kernel: str
-    remat: bool
-    remat_saves: str
-    dtype: Any
+    out_channels: int = 3
 
     @nn.nowrap
     def layers(self):
         """Constructors of (residual block, attention block), rematerialised where asked."""
-        block = blocks.ResBlock
-        kinds = {"softmax": attention.AttentionBlock, "linear": attention.LinearAttention}
-        attend = kinds[self.attention_kind]
-        if self.remat:
-            block = blocks.remat(block, self.remat_saves, static_argnums=(3,))
-            attend = blocks.remat(attend, self.remat_saves)
-        norm = {"eps": EPS, "groups": self.groups}
-        return (
-            functools.partial(
-                block,
-                dropout=self.dropout,
-                norm_kernel=self.norm_kernel,
-                dtype=self.dtype,
-                **norm,
-            ),
-            functools.partial(
-                attend, dtype=self.dtype, **({} if self.attention_kind == "linear" else norm)
-            ),
-        )
+        block = blocks.remat(blocks.ResBlock, self, static_argnums=(3,))
+        own = blocks.same_fields(self, blocks.ResBlock)
+        kinds = {
+            "softmax": (attention.AttentionBlock, {"eps": EPS, "groups": self.groups}),
+            "linear": (attention.LinearAttention, {}),
+        }
+        kind, norm = kinds[self.attention_kind]
+        attend = functools.partial(blocks.remat(kind, self), dtype=self.dtype, **norm)
+        return functools.partial(block, **own, eps=EPS), attend
 
     @nn.nowrap
     def middle(self, x, train):
         block, attend = self.layers()
-        x = block(x.shape[-1], name="mid_block_1")(x, None, train)
+        x = block(width=x.shape[-1], name="mid_block_1")(x, None, train)
         x = attend(name="mid_attn")(x) if self.mid_attention else x
-        return block(x.shape[-1], name="mid_block_2")(x, None, train)
+        return block(width=x.shape[-1], name="mid_block_2")(x, None, train)
 
     @nn.nowrap
     def head(self, x):
@@ -181,7 +146,7 @@ class _Stack(nn.Module):
         return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype)(x)
 
 
-class Encoder(_Stack):
+class Encoder(_Half):
     """[b, h, w, 3] -> [b, h/f, w/f, out_channels]."""
 
     @nn.compact
@@ -190,7 +155,7 @@ class Encoder(_Stack):
         x = blocks.conv3x3(self.width, "conv_in", dtype=self.dtype)(x)
         for level, mult in enumerate(self.mult):
             for i in range(self.blocks):
-                x = block(self.width * mult, name=f"down_{level}_block_{i}")(x, None, train)
+                x = block(width=self.width * mult, name=f"down_{level}_block_{i}")(x, None, train)
                 if 2**level in self.attention:
                     x = attend(name=f"down_{level}_attn_{i}")(x)
             if level < len(self.mult) - 1:
@@ -199,7 +164,7 @@ class Encoder(_Stack):
         return self.head(self.middle(x, train))
 
 
-class Decoder(_Stack):
+class Decoder(_Half):
     """[b, h/f, w/f, c] -> [b, h, w, out_channels]."""
 
     @nn.compact
@@ -209,7 +174,7 @@ class Decoder(_Stack):
         x = self.middle(x, train)
         for level, mult in reversed(list(enumerate(self.mult))):
             for i in range(self.blocks + 1):
-                x = block(self.width * mult, name=f"up_{level}_block_{i}")(x, None, train)
+                x = block(width=self.width * mult, name=f"up_{level}_block_{i}")(x, None, train)
                 if 2**level in self.attention:
                     x = attend(name=f"up_{level}_attn_{i}")(x)
             if level:

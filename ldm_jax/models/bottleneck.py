@@ -76,17 +76,6 @@ def split(moments):
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
 
-def mode(moments):
-    """The posterior's most likely latent. [b, h, w, 2c] -> [b, h, w, c]."""
-    return split(moments)[0]
-
-
-def sample(key, moments):
-    """A draw from the posterior. [b, h, w, 2c] -> [b, h, w, c]."""
-    mean, logvar = split(moments)
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-
-
 def kl(moments):
     """KL(posterior || N(0, 1)), summed over space and channels. [b, h, w, 2c] -> [b]."""
     mean, logvar = split(moments)
@@ -147,18 +136,19 @@ class Gaussian(Bottleneck):
     moments: int = 2
 
     def mode(self, moments):
-        return mode(moments)
+        return split(moments)[0]
 
     def sample(self, key, moments):
-        return sample(key, moments)
+        mean, logvar = split(moments)
+        return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
 
     def regularise(self, params, moments, key, loss):
         divergence = jnp.mean(kl(moments))
-        term, std = loss.kl_weight * divergence, jnp.std(mode(moments))
-        noise, signal = self.variance(moments), jnp.var(mode(moments), (0, 1, 2))
+        term, std = loss.kl_weight * divergence, jnp.std(self.mode(moments))
+        noise, signal = self.variance(moments), jnp.var(self.mode(moments), (0, 1, 2))
         share = noise_share(jnp.mean(noise, (0, 1, 2)), signal)
         metrics = {"kl": divergence, "latent_std": std, "latent_noise": jnp.mean(share)}
-        return term, metrics, sample(key, moments)
+        return term, metrics, self.sample(key, moments)
 
     def variance(self, moments):
         return jnp.exp(split(moments)[1])

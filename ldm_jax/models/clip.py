@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from ldm_jax.base import errors
 from ldm_jax.models.conditioners import CONDITIONERS, Cond, Conditioner
-from ldm_jax.nn.blocks import dense
+from ldm_jax.nn.blocks import dense, same_fields
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's models
@@ -117,13 +117,4 @@ class ClipText(Conditioner):
                 f"activation={self.activation!r}: choose {' or '.join(ACTIVATIONS)}"
                 f"{errors.nearest(self.activation, ACTIVATIONS)}"
             )
-        return ClipTransformer(
-            self.vocab_size,
-            self.length,
-            self.width,
-            self.depth,
-            self.heads,
-            self.activation,
-            self.dtype,
-            parent=None,
-        )
+        return ClipTransformer(**same_fields(self, ClipTransformer), parent=None)

@@ -126,27 +126,15 @@ class TokenEmbedder(Conditioner):
         null[: len(self.null)] = self.null
         ids = jnp.where(drop[:, None], null[: ids.shape[1]], ids)
         mask = (ids != self.pad).at[:, 0].set(True) if self.mask_padding else None
-        transformer = TokenTransformer(
-            self.vocab_size,
-            self.length,
-            self.width,
-            self.depth,
-            self.heads,
-            self.head_width,
-            self.remat,
-            self.dtype,
-            name="transformer",
-        )
-        tokens = transformer(ids, mask)
+        own = blocks.same_fields(self, TokenTransformer)
+        tokens = TokenTransformer(**own, name="transformer")(ids, mask)
         if not self.vector:
             return Cond(tokens=tokens, mask=mask)
         counted = jnp.ones(ids.shape) if mask is None else mask
-        mean = jnp.average(
-            tokens, axis=1, weights=jnp.broadcast_to(counted[..., None], tokens.shape)
-        )
-        return Cond(
-            tokens, blocks.dense(self.vector, "to_vector", dtype=self.dtype)(mean), mask=mask
-        )
+        counted = jnp.broadcast_to(counted[..., None], tokens.shape)
+        mean = jnp.average(tokens, axis=1, weights=counted)
+        vector = blocks.dense(self.vector, "to_vector", dtype=self.dtype)(mean)
+        return Cond(tokens=tokens, vector=vector, mask=mask)
 
     @nn.nowrap
     def _check(self):
@@ -318,25 +306,19 @@ def num_classes(group: dict) -> int:
 
 
 def merge(conds):
-    """One Cond of many: tokens joined on their axis, concat on channels, vectors added."""
-    conds = [cond for cond in conds if cond is not None]
-    tokens = [c.tokens for c in conds if c.tokens is not None]
-    vectors = [c.vector for c in conds if c.vector is not None]
-    concats = [c.concat for c in conds if c.concat is not None]
+    """One Cond of many: tokens joined on their axis, concat on channels, vectors added.
+
+    Masks are joined like the tokens; tokens without a mask, beside others with one, are all seen.
+    """
+    given = lambda part: [x for c in conds if (x := getattr(c, part)) is not None]
+    join = lambda arrays, axis: jnp.concatenate(arrays, axis) if arrays else None
+    seen = lambda c: jnp.ones(c.tokens.shape[:2], bool) if c.mask is None else c.mask
+    vectors = given("vector")
     return Cond(
-        tokens=jnp.concatenate(tokens, axis=1) if tokens else None,
+        tokens=join(given("tokens"), 1),
         vector=sum(vectors[1:], vectors[0]) if vectors else None,
-        concat=jnp.concatenate(concats, axis=-1) if concats else None,
-        mask=_merge_masks([c for c in conds if c.tokens is not None]),
-    )
-
-
-def _merge_masks(conds):
-    """Masks joined like the tokens; tokens without a mask are all seen."""
-    if all(c.mask is None for c in conds):
-        return None
-    return jnp.concatenate(
-        [jnp.ones(c.tokens.shape[:2], bool) if c.mask is None else c.mask for c in conds], axis=1
+        concat=join(given("concat"), -1),
+        mask=join(given("mask") and [seen(c) for c in conds if c.tokens is not None], 1),
     )
 
 

@@ -35,16 +35,8 @@ class PatchDiscriminator(nn.Module):
 
     @nn.nowrap
     def _conv(self, width, i, stride=1, use_bias=True):
-        return nn.Conv(
-            width,
-            (4, 4),
-            strides=stride,
-            padding=1,
-            use_bias=use_bias,
-            kernel_init=nn.initializers.normal(0.02),
-            dtype=self.dtype,
-            name=f"conv_{i}",
-        )
+        how = {"kernel_init": nn.initializers.normal(0.02), "dtype": self.dtype}
+        return nn.Conv(width, (4, 4), stride, 1, use_bias=use_bias, **how, name=f"conv_{i}")
 
     @nn.nowrap
     def _norm(self, i):

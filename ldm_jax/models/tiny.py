@@ -33,9 +33,9 @@ class TinyAutoencoder(nn.Module):
         return 2 ** (self.levels - 1)
 
     def setup(self):
-        stack = (self.width, self.levels, self.blocks, self.pool, self.dtype)
-        self.encoder = Encoder(*stack, self.latent_channels)
-        self.decoder = Decoder(*stack, self.image_channels)
+        own = blocks.same_fields(self, _Half)
+        self.encoder = Encoder(**own, out_channels=self.latent_channels)
+        self.decoder = Decoder(**own, out_channels=self.image_channels)
 
     def encode(self, x, train=False):
         return self.encoder((x + 1) / 2).astype(jnp.float32)
@@ -47,7 +47,7 @@ class TinyAutoencoder(nn.Module):
         return self.decode(self.encode(x))
 
 
-class _Stack(nn.Module):
+class _Half(nn.Module):
     width: int
     levels: int
     blocks: int
@@ -57,9 +57,8 @@ class _Stack(nn.Module):
 
     @nn.nowrap
     def conv(self, name, width=None, **kwargs):
-        return nn.Conv(
-            width or self.width, (3, 3), padding=1, dtype=self.dtype, name=name, **kwargs
-        )
+        kwargs |= {"padding": 1, "dtype": self.dtype, "name": name}
+        return nn.Conv(width or self.width, (3, 3), **kwargs)
 
     @nn.nowrap
     def level(self, x, level):
@@ -69,7 +68,7 @@ class _Stack(nn.Module):
         return x
 
 
-class Encoder(_Stack):
+class Encoder(_Half):
     """[b, h, w, 3] in [0, 1] -> [b, h/f, w/f, out_channels]."""
 
     @nn.compact
@@ -81,7 +80,7 @@ class Encoder(_Stack):
         return self.conv("conv_out", self.out_channels)(x)
 
 
-class Decoder(_Stack):
+class Decoder(_Half):
     """[b, h/f, w/f, c] -> [b, h, w, out_channels] about [0, 1]."""
 
     @nn.compact

@@ -90,13 +90,13 @@ class UNet(Backbone):
 
         def attend(name, h, level, going_up=False):
             layer = self._attention(h.shape[-1], level, going_up)
-            return layer(name=name)(h, *self._seen(tokens, mask))
+            return layer(name=name)(h, *((tokens, mask) if self.cross_attention else ()))
 
         h = blocks.conv3x3(self.width, "conv_in", dtype=self.dtype)(x)
         skips = [h]
         for level, mult in enumerate(self.mult):
             for i in range(self.blocks):
-                h = block(self.width * mult, name=f"down_{level}_block_{i}")(h, emb, train)
+                h = block(width=self.width * mult, name=f"down_{level}_block_{i}")(h, emb, train)
                 if 2**level in self.attention:
                     h = attend(f"down_{level}_attn_{i}", h, level)
                 skips.append(h)
@@ -104,14 +104,14 @@ class UNet(Backbone):
                 h = self._resample("down", f"down_{level}_downsample", h, emb, train)
                 skips.append(h)
 
-        h = block(h.shape[-1], name="mid_block_1")(h, emb, train)
+        h = block(width=h.shape[-1], name="mid_block_1")(h, emb, train)
         h = attend("mid_attn", h, last)
-        h = block(h.shape[-1], name="mid_block_2")(h, emb, train)
+        h = block(width=h.shape[-1], name="mid_block_2")(h, emb, train)
 
         for level, mult in reversed(list(enumerate(self.mult))):
             for i in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(self.width * mult, name=f"up_{level}_block_{i}")(h, emb, train)
+                h = block(width=self.width * mult, name=f"up_{level}_block_{i}")(h, emb, train)
                 if 2**level in self.attention:
                     h = attend(f"up_{level}_attn_{i}", h, level, going_up=True)
             if level:
@@ -123,9 +123,10 @@ class UNet(Backbone):
         h, w = x.shape[1:3]
         factor = self.divisor
         if h % factor or w % factor:
+            nearest = (max(round(side / factor), 1) * factor for side in (h, w))
             raise ValueError(
                 f"A UNet of {len(self.mult)} levels takes sizes that divide by {factor}; "
-                f"got {h}x{w}, nearest: {_round(h, factor)}x{_round(w, factor)}."
+                f"got {h}x{w}, nearest: {'x'.join(map(str, nearest))}."
             )
         if self.heads and self.head_channels:
             raise ValueError(
@@ -144,30 +145,19 @@ class UNet(Backbone):
 
     @nn.nowrap
     def _block(self):
-        block = blocks.ResBlock
-        if self.remat:
-            block = blocks.remat(block, self.remat_saves, static_argnums=(3,))
-        return functools.partial(
-            block,
-            dropout=self.dropout,
-            zero_init=True,
-            scale_shift=self.scale_shift,
-            eps=self.eps,
-            groups=self.groups,
-            norm_kernel=self.norm_kernel,
-            dtype=self.dtype,
-        )
+        block = blocks.remat(blocks.ResBlock, self, static_argnums=(3,))
+        own = blocks.same_fields(self, blocks.ResBlock)
+        return functools.partial(block, **own, zero_init=True)
 
     @nn.nowrap
     def _attention(self, channels, level, going_up):
         """The constructor of the attention that fits so many channels."""
-        own = self.heads[level] if isinstance(self.heads, tuple) else self.heads or 1
-        if self.head_channels:
-            heads, head_width = channels // self.head_channels, self.head_channels
-        else:
-            heads, head_width = own, channels // own
+        heads = self.heads[level] if isinstance(self.heads, tuple) else self.heads or 1
+        head_width = self.head_channels
         if going_up and self.heads_up and not self.cross_attention:
-            heads, head_width = self.heads_up, channels // self.heads_up
+            heads, head_width = self.heads_up, None
+        heads = channels // head_width if head_width else heads
+        head_width = head_width or channels // heads
         # a transformer projects to a width of its own, an attention block has only its channels
         if not heads or not (self.cross_attention or heads * head_width == channels):
             raise ValueError(
@@ -180,19 +170,14 @@ class UNet(Backbone):
             kwargs = {"head_width": head_width, "depth": self.transformer_depth}
         else:
             layer, kwargs = attention.AttentionBlock, {"zero_init": True, "eps": self.eps}
-        layer = blocks.remat(layer, self.remat_saves) if self.remat else layer
         kwargs |= {"groups": self.groups, "kernel": self.attention_kernel, "dtype": self.dtype}
-        return functools.partial(layer, heads, **kwargs)
-
-    @nn.nowrap
-    def _seen(self, tokens, mask):
-        """The arguments of an attention layer after the image."""
-        return (tokens, mask) if self.cross_attention else ()
+        return functools.partial(blocks.remat(layer, self), heads, **kwargs)
 
     @nn.nowrap
     def _resample(self, direction, name, h, emb, train):
         if self.resblock_updown:
-            return self._block()(h.shape[-1], resample=direction, name=name)(h, emb, train)
+            block = self._block()(width=h.shape[-1], resample=direction, name=name)
+            return block(h, emb, train)
         if direction == "up":
             return blocks.Upsample(self.resample_conv, dtype=self.dtype, name=name)(h)
         padding = blocks.ASYMMETRIC if self.asymmetric else blocks.SYMMETRIC
@@ -203,11 +188,7 @@ class UNet(Backbone):
         if self.codebook_logits:
             h = blocks.GroupNorm(self.eps, self.groups, dtype=self.dtype, name="norm_ids")(h)
             return blocks.dense(self.codebook_logits, "to_ids", dtype=self.dtype)(h)
-        norm = {"groups": self.groups, "dtype": self.dtype, "kernel": self.norm_kernel}
-        h = blocks.GroupNorm(self.eps, **norm, silu=True, name="norm_out")(h)
+        norm = {"silu": True, "kernel": self.norm_kernel, "name": "norm_out"}
+        h = blocks.GroupNorm(self.eps, self.groups, self.dtype, **norm)(h)
         zero = blocks.ZERO_INIT
         return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype, kernel_init=zero)(h)
-
-
-def _round(size, factor):
-    return max(round(size / factor), 1) * factor

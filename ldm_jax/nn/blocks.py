@@ -5,6 +5,7 @@ dtype, and norms compute in float32. Kernels start as torch's default does, unif
 1/sqrt(fan_in); biases start at zero.
 """
 
+import dataclasses
 from typing import Any
 
 import einops
@@ -23,34 +24,21 @@ ASYMMETRIC = ((0, 1), (0, 1))
 
 def conv3x3(width, name, *, dtype, stride=1, padding=SYMMETRIC, kernel_init=KERNEL_INIT):
     """A 3x3 convolution with bias. [b, h, w, c] -> [b, h/stride, w/stride, width]."""
-    return nn.Conv(
-        width,
-        (3, 3),
-        strides=stride,
-        padding=padding,
-        kernel_init=kernel_init,
-        dtype=dtype,
-        name=name,
-    )
+    return nn.Conv(width, (3, 3), stride, padding, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
-def dense(
-    width, name, *, dtype, kernel_init=KERNEL_INIT, bias_init=ZERO_INIT, use_bias=True, **options
-):
-    """A linear map of the last axis; on an image it is the 1x1 convolution. options: nn.Dense's."""
-    return nn.Dense(
-        width,
-        use_bias=use_bias,
-        kernel_init=kernel_init,
-        bias_init=bias_init,
-        dtype=dtype,
-        name=name,
-        **options,
-    )
+def dense(width, name, *, dtype, kernel_init=KERNEL_INIT, **kwargs):
+    """A linear map of the last axis; on an image it is the 1x1 convolution."""
+    return nn.Dense(width, kernel_init=kernel_init, dtype=dtype, name=name, **kwargs)
 
 
-def _convolutions(primitive, *_, **__):
-    return primitive is jax.lax.conv_general_dilated_p
+def same_fields(module, kind) -> dict:
+    """The values of those fields of a module that modules of the class `kind` have too.
+
+    So a setting which a network hands down to its parts is named in both, and nowhere between.
+    """
+    own, theirs = ({f.name for f in dataclasses.fields(each)} for each in (module, kind))
+    return {name: getattr(module, name) for name in sorted(own & theirs - {"parent", "name"})}
 
 
 # What the forward pass keeps. Of the products, attention's logits have a batch axis and are left
@@ -58,17 +46,20 @@ def _convolutions(primitive, *_, **__):
 REMAT_SAVES = {
     "": None,
     "products": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _convolutions
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
     ),
 }
 
 
-def remat(module, saves: str = "", **kwargs):
-    """`module`, rematerialised: the backward pass computes its inside again.
+def remat(module, network, **kwargs):
+    """`module`, rematerialised where `network.remat`: the backward pass computes its inside again.
 
-    saves: what the forward pass keeps of it nevertheless, a key of REMAT_SAVES.
+    What the forward pass keeps of it nevertheless, `network.remat_saves`, is a key of REMAT_SAVES.
     """
-    return nn.remat(module, policy=REMAT_SAVES[saves], **kwargs)
+    if not network.remat:
+        return module
+    return nn.remat(module, policy=REMAT_SAVES[network.remat_saves], **kwargs)
 
 
 class DenseParts(nn.Module):
@@ -233,16 +224,14 @@ class ResBlock(nn.Module):
 
         modulated = self.scale_shift and emb is not None
         norm_2 = GroupNorm(*norm, silu=not modulated, kernel=self.norm_kernel, name="norm_2")
-        if emb is None:
-            h = norm_2(h)
-        else:
+        if emb is not None:
             shifts = self.width * (2 if self.scale_shift else 1)
             emb = dense(shifts, "time", dtype=self.dtype)(nn.silu(emb))[:, None, None]
-            if modulated:
-                scale, shift = jnp.split(emb, 2, axis=-1)
-                h = nn.silu(norm_2(h) * (1 + scale) + shift)
-            else:
-                h = norm_2(h + emb)
+        if modulated:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = nn.silu(norm_2(h) * (1 + scale) + shift)
+        else:
+            h = norm_2(h if emb is None else h + emb)
         h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(h)
 
         init = ZERO_INIT if self.zero_init else KERNEL_INIT

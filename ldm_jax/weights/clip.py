@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base import errors, hub, tensorfile, tree
+from ldm_jax.base import errors, hub, tensorfile
 from ldm_jax.models.clip import ClipText
 from ldm_jax.weights import rules
 from ldm_jax.weights.rules import Rule
 
+SIZES = ("vocab_size", "length", "width", "depth")  # which a file's arrays have to have
 FILES = ("model.safetensors", "pytorch_model.bin")
 _TABLE = "token_embedding.weight"
 _LAYER = [
@@ -19,6 +20,7 @@ _LAYER = [
     *(Rule(f"self_attn.{name}_proj", name, "dense") for name in ("q", "k", "v", "out")),
     *(Rule(f"mlp.fc{i}", f"mlp_{name}", "dense") for i, name in ((1, "in"), (2, "out"))),
 ]
+_AROUND = (r"(?!embeddings\.|encoder\.layers\.|final_layer_norm\.).*", r"embeddings\.position_ids")
 _OPENAI = (  # OpenAI's and OpenCLIP's names, to Hugging Face's
     (r"^token_embedding", "embeddings.token_embedding"),
     (r"^positional_embedding$", "embeddings.position_embedding.weight"),
@@ -37,27 +39,27 @@ def read(conditioner: ClipText) -> dict:
     Raises:
       UsageError: no file, or one that does not fit the conditioner's sizes.
     """
-    file, ids = weights_file(conditioner.weights), jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(lambda: conditioner.encoder().init(jax.random.key(0), ids))["params"]
-    params = from_state(tensorfile.read(file), conditioner.depth, file)
-    found = dict(tree.named_leaves(params))
-    for name, leaf in tree.named_leaves(shapes):
-        if found[name].shape != leaf.shape:
-            raise errors.UsageError(
-                f"{file} is another text encoder than the clip conditioner's: {name} is "
-                f"{found[name].shape}, not {leaf.shape}; set its vocab_size, length and width."
-            )
-    return {"encoder": params}
-
-
-def weights_file(path: str) -> pathlib.Path:
-    """The file of weights that `path` is, or that lies in it under Hugging Face's names."""
-    if not path:
+    if not conditioner.weights:
         raise errors.UsageError(
             "The clip conditioner's weights are empty: give a text encoder's, a file or "
             "hf:openai/clip-vit-large-patch14, as --config.conditioners.NAME.weights=FILE."
         )
-    path = pathlib.Path(hub.folder(path, FILES[0]))
+    file = weights_file(hub.folder(conditioner.weights, FILES[0]))
+    state, ids = tensorfile.read(file), jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(lambda: conditioner.encoder().init(jax.random.key(0), ids))["params"]
+    try:
+        return {"encoder": from_state(state, conditioner.depth, shapes)}
+    except errors.UsageError as e:
+        sizes = ", ".join(f"{k}={getattr(conditioner, k)}" for k in SIZES)
+        raise errors.UsageError(
+            f"{file} is another text encoder than the clip conditioner's of {sizes}, which have to "
+            f"be the file's. {e}"
+        ) from e
+
+
+def weights_file(path) -> pathlib.Path:
+    """The file of weights in a folder, under one of Hugging Face's names; else `path` itself."""
+    path = pathlib.Path(path)
     return next((path / name for name in FILES if (path / name).is_file()), path)
 
 
@@ -72,23 +74,16 @@ def table(depth: int):
     ]
 
 
-def from_state(state: dict, depth: int, file="The state") -> dict:
-    """Params of a `ClipTransformer` from a state dict in either layout, whatever lies around it."""
+def from_state(state: dict, depth: int, expected=None) -> dict:
+    """Params of a `ClipTransformer` from a state dict in either layout, whatever lies around it.
+
+    expected: the (abstract) params, for `rules.convert` to match.
+    """
     ends = [key for key in state if key.endswith(_TABLE)]
     prefix = ends[0].removesuffix(_TABLE).removesuffix("embeddings.") if ends else ""
-    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    own = rules.under(prefix, state)
     own = own if f"embeddings.{_TABLE}" in own else _as_hugging_face(own)
-    wanted = {f"{rule.key}.weight" for rule in table(depth)}
-    wanted |= {f"{rule.key}.bias" for rule in table(depth) if rule.kind in ("norm", "dense")}
-    if missing := sorted(wanted - own.keys()):
-        raise errors.UsageError(
-            f"{file} lacks {prefix}{missing[0]}, which a CLIP text encoder of depth={depth} has."
-        )
-    if f"encoder.layers.{depth}.layer_norm1.weight" in own:
-        raise errors.UsageError(
-            f"{file} has more layers than the clip conditioner's depth={depth}."
-        )
-    return rules.convert({key: own[key] for key in wanted}, table(depth))
+    return rules.convert(own, table(depth), _AROUND, expected)
 
 
 def _as_hugging_face(state: dict) -> dict:

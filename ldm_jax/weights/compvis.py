@@ -5,6 +5,7 @@ import functools
 import einops
 import numpy as np
 
+from ldm_jax.weights import diffusers
 from ldm_jax.weights.rules import Rule, within
 
 # What a checkpoint of a whole LDM holds beside weights: its schedule, by `register_buffer`.
@@ -23,79 +24,67 @@ BESIDE_DENOISER = (
     r"cond_stage_model\.transformer\.to_logits\..*",  # the official code does not use it either
 )
 
-_RES_AE = [
-    Rule(r"norm(?P<i>[12])", r"norm_\g<i>", "norm"),
-    Rule(r"conv(?P<i>[12])", r"conv_\g<i>", "conv"),
-    Rule(r"nin_shortcut", "skip", "dense"),
-]
+_RES_AE = [*diffusers.RES, Rule("nin_shortcut", "skip", "dense")]
 _ATTENTION_AE = [
-    Rule(r"norm", "norm", "norm"),
+    Rule("norm", "norm", "norm"),
     *(Rule(name, "qkv", "dense", part=i, parts=3) for i, name in enumerate("qkv")),
-    Rule(r"proj_out", "proj", "dense"),
+    Rule("proj_out", "proj", "dense"),
     # attn_type: linear
-    Rule(r"to_qkv", "qkv", "dense"),
-    Rule(r"to_out", "proj", "dense"),
+    Rule("to_qkv", "qkv", "dense"),
+    Rule("to_out", "proj", "dense"),
 ]
-_HALF = r"(?P<half>encoder|decoder)\."
-_LEVEL = _HALF + r"(?P<way>down|up)\.(?P<level>\d+)\."
-
+_HALF = r"(encoder|decoder)\."
+_LEVEL = _HALF + r"(down|up)\.(\d+)\."
 AUTOENCODER = [
     *within(
-        [(_LEVEL + r"block\.(?P<b>\d+)\.", r"\g<half>/\g<way>_\g<level>_block_\g<b>/")], _RES_AE
+        [
+            (_LEVEL + r"block\.(\d+)\.", r"\1/\2_\3_block_\4/"),
+            (_HALF + r"mid\.block_([12])\.", r"\1/mid_block_\2/"),
+        ],
+        _RES_AE,
     ),
-    *within([(_HALF + r"mid\.block_(?P<b>[12])\.", r"\g<half>/mid_block_\g<b>/")], _RES_AE),
     *within(
         [
-            (_LEVEL + r"attn\.(?P<b>\d+)\.", r"\g<half>/\g<way>_\g<level>_attn_\g<b>/"),
-            (_HALF + r"mid\.attn_1\.", r"\g<half>/mid_attn/"),
+            (_LEVEL + r"attn\.(\d+)\.", r"\1/\2_\3_attn_\4/"),
+            (_HALF + r"mid\.attn_1\.", r"\1/mid_attn/"),
         ],
         _ATTENTION_AE,
     ),
-    Rule(
-        _LEVEL + r"(?P<change>downsample|upsample)\.conv",
-        r"\g<half>/\g<way>_\g<level>_\g<change>/conv",
-        "conv",
-    ),
-    Rule(_HALF + r"(?P<name>conv_in|conv_out)", r"\g<half>/\g<name>", "conv"),
-    Rule(_HALF + r"norm_out", r"\g<half>/norm_out", "norm"),
-    Rule(r"quant_conv", "to_latent", "dense"),
-    Rule(r"post_quant_conv", "from_latent", "dense"),
+    Rule(_LEVEL + r"(downsample|upsample)\.conv", r"\1/\2_\3_\4/conv", "conv"),
+    Rule(_HALF + "(conv_in|conv_out)", r"\1/\2", "conv"),
+    Rule(_HALF + "norm_out", r"\1/norm_out", "norm"),
+    Rule("quant_conv", "to_latent", "dense"),
+    Rule("post_quant_conv", "from_latent", "dense"),
     Rule(r"quantize\.embedding", "codebook", "array"),
 ]
 
-CLASS_EMBEDDER = [Rule(r"embedding", "table", "table")]
+CLASS_EMBEDDER = [Rule("embedding", "table", "table")]
 # A row of zeros for the null class, where a table was trained without one.
 with_null = lambda table: np.concatenate([table, np.zeros_like(table[:1])])
-CLASS_EMBEDDER_WITHOUT_NULL = [Rule(r"embedding", "table", "table", reorder=with_null)]
-LABEL_EMBEDDING = [Rule(r"label_emb", "table", "table", reorder=with_null)]
+CLASS_EMBEDDER_WITHOUT_NULL = [Rule("embedding", "table", "table", reorder=with_null)]
+LABEL_EMBEDDING = [Rule("label_emb", "table", "table", reorder=with_null)]
 
-SPATIAL_RESCALER = [Rule(r"channel_mapper", "map", "dense")]
+SPATIAL_RESCALER = [Rule("channel_mapper", "map", "dense")]
 
 
 def transformer(depth):
     """The table of an x-transformers encoder: its layers alternate attention and MLP."""
-    layers = [
-        (rf"layers\.{2 * i + odd}\.", f"block_{i}/", odd) for i in range(depth) for odd in (0, 1)
-    ]
+    places = [(rf"attn_layers\.layers\.{i}\.", f"block_{i // 2}/") for i in range(2 * depth)]
     attend = [
-        Rule(r"0", "norm_1", "norm"),
-        *(Rule(rf"1\.to_{x}", f"attn/{x}", "dense") for x in "qkv"),
-        Rule(r"1\.to_out", "attn/out", "dense"),
+        Rule("0", "norm_1", "norm"),
+        *(Rule(rf"1\.to_{x}", f"attn/{x}", "dense") for x in ("q", "k", "v", "out")),
     ]
     mlp = [
-        Rule(r"0", "norm_2", "norm"),
+        Rule("0", "norm_2", "norm"),
         Rule(r"1\.net\.0\.0", "mlp_in", "dense"),
         Rule(r"1\.net\.2", "mlp_out", "dense"),
     ]
     return [
-        Rule(r"token_emb", "table", "table"),
+        Rule("token_emb", "table", "table"),
         Rule(r"pos_emb\.emb", "positions", "array"),
-        Rule(r"norm", "norm", "norm"),
-        *(
-            rule
-            for key, path, odd in layers
-            for rule in within([(r"attn_layers\." + key, path)], mlp if odd else attend)
-        ),
+        Rule("norm", "norm", "norm"),
+        *within(places[::2], attend),
+        *within(places[1::2], mlp),
     ]
 
 
@@ -105,60 +94,55 @@ _RES_UNET = [
     Rule(r"emb_layers\.1", "time", "dense"),
     Rule(r"out_layers\.0", "norm_2", "norm"),
     Rule(r"out_layers\.3", "conv_2", "conv"),
-    Rule(r"skip_connection", "skip", "dense"),
-]
-_TRANSFORMER = [
-    Rule(r"norm", "norm", "norm"),
-    Rule(r"proj_(?P<way>in|out)", r"proj_\g<way>", "dense"),
-    *within(
-        [(r"transformer_blocks\.(?P<depth>\d+)\.", r"block_\g<depth>/")],
-        [
-            Rule(r"norm(?P<i>[123])", r"norm_\g<i>", "norm"),
-            Rule(r"attn1\.to_(?P<x>[qkv])", r"self_attn/\g<x>", "dense"),
-            Rule(r"attn1\.to_out\.0", "self_attn/out", "dense"),
-            Rule(r"attn2\.to_(?P<x>[qkv])", r"cross_attn/\g<x>", "dense"),
-            Rule(r"attn2\.to_out\.0", "cross_attn/out", "dense"),
-            Rule(r"ff\.net\.0\.proj", "mlp/proj", "dense"),
-            Rule(r"ff\.net\.2", "mlp/out", "dense"),
-        ],
-    ),
+    Rule("skip_connection", "skip", "dense"),
 ]
 
 
 def unet(
-    levels,
-    blocks,
-    *,
-    heads=None,
-    head_channels=None,
-    heads_up=None,
-    cross_attention=False,
-    codebook_logits=0,
-    new_qkv_order=False,
+    levels, blocks, *, heads=None, head_channels=None, heads_up=None, depth=0, new_qkv_order=False
 ):
-    """The table of a UNet of so many levels and blocks; heads tell how qkv columns interleave."""
-    norm = Rule(r"norm", "norm", "norm")
-    proj = Rule(r"proj_out", "proj", "dense")
+    """The table of a UNet of so many levels and blocks; heads tell how qkv columns interleave.
+
+    depth: of the transformers that stand in the place of its attention; 0: none do.
+    """
 
     def attend(n):
-        if cross_attention:
-            return _TRANSFORMER
+        if depth:
+            return diffusers.transformer(depth)
         order = None if new_qkv_order else functools.partial(_blocks_of_qkv, n, head_channels)
-        return [norm, Rule(r"qkv", "qkv", "dense", reorder=order), proj]
+        return [
+            Rule("norm", "norm", "norm"),
+            Rule("qkv", "qkv", "dense", reorder=order),
+            Rule("proj_out", "proj", "dense"),
+        ]
 
-    return [
-        Rule(r"time_embed\.0", "time_1", "dense"),
-        Rule(r"time_embed\.2", "time_2", "dense"),
+    rules = [
+        *(Rule(rf"time_embed\.{2 * i}", f"time_{i + 1}", "dense") for i in (0, 1)),
         Rule(r"input_blocks\.0\.0", "conv_in", "conv"),
-        *_way_down(levels, blocks, attend(heads)),
-        *within(
-            [(r"middle_block\.0\.", "mid_block_1/"), (r"middle_block\.2\.", "mid_block_2/")],
-            _RES_UNET,
-        ),
+        *within([(rf"middle_block\.{2 * i}\.", f"mid_block_{i + 1}/") for i in (0, 1)], _RES_UNET),
         *within([(r"middle_block\.1\.", "mid_attn/")], attend(heads)),
-        *_way_up(levels, blocks, attend(heads_up or heads)),
-        *_head(codebook_logits),
+        Rule(r"out\.0", "norm_out", "norm"),
+        Rule(r"out\.2", "conv_out", "conv"),
+        # in the place of the last two, where the output is logits over a codebook
+        Rule(r"id_predictor\.0", "norm_ids", "norm"),
+        Rule(r"id_predictor\.1", "to_ids", "dense"),
     ]
+    for level in range(levels):
+        # On the way down each level has its blocks and then a downsampling; on the way up, which
+        # begins with the deepest level, the upsampling stands in a level's last block.
+        down, up = 1 + level * (blocks + 1), (levels - 1 - level) * (blocks + 1)
+        for side, way, start, count, place, attention in (
+            ("input", "down", down, blocks, "0", attend(heads)),
+            ("output", "up", up, blocks + 1, "[12]", attend(heads_up or heads)),
+        ):
+            key, path = rf"{side}_blocks\.", f"{way}_{level}_"
+            for i in range(count):
+                rules += within([(rf"{key}{start + i}\.0\.", f"{path}block_{i}/")], _RES_UNET)
+                rules += within([(rf"{key}{start + i}\.1\.", f"{path}attn_{i}/")], attention)
+            key, path = rf"{key}{start + blocks}\.{place}\.", f"{path}{way}sample/"
+            rules += [Rule(key + "(?:op|conv)", f"{path}conv", "conv")]
+            rules += within([(key, path)], _RES_UNET)
+    return rules
 
 
 def discriminator(layers):
@@ -171,45 +155,6 @@ def discriminator(layers):
     ]
     convs = [Rule(rf"main\.{max(3 * i - 1, 0)}", f"conv_{i}", "conv") for i in range(layers + 2)]
     return convs + norms
-
-
-def _way_down(levels, blocks, attention):
-    """input_blocks: the first convolution, then per level its blocks and a downsampling."""
-    rules = []
-    for level in range(levels):
-        start = 1 + level * (blocks + 1)
-        for i in range(blocks):
-            key, path = rf"input_blocks\.{start + i}\.", f"down_{level}_"
-            rules += within([(key + r"0\.", f"{path}block_{i}/")], _RES_UNET)
-            rules += within([(key + r"1\.", f"{path}attn_{i}/")], attention)
-        key, path = rf"input_blocks\.{start + blocks}\.0", f"down_{level}_downsample/"
-        rules += [Rule(key + r"\.op", f"{path}conv", "conv")]
-        rules += within([(key + r"\.", path)], _RES_UNET)
-    return rules
-
-
-def _way_up(levels, blocks, attention):
-    """output_blocks: deepest level first, its upsampling in its last block, after any attention."""
-    rules = []
-    for level in range(levels):
-        start = (levels - 1 - level) * (blocks + 1)
-        for i in range(blocks + 1):
-            key, path = rf"output_blocks\.{start + i}\.", f"up_{level}_"
-            rules += within([(key + r"0\.", f"{path}block_{i}/")], _RES_UNET)
-            rules += within([(key + r"1\.", f"{path}attn_{i}/")], attention)
-        key, path = rf"output_blocks\.{start + blocks}\.[12]", f"up_{level}_upsample/"
-        rules += [Rule(key + r"\.conv", f"{path}conv", "conv")]
-        rules += within([(key + r"\.", path)], _RES_UNET)
-    return rules
-
-
-def _head(codebook_logits):
-    if codebook_logits:
-        return [
-            Rule(r"id_predictor\.0", "norm_ids", "norm"),
-            Rule(r"id_predictor\.1", "to_ids", "dense"),
-        ]
-    return [Rule(r"out\.0", "norm_out", "norm"), Rule(r"out\.2", "conv_out", "conv")]
 
 
 def _blocks_of_qkv(heads, head_channels, array):

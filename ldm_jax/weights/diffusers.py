@@ -29,7 +29,7 @@ SAMPLERS = dict(
 )
 # Where a run's class tokens stand in a pipeline's folder: diffusers has no such part.
 CLASSES = "class_embedder"
-_RES = [
+RES = [
     *(Rule(f"norm{i}", f"norm_{i}", "norm") for i in (1, 2)),
     *(Rule(f"conv{i}", f"conv_{i}", "conv") for i in (1, 2)),
     Rule("time_emb_proj", "time", "dense"),
@@ -76,19 +76,8 @@ def unet_table(model) -> list[Rule]:
 
     Reading, it serves the other kind too: a 1x1 convolution is a dense layer.
     """
-    attention = _ATTENTION
-    if model["cross_attention"]:
-        attention = [
-            Rule("norm", "norm", "norm"),
-            *(Rule(f"proj_{x}", f"proj_{x}", "1x1") for x in ("in", "out")),
-            *within(
-                [
-                    (f"transformer_blocks.{i}.", f"block_{i}/")
-                    for i in range(model["transformer_depth"])
-                ],
-                _TRANSFORMER_BLOCK,
-            ),
-        ]
+    cross, depth = model["cross_attention"], model["transformer_depth"]
+    attention = transformer(depth) if cross else _ATTENTION
     levels, blocks = len(model["mult"]), model["blocks"]
     rules = [
         Rule("conv_in", "conv_in", "conv"),
@@ -100,6 +89,16 @@ def unet_table(model) -> list[Rule]:
         Rule("conv_out", "conv_out", "conv"),
     ]
     return within([("", "unet/")], rules)
+
+
+def transformer(depth) -> list[Rule]:
+    """A spatial transformer's, of so many blocks; it has the same keys in official checkpoints."""
+    places = [(f"transformer_blocks.{i}.", f"block_{i}/") for i in range(depth)]
+    return [
+        Rule("norm", "norm", "norm"),
+        *(Rule(f"proj_{x}", f"proj_{x}", "1x1") for x in ("in", "out")),
+        *within(places, _TRANSFORMER_BLOCK),
+    ]
 
 
 def bert_table(depth) -> list[Rule]:
@@ -128,11 +127,11 @@ def _side(way, levels, blocks, attention):
         key, path = f"{way}_blocks.{at}.", f"{way}_{level}_"
         rules.append(Rule(f"{key}{way}samplers.0.conv", f"{path}{way}sample/conv", "conv"))
         for i in range(blocks):
-            rules += within([(f"{key}resnets.{i}.", f"{path}block_{i}/")], _RES)
+            rules += within([(f"{key}resnets.{i}.", f"{path}block_{i}/")], RES)
             rules += within([(f"{key}attentions.{i}.", f"{path}attn_{i}/")], attention)
     return rules
 
 
 def _middle(attention):
     places = [(f"mid_block.resnets.{i}.", f"mid_block_{i + 1}/") for i in (0, 1)]
-    return within(places, _RES) + within([("mid_block.attentions.0.", "mid_attn/")], attention)
+    return within(places, RES) + within([("mid_block.attentions.0.", "mid_attn/")], attention)

@@ -1,26 +1,27 @@
 """What diffusers' config.json files say, in our words; other values of a key are refused."""
 
 from ldm_jax.base import errors
+from ldm_jax.models.unet import UNet
 from ldm_jax.weights import diffusers
-from ldm_jax.weights.source import refuse_unless
+from ldm_jax.weights.source import refuse_unless, unusual
 
 
 def unet_model(config) -> dict:
     """UNet2DModel's or UNet2DConditionModel's config as the arguments of our UNet."""
     name, cross = config["_class_name"], config["_class_name"] == "UNet2DConditionModel"
+    middle = "UNetMidBlock2DCrossAttn" if cross else "UNetMidBlock2D"
     refuse_unless(config, name, act_fn=("silu",), center_input_sample=(False,))
     refuse_unless(config, name, time_embedding_type=("positional",), class_embed_type=(None,))
     refuse_unless(config, name, mid_block_scale_factor=(1,), add_attention=(True,))
     refuse_unless(config, name, downsample_type=("conv",), upsample_type=("conv",))
     refuse_unless(config, name, time_embedding_dim=(None,), time_cond_proj_dim=(None,))
     refuse_unless(config, name, resnet_time_scale_shift=("default", "scale_shift"))
-    refuse_unless(config, name, mid_block_type=_middles(cross), attn_norm_num_groups=(None,))
+    refuse_unless(config, name, mid_block_type=(middle,), attn_norm_num_groups=(None,))
     refuse_unless(config, name, dual_cross_attention=(False,), only_cross_attention=(False,))
     refuse_unless(config, name, encoder_hid_dim_type=(None,), addition_embed_type=(None,))
-    refuse_unless(
-        config, name, conv_in_kernel=(3,), conv_out_kernel=(3,), timestep_post_act=(None,)
-    )
+    refuse_unless(config, name, conv_in_kernel=(3,), conv_out_kernel=(3,))
     refuse_unless(config, name, class_embeddings_concat=(False,), attention_type=("default",))
+    refuse_unless(config, name, timestep_post_act=(None,))
     widths = config["block_out_channels"]
     model = dict(
         width=widths[0],
@@ -34,14 +35,13 @@ def unet_model(config) -> dict:
         scale_shift=config.get("resnet_time_scale_shift") == "scale_shift",
         groups=config.get("norm_num_groups", 32),
     )
-    rest = dict(
+    return model | unusual(
+        UNet,
         eps=config.get("norm_eps", 1e-5),
         sin_first=not config.get("flip_sin_to_cos", True),
         freq_shift=config.get("freq_shift", 0),
         asymmetric=config.get("downsample_padding", 1) == 0,
     )
-    usual = dict(eps=1e-5, sin_first=False, freq_shift=0, asymmetric=False)
-    return model | {k: v for k, v in rest.items() if v != usual[k]}
 
 
 def process(scheduler) -> dict:
@@ -109,10 +109,6 @@ def attended(config, down, up) -> tuple:
             f"supported; both sides have the same attention, of {', '.join(sorted(known))}."
         )
     return tuple(2**level for level, attends in enumerate(has["down"]) if attends)
-
-
-def _middles(cross):
-    return ("UNetMidBlock2DCrossAttn" if cross else "UNetMidBlock2D",)
 
 
 def multiples(widths) -> tuple:

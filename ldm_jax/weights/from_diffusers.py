@@ -1,16 +1,16 @@
 """diffusers' models and pipelines in: their configs in our words, their weights by the tables."""
 
-import json
 import pathlib
 import re
 
 import numpy as np
 
 from ldm_jax.base import errors, tensorfile
-from ldm_jax.weights import compvis, diffusers, text_encoders
+from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.weights import compvis, diffusers, folders, text_encoders
 from ldm_jax.weights import diffusers_config as translate
 from ldm_jax.weights.rules import Rule, within
-from ldm_jax.weights.source import Source, refuse_unless
+from ldm_jax.weights.source import Source, refuse_unless, unusual
 
 # What diffusers itself fills in for a config that does not say.
 SCALING_FACTOR = 0.18215
@@ -23,13 +23,9 @@ def open_checkpoint(folder) -> Source:
     folder = pathlib.Path(folder)
     if (folder / "model_index.json").is_file():
         return _pipeline(folder)
-    config = _read_json(folder / "config.json")
-    readers = dict(
-        AutoencoderKL=_first_stage,
-        VQModel=_first_stage,
-        UNet2DModel=_second_stage,
-        UNet2DConditionModel=_second_stage,
-    )
+    config = folders.read_json(folder / "config.json")
+    readers = dict.fromkeys(("AutoencoderKL", "VQModel"), _first_stage)
+    readers |= dict.fromkeys(("UNet2DModel", "UNet2DConditionModel"), _second_stage)
     name = config.get("_class_name")
     if name not in readers:
         known = ", ".join(readers)
@@ -38,22 +34,18 @@ def open_checkpoint(folder) -> Source:
 
 
 def _pipeline(folder) -> Source:
-    parts = {k for k, v in _read_json(folder / "model_index.json").items() if v and k[0] != "_"}
-    own = [name for name in ("vae", "vqvae") if (folder / name).is_dir()]
-    if "unet" not in parts:
+    if not folders.read_json(folder / "model_index.json").get("unet"):
         raise errors.UsageError(f"{folder} is a pipeline without a unet: not a latent diffusion.")
+    within_it = lambda *names: next((folder / n for n in names if (folder / n).is_dir()), None)
     first = None
-    if own:
-        first = folder / own[0], _read_json(folder / own[0] / "config.json")
-        refuse_unless(
-            first[1], own[0], shift_factor=(None,), latents_mean=(None,), latents_std=(None,)
-        )
-    encoders = (diffusers.CLASSES, "bert", "text_encoder")
-    encoder = next((n for n in encoders if (folder / n).is_dir()), None)
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
-    unet = folder / "unet"
-    config = _read_json(unet / "config.json")
-    return _second_stage(unet, config, first, scheduler, folder / encoder if encoder else None)
+    if vae := within_it("vae", "vqvae"):
+        first = vae, folders.read_json(vae / "config.json")
+        shifts = dict.fromkeys(("shift_factor", "latents_mean", "latents_std"), (None,))
+        refuse_unless(first[1], vae.name, **shifts)
+    encoder = within_it(diffusers.CLASSES, "bert", "text_encoder")
+    scheduler = folders.read_json(folder / "scheduler" / "scheduler_config.json")
+    config = folders.read_json(folder / "unet" / "config.json")
+    return _second_stage(folder / "unet", config, first, scheduler, encoder)
 
 
 def _first_stage(folder, config) -> Source:
@@ -61,21 +53,19 @@ def _first_stage(folder, config) -> Source:
     refuse_unless(config, name, act_fn=("silu",), norm_type=("group",))
     refuse_unless(config, name, lookup_from_codebook=(False,))
     widths = config["block_out_channels"]
-    attended = translate.attended(config, "DownEncoderBlock2D", "UpDecoderBlock2D")
     model = dict(
         bottleneck="kl" if name == "AutoencoderKL" else "vq",
         width=widths[0],
         mult=translate.multiples(widths),
         blocks=config.get("layers_per_block", 1),
-        attention=attended,
+        attention=translate.attended(config, "DownEncoderBlock2D", "UpDecoderBlock2D"),
         mid_attention=config.get("mid_block_add_attention", True),
         z_channels=config["latent_channels"],
         latent_channels=config.get("vq_embed_dim") or config["latent_channels"],
         codebook_size=config.get("num_vq_embeddings", 0),
         groups=config.get("norm_num_groups", 32),
+        **unusual(Autoencoder, image_channels=config.get("in_channels", 3)),
     )
-    if (channels := config.get("in_channels", 3)) != 3:
-        model["image_channels"] = channels
     state = _weights(folder)
     for key, used in (("quant_conv", "use_quant_conv"), ("post_quant_conv", "use_post_quant_conv")):
         if not config.get(used, True):  # ours always has it: the identity
@@ -106,40 +96,37 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
     if extra := config["in_channels"] - channels:
         found["low_res"] = dict(name="image", channels=extra)
     files = {}
-    if model["cross_attention"] and encoder and text_encoders.is_clip(encoder.parent):
-        found["text"] = text_encoders.conditioner(encoder.parent)
-        files = text_encoders.files(encoder.parent)
-    elif model["cross_attention"]:
-        own, kwargs, table, given = _tokens(config, encoder, notes)
-        found[own] = kwargs
-        tables[own] = within([(r"tokens\.", "")], table)
-        state |= {f"tokens.{k}": v for k, v in given.items()}
+    if model["cross_attention"]:
+        if clip := encoder and text_encoders.of_pipeline(encoder.parent):
+            found["text"], files = clip
+        else:
+            own, found_tokens, table, given = _tokens(config, encoder, notes)
+            found[own] = found_tokens
+            tables[own] = within([(r"tokens\.", "")], table)
+            state |= {f"tokens.{k}": v for k, v in given.items()}
     for label, table in tables.items():
         rules += within([("", f"conditioners_{label}/")], table)
     scale, factor, beneath = 1.0, 1, f"identity:{channels}"
     if first:
         scale, beneath = first[1].get("scaling_factor", SCALING_FACTOR), _first_stage(*first)
         factor = 2 ** (len(first[1]["block_out_channels"]) - 1)
+    size = _size(config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1))
     changes = {
         "model": model,
         "conditioners": found,
         "process": translate.process(scheduler) if scheduler else {},
-        "data": {
-            "size": _size(config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1)) * factor
-        },
+        "data": {"size": size * factor},
         "latents": {"scale": scale},
         "sample": translate.sampling(scheduler, notes) if scheduler else {},
         "optim": {"denoiser": {"ema": 0.0}},
     }
-    tables = {"denoiser": (state, rules, ())}
-    return Source(
-        "diffuse", changes, tables, first_stage=beneath, scale=scale, files=files, notes=notes
-    )
+    tables, more = {"denoiser": (state, rules, ())}, {"files": files, "notes": notes}
+    return Source("diffuse", changes, tables, first_stage=beneath, scale=scale, **more)
 
 
 def _tokens(config, encoder, notes):
     """The conditioner of a cross-attention UNet: (field, its config, its table, its weights)."""
-    own = _read_json(encoder / "config.json") if encoder else {}
+    own = folders.read_json(encoder / "config.json") if encoder else {}
     if own.get("_class_name") == "ClassEmbedder":  # as to_diffusers.py writes it
         kwargs = dict(name="class", num_classes=own["n_classes"] - 1, width=own["embed_dim"])
         return "class", kwargs, compvis.CLASS_EMBEDDER, _weights(encoder)
@@ -149,13 +136,8 @@ def _tokens(config, encoder, notes):
             notes.append(
                 f"The text encoder ({what}) is not converted: give embeddings as `tokens`."
             )
-        length = own.get("max_position_embeddings", 77)
-        return (
-            "tokens",
-            dict(name="tokens", width=config["cross_attention_dim"], length=length),
-            [],
-            {},
-        )
+        kwargs = dict(name="tokens", width=config["cross_attention_dim"])
+        return "tokens", kwargs | {"length": own.get("max_position_embeddings", 77)}, [], {}
     refuse_unless(own, "LDMBertModel", activation_function=("gelu",), scale_embedding=(False,))
     kwargs = dict(
         name="text",
@@ -168,12 +150,8 @@ def _tokens(config, encoder, notes):
         mask_padding=False,
         null=(101, 102) if own["vocab_size"] == 30522 else (),
     )
-    return (
-        "text_ids",
-        kwargs,
-        diffusers.bert_table(kwargs["depth"]),
-        {k: v for k, v in _weights(encoder).items() if not k.startswith("to_logits")},
-    )
+    state = {k: v for k, v in _weights(encoder).items() if not k.startswith("to_logits")}
+    return "text_ids", kwargs, diffusers.bert_table(kwargs["depth"]), state
 
 
 def _size(size, factor):
@@ -195,7 +173,8 @@ def _weight_files(folder) -> list:
     """The one file of a model's weights, or those that its index names."""
     index = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
     if index:
-        names = {pathlib.Path(name).name for name in _read_json(index[0])["weight_map"].values()}
+        files = folders.read_json(index[0])["weight_map"].values()
+        names = {pathlib.Path(name).name for name in files}
         return sorted(folder / name for name in names)
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
         for ending in (".safetensors", ".bin"):
@@ -207,12 +186,3 @@ def _weight_files(folder) -> list:
 def _has_null_class(folder) -> bool:
     """Whether the last class is ours that stands for none: to_diffusers.py says so in the file."""
     return tensorfile.metadata(_weight_files(folder)[0]).get("null_class") == "last"
-
-
-def _read_json(path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except OSError as e:
-        raise errors.UsageError(f"--checkpoint: {path} cannot be read ({e.strerror}).") from e
-    except ValueError as e:
-        raise errors.UsageError(f"--checkpoint: {path} is not JSON ({e}).") from e

@@ -7,15 +7,19 @@ nested; compvis.py has the tables of keys.
 import pathlib
 import re
 
+import jax
 import numpy as np
 
 from ldm_jax.base import errors, tensorfile
 from ldm_jax.diffusion.schedules import alpha_bar
 from ldm_jax.weights import compvis, text_encoders
 from ldm_jax.weights import official_config as translate
-from ldm_jax.weights.rules import Rule, within
+from ldm_jax.weights.rules import Rule, under, within
 from ldm_jax.weights.source import Source, refuse_unless
 
+# Arguments of the official losses that ours call the same.
+LOSS = ("kl_weight", "codebook_weight", "perceptual_weight", "pixel_loss")
+LOSS += ("disc_weight", "disc_start", "disc_loss")
 FIRST_STAGES = ("AutoencoderKL", "VQModel", "VQModelInterface")
 
 
@@ -42,35 +46,24 @@ def open_checkpoint(config, checkpoint, *, heads: int = 0, tokenizer: str = "") 
 
 def first_stage(name, params, state, prefix="") -> Source:
     """AutoencoderKL, VQModel or VQModelInterface. prefix: of its keys."""
-    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    own = under(prefix, state)
     _, loss = translate.target(params.get("lossconfig", {"target": "Identity"}))
-    loss_keys = {
-        "kl_weight": "kl_weight",
-        "codebook_weight": "codebook_weight",
-        "perceptual_weight": "perceptual_weight",
-        "disc_weight": "disc_weight",
-        "disc_start": "disc_start",
-        "disc_loss": "disc_loss",
-        "pixel_loss": "pixel_loss",
-        "logvar_init": "logvar",
-    }
     config = {
         "model": translate.autoencoder(name, params),
         "data": {"size": params["ddconfig"]["resolution"]},
-        "loss": {ours: loss[key] for key, ours in loss_keys.items() if key in loss},
+        "loss": {key: loss[key] for key in LOSS if key in loss},
         "discriminator": {"norm": "actnorm" if loss.get("use_actnorm") else "batch"},
     }
-    if "loss.logvar" in own:
-        config["loss"]["logvar"] = float(own["loss.logvar"])
+    if (logvar := own.get("loss.logvar", loss.get("logvar_init"))) is not None:
+        config["loss"]["logvar"] = float(logvar)
     rules = within([("", "model/")], compvis.AUTOENCODER)
     tables = {"autoencoder": (own, rules, compvis.BESIDE_AUTOENCODER)}
     # its discriminator comes along, so that training can go on
-    judge = {k: v for k, v in own.items() if k.startswith("loss.discriminator.")}
+    judge = under("loss.discriminator.", own)
     if judge and loss:
-        layers = loss.get("disc_num_layers", 3)
-        width = judge["loss.discriminator.main.0.weight"].shape[0]
+        layers, width = loss.get("disc_num_layers", 3), len(judge["main.0.weight"])
         config["discriminator"] |= {"layers": layers, "width": width}
-        rules = within([(r"loss\.discriminator\.", "")], compvis.discriminator(layers))
+        rules = compvis.discriminator(layers)
         tables["discriminator"] = (judge, rules, compvis.RUNNING_STATISTICS)
     return Source("autoencode", config, tables, step=int(own.get("global_step", 0)))
 
@@ -142,7 +135,7 @@ def _text_encoder(conditioners, state, tokenizer, notes) -> dict:
             "merges.txt, at https://huggingface.co/openai/clip-vit-large-patch14."
         )
         return {}
-    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    own = under(prefix, state)
     del conditioners["tokens"]
     conditioners["text"], files = text_encoders.inside(own, tokenizer)
     return files
@@ -208,14 +201,7 @@ def _read_yaml(path) -> dict:
         raise errors.UsageError(f"--config={path} is not yaml: {' '.join(str(e).split())}") from e
     if not isinstance(content, dict):
         raise errors.UsageError(f"--config={path} is not the yaml of a model.")
-    return _numbers(content)
-
-
-def _numbers(node):
-    """yaml takes 1e-6, without a dot, for a string."""
-    if isinstance(node, dict):
-        return {key: _numbers(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_numbers(value) for value in node]
-    number = isinstance(node, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", node)
-    return float(node) if number else node
+    # yaml takes 1e-6, without a dot, for a string
+    number = re.compile(r"[-+]?[\d.]+[eE][-+]?\d+")
+    read = lambda x: float(x) if isinstance(x, str) and number.fullmatch(x) else x
+    return jax.tree.map(read, content)

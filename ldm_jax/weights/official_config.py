@@ -5,9 +5,11 @@ or refused.
 """
 
 from ldm_jax.base import errors
+from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.unet import UNet
 from ldm_jax.weights import compvis
 from ldm_jax.weights.rules import within
-from ldm_jax.weights.source import refuse_unless
+from ldm_jax.weights.source import refuse_unless, unusual
 
 SCHEDULES = dict(linear="scaled_linear", sqrt_linear="linear", sqrt="sqrt", cosine="cosine")
 NO_NULL_CLASS = 1000  # ImageNet's classes and nothing else; published models have 1001
@@ -41,23 +43,19 @@ def autoencoder(name, params) -> dict:
         codebook_size=params.get("n_embed", 0),
         dropout=dd.get("dropout", 0.0),
     )
-    rest = dict(
+    return model | unusual(
+        Autoencoder,
         attention_kind="linear" if kind == "linear" else "softmax",
         image_channels=dd["in_channels"],
         resample_conv=dd.get("resamp_with_conv", True),
         tanh_out=dd.get("tanh_out", False),
     )
-    usual = dict(attention_kind="softmax", image_channels=3, resample_conv=True, tanh_out=False)
-    return model | {k: v for k, v in rest.items() if v != usual[k]}
 
 
 def unet(net, heads=0) -> tuple[dict, dict]:
     """The arguments of our UNet, and those of its table of keys."""
-    where = "unet_config"
-    refuse_unless(net, where, dims=(2,), use_fp16=(False,))
-    transformer = net.get("use_spatial_transformer", False)
-    legacy = net.get("legacy", True)
-    split = heads_of(net, heads)
+    refuse_unless(net, "unet_config", dims=(2,), use_fp16=(False,))
+    transformer, split = net.get("use_spatial_transformer", False), heads_of(net, heads)
     model = dict(
         width=net["model_channels"],
         mult=tuple(net.get("channel_mult", (1, 2, 4, 8))),
@@ -71,21 +69,21 @@ def unet(net, heads=0) -> tuple[dict, dict]:
         scale_shift=net.get("use_scale_shift_norm", False),
         resblock_updown=net.get("resblock_updown", False),
     )
-    rest = dict(
+    model |= unusual(
+        UNet,
         heads_up=split["heads_up"],
         # what a checkpoint's weights have decided, whatever the widths
-        fill_heads=legacy,
+        fill_heads=net.get("legacy", True),
         resample_conv=net.get("conv_resample", True),
         codebook_logits=net.get("n_embed") or 0,
     )
-    usual = dict(heads_up=None, fill_heads=True, resample_conv=True, codebook_logits=0)
-    table = dict(levels=len(model["mult"]), blocks=model["blocks"], **split)
-    table |= dict(
-        cross_attention=transformer,
-        codebook_logits=rest["codebook_logits"],
+    table = dict(
+        levels=len(model["mult"]),
+        blocks=model["blocks"],
+        depth=model["transformer_depth"] if transformer else 0,
         new_qkv_order=net.get("use_new_attention_order", False),
     )
-    return model | {k: v for k, v in rest.items() if v != usual[k]}, table
+    return model, table | split
 
 
 def heads_of(net, heads=0) -> dict:
@@ -118,10 +116,8 @@ def conditioners(params, net, channels):
     stage = params.get("cond_stage_config") or "__is_unconditional__"
     found, tables, notes = {}, {}, []
     if net.get("num_classes"):  # `adm`: added to the time embedding
-        width = 4 * net["model_channels"]
-        found["class"] = dict(
-            name="class", num_classes=net["num_classes"], width=width, place="vector"
-        )
+        sizes = dict(num_classes=net["num_classes"], width=4 * net["model_channels"])
+        found["class"] = dict(name="class", place="vector", **sizes)
         tables["class"] = compvis.LABEL_EMBEDDING, r"model\.diffusion_model\."
         notes.append("label_emb has no null class: a row of zeros was added for guidance.")
         return found, tables, notes

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from flax import traverse_util
 
 from ldm_jax.base import errors, tree
 
@@ -34,15 +35,13 @@ class Rule(NamedTuple):
     reorder: Callable | None = None
 
 
-WEIGHT_LEAF = {
-    "conv": "/kernel",
-    "dense": "/kernel",
-    "1x1": "/kernel",
-    "norm": "/scale",
-    "table": "/embedding",
-    "array": "",
-    "bare": "",
-}
+WEIGHT_LEAF = dict.fromkeys(("conv", "dense", "1x1"), "/kernel")
+WEIGHT_LEAF |= {"norm": "/scale", "table": "/embedding", "array": "", "bare": ""}
+
+
+def under(prefix: str, state: dict) -> dict:
+    """The part of a state dict whose keys begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def within(places, layers):
@@ -76,12 +75,10 @@ def convert(state, rules, ignore=(), expected=None):
         leaf = "/bias" if match[match.re.groups] else WEIGHT_LEAF[rule.kind]
         path = match.expand(rule.path) + leaf
         pieces.setdefault(path, {})[rule.part] = (key, _ours(array, rule, leaf), rule.parts)
-    flat, keys = {}, {}
-    for path, parts in pieces.items():
-        flat[path] = _join(path, parts)
-        keys[path] = ", ".join(key for key, _, _ in parts.values())
+    flat = {path: _join(path, parts) for path, parts in pieces.items()}
+    keys = {path: ", ".join(key for key, *_ in parts.values()) for path, parts in pieces.items()}
     _check(flat, keys, unknown, expected)
-    return _nest(flat)
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def export(params, rules):
@@ -108,20 +105,20 @@ def _ours(array, rule, leaf):
     array = array.astype(np.float32) if array.dtype.kind == "f" else array
     if rule.reorder is not None:
         array = rule.reorder(array)
-    if leaf == "/kernel" and rule.kind == "conv":
+    if leaf != "/kernel":
+        return array
+    if rule.kind == "conv":
         return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-    if leaf == "/kernel":
-        return array.reshape(array.shape[:2]).T if set(array.shape[2:]) <= {1} else array
-    return array
+    return array.reshape(array.shape[:2]).T if set(array.shape[2:]) <= {1} else array
 
 
 def _theirs(array, rule, leaf):
     """Our array in the foreign layout."""
-    if leaf == "/kernel" and rule.kind == "conv":
+    if leaf != "/kernel":
+        return array
+    if rule.kind == "conv":
         return array.transpose(3, 2, 0, 1)
-    if leaf == "/kernel":
-        return array.T[:, :, None, None] if rule.kind == "1x1" else array.T
-    return array
+    return array.T[:, :, None, None] if rule.kind == "1x1" else array.T
 
 
 def _join(path, parts):
@@ -155,17 +152,6 @@ def _check(flat, keys, unknown, expected):
             off.append(f"shapes differ: {_some(wrong)}")
     if off:
         raise errors.UsageError(f"The checkpoint does not fit: {'; '.join(off)}.")
-
-
-def _nest(flat):
-    nested = {}
-    for path, array in flat.items():
-        *parents, leaf = path.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return nested
 
 
 def _some(names, most=5):

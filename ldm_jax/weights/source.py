@@ -28,6 +28,20 @@ class Source:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
+def defaults(network) -> dict:
+    """The defaults of the arguments of a network of ours, given as its Linen class."""
+    return {field.name: field.default for field in dataclasses.fields(network)}
+
+
+def unusual(network, **arguments) -> dict:
+    """Those arguments of a network of ours that differ from its defaults.
+
+    They are of variants that few models are, and a config says them only where it has to.
+    """
+    usual = defaults(network)
+    return {key: value for key, value in arguments.items() if value != usual[key]}
+
+
 def refuse_unless(config: dict, where: str, **allowed):
     """Raises UsageError for a key of a foreign config whose value we do not implement.
 

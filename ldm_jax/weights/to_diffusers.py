@@ -3,18 +3,22 @@
 Where diffusers has no such architecture, one UsageError says which part has no counterpart.
 """
 
-import json
-import pathlib
-
 import numpy as np
 
 from ldm_jax.base import errors
-from ldm_jax.weights import diffusers, rules, text_encoders
+from ldm_jax.models.autoencoder import Autoencoder
+from ldm_jax.models.conditioners import TextEmbedder
+from ldm_jax.models.unet import UNet
+from ldm_jax.weights import diffusers, folders, rules, text_encoders
+from ldm_jax.weights.source import defaults
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.30.0"  # of diffusers, at least
 SCHEDULES = {ours: theirs for theirs, ours in diffusers.SCHEDULES.items()}
 PREDICTIONS = {ours: theirs for theirs, ours in diffusers.PREDICTIONS.items()}
+STABLE_DIFFUSION = "StableDiffusionPipeline"
+# Its arguments that a caller may bring instead: embeddings go in as prompt_embeds.
+ABSENT = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
 AUTOENCODERS = {"kl": "AutoencoderKL", "vq": "VQModel"}  # by their bottleneck
 
 
@@ -32,8 +36,10 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     config: the run's. first: (its config's model, its params {"model": tree}), None for pixels.
     Returns the class to load it with.
     """
-    unet = unet_config(config, channels := _channels(params))
-    table, state = diffusers.unet_table(config["model"]), {"unet": params["unet"]}
+    net = params["unet"]
+    channels = net["conv_in"]["kernel"].shape[2], net["conv_out"]["kernel"].shape[3]
+    unet = unet_config(config, channels)
+    table, state = diffusers.unet_table(config["model"]), {"unet": net}
     metadata, outside, clip = {}, [], None
     for label, kwargs in sorted(config["conditioners"].items()):
         path = f"conditioners_{label}"
@@ -45,65 +51,45 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
         elif kwargs["name"] == "clip":
             clip = kwargs
         elif path in params:
-            outside.append((label, kwargs, params[path]))
-    writers = [_conditioner_writer(label, kwargs) for label, kwargs, _ in outside]
+            if kwargs["name"] not in _CONDITIONER_WRITERS:
+                raise errors.UsageError(
+                    f"diffusers has no counterpart of the conditioner {kwargs['name']!r} of "
+                    f"{label!r}: this run cannot be exported."
+                )
+            outside.append((_CONDITIONER_WRITERS[kwargs["name"]], kwargs, params[path]))
     _write_model(folder / "unet", unet, rules.export(state, table), metadata=metadata)
     encoder = text_encoders.write(folder, clip) if clip else {}
-    for write, (_, kwargs, tree) in zip(writers, outside, strict=True):
+    for write, kwargs, tree in outside:
         write(folder, kwargs, tree)
     scheduler = scheduler_config(config["process"], config["sample"]["spacing"])
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    folders.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
 
-    parts = {
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "unet": ["diffusers", unet["_class_name"]],
-    }
-    slot = None
+    slot, parts = None, {"scheduler": "DDIMScheduler", "unet": unet["_class_name"]}
     if first:
         kl = AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL"
         slot = "vae" if config["model"]["cross_attention"] and kl else "vqvae"
         side = config["data"]["size"]
-        kind = write_first_stage(folder / slot, *first, scale=scale, size=side)
-        parts[slot] = ["diffusers", kind]
+        parts[slot] = write_first_stage(folder / slot, *first, scale=scale, size=side)
     pipeline = _pipeline(slot, unet, channels, config["conditioners"])
-    if pipeline:
-        nothing = {name: [None, None] for name in _ABSENT.get(pipeline, ())}
-        index = {
-            "_class_name": pipeline,
-            "_diffusers_version": VERSION,
-            **nothing,
-            **parts,
-            **encoder,
-        }
-        if pipeline == "StableDiffusionPipeline":
-            index["requires_safety_checker"] = False
-        _write_json(folder / "model_index.json", index)
-    if pipeline == "StableDiffusionPipeline" and not encoder:
+    if not pipeline:
+        return "its parts, each by its own class"
+    index = {"_class_name": pipeline, "_diffusers_version": VERSION}
+    index |= {name: ["diffusers", kind] for name, kind in parts.items()}
+    if pipeline == STABLE_DIFFUSION:
+        index |= {name: [None, None] for name in ABSENT} | {"requires_safety_checker": False}
+    folders.write_json(folder / "model_index.json", index | encoder)
+    if pipeline == STABLE_DIFFUSION and not encoder:
         return (
             f"{pipeline}, with prompt_embeds; text_encoder=None, tokenizer=None to from_pretrained"
         )
-    return pipeline or "its parts, each by its own class"
-
-
-# Arguments of a pipeline that a caller brings: embeddings go in as prompt_embeds.
-_ABSENT = {
-    "StableDiffusionPipeline": (
-        "text_encoder",
-        "tokenizer",
-        "safety_checker",
-        "feature_extractor",
-        "image_encoder",
-    )
-}
+    return pipeline
 
 
 def autoencoder_config(model, scale=1.0, size=None) -> dict:
     """The config.json of a first stage with these arguments of ours."""
-    model = {"name": "autoencoder", "attention_kind": "softmax", "resample_conv": True} | dict(
-        model
-    )
+    model = defaults(Autoencoder) | {"name": "autoencoder"} | dict(model)
     _same(model, "first stage", name="autoencoder", attention_kind="softmax", resample_conv=True)
-    _same({"tanh_out": False, "shortcut": ""} | model, "first stage", tanh_out=False, shortcut="")
+    _same(model, "first stage", tanh_out=False, shortcut="")
     kind = AUTOENCODERS.get(model["bottleneck"])
     if not kind:
         raise errors.UsageError(
@@ -116,36 +102,34 @@ def autoencoder_config(model, scale=1.0, size=None) -> dict:
             f"diffusers' AutoencoderKL has latents of z_channels={model['z_channels']} channels; "
             f"this run's have latent_channels={model['latent_channels']}."
         )
-    channels = model.get("image_channels", 3)
-    blocks = ("Attn", "DownEncoderBlock2D", "UpDecoderBlock2D")
-    config = _levels(model, *blocks, channels=(channels, channels)) | {
+    channels = (model["image_channels"],) * 2
+    config = _levels(model, "Attn", "DownEncoderBlock2D", "UpDecoderBlock2D", channels) | {
         "_class_name": kind,
         "latent_channels": model["z_channels"],
         "mid_block_add_attention": model["mid_attention"],
         "sample_size": size,
         "scaling_factor": scale,
     }
-    if not kl:
-        config |= {
-            "num_vq_embeddings": model["codebook_size"],
-            "vq_embed_dim": model["latent_channels"],
-        }
-    return config
+    codebook = {
+        "num_vq_embeddings": model["codebook_size"],
+        "vq_embed_dim": model["latent_channels"],
+    }
+    return config if kl else config | codebook
 
 
 def unet_config(config, channels) -> dict:
     """The config.json of a UNet. channels: (in, out)."""
-    model = {"heads_up": None, "fill_heads": True, "resample_conv": True} | dict(config["model"])
+    model = defaults(UNet) | dict(config["model"])
     _same(model, "UNet", resblock_updown=False, heads_up=None, resample_conv=True)
-    _same({"codebook_logits": 0} | model, "UNet", codebook_logits=0)
+    _same(model, "UNet", codebook_logits=0)
     cross, widths = model["cross_attention"], _widths(model)
-    blocks = ("CrossAttn" if cross else "Attn", "DownBlock2D", "UpBlock2D")
-    common = _levels(model, *blocks, channels=channels) | {
+    attends = "CrossAttn" if cross else "Attn"
+    common = _levels(model, attends, "DownBlock2D", "UpBlock2D", channels) | {
         "_class_name": "UNet2DConditionModel" if cross else "UNet2DModel",
-        "norm_eps": model.get("eps", 1e-5),
-        "flip_sin_to_cos": not model.get("sin_first", False),
-        "freq_shift": model.get("freq_shift", 0),
-        "downsample_padding": 0 if model.get("asymmetric", False) else 1,
+        "norm_eps": model["eps"],
+        "flip_sin_to_cos": not model["sin_first"],
+        "freq_shift": model["freq_shift"],
+        "downsample_padding": 0 if model["asymmetric"] else 1,
         "dropout": model["dropout"],
         "resnet_time_scale_shift": "scale_shift" if model["scale_shift"] else "default",
         "sample_size": config["data"]["size"] // config["f"],
@@ -163,9 +147,8 @@ def unet_config(config, channels) -> dict:
     if model["scale_shift"]:
         raise errors.UsageError("diffusers' cross-attention UNet is not written with scale_shift.")
     heads = [width // each for width in widths] if each else number
-    tokens = [
-        k for k in _sorted(config["conditioners"]) if "width" in k and k.get("place") != "vector"
-    ]
+    given = [kwargs for _, kwargs in sorted(config["conditioners"].items())]
+    tokens = [kwargs for kwargs in given if "width" in kwargs and kwargs.get("place") != "vector"]
     return common | {
         "attention_head_dim": list(heads) if isinstance(heads, tuple) else heads,
         "cross_attention_dim": tokens[0]["width"],
@@ -197,14 +180,12 @@ def scheduler_config(process, spacing="legacy") -> dict:
 
 def _pipeline(slot, unet, channels, conditioners):
     """The pipeline that samples such a model; None where diffusers has only its parts."""
-    if slot and channels[0] == channels[1]:
-        if unet["_class_name"] == "UNet2DModel" and not conditioners:
-            return "LDMPipeline"
-        if slot == "vae":
-            return "StableDiffusionPipeline"
-    if not slot and not conditioners and unet["_class_name"] == "UNet2DModel":
-        return "DDIMPipeline"
-    return None
+    plain = unet["_class_name"] == "UNet2DModel" and not conditioners
+    if not slot:
+        return "DDIMPipeline" if plain else None
+    if channels[0] != channels[1]:
+        return None
+    return "LDMPipeline" if plain else STABLE_DIFFUSION if slot == "vae" else None
 
 
 def _write_class_tokens(folder, kwargs, params):
@@ -217,38 +198,25 @@ def _write_class_tokens(folder, kwargs, params):
 
 
 def _write_bert(folder, kwargs, params):
+    kwargs = defaults(TextEmbedder) | kwargs
     config = {
         "architectures": ["LDMBertModel"],
         "model_type": "ldmbert",
-        "vocab_size": kwargs.get("vocab_size", 30522),
-        "max_position_embeddings": kwargs.get("length", 77),
+        "vocab_size": kwargs["vocab_size"],
+        "max_position_embeddings": kwargs["length"],
         "d_model": kwargs["width"],
         "encoder_layers": kwargs["depth"],
         "encoder_ffn_dim": 4 * kwargs["width"],
-        "encoder_attention_heads": kwargs.get("heads", 8),
-        "head_dim": kwargs.get("head_width", 64),
+        "encoder_attention_heads": kwargs["heads"],
+        "head_dim": kwargs["head_width"],
         "activation_function": "gelu",
     }
     state = rules.export(params, diffusers.bert_table(kwargs["depth"]))
     _write_model(folder / "bert", config, state, "model.safetensors")
 
 
-_CONDITIONER_WRITERS = dict(**{"class": _write_class_tokens}, text=_write_bert)
-
-
-def _conditioner_writer(label, kwargs):
-    """What writes a conditioner that has weights of its own."""
-    if kwargs["name"] not in _CONDITIONER_WRITERS:
-        raise errors.UsageError(
-            f"diffusers has no counterpart of the conditioner {kwargs['name']!r} of {label!r}: "
-            "this run cannot be exported."
-        )
-    return _CONDITIONER_WRITERS[kwargs["name"]]
-
-
-def _channels(params):
-    unet = params["unet"]
-    return unet["conv_in"]["kernel"].shape[2], unet["conv_out"]["kernel"].shape[3]
+# Of conditioners that have weights of their own.
+_CONDITIONER_WRITERS = {"class": _write_class_tokens, "text": _write_bert}
 
 
 def _levels(model, attends, down, up, channels) -> dict:
@@ -279,24 +247,15 @@ def _widths(model):
 
 def _same(model, what, **wanted):
     for key, value in wanted.items():
-        if model.get(key, value) != value:
+        if model[key] != value:
             raise errors.UsageError(
                 f"diffusers has no {what} with {key}={model[key]!r}: this run cannot be exported."
             )
 
 
-def _sorted(conditioners):
-    return [kwargs for _, kwargs in sorted(conditioners.items())]
-
-
 def _write_model(folder, config, state, name=WEIGHTS, metadata=None):
     from safetensors.numpy import save_file
 
-    _write_json(folder / "config.json", config)
+    folders.write_json(folder / "config.json", config)
     about = {"format": "pt", "converted_by": "ldm_jax"} | (metadata or {})
     save_file(state, folder / name, metadata=about)
-
-
-def _write_json(path: pathlib.Path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -167,7 +167,7 @@ def test_the_adaptive_weight_is_that_of_gradients_through_the_whole_decoder(kl, 
             decoder = decoder | {"conv_out": decoder["conv_out"] | {"kernel": kernel}}
             bound = {"params": own["model"] | {"decoder": decoder}}
             moments = stage.model.apply(bound, images, method="encode")
-            z = bottleneck.sample(jax.random.split(KEY)[0], moments)
+            z = bottleneck.BOTTLENECKS.get("kl").sample(jax.random.split(KEY)[0], moments)
             return stage.model.apply(bound, z, method="decode")
 
         def nll(kernel):
