@@ -93,6 +93,14 @@ class ClipText(Conditioner):
     reader: ClassVar[str] = "clip"
 
     @nn.nowrap
+    def check(self):
+        if not self.weights:
+            raise errors.UsageError(
+                "The clip conditioner's weights are empty: give a text encoder's, a file or "
+                "hf:openai/clip-vit-large-patch14, as --config.conditioners.NAME.weights=FILE."
+            )
+
+    @nn.nowrap
     def example(self, image, latent):
         return {"clip_ids": jnp.zeros((image[0], self.length), jnp.int32)}
 

@@ -60,6 +60,10 @@ class Conditioner(nn.Module):
     latent_of: ClassVar[dict] = {}
     reader: ClassVar[str] = ""
 
+    @nn.nowrap
+    def check(self):
+        """Raises UsageError for settings that cannot work; touches no file."""
+
 
 @CONDITIONERS.register("class")
 class ClassEmbedder(Conditioner):

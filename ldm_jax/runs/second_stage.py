@@ -40,6 +40,8 @@ class DiffuseKind(kinds.Kind):
         codecs.check_trained(config.first_stage)
         model = self.model(config)
         model.denoiser.backbone.check()
+        for conditioner in model.denoiser.conditioners:
+            conditioner.check()
         model.sampling.method(model.process)
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):

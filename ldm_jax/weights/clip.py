@@ -39,11 +39,7 @@ def read(conditioner: ClipText) -> dict:
     Raises:
       UsageError: no file, or one that does not fit the conditioner's sizes.
     """
-    if not conditioner.weights:
-        raise errors.UsageError(
-            "The clip conditioner's weights are empty: give a text encoder's, a file or "
-            "hf:openai/clip-vit-large-patch14, as --config.conditioners.NAME.weights=FILE."
-        )
+    conditioner.check()
     file = weights_file(hub.folder(conditioner.weights, FILES[0]))
     state, ids = tensorfile.read(file), jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: conditioner.encoder().init(jax.random.key(0), ids))["params"]
