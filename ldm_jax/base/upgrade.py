@@ -5,12 +5,14 @@ since is filled in with the value that means what the program did then, and para
 been renamed since are found under the names that they had.
 """
 
+from ldm_jax.base import config as config_lib
+
 PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; their label follows
 
 # (key, what the program did before it had the key, a key beside it that tells where it belongs)
 LEARNT = (
     ("init_from", "", "seed"),
-    ("plugins", "", "seed"),
+    ("plugins", [], "seed"),
     ("offload", False, "seed"),
     ("max_loss_spike", 0.0, "seed"),
     ("max_rollbacks", 0, "seed"),
@@ -19,7 +21,7 @@ LEARNT = (
     ("data.combinations", "", "data.source"),
     ("data.relations", False, "data.source"),
     ("data.vocabulary", "", "data.source"),
-    ("eval.metrics", "", "eval.records"),
+    ("eval.metrics", [], "eval.records"),
     ("eval.features", "", "eval.records"),
     ("eval.weights", "", "eval.records"),
     ("eval.samples", 0, "eval.records"),
@@ -50,6 +52,10 @@ def config(saved: dict) -> dict:
         group, name = _group(saved, key)
         if name not in group and beside.rpartition(".")[2] in _group(saved, beside)[0]:
             group[name] = value
+    for key in ("plugins", "eval.metrics"):  # once a text with commas
+        group, name = _group(saved, key)
+        if isinstance(group.get(name), str):
+            group[name] = list(config_lib.names(group[name]))
     for player in saved.get("optim", {}).values():
         player.setdefault("average", "ema")
     return saved

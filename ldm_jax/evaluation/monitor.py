@@ -2,7 +2,6 @@
 
 import jax
 
-from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.data import pipeline, transforms
 from ldm_jax.evaluation import distances as distances_lib
@@ -14,7 +13,7 @@ from ldm_jax.runs import kinds
 
 def plan(config) -> measures.Request | None:
     """From config.eval; reads the weights. None where nothing is to be measured."""
-    metrics = config_lib.names(config.eval.metrics)
+    metrics = config.eval.metrics
     if not metrics:
         return None
     name, weights = config.eval.features or "mobilenet", config.eval.weights
