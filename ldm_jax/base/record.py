@@ -10,7 +10,6 @@ Nothing else in a run is read without one of these, and runs of earlier versions
 `upgrade`.
 """
 
-import json
 import pathlib
 
 from ml_collections import config_dict
@@ -56,9 +55,8 @@ class Record:
     @property
     def parameter_names(self) -> dict[str, str]:
         """{old name: name} of parameters that a run of an earlier version may hold; see upgrade."""
-        return (
-            upgrade.parameter_names(self._saved().get("conditioners", {})) if self.exists() else {}
-        )
+        labels = self._saved().get("conditioners", {}) if self.exists() else {}
+        return upgrade.parameter_names(labels)
 
     def _saved(self) -> dict:
         if not self.exists():
@@ -95,7 +93,7 @@ class Record:
     def write(self, **files: dict):
         """write(latents=..., init_from=...): the files of those names."""
         for name, content in files.items():
-            disk.write_text(self.path / f"{name}.json", json.dumps(content, indent=2) + "\n")
+            disk.write_json(self.path / f"{name}.json", content)
 
     def inside(self, path) -> str:
         """The path of what lies inside the run, as config.json says it."""
