@@ -4,6 +4,7 @@ import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
 from ldm_jax.base import disk
@@ -19,13 +20,10 @@ def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     """uint8 [n, h, w, 3] -> one picture, row by row; small images are enlarged x2 to x4."""
     enlarge = max(1, min(4, 96 // images.shape[1]))
     images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-    n, h, w, _ = images.shape
-    rows = -(-n // columns)
-    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
-        sheet[top : top + h, left : left + w] = image
-    return sheet
+    missing, edge = -len(images) % columns, (0, gap)
+    cells = np.pad(images, ((0, missing), edge, edge, (0, 0)), constant_values=255)
+    sheet = rearrange(cells, "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
+    return np.pad(sheet, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)
 
 
 def write_png(path: pathlib.Path, image: np.ndarray):
