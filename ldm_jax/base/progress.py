@@ -29,7 +29,9 @@ class Progress:
         left = elapsed / max(step - self._start, 1) * (self._total - step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in self._values.items())
         width = len(str(self._total))
-        self._put(f"step {step:{width}d}/{self._total}  {clock(left)} left  {shown}")
+        self._last = f"step {step:{width}d}/{self._total}  {clock(left)} left  {shown}"
+        start, end = ("\r\x1b[K", "") if self._live else ("", "\n")
+        print(f"{start}{self._last}", end=end, file=sys.stderr, flush=True)
 
     def say(self, text: str):
         """A line that stays."""
@@ -37,15 +39,6 @@ class Progress:
             end = "\r\x1b[K" if self._live and self._last else ""
             print(f"{end}{text}", file=sys.stderr, flush=True)
             self._last = ""
-
-    def _put(self, line: str):
-        self._last = line
-        print(
-            *([f"\r\x1b[K{line}"] if self._live else [line]),
-            end="" if self._live else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
 
     def close(self):
         if self._active and self._live and self._last:
