@@ -28,7 +28,7 @@ FLAGS = dict(
     reference_records=cli.Integer("Records of the reference at most.", 50_000, least=2),
     bootstrap=cli.Integer("Rounds for the error of fd, 0 for none.", 20, least=0),
     lpips=cli.Listed("BACKBONE,HEADS: two files of weights for LPIPS of a first stage."),
-    plugins=cli.Text("Modules of your own to import first, as config.plugins.", ""),
+    plugins=cli.Listed("Modules of your own to import first, as config.plugins."),
     against=cli.Text("Summary of an evaluation to compare with."),
     out=cli.Text("Folder to write to; by default evaluation/ beside what is measured."),
 )

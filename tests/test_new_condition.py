@@ -50,7 +50,7 @@ class Brightness(conditioners.Conditioner):
 
 def get_config(arg=None):
     config = debug.ldm()
-    config.plugins = "brightness_of_mine"
+    config.plugins = ("brightness_of_mine",)
     config.first_stage = "identity"
     config.model.update(mult=(1,), attention=())
     config.steps.update(total=2, log=1, eval=2)

@@ -37,7 +37,7 @@ bottleneck.BOTTLENECKS.register("bounded")(Bounded())
 
 def get_config(arg=None):
     config = debug.first_stage()
-    config.plugins = "edges_of_mine"
+    config.plugins = ("edges_of_mine",)
     config.data.size = 16
     config.model.update(mult=(1,), bottleneck="bounded")
     config.loss.update(disc_weight=0.0, terms=dict(edges=0.5))

@@ -27,10 +27,11 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
     """
     path, _, variant = spec.partition(":")
     file = pathlib.Path(path)
-    if not file.is_file():
-        known = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+    if not file.is_file() or file.suffix != ".py":
+        known = map(str, file.parent.glob("*.py"))
+        fault = "not a python file:" if file.is_file() else "no file"
         raise errors.UsageError(
-            f"--config={spec}: no file {path}{errors.nearest(path, known)} "
+            f"--config={spec}: {fault} {path}{errors.nearest(path, known)} "
             "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm)."
         )
     return overridden(_execute(spec, file, variant), overrides)
@@ -40,13 +41,13 @@ def overridden(config, overrides: dict[str, str] | None) -> config_dict.ConfigDi
     """`config` with `{"a.b": "text"}` set in it, and the modules that it names imported."""
     for key, text in (overrides or {}).items():
         override(config, key, text)
-    import_plugins(config.get("plugins", ""))
+    import_plugins(config.get("plugins", ()))
     return config
 
 
-def import_plugins(modules: str | tuple, key: str = "config.plugins"):
+def import_plugins(modules: tuple[str, ...], key: str = "config.plugins"):
     """Imports modules of the user's own, which register what configs and flags may name."""
-    for name in names(modules):
+    for name in modules:
         try:
             importlib.import_module(name)
         except Exception as e:
@@ -112,9 +113,9 @@ def override(config, key: str, text: str):
         ) from e
 
 
-def names(value: str | tuple) -> tuple[str, ...]:
-    """`"fd,kid"`, as texts and flags list names, is ("fd", "kid"); "" is ()."""
-    return tuple(filter(None, value.split(","))) if isinstance(value, str) else tuple(value)
+def names(text: str) -> tuple[str, ...]:
+    """`"fd,kid"`, as flags list names, is ("fd", "kid"); "" is ()."""
+    return tuple(filter(None, text.split(",")))
 
 
 def _literal(text: str):

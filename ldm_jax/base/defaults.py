@@ -8,7 +8,7 @@ def common() -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
-            plugins="",  # modules of your own: they register conditioners, sources, ...
+            plugins=(),  # names of modules of your own, which register conditioners, sources, ...
             init_from="",  # a run whose weights this one starts from
             data=dict(
                 source="scenes",  # scenes | folder | tar | arrayrecord | tfds
@@ -37,7 +37,7 @@ def common() -> ConfigDict:
             eval=dict(
                 records=1_024,
                 batch_size=32,
-                metrics="",  # distances to the data: some of "fd,kid,prc,dc,is"; "" measures none
+                metrics=(),  # distances to the data: some of fd, kid, prc, dc, is; () measures none
                 features="",  # mobilenet (by default), inception, inception_clean
                 weights="",  # file of the features' weights
                 samples=0,  # images drawn for them; 0: as many as records

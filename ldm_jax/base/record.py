@@ -51,7 +51,7 @@ class Record:
             for group, key in places:
                 if (inside := group.get(key)) and (self.path / inside).is_dir():
                     group[key] = str(self.path / inside)
-        config_lib.import_plugins(config.get("plugins", ""))
+        config_lib.import_plugins(config.get("plugins", ()))
         return config
 
     @property

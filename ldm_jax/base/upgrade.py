@@ -5,14 +5,16 @@ since is filled in with the value that means what the program did then, and para
 been renamed since are found under the names that they had.
 """
 
+from ldm_jax.base import config as config_lib
+
 PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; their label follows
 
 # {a key: the keys beside it that the program has learnt since, as it did before it had them}
 LEARNT = {
-    "seed": dict(init_from="", plugins="", offload=False)
+    "seed": dict(init_from="", plugins=[], offload=False)
     | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary=""),
-    "eval.records": dict(metrics="", features="", weights="", samples=0, every=0),
+    "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
     "limits.step": dict(stuck=0),
     "mesh.data": dict(spatial=1, tensor=1),
     "model.bottleneck": dict(name="autoencoder"),
@@ -34,6 +36,9 @@ def config(saved: dict) -> dict:
         group = saved.get(place, {}) if place else saved
         if name in group:
             group.update(learnt | group)
+    for group, name in ((saved, "plugins"), (saved.get("eval", {}), "metrics")):
+        if isinstance(group.get(name), str):  # words with commas between them, once
+            group[name] = list(config_lib.names(group[name]))
     for player in saved.get("optim", {}).values():
         player.setdefault("average", "ema")
     return saved

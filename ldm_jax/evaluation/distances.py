@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, raster, shard
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import loop
@@ -18,7 +17,7 @@ METRICS = "config.eval.metrics"
 
 def request(config) -> measures.Request | None:
     """What `config.eval` asks for; reads the weights. None where nothing is to be measured."""
-    metrics, wanted = config_lib.names(config.eval.metrics), config.eval
+    metrics, wanted = tuple(config.eval.metrics), config.eval
     if not metrics:
         return None
     if wanted.every % config.steps.eval:

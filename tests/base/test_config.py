@@ -25,7 +25,7 @@ def refused(spec, overrides=None) -> str:
 @pytest.mark.parametrize("text, words", [("fd", ("fd",)), ("fd,kid", ("fd", "kid")), ("", ())])
 def test_a_list_of_words_is_said_with_commas(text, words):
     config = config_lib.load("configs/debug.py", {"eval.metrics": text})
-    assert config_lib.names(config.eval.metrics) == config_lib.names(words) == words
+    assert config.eval.metrics == words
 
 
 def test_overrides_keep_the_type_of_the_value_that_stands_there():
@@ -69,6 +69,7 @@ def test_what_does_not_fit_is_one_line_that_names_the_remedy(key, text, words):
 def test_a_missing_file_and_an_unknown_variant_name_the_nearest():
     assert "did you mean 'configs/debug.py'?" in refused("configs/debgu.py")
     assert "no file" in refused("nowhere/at_all.py")
+    assert "not a python file" in refused("pyproject.toml")
     assert "did you mean 'first_stage'?" in refused(f"{DEBUG}:frist_stage")
 
 

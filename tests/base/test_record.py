@@ -39,6 +39,13 @@ def test_an_old_config_says_what_the_program_did_then(old):
     assert "kl_weight" not in config.loss and "terms" not in config.loss
 
 
+@pytest.mark.parametrize("text, words", [("fd", ("fd",)), ("fd,kid", ("fd", "kid")), ("", ())])
+def test_names_that_were_a_text_with_commas_are_read_as_a_tuple(old, text, words):
+    (old / "config.json").write_text(json.dumps(OLD | {"eval": {"metrics": text}}))
+    config = Record(old).config
+    assert config.eval.metrics == words and config.plugins == ()
+
+
 def test_a_first_stage_inside_a_run_is_found_where_the_run_is(old):
     moved = old.rename(old.with_name("moved"))
     assert Record(moved).config.first_stage == str(moved / "inside")
