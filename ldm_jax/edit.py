@@ -26,7 +26,9 @@ FLAGS = dict(
     images=cli.Text("A picture, or a folder of pictures."),
     masks=cli.Text("Folder of masks with the pictures' names, or one mask for all."),
     strength=cli.Number("How much vary, or interpolate between pictures, draws anew.", 0.6, 0, 1),
-    seeds=cli.Text("Seeds of the noise that interpolate goes between, instead of pictures.", ""),
+    seeds=cli.Listed(
+        "Seeds of the noise that interpolate goes between, instead of pictures.", each=int
+    ),
     frames=cli.Integer("Frames between two of interpolate, and of progress.", 8, least=2),
     num=cli.Integer("How many pictures progress shows.", 8, least=1),
     labels=cli.Text("Class ids that the pictures take in turn; none by default.", ""),

@@ -16,7 +16,7 @@ from ldm_jax import encode
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors
 from ldm_jax.data import latents
-from ldm_jax.jobs import moments
+from ldm_jax.jobs import encoding
 from ldm_jax.runs import data as data_lib
 
 SHORT = ["--config.steps.total=3", "--config.steps.log=1", "--config.steps.eval=3"]
@@ -147,5 +147,5 @@ def test_other_weights_and_missing_mirror_images_are_refused(
 def test_moments_that_float16_cannot_hold_are_refused():
     big = np.full((1, 1, 2, 2, 2), 1e5, np.float32)
     with pytest.raises(errors.RunError, match="--dtype=bfloat16"):
-        moments.narrow(big, "float16")
-    assert np.isfinite(moments.narrow(big, "bfloat16").astype(np.float32)).all()
+        encoding.narrow(big, "float16")
+    assert np.isfinite(encoding.narrow(big, "bfloat16").astype(np.float32)).all()

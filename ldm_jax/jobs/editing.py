@@ -10,7 +10,8 @@ from ldm_jax.base import errors, raster
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion import editing as maths
 from ldm_jax.jobs import conditioning, painter, pictures, settings
-from ldm_jax.runs import codecs, opened
+from ldm_jax.models.conditioners import CONDITIONERS
+from ldm_jax.runs import codecs, conditions, opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Edit:
     images: str = ""
     masks: str = ""
     strength: float = 0.6
-    seeds: str = ""
+    seeds: tuple[int, ...] = ()
     frames: int = 8
     num: int = 8
     labels: str = ""
@@ -44,17 +45,11 @@ class Edit:
 
     def painter(self, strength: float = 1.0) -> painter.Painter:
         """Checks the settings, then opens the run."""
-        changes = self.sampling | {"strength": strength}
-        how = settings.read(self.run, changes, self.size, self.ema, self.weaker)
-        labels = None
+        how, labels = settings.read(self, strength=strength), None
         if self.labels:
-            classes = settings.num_classes(how.config)
+            classes = conditions.classes(how.config)
             labels = conditioning.read_labels(self.labels, classes, self.num, self.seed)
-        return painter.Painter(how.open(), how, self.seed, labels, self.batch_size)
-
-    def write(self, names, drawn, **how) -> dict:
-        """See painter.write."""
-        return painter.write(self.out, names, drawn, **how)
+        return painter.Painter(how, labels)
 
 
 def inpaint(edit: Edit) -> dict:
@@ -75,7 +70,7 @@ def inpaint(edit: Edit) -> dict:
         mask = painter.holes_of_latents(holes, artist.run.model.codec.f)
         drawn = artist.draw(len(images), init=init, mask=mask)
     painted = np.where(holes[..., None], drawn, images)  # the official code leaves this step out
-    return edit.write(names, painted, beside=[images, grey])
+    return painter.write(edit.out, names, painted, beside=[images, grey])
 
 
 def vary(edit: Edit) -> dict:
@@ -83,27 +78,28 @@ def vary(edit: Edit) -> dict:
     names, _, images = edit.read()
     artist = edit.painter(edit.strength)
     drawn = artist.draw(len(images), init=artist.run.encode(painter.floats(images)))
-    return edit.write(names, drawn, beside=[images])
+    return painter.write(edit.out, names, drawn, beside=[images])
 
 
 def upscale(edit: Edit) -> dict:
     """Draws pictures of the training size from small ones, or from pictures made small."""
     config = record_lib.read(edit.run)
-    if "low_res" not in config.get("conditioners", {}):
+    given = config.get("conditioners", {}).values()
+    if not any("low_res" in CONDITIONERS.get(own["name"]).fields for own in given):
         raise errors.UsageError(f"--run={edit.run} was not trained for super-resolution (low_res).")
     names, found, images = edit.read()
     f = codecs.open_codec(config.first_stage).f
     small = tuple(side // f for side in images.shape[1:3])
     images = np.stack([pictures.fit(picture.pixels, small) for picture in found])
     drawn = edit.painter().draw(len(images), {"low_res": painter.floats(images)})
-    return edit.write(names, drawn, beside=[images.repeat(f, 1).repeat(f, 2)])
+    return painter.write(edit.out, names, drawn, beside=[images.repeat(f, 1).repeat(f, 2)])
 
 
 def interpolate(edit: Edit) -> dict:
     """Goes between pictures' latents in turn, or on the sphere between seeds' noise."""
     if bool(edit.images) == bool(edit.seeds):
         raise errors.UsageError("interpolate goes between --images or --seeds: give one of them.")
-    names, _, images = edit.read() if edit.images else (_numbers("--seeds", edit.seeds), None, None)
+    names, _, images = edit.read() if edit.images else (edit.seeds, None, None)
     if len(names) < 2:
         raise errors.UsageError("interpolate needs two pictures, or seeds, at least.")
     along = np.linspace(0, 1, edit.frames, dtype=np.float32)
@@ -120,13 +116,13 @@ def interpolate(edit: Edit) -> dict:
     drawn = artist.draw(len(states), same=True, **{"init" if edit.images else "noise": states})
     painter.animate(pathlib.Path(edit.out) / "animation.gif", drawn)
     frames = [f"{i:04d}" for i in range(len(drawn))]
-    return edit.write(frames, drawn, columns=edit.frames) | {"between": names}
+    return painter.write(edit.out, frames, drawn, columns=edit.frames) | {"between": names}
 
 
 def progress(edit: Edit) -> dict:
     """Shows a row of x_t and a row of predicted x_0 for every picture."""
     noisy, clean = edit.painter().trace(edit.num, edit.frames)  # [frames, n, h, w, 3]
-    summary = edit.write([f"{i:04d}" for i in range(edit.num)], clean[-1])
+    summary = painter.write(edit.out, [f"{i:04d}" for i in range(edit.num)], clean[-1])
     rows = [series[:, i] for i in range(edit.num) for series in (noisy, clean)]
     return summary | painter.sheet(edit.out, np.concatenate(rows), edit.frames)
 
@@ -140,11 +136,4 @@ def reconstruct(edit: Edit) -> dict:
     drawn = np.concatenate([np.asarray(part) for part in parts])
     squared = np.mean((drawn.astype(np.float64) - images) ** 2, axis=(1, 2, 3))
     quality = {"psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(squared, 1e-9))))}
-    return edit.write(names, drawn, beside=[images]) | quality
-
-
-def _numbers(flag, text):
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError as e:
-        raise errors.UsageError(f"{flag}={text} must be numbers such as 1,2,3.") from e
+    return painter.write(edit.out, names, drawn, beside=[images]) | quality

@@ -42,7 +42,7 @@ def read(flag: str, path: str) -> list[Picture]:
 def read_masks(path: str, pictures: list[Picture]) -> list[np.ndarray]:
     """A mask for every picture, bool [h, w], True where it is white: what is to be painted anew.
 
-    They have the pictures' names; a single file serves all.
+    Masks are files with the pictures' names, or one file for all of them.
     """
     masks = read("--masks", path)
     by_name = {mask.name: mask.pixels for mask in masks}
@@ -66,7 +66,10 @@ def read_masks(path: str, pictures: list[Picture]) -> list[np.ndarray]:
 
 
 def fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle in the aspect of `size` = (h, w), resized to it; masks, bool, by their nearest."""
+    """The middle of a picture, cropped to the aspect of `size` = (h, w) and resized to it.
+
+    A mask (bool) takes its nearest pixels, a picture is interpolated.
+    """
     if pixels.dtype == bool:
         grey = Image.fromarray(pixels.astype(np.uint8) * 255)
         return np.asarray(ImageOps.fit(grey, size[::-1], Image.Resampling.NEAREST)) > 127

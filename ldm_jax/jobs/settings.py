@@ -16,34 +16,30 @@ from ldm_jax.stages.sampling import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A second stage and how it draws; see `read`."""
+    """What a job wants, the config of its second stage, and how that draws; see `read`."""
 
-    run: str
+    wanted: Any
     config: Any
     sampling: Sampling
     size: tuple[int, int]
-    ema: bool
-    weaker: str
 
     def open(self, mesh=None):
         """The run (runs.opened); what it compiles is kept beside its weights."""
-        platforms.cache_compilations(pathlib.Path(self.run) / "compilation_cache")
-        return opened.load(self.run, ema=self.ema, mesh=mesh, weaker=self.weaker)
+        run, ema, weaker = self.wanted.run, self.wanted.ema, self.wanted.weaker
+        platforms.cache_compilations(pathlib.Path(run) / "compilation_cache")
+        return opened.load(run, ema=ema, mesh=mesh, weaker=weaker)
 
 
-def read(run: str, changes: dict, size: str = "", ema: bool = True, weaker: str = "") -> Settings:
-    """The settings of the second stage in `run`.
+def read(wanted, **changes) -> Settings:
+    """The settings of a job, a drawing.Drawing or an editing.Edit.
 
-    Args:
-      changes: {field of Sampling: value}, over the run's own sampling.
-      size: see `read_size`.
-      ema, weaker: see runs.opened.load.
+    The run's own sampling gives way to the job's, and that to `changes`, {field: value} each.
     """
-    config = record_lib.read(run)
-    kinds.expect(config, "diffuse", f"--run={run}")
-    sampling = Sampling(**config.sample).over(changes)
+    config = record_lib.read(wanted.run)
+    kinds.expect(config, "diffuse", f"--run={wanted.run}")
+    sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     sampling.grid(make_process(**config.process))
-    return Settings(run, config, sampling, read_size(size, config), ema, weaker)
+    return Settings(wanted, config, sampling, read_size(wanted.size, config))
 
 
 def read_size(text: str, config) -> tuple[int, int]:
