@@ -16,7 +16,7 @@ USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS = (*USUAL, "dispatch", "convolutions")
 FLAGS = dict(
     config=cli.Text("Config file, path.py[:variant]."),
-    parts=cli.Listed("Parts to time; dispatch and convolutions are others.", USUAL, of=PARTS),
+    parts=cli.Listed("Parts to time; there are also dispatch and convolutions.", USUAL, of=PARTS),
     batch_size=cli.Integer("Images of a batch; 0 for the config's.", 0, least=0),
     images=cli.Switch("Train a second stage on images instead of cached latents."),
     steps=cli.Integer("Number of the sampler's steps; the config's by default."),
