@@ -5,9 +5,9 @@
     python -m ldm_jax.bench --compare=old.json,new.json      # 1 where something became slower
 
 Weights and batches are noise in the shapes that the config says, so nothing has to be trained or
-there; only `data` reads records, and is left out where there are none. A second stage trains on
-cached latents unless --images. MFU is the model's work, three times the forward pass, by the rate
-of a large product measured in the same run (docs/performance.md).
+present; only `data` reads records, and it is left out where there are none. A second stage trains
+on cached latents unless --images. MFU is the model's work, three times the forward pass, by the
+rate of a large product measured in the same run (docs/performance.md).
 """
 
 from ldm_jax import cli

@@ -87,7 +87,8 @@ class Choice(Text):
 class Listed(Text):
     """Values with commas between them.
 
-    of: all that there are; each: what makes a value of a text; least: of finite numbers.
+    of: the values that there are, where only some are allowed; each: makes a value from its text;
+    least: where it is given, the values are finite numbers of at least that.
     """
 
     default: tuple | None = ()
@@ -104,7 +105,8 @@ class Listed(Text):
         try:
             values = [self.each(word) for word in words]
         except ValueError as e:
-            raise ValueError("the values must be numbers, with commas between them") from e
+            kind = "whole numbers" if self.each is int else "numbers"
+            raise ValueError(f"give {kind} with commas between them") from e
         if self.least is not None and not all(self.least <= v < math.inf for v in values):
             raise ValueError(f"the numbers must be finite and at least {self.least}")
         return values
@@ -159,7 +161,7 @@ def start(doc: str, table, main, argv=None, verbs=None):
 
     Args:
       doc: the command's module docstring, the head of its --help.
-      table: {name: flag}, or (arguments) -> that.
+      table: {name: flag}, or a function of the arguments that returns it.
       main: (parsed FlagValues, {"a.b": "text"} config overrides) -> None.
       argv: without the program's name; sys.argv's by default.
       verbs: names of which the first argument must be one; main then takes it, before the flags.

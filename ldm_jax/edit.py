@@ -7,7 +7,7 @@
     python -m ldm_jax.edit progress    --run=RUN --out=DIR --num=8
     python -m ldm_jax.edit reconstruct --run=RUN --out=DIR --images=DIR
 
-inpaint paints anew what a mask has white, and leaves the rest as it is, to the pixel; a run that
+inpaint paints anew where a mask is white, and leaves the rest as it is, to the pixel; a run that
 was trained for inpainting gets image and mask as its conditions. vary keeps 1 - strength of a
 picture. upscale wants a run that was trained for super-resolution. interpolate goes from each
 picture, or seed, to the next and writes an animation too. progress shows x_t and the predicted x_0

@@ -16,16 +16,10 @@ GRID_COLUMNS = 8
 GRID_ROWS = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawing:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing(settings.Wanted):
     """What to draw: the flags of `sample`, which say what each field means."""
 
-    run: str
-    out: str
-    num: int
-    batch_size: int
-    sampling: dict
-    size: str = ""
     labels: str = conditioning.BALANCED
     prompts: str = ""
     held_out: bool = False
@@ -33,9 +27,6 @@ class Drawing:
     format: str = "png"
     shard_size: int = 256
     worker: str = ""
-    seed: int = 0
-    ema: bool = True
-    weaker: str = ""
 
 
 def draw(wanted: Drawing) -> dict | None:

@@ -14,25 +14,15 @@ from ldm_jax.models.conditioners import CONDITIONERS
 from ldm_jax.runs import codecs, conditions, opened
 
 
-@dataclasses.dataclass(frozen=True)
-class Edit:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edit(settings.Wanted):
     """What to edit and how: the flags of `edit`, which say what each field means."""
 
-    run: str
-    out: str
-    sampling: dict
     images: str = ""
     masks: str = ""
     strength: float = 0.6
     seeds: tuple[int, ...] = ()
     frames: int = 8
-    num: int = 8
-    labels: str = ""
-    size: str = ""
-    batch_size: int = 16
-    seed: int = 0
-    ema: bool = True
-    weaker: str = ""
 
     def read(self):
         """(the names of `images`, [pictures.Picture], uint8 [n, h, w, 3] of them at their size)."""

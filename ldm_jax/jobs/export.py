@@ -1,4 +1,4 @@
-"""A sampler as one file that runs without this code (runs/exported.py); see `sample`."""
+"""Writes a sampler as one file that runs without this code (runs/exported.py)."""
 
 import dataclasses
 import json
@@ -14,11 +14,8 @@ from ldm_jax.diffusion import samplers
 from ldm_jax.jobs import settings
 
 
-def write(wanted, file: pathlib.Path, platforms: list[str]) -> dict:
-    """Writes the sampler of one batch for these platforms; the summary.
-
-    wanted: a drawing.Drawing.
-    """
+def write(wanted: settings.Wanted, file: pathlib.Path, platforms: list[str]) -> dict:
+    """Writes the sampler of one batch for these platforms; returns the summary."""
     from safetensors.numpy import save as pack
 
     seconds = watch.stopwatch()

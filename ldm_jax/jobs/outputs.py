@@ -62,7 +62,7 @@ class Format:
         raise NotImplementedError
 
     def assemble(self, out: pathlib.Path, shards: list[Shard], rows: list[dict]):
-        """Once, when all shards are there."""
+        """Writes what only a whole job has; called once all shards are there."""
 
 
 class Pictures(Format):
@@ -73,7 +73,7 @@ class Pictures(Format):
         self._encode = functools.partial(images_lib.encode, image_format=suffix, **options)
 
     def names(self, shard):
-        """Of the pictures' files, in the folder or in an archive."""
+        """Names of the pictures, as files of the folder or in an archive."""
         return [f"{i:06d}.{self._suffix}" for i in range(shard.begin, shard.end)]
 
     files = names

@@ -55,12 +55,12 @@ def read_masks(path: str, pictures: list[Picture]) -> list[np.ndarray]:
         mask, want = by_name[picture.name], picture.pixels.shape[:2]
         if mask.shape[:2] != want:
             raise errors.UsageError(
-                f"--masks: that of {picture.name!r} is {mask.shape[1]}x{mask.shape[0]}, the image "
-                f"is {want[1]}x{want[0]}; make them the same size."
+                f"--masks: the mask of {picture.name!r} is {mask.shape[1]}x{mask.shape[0]}, the "
+                f"image is {want[1]}x{want[0]}; make them the same size."
             )
         mask = mask.mean(-1) > 127
         if not mask.any():
-            raise errors.UsageError(f"--masks: that of {picture.name!r} has no white to paint.")
+            raise errors.UsageError(f"--masks: the mask of {picture.name!r} has no white to paint.")
         found.append(mask)
     return found
 

@@ -14,11 +14,31 @@ from ldm_jax.runs import kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What every job wants that draws by a second stage.
+
+    The fields are flags of its command, which say what each means; sampling: those of
+    stages.sampling.Sampling that were given.
+    """
+
+    run: str
+    out: str
+    num: int
+    batch_size: int
+    sampling: dict
+    size: str = ""
+    labels: str = ""
+    seed: int = 0
+    ema: bool = True
+    weaker: str = ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a job wants, the config of its second stage, and how that draws; see `read`."""
 
-    wanted: Any
+    wanted: Wanted
     config: Any
     sampling: Sampling
     size: tuple[int, int]
@@ -30,11 +50,8 @@ class Settings:
         return opened.load(run, ema=ema, mesh=mesh, weaker=weaker)
 
 
-def read(wanted, **changes) -> Settings:
-    """The settings of a job, a drawing.Drawing or an editing.Edit.
-
-    The run's own sampling gives way to the job's, and that to `changes`, {field: value} each.
-    """
+def read(wanted: Wanted, **changes) -> Settings:
+    """The settings of a job; the run's own sampling gives way to the job's, that to `changes`."""
     config = record_lib.read(wanted.run)
     kinds.expect(config, "diffuse", f"--run={wanted.run}")
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)

@@ -133,7 +133,7 @@ def _new_folder(out):
 
 @contextlib.contextmanager
 def _understood(checkpoint):
-    """A config that is not what it should be breaks its reader in many ways: all are one line."""
+    """A foreign config that is wrong breaks its reader in many ways: all become one line."""
     try:
         yield
     except errors.UsageError:
@@ -146,7 +146,7 @@ def _understood(checkpoint):
 
 
 def _merge(old: dict, changes: dict) -> dict:
-    """Nested; a number keeps the kind that the default has."""
+    """Merges groups key by key; where the default is a float, the new value becomes one."""
     merged = dict(old)
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(old.get(key), dict):
