@@ -5,9 +5,9 @@
     python -m ldm_jax.bench --compare=old.json,new.json      # 1 where something became slower
 
 Weights and batches are noise in the shapes that the config says, so nothing has to be trained or
-there; only `data` reads records, and is left out where there are none. A second stage trains on
-cached latents unless --images. MFU is the model's work, three times the forward pass, by the rate
-of a large product measured in the same run (docs/performance.md).
+present; only `data` reads records, and it is left out where there are none. A second stage trains
+on cached latents unless --images. MFU is the model's work, three times the forward pass, by the
+rate of a large product measured in the same run (docs/performance.md).
 """
 
 from ldm_jax import cli
@@ -16,7 +16,7 @@ USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS = (*USUAL, "dispatch", "convolutions")
 FLAGS = dict(
     config=cli.Text("Config file, path.py[:variant]."),
-    parts=cli.Listed("Parts to time; dispatch and convolutions are others.", USUAL, of=PARTS),
+    parts=cli.Listed("Parts to time; there are also dispatch and convolutions.", USUAL, of=PARTS),
     batch_size=cli.Integer("Images of a batch; 0 for the config's.", 0, least=0),
     images=cli.Switch("Train a second stage on images instead of cached latents."),
     steps=cli.Integer("Number of the sampler's steps; the config's by default."),

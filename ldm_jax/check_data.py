@@ -4,9 +4,9 @@
         [--config.data.path=... --config.data.vocabulary=...]
 
 Every record (or N of them, evenly spread) is read, cropped and made into what the recipe's
-conditioners read. Unreadable records and those that a condition can do nothing with are replaced in
-training; the rest is said and does no harm. Exit code 1 if more than config.data.max_bad_fraction
-would be replaced. --out writes summary.json.
+conditioners read. Training replaces records that are unreadable or that a conditioner cannot use;
+whatever else is reported does no harm. Exit code 1 if more than config.data.max_bad_fraction would
+be replaced. --out writes summary.json.
 """
 
 import pathlib

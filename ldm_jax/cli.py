@@ -17,16 +17,15 @@ from collections.abc import Callable
 from absl import flags
 
 from ldm_jax.base import errors, platforms, remote
+from ldm_jax.base.errors import EXIT_FAILED, EXIT_RESTART, EXIT_USAGE
 from ldm_jax.base.output import check_mounted, check_writable, finish  # noqa: F401  (for commands)
 
-EXIT_FAILED, EXIT_USAGE = errors.EXIT_FAILED, errors.EXIT_USAGE
-EXIT_RESTART = errors.EXIT_RESTART
 # An error of storage explains itself, and no traceback of ours would add to it.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclasses.dataclass(frozen=True)
-class Text(flags.ArgumentParser):
+class Text(flags.ArgumentParser, flags.ArgumentSerializer):
     """A flag whose value is its text. The other kinds differ in `parse` and `serialize`.
 
     help: the sentence that --help prints; default: None where there is none.
@@ -35,25 +34,8 @@ class Text(flags.ArgumentParser):
     help: str
     default: object = None
 
-    def parse(self, argument):
-        return argument
-
-    def serialize(self, value) -> str:
-        return str(value)
-
     def define(self, name: str, values: flags.FlagValues):
         flags.DEFINE(self, name, self.default, self.help, values, serializer=self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Integer(Text):
-    """A whole number from `least` to `most`, where those are given."""
-
-    least: int | None = None
-    most: int | None = None
-
-    def parse(self, argument):
-        return flags.IntegerParser(self.least, self.most).parse(argument)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +50,14 @@ class Number(Text):
         if not math.isfinite(number):
             raise ValueError(f"{argument} is not a finite number")
         return number
+
+
+@dataclasses.dataclass(frozen=True)
+class Integer(Number):
+    """A whole number from `least` to `most`, where those are given."""
+
+    def parse(self, argument):
+        return flags.IntegerParser(self.least, self.most).parse(argument)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +87,8 @@ class Choice(Text):
 class Listed(Text):
     """Values with commas between them.
 
-    of: all that there are; each: what makes a value of a text; least: of finite numbers.
+    of: the values that there are, where only some are allowed; each: makes a value from its text;
+    least: where it is given, the values are finite numbers of at least that.
     """
 
     default: tuple | None = ()
@@ -111,7 +102,11 @@ class Listed(Text):
             if self.of and word not in self.of:
                 hint = errors.nearest(word, self.of)
                 raise ValueError(f"{word} is unknown: use some of {', '.join(self.of)}{hint}")
-        values = [self.each(word) for word in words]
+        try:
+            values = [self.each(word) for word in words]
+        except ValueError as e:
+            kind = "whole numbers" if self.each is int else "numbers"
+            raise ValueError(f"give {kind} with commas between them") from e
         if self.least is not None and not all(self.least <= v < math.inf for v in values):
             raise ValueError(f"the numbers must be finite and at least {self.least}")
         return values
@@ -147,10 +142,9 @@ class Fields:
         return [field for field in dataclasses.fields(cls) if "help" in field.metadata]
 
 
-_SAMPLING = Fields("ldm_jax.stages.sampling", "Sampling")
 # How images are drawn, for every command that draws some.
 SAMPLING = dict(
-    sampling=_SAMPLING,
+    sampling=Fields("ldm_jax.stages.sampling", "Sampling"),
     weaker=Text("Run of the same model, less trained, that guidance leads away from.", ""),
     seed=Integer("Seed of the noise.", 0, least=0),
     ema=Switch("Use the moving average of the weights, where the run keeps one.", True),
@@ -159,7 +153,7 @@ SAMPLING = dict(
 
 def sampling(args) -> dict:
     """{field of stages.sampling.Sampling: value} of the flags that were given."""
-    return _SAMPLING.given(args)
+    return SAMPLING["sampling"].given(args)
 
 
 def start(doc: str, table, main, argv=None, verbs=None):
@@ -167,7 +161,7 @@ def start(doc: str, table, main, argv=None, verbs=None):
 
     Args:
       doc: the command's module docstring, the head of its --help.
-      table: {name: flag}, or (arguments) -> that.
+      table: {name: flag}, or a function of the arguments that returns it.
       main: (parsed FlagValues, {"a.b": "text"} config overrides) -> None.
       argv: without the program's name; sys.argv's by default.
       verbs: names of which the first argument must be one; main then takes it, before the flags.
@@ -187,15 +181,17 @@ def run(doc, table, main, argv, verbs=None) -> int:
     platforms.quiet_libraries()
     platforms.set_flags()
     argv = list(argv)
-    verb = argv.pop(0) if verbs and argv and not argv[0].startswith("-") else None
+    verb = [argv.pop(0)] if verbs and argv and not argv[0].startswith("-") else []
     try:
         values = define(table, argv)
         if {"--help", "-help", "-h", "--helpfull"} & set(argv):
             print(f"{doc.strip()}\n\n{describe(values)}")
             return 0
-        overrides, rest = split_overrides(argv)
-        parse(values, rest)
-        main(*([_one_of(verb, verbs)] if verbs else []), values, overrides)
+        overrides = parse(values, argv)
+        if verbs and (not verb or verb[0] not in verbs):
+            hint = errors.nearest("".join(verb), verbs)
+            raise errors.UsageError(f"Say which, first: {' | '.join(verbs)}{hint}")
+        main(*verb, values, overrides)
         return 0
     except errors.UsageError as e:
         return _say(e, EXIT_USAGE)
@@ -218,9 +214,7 @@ def call(name: str, *argv: str):
     print("$", shlex.join(["python", "-m", f"ldm_jax.{name}", *argv]), flush=True)
     command = importlib.import_module(f"ldm_jax.{name}")
     values = define(command.FLAGS, argv)
-    overrides, rest = split_overrides(argv)
-    parse(values, rest)
-    command.main(values, overrides)
+    command.main(values, parse(values, argv))
 
 
 def define(table, argv=()) -> flags.FlagValues:
@@ -236,26 +230,18 @@ def describe(values: flags.FlagValues) -> str:
     lines = []
     for name in values:
         flag = values[name]
-        default = (
-            ",".join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
-        )
+        default = flag.default
+        default = ",".join(map(str, default)) if isinstance(default, list) else default
         given = f"--{name}" if default in (None, "") else f"--{name}={default}"
         lines.append(f"  {given:26} {flag.help}")
     return "\n".join(lines)
 
 
-def parse(values: flags.FlagValues, argv):
-    """Parses into `values`; anything wrong is a UsageError."""
-    try:
-        rest = values(["ldm_jax", *argv])[1:]
-    except flags.Error as e:
-        raise errors.UsageError(" ".join(str(e).split())) from e
-    if rest:
-        raise errors.UsageError(f"Unexpected argument {rest[0]!r}; flags are --name=value.")
+def parse(values: flags.FlagValues, argv) -> dict[str, str]:
+    """Parses into `values`; returns the overrides, `--config.a.b=v` or `--config.a.b v`.
 
-
-def split_overrides(argv) -> tuple[dict[str, str], list[str]]:
-    """Takes `--config.a.b=v`, `--config.a.b v` out of the arguments."""
+    Anything wrong is a UsageError.
+    """
     overrides, rest, argv = {}, [], list(argv)
     while argv:
         arg = argv.pop(0)
@@ -268,7 +254,13 @@ def split_overrides(argv) -> tuple[dict[str, str], list[str]]:
             overrides[key] = text
         else:
             rest.append(arg)
-    return overrides, rest
+    try:
+        stray = values(["ldm_jax", *rest])[1:]
+    except flags.Error as e:
+        raise errors.UsageError(" ".join(str(e).split())) from e
+    if stray:
+        raise errors.UsageError(f"Unexpected argument {stray[0]!r}; flags are --name=value.")
+    return overrides
 
 
 def require(values: flags.FlagValues, *names: str):
@@ -308,14 +300,6 @@ def mirror(args):
         if name in args and str(args[name].value or "").startswith(remote.SCHEME):
             write = name in ("out", "workdir")
             args[name].value = remote.local(args[name].value, write=write)
-
-
-def _one_of(verb: str | None, verbs):
-    if verb not in verbs:
-        raise errors.UsageError(
-            f"Say which, first: {' | '.join(verbs)}{errors.nearest(verb or '', verbs)}"
-        )
-    return verb
 
 
 def _say(message, code) -> int:

@@ -23,7 +23,7 @@ FLAGS = dict(
     run=cli.Text("The run to read, for export."),
     out=cli.Text("The folder to write."),
     heads=cli.Integer(
-        "Attention heads, where a yaml of before April 2022 says others.", 0, least=0
+        "Attention heads, if not those of the yaml (weights from before April 2022).", 0, least=0
     ),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),
     ema=cli.Switch("Export the moving average of the weights, where there is one.", True),

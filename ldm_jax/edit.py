@@ -7,7 +7,7 @@
     python -m ldm_jax.edit progress    --run=RUN --out=DIR --num=8
     python -m ldm_jax.edit reconstruct --run=RUN --out=DIR --images=DIR
 
-inpaint paints anew what a mask has white, and leaves the rest as it is, to the pixel; a run that
+inpaint paints anew where a mask is white, and leaves the rest as it is, to the pixel; a run that
 was trained for inpainting gets image and mask as its conditions. vary keeps 1 - strength of a
 picture. upscale wants a run that was trained for super-resolution. interpolate goes from each
 picture, or seed, to the next and writes an animation too. progress shows x_t and the predicted x_0
@@ -26,7 +26,9 @@ FLAGS = dict(
     images=cli.Text("A picture, or a folder of pictures."),
     masks=cli.Text("Folder of masks with the pictures' names, or one mask for all."),
     strength=cli.Number("How much vary, or interpolate between pictures, draws anew.", 0.6, 0, 1),
-    seeds=cli.Text("Seeds of the noise that interpolate goes between, instead of pictures.", ""),
+    seeds=cli.Listed(
+        "Seeds of the noise that interpolate goes between, instead of pictures.", each=int
+    ),
     frames=cli.Integer("Frames between two of interpolate, and of progress.", 8, least=2),
     num=cli.Integer("How many pictures progress shows.", 8, least=1),
     labels=cli.Text("Class ids that the pictures take in turn; none by default.", ""),

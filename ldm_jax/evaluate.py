@@ -24,7 +24,7 @@ FLAGS = dict(
     reference=cli.Text("Run, folder or .npz of the reference; the samples' run by default."),
     features=cli.Text("Features: mobilenet, inception or inception_clean.", "mobilenet"),
     weights=cli.Text("File of the weights of --features."),
-    metrics=cli.Listed("Some of fd, kid, prc, dc (the default), is, fd_infinity."),
+    metrics=cli.Listed("Figures: of fd, kid, prc, dc, is, fd_infinity; by default the first four."),
     reference_records=cli.Integer("Records of the reference at most.", 50_000, least=2),
     bootstrap=cli.Integer("Rounds for the error of fd, 0 for none.", 20, least=0),
     lpips=cli.Listed("BACKBONE,HEADS: two files of weights for LPIPS of a first stage."),

@@ -44,12 +44,12 @@ def main(args, overrides):
     cli.mirror(args)
     folder = pathlib.Path(args.export).parent if args.export else args.out
     cli.check_writable("--export" if args.export else "--out", folder)
-    from ldm_jax.jobs import drawing
+    from ldm_jax.jobs import drawing, export
 
     wanted = cli.fill(drawing.Drawing, args, sampling=cli.sampling(args))
     if args.export:
         file = pathlib.Path(args.export)
-        summary = drawing.write_file(wanted, file, args.platforms)
+        summary = export.write(wanted, file, args.platforms)
         cli.finish(file.with_name(f"{file.name}.summary.json"), summary)
     elif summary := drawing.draw(wanted):
         cli.finish(pathlib.Path(args.out) / "summary.json", summary)

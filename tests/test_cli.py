@@ -51,6 +51,7 @@ def test_values_are_read_and_defaults_stay():
         ("--names=a,c", "c is unknown"),
         ("--levels=1,nan", "finite"),
         ("--levels=-1", "at least 0"),
+        ("--levels=1,high", "give numbers"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_flag_and_value(flag, words, refused):

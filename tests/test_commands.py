@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,17 @@ def test_sampling_is_determined_by_seed_noise_and_condition(run):
     assert np.any(draw(seed=1) != draw(seed=2))
     np.testing.assert_allclose(draw(seed=1)[1], draw(seed=1, first=1)[0], atol=1e-2)
     assert draw(seed=1).shape == (2, 8, 8, 2)
+
+
+def test_what_a_call_leaves_open_of_sampling_the_runs_config_says(run, ldm, tmp_path):
+    clipped = shutil.copytree(ldm, tmp_path / "clipped")
+    config = disk.read_json(clipped / "config.json")
+    config["sample"]["clip"] = 0.1
+    disk.write_json(clipped / "config.json", config)
+    draw = lambda run, **said: np.asarray(run.sample(2, steps=2, latents=True, **said))
+    own = draw(ldm_jax.load(clipped))
+    np.testing.assert_array_equal(own, draw(run, clip=0.1))
+    assert np.any(own != draw(run))
 
 
 def test_denoise_takes_fields_or_ready_tokens_or_nothing(run):

@@ -156,6 +156,14 @@ def test_large_images_are_drawn_tile_by_tile_and_seams_do_not_show(run, tmp_path
     assert step[edges].mean() < 1.2 * np.delete(step, edges).mean()
 
 
+def test_a_run_for_super_resolution_is_known_under_any_label(run, tmp_path, refused):
+    config = json.loads((run / "config.json").read_text())
+    config["conditioners"] = {"small": {"name": "image"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code = call_edit("upscale", f"--run={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert "--images is missing" in refused(code)
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [

@@ -93,6 +93,7 @@ def test_imports_run_only_downward(path):
     allowed = may_import(path)
     for line, name in imported(ast.walk(ast.parse(path.read_text()))):
         root, _, rest = name.partition(".")
+        assert root not in ("configs", "launch"), f"{path}:{line}: a wheel holds ldm_jax alone"
         if root != "ldm_jax":
             continue
         target = rest.split(".")[0]

@@ -10,10 +10,11 @@ import numpy as np
 from ldm_jax.base import errors
 
 BALANCED, RANDOM = "balanced", "random"
+_is_file = os.path.isfile  # also of captions, which may be longer than a path can be
 
 
 class Conditioning:
-    """Image i is drawn under row i of every field, the rows over and over.
+    """Image i is drawn under row i of every field; after the last row comes the first again.
 
     Attributes:
       names: {flag: what identifies the conditions}, for the manifest.
@@ -40,9 +41,10 @@ def read(wanted, *, classes: int, known: list[str], make) -> Conditioning:
     """Conditions as a drawing.Drawing asks for them.
 
     Args:
-      wanted: with labels (balanced, random, ids such as 3,5, or a file with an id on each line),
-        prompts (one, or a file with one on each line), held_out (the held-out records' conditions),
-        cond (an .npz with an array [n, ...] for each field), num and seed.
+      wanted: has the fields labels (balanced, random, ids such as 3,5, or a file with an id on each
+        line), prompts (one, or a file with one on each line), held_out (whether to take the
+        conditions of held-out records), cond (an .npz with an array [n, ...] for each field), num
+        and seed.
       classes: how many classes the run knows; 0 if it is not conditioned on any.
       known: the run's condition fields.
       make: () -> (data.conditions.Conditions, held-out source), opened where it is needed.
@@ -123,15 +125,13 @@ def _read_arrays(path):
         raise errors.UsageError(f"--cond={path} cannot be read as .npz ({e}).") from e
     for name, array in arrays.items():
         if not array.ndim or not len(array):
-            raise errors.UsageError(f"--cond={path}: {name!r} {array.shape} needs a row an image.")
+            raise errors.UsageError(
+                f"--cond={path}: {name!r} has the shape {array.shape}; give an array [n, ...] of "
+                "at least one row."
+            )
     return arrays
 
 
 def _identity(text: str) -> str:
-    """Of a flag: its text, or the digest of the file that it names."""
+    """What a manifest says of a flag: its text, or the digest of the file that it names."""
     return hashlib.sha256(pathlib.Path(text).read_bytes()).hexdigest() if _is_file(text) else text
-
-
-def _is_file(text: str) -> bool:
-    """Of a caption too, which may be longer than a path can be."""
-    return os.path.isfile(text)

@@ -1,14 +1,12 @@
-"""The job that draws images from a second stage, and the sampler as a file; see `sample`."""
+"""The job that draws images from a second stage; see `sample`."""
 
 import dataclasses
-import functools
-import pathlib
 
 import jax
 import numpy as np
 
-from ldm_jax.base import errors, raster, shard, watch
-from ldm_jax.jobs import conditioning, export, settings
+from ldm_jax.base import raster, shard, watch
+from ldm_jax.jobs import conditioning, settings
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.runs import conditions as conditions_of
 from ldm_jax.runs import data as data_lib
@@ -18,16 +16,10 @@ GRID_COLUMNS = 8
 GRID_ROWS = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawing:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing(settings.Wanted):
     """What to draw: the flags of `sample`, which say what each field means."""
 
-    run: str
-    out: str
-    num: int
-    batch_size: int
-    sampling: dict
-    size: str = ""
     labels: str = conditioning.BALANCED
     prompts: str = ""
     held_out: bool = False
@@ -35,24 +27,20 @@ class Drawing:
     format: str = "png"
     shard_size: int = 256
     worker: str = ""
-    seed: int = 0
-    ema: bool = True
-    weaker: str = ""
-
-    def settings(self) -> settings.Settings:
-        return settings.read(self.run, self.sampling, self.size, self.ema, self.weaker)
 
 
 def draw(wanted: Drawing) -> dict | None:
     """Draws the shards that are missing; the summary, or None while other workers still draw."""
-    seconds = watch.stopwatch()
-    how = wanted.settings()
+    seconds, how = watch.stopwatch(), settings.read(wanted)
     model = kinds.of(how.config).model(how.config)
     how.sampling.tiling(model, *how.size)
     classes = conditions_of.classes(how.config)
-    conditions = conditioning.read(
-        wanted, classes=classes, known=model.fields, make=functools.partial(_maker, how.config)
-    )
+
+    def make():
+        source = data_lib.open_source(how.config.data)
+        return conditions_of.make(how.config, source), data_lib.held_out(how.config, source)
+
+    conditions = conditioning.read(wanted, classes=classes, known=model.fields, make=make)
     job = job_lib.Job(wanted.out, wanted.num, wanted.shard_size, wanted.format, classes)
     worker = settings.read_worker(wanted.worker)
     mesh = shard.make_mesh(devices=jax.local_devices())
@@ -76,43 +64,15 @@ def draw(wanted: Drawing) -> dict | None:
     write_grid(job, conditions)
     summary = {"num": wanted.num, "digest": digest, "seconds": seconds(), **about}
     summary["samples_png"] = str(job.out / "grid.png")
-    if drawn:
-        decode = run.time_decode(wanted.batch_size, how.sampling, how.size) * clocks["batches"]
-        summary |= timings(clocks, compiling(), drawn, decode)
-    return summary
-
-
-def write_file(wanted: Drawing, file: pathlib.Path, platforms: list[str]) -> dict:
-    """The sampler of one batch as a file that runs without this code (jobs.exported)."""
-    seconds = watch.stopwatch()
-    if wanted.weaker:
-        raise errors.UsageError(
-            f"--weaker={wanted.weaker}: an exported sampler holds one run alone."
-        )
-    how = wanted.settings()
-    run = how.open()
-    export.write(file, run, wanted.batch_size, how.sampling, how.size, platforms)
-    summary = {"export": str(file), "bytes": file.stat().st_size, "platforms": platforms}
-    return summary | dataclasses.asdict(how.sampling) | {"seconds": seconds()}
-
-
-def _maker(config):
-    """(data.conditions.Conditions, held-out records) of a run's data."""
-    source = data_lib.open_source(config.data)
-    held_out = data_lib.held_out(config, source)
-    return conditions_of.make(config, source), held_out
-
-
-def timings(clocks: dict, compiling: float, drawn: int, decode: float) -> dict:
-    """Where the seconds of `clocks` (job.run) went.
-
-    compiling: seconds of it; decode: seconds of all batches, measured apart, the device drained.
-    """
-    drawing = clocks["draw"] - compiling
-    return {
+    if not drawn:
+        return summary
+    # Decoding is part of the sampler's program: it is measured apart, the device drained.
+    decode = run.time_decode(wanted.batch_size, how.sampling, how.size) * clocks["batches"]
+    drawing = clocks["draw"] - compiling()
+    return summary | {
         "drawn": drawn,
         "images_per_second": drawn / max(drawing, 1e-9),
-        "compile_seconds": compiling,
+        "compile_seconds": compiling(),
         "denoise_seconds": max(drawing - decode, 0.0),
         "decode_seconds": decode,
         "write_seconds": clocks["write"],

@@ -14,25 +14,15 @@ from ldm_jax.models.conditioners import CONDITIONERS
 from ldm_jax.runs import codecs, conditions, opened
 
 
-@dataclasses.dataclass(frozen=True)
-class Edit:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edit(settings.Wanted):
     """What to edit and how: the flags of `edit`, which say what each field means."""
 
-    run: str
-    out: str
-    sampling: dict
     images: str = ""
     masks: str = ""
     strength: float = 0.6
-    seeds: str = ""
+    seeds: tuple[int, ...] = ()
     frames: int = 8
-    num: int = 8
-    labels: str = ""
-    size: str = ""
-    batch_size: int = 16
-    seed: int = 0
-    ema: bool = True
-    weaker: str = ""
 
     def read(self):
         """(the names of `images`, [pictures.Picture], uint8 [n, h, w, 3] of them at their size)."""
@@ -45,17 +35,11 @@ class Edit:
 
     def painter(self, strength: float = 1.0) -> painter.Painter:
         """Checks the settings, then opens the run."""
-        changes = self.sampling | {"strength": strength}
-        how = settings.read(self.run, changes, self.size, self.ema, self.weaker)
-        labels = None
+        how, labels = settings.read(self, strength=strength), None
         if self.labels:
             classes = conditions.classes(how.config)
             labels = conditioning.read_labels(self.labels, classes, self.num, self.seed)
-        return painter.Painter(how.open(), how, self.seed, labels, self.batch_size)
-
-    def write(self, names, drawn, **how) -> dict:
-        """See painter.write."""
-        return painter.write(self.out, names, drawn, **how)
+        return painter.Painter(how, labels)
 
 
 def inpaint(edit: Edit) -> dict:
@@ -76,7 +60,7 @@ def inpaint(edit: Edit) -> dict:
         mask = painter.holes_of_latents(holes, artist.run.model.codec.f)
         drawn = artist.draw(len(images), init=init, mask=mask)
     painted = np.where(holes[..., None], drawn, images)  # the official code leaves this step out
-    return edit.write(names, painted, beside=[images, grey])
+    return painter.write(edit.out, names, painted, beside=[images, grey])
 
 
 def vary(edit: Edit) -> dict:
@@ -84,7 +68,7 @@ def vary(edit: Edit) -> dict:
     names, _, images = edit.read()
     artist = edit.painter(edit.strength)
     drawn = artist.draw(len(images), init=artist.run.encode(painter.floats(images)))
-    return edit.write(names, drawn, beside=[images])
+    return painter.write(edit.out, names, drawn, beside=[images])
 
 
 def upscale(edit: Edit) -> dict:
@@ -98,14 +82,14 @@ def upscale(edit: Edit) -> dict:
     small = tuple(side // f for side in images.shape[1:3])
     images = np.stack([pictures.fit(picture.pixels, small) for picture in found])
     drawn = edit.painter().draw(len(images), {"low_res": painter.floats(images)})
-    return edit.write(names, drawn, beside=[images.repeat(f, 1).repeat(f, 2)])
+    return painter.write(edit.out, names, drawn, beside=[images.repeat(f, 1).repeat(f, 2)])
 
 
 def interpolate(edit: Edit) -> dict:
     """Goes between pictures' latents in turn, or on the sphere between seeds' noise."""
     if bool(edit.images) == bool(edit.seeds):
         raise errors.UsageError("interpolate goes between --images or --seeds: give one of them.")
-    names, _, images = edit.read() if edit.images else (_numbers("--seeds", edit.seeds), None, None)
+    names, _, images = edit.read() if edit.images else (edit.seeds, None, None)
     if len(names) < 2:
         raise errors.UsageError("interpolate needs two pictures, or seeds, at least.")
     along = np.linspace(0, 1, edit.frames, dtype=np.float32)
@@ -122,13 +106,13 @@ def interpolate(edit: Edit) -> dict:
     drawn = artist.draw(len(states), same=True, **{"init" if edit.images else "noise": states})
     painter.animate(pathlib.Path(edit.out) / "animation.gif", drawn)
     frames = [f"{i:04d}" for i in range(len(drawn))]
-    return edit.write(frames, drawn, columns=edit.frames) | {"between": names}
+    return painter.write(edit.out, frames, drawn, columns=edit.frames) | {"between": names}
 
 
 def progress(edit: Edit) -> dict:
     """Shows a row of x_t and a row of predicted x_0 for every picture."""
     noisy, clean = edit.painter().trace(edit.num, edit.frames)  # [frames, n, h, w, 3]
-    summary = edit.write([f"{i:04d}" for i in range(edit.num)], clean[-1])
+    summary = painter.write(edit.out, [f"{i:04d}" for i in range(edit.num)], clean[-1])
     rows = [series[:, i] for i in range(edit.num) for series in (noisy, clean)]
     return summary | painter.sheet(edit.out, np.concatenate(rows), edit.frames)
 
@@ -142,11 +126,4 @@ def reconstruct(edit: Edit) -> dict:
     drawn = np.concatenate([np.asarray(part) for part in parts])
     squared = np.mean((drawn.astype(np.float64) - images) ** 2, axis=(1, 2, 3))
     quality = {"psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(squared, 1e-9))))}
-    return edit.write(names, drawn, beside=[images]) | quality
-
-
-def _numbers(flag, text):
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError as e:
-        raise errors.UsageError(f"{flag}={text} must be numbers such as 1,2,3.") from e
+    return painter.write(edit.out, names, drawn, beside=[images]) | quality

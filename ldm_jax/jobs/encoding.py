@@ -81,11 +81,10 @@ class Shards(outputs.Format):
     images: [n, variants, h/f, w/f, c]; rows: {"fields": [of each variant]}.
     """
 
+    suffixes = ("array_record",)
+
     def __init__(self, index: dict):
         self._index = index
-
-    def files(self, shard):
-        return [f"{shard.number:05d}.array_record"]
 
     def write(self, folder, shard, images, rows, classes):
         [name] = self.files(shard)

@@ -2,23 +2,29 @@
 
 import dataclasses
 import json
+import pathlib
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.base import disk, raster, tree
+from ldm_jax.base import disk, errors, raster, tree, watch
 from ldm_jax.diffusion import samplers
+from ldm_jax.jobs import settings
 
 
-def write(path, run, n: int, sampling, size: tuple[int, int], platforms):
-    """The sampler of n images of `size` = (height, width), for these platforms.
-
-    run: a second stage (ldm_jax.run); sampling: a stages.sampling.Sampling.
-    """
+def write(wanted: settings.Wanted, file: pathlib.Path, platforms: list[str]) -> dict:
+    """Writes the sampler of one batch for these platforms; returns the summary."""
     from safetensors.numpy import save as pack
 
+    seconds = watch.stopwatch()
+    if wanted.weaker:
+        raise errors.UsageError(
+            f"--weaker={wanted.weaker}: an exported sampler holds one run alone."
+        )
+    found = settings.read(wanted)
+    run, sampling, size, n = found.open(), found.sampling, found.size, wanted.batch_size
     model, weights = run.model, run.weights
     names, leaves = zip(*tree.named_leaves(weights))
     structure = jax.tree.structure(weights)
@@ -49,9 +55,11 @@ def write(path, run, n: int, sampling, size: tuple[int, int], platforms):
     parts = {"meta.json": json.dumps(meta, indent=2).encode(), "program": program.serialize()}
     parts["weights.safetensors"] = pack(arrays)
 
-    def fill(file):
-        with zipfile.ZipFile(file, "w") as archive:
+    def fill(target):
+        with zipfile.ZipFile(target, "w") as archive:
             for name, data in parts.items():
                 archive.writestr(name, bytes(data))
 
-    disk.write_atomic(path, fill)
+    disk.write_atomic(file, fill)
+    summary = {"export": str(file), "bytes": file.stat().st_size, "platforms": platforms}
+    return summary | meta["settings"] | {"seconds": seconds()}

@@ -50,11 +50,12 @@ class Job:
 
     def missing(self, worker: int = 0, workers: int = 1) -> list[outputs.Shard]:
         """The unfinished shards that are this worker's: every `workers`-th."""
-        return [s for s in self.shards[worker::workers] if not self._finished(s)]
+        own = self.shards[worker::workers]
+        return [s for s in own if self._record(s).get("sha256", "") != self._digest(s)]
 
     def unrecorded(self) -> list[outputs.Shard]:
         """The shards, anybody's, of which no record says that they are finished."""
-        return [s for s in self.shards if not self._recorded(s)]
+        return [s for s in self.shards if not self._record(s)]
 
     def write(self, shard: outputs.Shard, images, rows):
         """The files, then the record. images: uint8 [n, h, w, 3]; rows: one dict each."""
@@ -87,18 +88,14 @@ class Job:
             found |= {i: images[i - shard.begin] for i in indices if i // size == number}
         return [found[i] for i in indices]
 
-    def _recorded(self, shard):
-        record = self._record(shard)
-        return record.get("begin") == shard.begin and record.get("end") == shard.end
-
-    def _finished(self, shard):
-        return self._recorded(shard) and self._record(shard)["sha256"] == self._digest(shard)
-
     def _record(self, shard) -> dict:
+        """What says that the shard is finished; {} where nothing does."""
         try:
-            return json.loads(self._file(shard).read_text())
+            record = json.loads(self._file(shard).read_text())
         except (OSError, ValueError):
             return {}
+        same = record.get("begin") == shard.begin and record.get("end") == shard.end
+        return record if same else {}
 
     def _file(self, shard):
         return self.out / "shards" / f"{shard.number:05d}.json"
@@ -126,71 +123,54 @@ def open_job(out) -> Job:
 
 
 def work(job, worker: tuple[int, int], draw, rows, batch_size: int) -> tuple[int, dict]:
-    """Draws what is missing of a worker's shards; (how many images that were, the clocks of `run`).
-
-    worker: (k, n) draws every n-th shard from the k-th on; the other arguments are those of `run`.
-    SIGTERM ends it with Preempted.
-    """
-    todo = job.missing(*worker)
-    count = sum(map(len, todo))
-    progress = progress_lib.Progress(0, count)
-    with preempt.preemption() as requested:
-        stop = lambda: requested(0)
-        clocks = run(job, todo, draw, rows, batch_size, stop, progress)
-    progress.close()
-    if left := job.unrecorded():
-        print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
-    return count, clocks
-
-
-def run(job, todo, draw, rows, batch_size: int, stop, progress) -> dict:
-    """Draws the shards of `todo` and writes them, the writing beside the drawing.
+    """Draws what is missing of a worker's shards and writes it, the writing beside the drawing.
 
     Args:
+      worker: (k, n) draws every n-th shard from the k-th on.
       draw: (first index, count) -> uint8 [count, h, w, 3] on the host, the device drained.
       rows: (index) -> dict, what is known of an image.
-      stop: () -> bool, asked before every batch.
 
     Returns:
-      Seconds: {"draw": of all batches, "write": of all shards}, and "batches".
+      How many images those were, and the seconds that it took: {"draw": of all batches, "write": of
+      all shards}, with the number of "batches".
 
     Raises:
-      Preempted: `stop` said so; the finished shards are on disk.
+      Preempted: SIGTERM came; the finished shards are on disk.
     """
-    clocks, written = {"draw": 0.0, "write": 0.0, "batches": 0}, None
+    todo = job.missing(*worker)
+    count, done, written = sum(map(len, todo)), 0, None
+    progress = progress_lib.Progress(0, count)
+    clocks = {"draw": 0.0, "write": 0.0, "batches": 0}
 
     def write(shard, images):
         begin = time.monotonic()
         job.write(shard, images, [rows(i) for i in range(shard.begin, shard.end)])
         clocks["write"] += time.monotonic() - begin
 
-    done = 0
-    with concurrent.futures.ThreadPoolExecutor(1) as writer:
+    with preempt.preemption() as requested, concurrent.futures.ThreadPoolExecutor(1) as writer:
         for shard in todo:
             images = None
             for begin in range(shard.begin, shard.end, batch_size):
-                if stop():
+                if requested(0):
                     raise errors.Preempted(
                         f"stopped after {done} images: finished shards are kept; start again with "
                         "the same arguments to go on."
                     )
-                start = time.monotonic()
+                start, at = time.monotonic(), begin - shard.begin
                 batch = draw(begin, batch_size)[: shard.end - begin]
                 clocks["draw"] += time.monotonic() - start
                 clocks["batches"] += 1
                 done += len(batch)
-                images = _append(images, batch, begin - shard.begin, len(shard))
+                if images is None:
+                    images = np.empty((len(shard), *batch.shape[1:]), batch.dtype)
+                images[at : at + len(batch)] = batch
                 progress.update(done, {"images/s": done / clocks["draw"]})
             if written:
                 written.result()  # raises what went wrong there; and no more than two are in memory
             written = writer.submit(write, shard, images)
         if written:
             written.result()
-    return clocks
-
-
-def _append(images, batch, at, total):
-    if images is None:
-        images = np.empty((total, *batch.shape[1:]), batch.dtype)
-    images[at : at + len(batch)] = batch
-    return images
+    progress.close()
+    if left := job.unrecorded():
+        print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
+    return count, clocks

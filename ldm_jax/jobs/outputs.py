@@ -42,15 +42,17 @@ def shards(num: int, size: int) -> list[Shard]:
 
 
 class Format:
-    """How shards lie in a folder.
+    """How shards lie in a folder: one file of each of `suffixes` a shard, if not said otherwise.
 
     images: uint8 [n, h, w, 3]; rows: what is known of each image: `class`, `caption`;
     classes: how many there are.
     """
 
+    suffixes: tuple[str, ...] = ()
+
     def files(self, shard: Shard) -> list[str]:
         """Names of the shard's files, in their order."""
-        raise NotImplementedError
+        return [f"{shard.number:05d}.{suffix}" for suffix in self.suffixes]
 
     def write(self, folder: pathlib.Path, shard: Shard, images, rows: list[dict], classes: int):
         raise NotImplementedError
@@ -60,49 +62,55 @@ class Format:
         raise NotImplementedError
 
     def assemble(self, out: pathlib.Path, shards: list[Shard], rows: list[dict]):
-        """Once, when all shards are there."""
+        """Writes what only a whole job has; called once all shards are there."""
 
 
 class Pictures(Format):
-    """One file an image."""
+    """One file an image, and a table of labels and captions for the `folder` data source."""
 
-    def __init__(self, suffix, **options):
+    def __init__(self, suffix: str, **options):
         self._suffix = suffix
         self._encode = functools.partial(images_lib.encode, image_format=suffix, **options)
 
-    def files(self, shard):
+    def names(self, shard):
+        """Names of the pictures, as files of the folder or in an archive."""
         return [f"{i:06d}.{self._suffix}" for i in range(shard.begin, shard.end)]
 
-    def write(self, folder, shard, images, rows, classes):
-        for name, data in zip(self.files(shard), self.encode(images)):
-            disk.write_atomic(folder / name, functools.partial(_put, data))
+    files = names
 
     def encode(self, images) -> list[bytes]:
         # Pillow lets go of the interpreter while it compresses.
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(self._encode, images))
 
+    def write(self, folder, shard, images, rows, classes):
+        for name, data in zip(self.names(shard), self.encode(images)):
+            disk.write_atomic(folder / name, lambda file, data=data: file.write(data))
+
     def read(self, folder, shard):
-        return np.stack([_decode((folder / name).read_bytes()) for name in self.files(shard)])
+        return _decoded((folder / name).read_bytes() for name in self.names(shard))
 
     def assemble(self, out, shards, rows):
-        _write_metadata(out, [name for shard in shards for name in self.files(shard)], rows)
+        names = (name for shard in shards for name in self.names(shard))
+        called = {"class": "label"}
+        lines = [
+            json.dumps({"file": name} | {called.get(k, k): v for k, v in row.items()}) + "\n"
+            for name, row in zip(names, rows)
+        ]
+        if any(rows):
+            disk.write_text(out / "images" / "metadata.jsonl", "".join(lines))
 
 
-PNG = FORMATS.register("png")(Pictures("png"))
-FORMATS.register("webp")(Pictures("webp", lossless=True))
+class Tars(Pictures):
+    """A tar of pictures a shard: what the `tar` data source reads."""
 
-
-class Tars(Format):
-    """A tar of PNGs a shard: what the `tar` data source reads."""
-
-    def files(self, shard):
-        return [f"{shard.number:05d}.tar"]
+    suffixes = ("tar",)
+    files = Format.files
 
     def write(self, folder, shard, images, rows, classes):
         def fill(file):
             with tarfile.open(fileobj=file, mode="w") as archive:
-                for name, data in zip(PNG.files(shard), PNG.encode(images)):
+                for name, data in zip(self.names(shard), self.encode(images)):
                     member = tarfile.TarInfo(name)
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
@@ -111,24 +119,17 @@ class Tars(Format):
 
     def read(self, folder, shard):
         with tarfile.open(folder / self.files(shard)[0], "r:") as archive:
-            return np.stack([_decode(archive.extractfile(member).read()) for member in archive])
-
-    def assemble(self, out, shards, rows):
-        _write_metadata(out, [name for shard in shards for name in PNG.files(shard)], rows)
+            return _decoded(archive.extractfile(member).read() for member in archive)
 
 
-FORMATS.register("tar")(Tars())
+class ArrayRecords(Pictures):
+    """An ArrayRecord file of pictures a shard: what the `arrayrecord` data source reads."""
 
-
-class ArrayRecords(Format):
-    """An ArrayRecord file of PNGs a shard: what the `arrayrecord` data source reads."""
-
-    def files(self, shard):
-        name = f"{shard.number:05d}.array_record"
-        return [name, f"{name}.json"]
+    suffixes = ("array_record", "array_record.json")
+    files, assemble = Format.files, Format.assemble
 
     def write(self, folder, shard, images, rows, classes):
-        encoded = zip(PNG.files(shard), PNG.encode(images), rows)
+        encoded = zip(self.names(shard), self.encode(images), rows)
         records.write_arrayrecord(
             str(folder / self.files(shard)[0]),
             ({"name": name, "image": image} | row for name, image, row in encoded),
@@ -140,17 +141,13 @@ class ArrayRecords(Format):
         return np.stack([source[i]["image"] for i in range(len(source))])
 
 
-FORMATS.register("arrayrecord")(ArrayRecords())
-
-
 class Arrays(Format):
     """samples.npz as the ADM evaluation wants it: arr_0 uint8 [n, h, w, 3], arr_1 the labels.
 
     It is put together from one .npy a shard, never whole in memory.
     """
 
-    def files(self, shard):
-        return [f"{shard.number:05d}.npy"]
+    suffixes = ("npy",)
 
     def write(self, folder, shard, images, rows, classes):
         disk.write_atomic(folder / self.files(shard)[0], lambda f: np.save(f, images))
@@ -178,6 +175,10 @@ class Arrays(Format):
         disk.write_atomic(out / "samples.npz", fill)
 
 
+FORMATS.register("png")(Pictures("png"))
+FORMATS.register("webp")(Pictures("webp", lossless=True))
+FORMATS.register("tar")(Tars("png"))
+FORMATS.register("arrayrecord")(ArrayRecords("png"))
 FORMATS.register("npz")(Arrays())
 
 
@@ -193,24 +194,8 @@ def digest(folder: pathlib.Path, names: list[str]) -> str | None:
     return total.hexdigest()
 
 
-def _write_metadata(out, names, rows):
-    """Labels and captions beside the images, so that they are a data source like any other."""
-    if any(rows):
-        called = {"class": "label"}
-        lines = [
-            {"file": name} | {called.get(k, k): v for k, v in row.items()}
-            for name, row in zip(names, rows)
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        disk.write_text(out / "images" / "metadata.jsonl", text)
-
-
-def _put(data, file):
-    file.write(data)
-
-
-def _decode(data):
-    return images_lib.decode(data, "a sample")
+def _decoded(files):
+    return np.stack([images_lib.decode(data, "a sample") for data in files])
 
 
 def _member(name):

@@ -9,58 +9,48 @@ from ldm_jax.base import disk, raster
 
 
 class Painter:
-    """A second stage (runs.opened) with its settings, drawing any number of pictures by the batch.
+    """Opens the run of an edit and draws any number of pictures by the batch.
 
     Args:
       how: a jobs.settings.Settings.
       labels: class ids [m] that pictures take in turn, or None for the null class.
     """
 
-    def __init__(self, run, how, seed: int, labels, batch_size: int):
-        self.run, self.sampling, self.size, self.seed = run, how.sampling, how.size, seed
-        self._labels, self._batch_size = labels, batch_size
+    def __init__(self, how, labels):
+        self.run, self.sampling, self.size = how.open(), how.sampling, how.size
+        self._labels, self._wanted = labels, how.wanted
 
     def draw(self, n: int, cond=None, same: bool = False, **arrays):
         """uint8 [n, h, w, 3].
 
         Args:
           cond: {field: [n, ...]} beside the class.
-          same: the noise and class of picture 0 for all.
+          same: all pictures have the noise and the class of picture 0.
           arrays: `init`, `mask`, `noise` of run.sample, [n, ...] each.
         """
-        size, drawn = min(self._batch_size, n), []
+        size, drawn = min(self._wanted.batch_size, n), []
         for begin in range(0, n, size):
             rows = np.minimum(np.arange(begin, begin + size), n - 1)
-            pick = lambda x, rows=rows: np.asarray(x)[rows]
-            given = {k: pick(v) for k, v in (cond or {}).items()} | self._class(rows * (not same))
-            drawn.append(
-                self.run.draw(
-                    size,
-                    self.sampling,
-                    self.seed,
-                    given,
-                    self.size,
-                    indices=rows * (not same),
-                    **{k: pick(v) for k, v in arrays.items()},
-                )
-            )
+            pick = lambda arrays, rows=rows: {k: np.asarray(v)[rows] for k, v in arrays.items()}
+            indices = rows * (not same)
+            how = self._how(indices, pick(cond or {}))
+            drawn.append(self.run.draw(size, *how, indices=indices, **pick(arrays)))
         return np.concatenate(drawn)[:n]
 
     def trace(self, n: int, frames: int):
         """x_t and predicted x_0 at evenly spread steps, uint8 [frames, n, h, w, 3] each."""
-        rows = np.arange(n)
-        return self.run.trace(
-            n, self.sampling, self.seed, self._class(rows), self.size, frames=frames
-        )
+        return self.run.trace(n, *self._how(np.arange(n)), frames=frames)
 
-    def _class(self, rows):
-        if self._labels is None:
-            return {}
-        return {"class": np.resize(self._labels, rows.max() + 1)[rows]}
+    def _how(self, indices, cond=None):
+        """Arguments of `draw` and `trace`: sampling, seed, conditions with the class, size."""
+        cond = cond or {}
+        if self._labels is not None:
+            cond |= {"class": np.resize(self._labels, indices.max() + 1)[indices]}
+        return self.sampling, self._wanted.seed, cond, self.size
 
 
 def write(out, names, drawn, beside=(), columns=None) -> dict:
-    """DIR/images/NAME.png, and a sheet: what stands beside each picture, then the picture."""
+    """Writes OUT/images/NAME.png, and a sheet of every picture after those of `beside`."""
     out = pathlib.Path(out)
     for name, image in zip(names, drawn):
         raster.write_png(out / "images" / f"{name}.png", image)
@@ -70,7 +60,7 @@ def write(out, names, drawn, beside=(), columns=None) -> dict:
 
 
 def sheet(out, cells, columns) -> dict:
-    """DIR/sheet.png of uint8 [n, h, w, 3]."""
+    """Writes OUT/sheet.png of uint8 [n, h, w, 3]."""
     path = pathlib.Path(out) / "sheet.png"
     raster.write_png(path, raster.grid(cells, columns))
     return {"sheet_png": str(path)}

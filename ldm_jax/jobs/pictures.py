@@ -42,7 +42,7 @@ def read(flag: str, path: str) -> list[Picture]:
 def read_masks(path: str, pictures: list[Picture]) -> list[np.ndarray]:
     """A mask for every picture, bool [h, w], True where it is white: what is to be painted anew.
 
-    They have the pictures' names; a single file serves all.
+    Masks are files with the pictures' names, or one file for all of them.
     """
     masks = read("--masks", path)
     by_name = {mask.name: mask.pixels for mask in masks}
@@ -55,18 +55,21 @@ def read_masks(path: str, pictures: list[Picture]) -> list[np.ndarray]:
         mask, want = by_name[picture.name], picture.pixels.shape[:2]
         if mask.shape[:2] != want:
             raise errors.UsageError(
-                f"--masks: that of {picture.name!r} is {mask.shape[1]}x{mask.shape[0]}, the image "
-                f"is {want[1]}x{want[0]}; make them the same size."
+                f"--masks: the mask of {picture.name!r} is {mask.shape[1]}x{mask.shape[0]}, the "
+                f"image is {want[1]}x{want[0]}; make them the same size."
             )
         mask = mask.mean(-1) > 127
         if not mask.any():
-            raise errors.UsageError(f"--masks: that of {picture.name!r} has no white to paint.")
+            raise errors.UsageError(f"--masks: the mask of {picture.name!r} has no white to paint.")
         found.append(mask)
     return found
 
 
 def fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle in the aspect of `size` = (h, w), resized to it; masks, bool, by their nearest."""
+    """The middle of a picture, cropped to the aspect of `size` = (h, w) and resized to it.
+
+    A mask (bool) takes its nearest pixels, a picture is interpolated.
+    """
     if pixels.dtype == bool:
         grey = Image.fromarray(pixels.astype(np.uint8) * 255)
         return np.asarray(ImageOps.fit(grey, size[::-1], Image.Resampling.NEAREST)) > 127

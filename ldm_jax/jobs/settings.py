@@ -14,36 +14,49 @@ from ldm_jax.runs import kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """A second stage and how it draws; see `read`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What every job wants that draws by a second stage.
+
+    The fields are flags of its command, which say what each means; sampling: those of
+    stages.sampling.Sampling that were given.
+    """
 
     run: str
+    out: str
+    num: int
+    batch_size: int
+    sampling: dict
+    size: str = ""
+    labels: str = ""
+    seed: int = 0
+    ema: bool = True
+    weaker: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a job wants, the config of its second stage, and how that draws; see `read`."""
+
+    wanted: Wanted
     config: Any
     sampling: Sampling
     size: tuple[int, int]
-    ema: bool
-    weaker: str
 
     def open(self, mesh=None):
         """The run (runs.opened); what it compiles is kept beside its weights."""
-        platforms.cache_compilations(pathlib.Path(self.run) / "compilation_cache")
-        return opened.load(self.run, ema=self.ema, mesh=mesh, weaker=self.weaker)
+        run, ema, weaker = self.wanted.run, self.wanted.ema, self.wanted.weaker
+        platforms.cache_compilations(pathlib.Path(run) / "compilation_cache")
+        return opened.load(run, ema=ema, mesh=mesh, weaker=weaker)
 
 
-def read(run: str, changes: dict, size: str = "", ema: bool = True, weaker: str = "") -> Settings:
-    """The settings of the second stage in `run`.
-
-    Args:
-      changes: {field of Sampling: value}, over the run's own sampling.
-      size: see `read_size`.
-      ema, weaker: see runs.opened.load.
-    """
-    config = record_lib.read(run)
-    kinds.expect(config, "diffuse", f"--run={run}")
-    sampling = Sampling(**config.sample).over(changes)
+def read(wanted: Wanted, **changes) -> Settings:
+    """The settings of a job; the run's own sampling gives way to the job's, that to `changes`."""
+    config = record_lib.read(wanted.run)
+    kinds.expect(config, "diffuse", f"--run={wanted.run}")
+    sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     sampling.grid(make_process(**config.process))
-    return Settings(run, config, sampling, read_size(size, config), ema, weaker)
+    return Settings(wanted, config, sampling, read_size(wanted.size, config))
 
 
 def read_size(text: str, config) -> tuple[int, int]:

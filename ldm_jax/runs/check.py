@@ -49,7 +49,10 @@ def one_of(key: str, value, known):
 
 
 def divides(size: int, factor: int, what: str):
-    """Raises UsageError for images of `size` pixels that do not divide by a factor. what: it is."""
+    """Raises UsageError for images of `size` pixels that do not divide by `factor`.
+
+    what: the factor in words.
+    """
     if size % factor:
         nearest = max(1, round(size / factor)) * factor
         raise errors.UsageError(

@@ -3,7 +3,7 @@
 runs/kl_f4          a run: its network and its weights
 configs/kl_f4.py    a recipe, for a run that is still to be trained: its network alone, which
                     is enough to build a second stage abstractly
-identity[:4]        pixels (f = 1), of three channels or so many
+identity            pixels (f = 1); identity:4 is the same with four channels instead of three
 """
 
 from ldm_jax.base import errors, record
@@ -23,9 +23,7 @@ def open_codec(first_stage: str) -> Codec:
             "config.first_stage is empty: give the workdir of a trained first stage "
             f"(--config.first_stage=RUN), or {IDENTITY!r} for pixel diffusion."
         )
-    config = (
-        record.load(first_stage) if is_recipe(first_stage) else record.Record(first_stage).config
-    )
+    config = (record.load if is_recipe(first_stage) else record.read)(first_stage)
     kinds.expect(config, "autoencode", f"config.first_stage={first_stage}")
     return kinds.of(config).codec(config)
 

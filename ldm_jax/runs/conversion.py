@@ -1,7 +1,6 @@
 """Other people's checkpoints as runs, and runs as folders that diffusers loads; see `convert`."""
 
 import contextlib
-import hashlib
 import os
 import pathlib
 import shutil
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, output, tree, watch
+from ldm_jax.base import disk, errors, output, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint
 from ldm_jax.runs import kinds
@@ -39,7 +38,7 @@ def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
         counts = write_run(source, folder, overrides or {})
         summary = {
             "converted": str(checkpoint),
-            "sha256": _sha256(pathlib.Path(checkpoint)),
+            "sha256": tensorfile.digest(checkpoint) if os.path.isfile(checkpoint) else None,
             "stage": source.stage,
             "step": source.step,
             **counts,
@@ -109,12 +108,9 @@ def make_config(stage: str, changes: dict, overrides: dict):
 def save(folder, step: int, trees: dict):
     """One checkpoint: weights without an optimizer's state, which training makes anew."""
     state = {"step": jnp.int32(step), "opt": {}, **jax.tree.map(jnp.asarray, trees)}
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-    try:
+    with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
         checkpoints.save(step, state, {"pending": [], "seconds": 0.0})
         checkpoints.wait()
-    finally:
-        checkpoints.close()
 
 
 @contextlib.contextmanager
@@ -137,7 +133,7 @@ def _new_folder(out):
 
 @contextlib.contextmanager
 def _understood(checkpoint):
-    """A config that is not what it should be breaks its reader in many ways: all are one line."""
+    """A foreign config that is wrong breaks its reader in many ways: all become one line."""
     try:
         yield
     except errors.UsageError:
@@ -150,7 +146,7 @@ def _understood(checkpoint):
 
 
 def _merge(old: dict, changes: dict) -> dict:
-    """Nested; a number keeps the kind that the default has."""
+    """Merges groups key by key; where the default is a float, the new value becomes one."""
     merged = dict(old)
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(old.get(key), dict):
@@ -158,10 +154,3 @@ def _merge(old: dict, changes: dict) -> dict:
         else:
             merged[key] = float(value) if isinstance(old.get(key), float) else value
     return merged
-
-
-def _sha256(path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -26,14 +26,13 @@ class Kind(abc.ABC):
     """One kind of stage.
 
     Attributes:
-      name: in `config.stage`; title: in a sentence.
-      player: whose weights a run of this kind is known by.
+      title: what a run of this kind is called in a sentence.
+      player: the player whose weights stand for the run: what is exported, sampled, evaluated.
       draws: whether its runs draw images from noise.
-      prefix: of the names of distances between data and what it makes.
+      prefix: what the names of distances between the data and its images begin with.
       judged_on: "training" or "held_out": the records that those distances are measured on.
     """
 
-    name: str
     title: str
     player: str
     draws: bool = False
@@ -121,10 +120,6 @@ class Kind(abc.ABC):
         players = self.stage(config, self.frozen_shapes(config)).players
         key = jax.eval_shape(lambda: jax.random.key(0))
         return {player.name: jax.eval_shape(player.init, key) for player in players}
-
-    def rules(self, config) -> tuple:
-        """Which weights go over the mesh axis `tensor`, see base/shard.py."""
-        return self.stage(config, self.frozen_shapes(config)).rules
 
     def conditioners(self, config) -> dict:
         """{label: conditioner}."""

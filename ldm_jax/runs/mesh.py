@@ -21,15 +21,22 @@ def make_mesh(config, devices=None) -> jax.sharding.Mesh:
     """
     for key, kernels in KERNELS.items():
         one_of(f"config.model.{key}", config.model.get(key, "xla"), kernels)
-    mesh = shard.make_mesh(**config.mesh, devices=devices)
+    kind, mesh = kinds.of(config), shard.make_mesh(**config.mesh, devices=devices)
     shard.check_batch(config.batch_size, mesh, config.accumulate)
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
     if (parts := mesh.shape["spatial"]) > 1:
-        lowest, _ = kinds.of(config).divisor(config)
+        lowest, _ = kind.divisor(config)
         what = f"config.mesh.spatial={parts} times {lowest}, so that devices share every level"
         divides(config.data.size, parts * lowest, what)
     if mesh.shape["tensor"] > 1:
-        _check_tensor(config, mesh)
+        own = kind.shapes(config)[kind.player]
+        rules = kind.stage(config, kind.frozen_shapes(config)).rules
+        placed = jax.tree.leaves(shard.infer(own, mesh, rules))
+        if not any("tensor" in where.spec for where in placed):
+            raise errors.UsageError(
+                f"config.mesh.tensor={mesh.shape['tensor']} has nothing to split: no layer of at "
+                f"least {shard.MIN_SHARD_SIZE} weights has so many even parts; set it to 1."
+            )
     if mesh.size > 1 and config.model.get("norm_kernel", "xla") != "xla":
         raise errors.UsageError(
             f"config.model.norm_kernel={config.model.norm_kernel} with {mesh.size} devices: XLA "
@@ -37,15 +44,3 @@ def make_mesh(config, devices=None) -> jax.sharding.Mesh:
         )
     step.check_offload(config.offload, mesh)
     return mesh
-
-
-def _check_tensor(config, mesh):
-    """Raises UsageError where no layer is wide enough for the mesh axis `tensor`."""
-    kind = kinds.of(config)
-    own = kind.shapes(config)[kind.player]
-    placed = jax.tree.leaves(shard.infer(own, mesh, kind.rules(config)))
-    if not any("tensor" in where.spec for where in placed):
-        raise errors.UsageError(
-            f"config.mesh.tensor={mesh.shape['tensor']} has nothing to split: no layer of at least "
-            f"{shard.MIN_SHARD_SIZE} weights has so many even parts; set it to 1."
-        )

@@ -162,10 +162,9 @@ class DiffuseKind(kinds.Kind):
 
     def batch(self, config, cached=False, codec=None):
         model, b, size = self.model(config, codec), config.batch_size, config.data.size
-        fields = self.fields(model, b)
+        image, fields = jax.ShapeDtypeStruct((b, size, size, 3), jnp.float32), self.fields(model, b)
         if not cached:
-            return {"image": jax.ShapeDtypeStruct((b, size, size, 3), jnp.float32)} | fields
-        image = jax.ShapeDtypeStruct((b, size, size, 3), jnp.float32)
+            return {"image": image} | fields
         params = self.frozen_shapes(config, codec)["first_stage"]
         return {"moments": jax.eval_shape(model.codec.moments, params, image)} | fields
 
