@@ -124,6 +124,5 @@ def expect(config, wanted: str, flag: str, remedy: str = ""):
     """Raises UsageError unless a run is of the kind `wanted`. flag: what the user called it."""
     if config.stage != wanted:
         raise errors.UsageError(
-            f"{flag} is of stage {config.stage!r}: give the run of "
-            f"{KINDS.get(wanted).title}{remedy}."
+            f"{flag} is {of(config).title}: give the run of {KINDS.get(wanted).title}{remedy}."
         )
