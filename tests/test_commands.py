@@ -197,7 +197,7 @@ def test_sample_and_evaluate_want_a_fitting_run(first_stage, tmp_path, refused):
         (["--config.steps.log=0"], "steps.log=0"),
         (["--config.eval.records=0"], "records=0"),
         (["--config.dtype=float16"], "dtype"),
-        (["--config.stage=paint"], "'autoencode' or 'diffuse'"),
+        (["--config.stage=paint"], "autoencode, diffuse"),
         (["--config.data.holdout=1.0"], "holdout=1.0"),
         (["--config.data.crop=middle"], "crop"),
         (["--config.seed=-1"], "seed=-1"),
