@@ -29,7 +29,6 @@ class Rival(loop.Evaluator):
 
     def __init__(self, config, source, record):
         about = {"data": source.fingerprint, "records": config.eval.records}
-        about |= {"images": start.IMAGES}
 
         def measured():
             kept = record.rival

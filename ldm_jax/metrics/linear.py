@@ -1,7 +1,7 @@
 """What linear algebra makes of patches: the rival that every first stage has to beat.
 
 Principal components are the best linear autoencoder of so many channels (Baldi & Hornik 1989),
-k-means the simplest codebook. Both are fitted in seconds.
+k-means the simplest codebook. Both are fitted in seconds to minutes.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ import scipy.cluster.vq
 import scipy.linalg
 
 from ldm_jax.models.shortcut import images, patches
+
+WORK = 5e11  # products that k-means may take, for which it does without some of its rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +66,10 @@ def means(points, count: int, seed: int = 0) -> np.ndarray:
     points = np.asarray(points, np.float64)
     chosen = np.random.default_rng(seed).permutation(len(points))
     begin = points[np.resize(chosen, count)]
+    rounds = int(np.clip(WORK / (points.size * count), 1, 10))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cell keeps the point it began with
-        return scipy.cluster.vq.kmeans2(points, begin, iter=10, minit="matrix")[0]
+        return scipy.cluster.vq.kmeans2(points, begin, iter=rounds, minit="matrix")[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,12 +13,13 @@ from ldm_jax.metrics import linear
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.runs import data
 
-IMAGES = 1_024  # training images, of the first batches, that are looked at
+IMAGES, PIXELS = 1_024, 2**24  # of the first training batches are looked at, at most
 POINTS = 16  # latents for each entry of a codebook, at most
 
 
-def images(config: ConfigDict, source, count: int = IMAGES) -> np.ndarray:
+def images(config: ConfigDict, source) -> np.ndarray:
     """The first training images as a single host reads them, so that many hosts see the same."""
+    count = min(IMAGES, max(1, PIXELS // config.data.size**2))
     batches = data.make(config, source, ("image",), dict(host=0, hosts=1)).train(0)
     with batches as some:
         few = itertools.islice(some, -(-count // config.batch_size))
@@ -36,9 +37,9 @@ def measure(config: ConfigDict, source, record, model) -> dict:
     found = {}
 
     def measured():
-        made, share = arrays(images(config, source), model, config.seed)
+        made, share = arrays(x := images(config, source), model, config.seed)
         found.update(made)
-        record.write(start={"digest": tree.digest(found), "images": IMAGES, "explained": share})
+        record.write(start={"digest": tree.digest(found), "images": len(x), "explained": share})
         return {name: array.shape for name, array in found.items()}
 
     shapes = hosts.on_first(measured, seconds=3600)
