@@ -93,6 +93,27 @@ def test_two_hosts_train_as_one_and_leave_together(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_hosts_start_from_what_one_measured(tmp_path):
+    settings = ["model.shortcut=linear", "steps.total=4", "steps.log=1", "steps.eval=4"]
+    settings += ["steps.checkpoint=4", "eval.records=8", "eval.batch_size=8"]
+    for count in (1, 2):
+        argv = [sys.executable, "-m", "ldm_jax.train", f"--workdir={tmp_path / str(count)}"]
+        argv += [f"--config={ROOT}/configs/debug.py:first_stage"]
+        argv += [f"--config.{setting}" for setting in settings]
+        with session(tmp_path / str(count), count, [argv] * count) as processes:
+            codes, last = end(processes)
+            assert codes == [0] * count, last
+    one, two = tmp_path / "1", tmp_path / "2"
+    for name in ("start.json", "rival.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    both = (disk.read_jsonl(run / "metrics.jsonl") for run in (one, two))
+    for alone, together in zip(*both, strict=True):
+        assert together["step"] == alone["step"]
+        if "l1" in alone:
+            assert together["l1"] == pytest.approx(alone["l1"], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_parameters_shared_among_hosts_do_not_make_them_wait_for_ever(tmp_path):
     # Met at the first checkpoint, where a program per leaf summed over the hosts, all in flight.
     settings = ["mesh.data=1", "mesh.fsdp=8", "model.width=32"]
