@@ -62,14 +62,13 @@ def muon(rate, b1=0.9, b2=0.999, beta=0.95, adam_share=0.1, weight_decay=0.0):
     neuron, of a convolution over its window too, to its outputs. adam_share: Adam's learning rate,
     as a share of Muon's.
     """
-    of_adam = lambda step: adam_share * (rate(step) if callable(rate) else rate)
     return optax.contrib.muon(
         rate,
         beta=beta,
         weight_decay=weight_decay,
         adam_b1=b1,
         adam_b2=b2,
-        adam_learning_rate=of_adam,
+        adam_learning_rate=lambda step: adam_share * rate(step),
         muon_weight_dimension_numbers=_matrices,
     )
 
