@@ -17,8 +17,6 @@ from ldm_jax.nn import attention, blocks
 
 AUTOENCODERS = registry.Registry("autoencoder")
 
-EPS = 1e-6
-
 
 class _Levels(nn.Module):
     """The arguments that an Autoencoder shares with both of its halves."""
@@ -116,19 +114,14 @@ class _Half(_Levels):
     """What the two halves have in common."""
 
     out_channels: int = 3
+    eps: float = 1e-6  # of its norms
 
     @nn.nowrap
     def layers(self):
         """Constructors of (residual block, attention block), rematerialised where asked."""
-        block = blocks.remat(blocks.ResBlock, self, static_argnums=(3,))
-        own = blocks.same_fields(self, blocks.ResBlock)
-        kinds = {
-            "softmax": (attention.AttentionBlock, {"eps": EPS, "groups": self.groups}),
-            "linear": (attention.LinearAttention, {}),
-        }
-        kind, norm = kinds[self.attention_kind]
-        attend = functools.partial(blocks.remat(kind, self), dtype=self.dtype, **norm)
-        return functools.partial(block, **own, eps=EPS), attend
+        kinds = {"softmax": attention.AttentionBlock, "linear": attention.LinearAttention}
+        attend = blocks.layer(kinds[self.attention_kind], self)
+        return blocks.layer(blocks.ResBlock, self, static_argnums=(3,)), attend
 
     @nn.nowrap
     def middle(self, x, train):
@@ -140,7 +133,7 @@ class _Half(_Levels):
     @nn.nowrap
     def head(self, x):
         norm = {"silu": True, "kernel": self.norm_kernel}
-        x = blocks.GroupNorm(EPS, self.groups, self.dtype, **norm, name="norm_out")(x)
+        x = blocks.GroupNorm(self.eps, self.groups, self.dtype, **norm, name="norm_out")(x)
         # The adaptive weight of the adversarial loss differentiates the last convolution alone.
         self.sow("intermediates", "last_features", x)
         return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype)(x)

@@ -87,9 +87,8 @@ class ClassEmbedder(Conditioner):
     def __call__(self, batch, drop):
         if self.place not in ("tokens", "vector"):
             raise ValueError(f"place={self.place!r} is unknown; use 'tokens' or 'vector'.")
-        rows = self.num_classes + 1
-        init = nn.initializers.normal(1.0)
-        table = nn.Embed(rows, self.width, embedding_init=init, dtype=self.dtype, name="table")
+        how = {"embedding_init": nn.initializers.normal(1.0), "dtype": self.dtype}
+        table = nn.Embed(self.num_classes + 1, self.width, **how, name="table")
         emb = table(jnp.where(drop, self.num_classes, batch["class"]))
         return Cond(tokens=emb[:, None]) if self.place == "tokens" else Cond(vector=emb)
 
@@ -124,7 +123,12 @@ class TokenEmbedder(Conditioner):
 
     @nn.compact
     def __call__(self, batch, drop):
-        self._check()
+        # Under jit an id that the table lacks does not raise.
+        if max(self.pad, *self.null, 0) >= self.vocab_size or len(self.null) > self.length:
+            raise ValueError(
+                f"pad={self.pad} and null={self.null} must be ids below "
+                f"vocab_size={self.vocab_size}, at most length={self.length} of them."
+            )
         ids = batch[self.fields[0]]
         null = np.full(self.length, self.pad, np.int32)
         null[: len(self.null)] = self.null
@@ -139,15 +143,6 @@ class TokenEmbedder(Conditioner):
         mean = jnp.average(tokens, axis=1, weights=counted)
         vector = blocks.dense(self.vector, "to_vector", dtype=self.dtype)(mean)
         return Cond(tokens=tokens, vector=vector, mask=mask)
-
-    @nn.nowrap
-    def _check(self):
-        # Under jit an id that the table lacks does not raise.
-        if max(self.pad, *self.null, 0) >= self.vocab_size or len(self.null) > self.length:
-            raise ValueError(
-                f"pad={self.pad} and null={self.null} must be ids below "
-                f"vocab_size={self.vocab_size}, at most length={self.length} of them."
-            )
 
 
 @CONDITIONERS.register("text")

@@ -35,11 +35,6 @@ class Denoiser(nn.Module):
         rows = jnp.broadcast_to(drop, (len(drop), len(self.conditioners))).T
         return conditioners.merge([c(batch, row) for c, row in zip(self.conditioners, rows)])
 
-    @property
-    def divisor(self) -> int:
-        """What the sides of latents must divide by."""
-        return self.backbone.divisor
-
     @nn.nowrap
     def draw_drop(self, key, b: int, dropout: float):
         """[b, conditioners] bool, or [b] without any: which rows of a training batch get the null.
@@ -82,5 +77,4 @@ class Denoiser(nn.Module):
     @nn.nowrap
     def example(self, image, latent):
         """Zero fields for images [b, h, w, 3] and latents [b, h/f, w/f, c] of these shapes."""
-        parts = [conditioner.example(image, latent) for conditioner in self.conditioners]
-        return {field: array for part in parts for field, array in part.items()}
+        return {k: v for c in self.conditioners for k, v in c.example(image, latent).items()}

@@ -5,6 +5,7 @@ classes, average pooling that leaves the padding out, and max pooling in the las
 named as in the PyTorch conversion of its weights, which weights/inception.py reads.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -124,8 +125,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        for layer in STEM:
-            x = _apply(layer, x)
+        x = functools.reduce(_apply, STEM, x)
         for name, branches in BLOCKS.items():
             x = Block(branches, name=name)(x)
         pooled = x.mean((1, 2))
@@ -140,12 +140,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        outputs = []
-        for layers in self.branches:
-            y = x
-            for layer in layers:
-                y = _apply(layer, y)
-            outputs.append(y)
+        outputs = [functools.reduce(_apply, layers, x) for layers in self.branches]
         return jnp.concatenate(outputs, axis=-1)
 
 
@@ -163,7 +158,7 @@ class ConvNorm(nn.Module):
         return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(x))
 
 
-def _apply(layer, x):
+def _apply(x, layer):
     """One layer of a table, inside a module's compact method."""
     if isinstance(layer, Conv):
         return ConvNorm(layer, name=layer.name)(x)
@@ -172,4 +167,4 @@ def _apply(layer, x):
         if layer.kind == "max":
             return nn.max_pool(x, (3, 3), strides, layer.padding)
         return nn.avg_pool(x, (3, 3), strides, layer.padding, count_include_pad=False)
-    return jnp.concatenate([_apply(part, x) for part in layer], axis=-1)
+    return jnp.concatenate([_apply(x, part) for part in layer], axis=-1)

@@ -40,23 +40,13 @@ class Pool(NamedTuple):
 
 
 TAP = "tap"  # the features so far are compared
-
-
-def _vgg(widths):
-    layers, index = [], 0
-    for i, stage in enumerate(widths):
-        if i:
-            layers.append(Pool(2))
-            index += 1
-        for width in stage:
-            layers.append(Conv(index, width))
-            index += 2
-        layers.append(TAP)
-    return tuple(layers)
-
-
 NETWORKS = {
-    "vgg": _vgg(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)),
+    "vgg": (
+        *(Conv(0, 64), Conv(2, 64), TAP, Pool(2), Conv(5, 128), Conv(7, 128), TAP, Pool(2)),
+        *(Conv(10, 256), Conv(12, 256), Conv(14, 256), TAP, Pool(2)),
+        *(Conv(17, 512), Conv(19, 512), Conv(21, 512), TAP, Pool(2)),
+        *(Conv(24, 512), Conv(26, 512), Conv(28, 512), TAP),
+    ),
     "alex": (
         *(Conv(0, 64, 11, 4, 2), TAP, Pool(3), Conv(3, 192, 5, 1, 2), TAP, Pool(3)),
         *(Conv(6, 384), TAP, Conv(8, 256), TAP, Conv(10, 256), TAP),
@@ -128,8 +118,7 @@ def network(params) -> str:
 
 
 def _pool(x, layer):
-    rest = [(size - layer.window) % 2 if layer.up else 0 for size in x.shape[1:3]]
-    padding = [(0, extra) for extra in rest]
+    padding = [(0, (side - layer.window) % 2 if layer.up else 0) for side in x.shape[1:3]]
     return nn.max_pool(x, (layer.window,) * 2, strides=(2, 2), padding=padding)
 
 

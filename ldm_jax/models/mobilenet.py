@@ -37,15 +37,9 @@ def _inverted_residual(convs, x, expansion, stride):
 
 def _conv(conv, x, stride=1):
     pad = conv["kernel"].shape[0] // 2  # on both sides, where SAME would shift an even input
-    y = jax.lax.conv_general_dilated(
-        x,
-        conv["kernel"],
-        (stride, stride),
-        [(pad, pad)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision="highest",
-    )
-    return y + conv["bias"]
+    how = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": "highest"}
+    shape = (conv["kernel"], (stride, stride), [(pad, pad)] * 2)
+    return jax.lax.conv_general_dilated(x, *shape, **how) + conv["bias"]
 
 
 def _depthwise(conv, x, stride):

@@ -31,9 +31,8 @@ class TokenTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, ids, mask=None):
-        table = nn.Embed(
-            self.vocab_size, self.width, embedding_init=TABLE_INIT, dtype=self.dtype, name="table"
-        )
+        how = {"embedding_init": TABLE_INIT, "dtype": self.dtype, "name": "table"}
+        table = nn.Embed(self.vocab_size, self.width, **how)
         positions = self.param("positions", TABLE_INIT, (self.length, self.width))
         x = table(ids) + positions[: ids.shape[1]].astype(self.dtype)
         block = nn.remat(Block) if self.remat else Block

@@ -3,7 +3,6 @@
 Dhariwal & Nichol 2021; Rombach et al. 2022, sec. 3.3.
 """
 
-import functools
 import math
 
 import jax.numpy as jnp
@@ -136,18 +135,14 @@ class UNet(Backbone):
     @nn.nowrap
     def _embed(self, t, vector):
         """Timesteps [b], and a vector [b, 4 * width] to add -> [b, 4 * width]."""
-        emb = blocks.timestep_embedding(
-            t, self.width, sin_first=self.sin_first, freq_shift=self.freq_shift
-        )
+        emb = blocks.timestep_embedding(t, self.width, self.sin_first, self.freq_shift)
         emb = nn.silu(blocks.dense(4 * self.width, "time_1", dtype=self.dtype)(emb))
         emb = blocks.dense(4 * self.width, "time_2", dtype=self.dtype)(emb)
         return emb if vector is None else emb + vector.astype(self.dtype)
 
     @nn.nowrap
     def _block(self):
-        block = blocks.remat(blocks.ResBlock, self, static_argnums=(3,))
-        own = blocks.same_fields(self, blocks.ResBlock)
-        return functools.partial(block, **own, zero_init=True)
+        return blocks.layer(blocks.ResBlock, self, static_argnums=(3,), zero_init=True)
 
     @nn.nowrap
     def _attention(self, channels, level, going_up):
@@ -164,14 +159,12 @@ class UNet(Backbone):
                 f"{channels} channels cannot be split by heads={heads or None}, "
                 f"head_channels={self.head_channels}."
             )
-        if self.cross_attention:
-            layer = attention.SpatialTransformer
-            head_width = channels // heads if self.fill_heads else head_width
-            kwargs = {"head_width": head_width, "depth": self.transformer_depth}
-        else:
-            layer, kwargs = attention.AttentionBlock, {"zero_init": True, "eps": self.eps}
-        kwargs |= {"groups": self.groups, "kernel": self.attention_kernel, "dtype": self.dtype}
-        return functools.partial(blocks.remat(layer, self), heads, **kwargs)
+        own = {"heads": heads, "kernel": self.attention_kernel}
+        if not self.cross_attention:
+            return blocks.layer(attention.AttentionBlock, self, **own, zero_init=True)
+        head_width = channels // heads if self.fill_heads else head_width
+        own |= {"head_width": head_width, "depth": self.transformer_depth}
+        return blocks.layer(attention.SpatialTransformer, self, **own)
 
     @nn.nowrap
     def _resample(self, direction, name, h, emb, train):

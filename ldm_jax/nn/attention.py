@@ -122,9 +122,8 @@ class CrossAttention(nn.Module):
     def __call__(self, x, tokens=None, mask=None):
         source = x if tokens is None else tokens.astype(self.dtype)
         inner = self.heads * self.head_width
-        q = dense(inner, "q", dtype=self.dtype, use_bias=False)(x)
-        k = dense(inner, "k", dtype=self.dtype, use_bias=False)(source)
-        v = dense(inner, "v", dtype=self.dtype, use_bias=False)(source)
+        project = lambda name, y: dense(inner, name, dtype=self.dtype, use_bias=False)(y)
+        q, k, v = project("q", x), project("k", source), project("v", source)
         q, k, v = (einops.rearrange(y, "b n (i d) -> b n i d", i=self.heads) for y in (q, k, v))
         y = einops.rearrange(attend(q, k, v, mask, self.kernel), "b n i d -> b n (i d)")
         return dense(x.shape[-1], "out", dtype=self.dtype)(y)
@@ -133,13 +132,12 @@ class CrossAttention(nn.Module):
 class GatedMLP(nn.Module):
     """GEGLU (Shazeer 2020): value * gelu(gate), with the exact gelu. x: [b, n, d] -> same."""
 
-    expansion: int = 4
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         d = x.shape[-1]
-        value, gate = DenseParts(2, self.expansion * d, dtype=self.dtype, name="proj")(x)
+        value, gate = DenseParts(2, 4 * d, dtype=self.dtype, name="proj")(x)
         return dense(d, "out", dtype=self.dtype)(value * nn.gelu(gate, approximate=False))
 
 

@@ -6,6 +6,7 @@ dtype, and norms compute in float32. Kernels start as torch's default does, unif
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import einops
@@ -52,14 +53,17 @@ REMAT_SAVES = {
 }
 
 
-def remat(module, network, **kwargs):
-    """`module`, rematerialised where `network.remat`: the backward pass computes its inside again.
+def layer(kind, network, static_argnums=(), **fields):
+    """The constructor of a network's layer, of these fields and of all that the two share.
 
-    What the forward pass keeps of it nevertheless, `network.remat_saves`, is a key of REMAT_SAVES.
+    kind: the layer's class. Where `network.remat`, the layer is rematerialised: the backward pass
+    computes its inside again, but for what `network.remat_saves`, a key of REMAT_SAVES, names.
     """
-    if not network.remat:
-        return module
-    return nn.remat(module, policy=REMAT_SAVES[network.remat_saves], **kwargs)
+    fields = same_fields(network, kind) | fields
+    if network.remat:
+        policy = REMAT_SAVES[network.remat_saves]
+        kind = nn.remat(kind, policy=policy, static_argnums=static_argnums)
+    return functools.partial(kind, **fields)
 
 
 class DenseParts(nn.Module):
@@ -88,16 +92,16 @@ class DenseParts(nn.Module):
         return parts
 
 
-def timestep_embedding(t, width, max_period=10_000.0, sin_first=False, freq_shift=0):
+def timestep_embedding(t, width, sin_first=False, freq_shift=0):
     """Sinusoids of the timestep (Ho et al. 2020), cosines first unless `sin_first`.
 
-    t: [b] -> [b, width] float32. freq_shift: with 1 the lowest frequency is exactly 1 / max_period,
+    t: [b] -> [b, width] float32. freq_shift: with 1 the lowest frequency is exactly 1 / 10,000,
     with 0 it is a little higher.
     """
     half = width // 2
     # numpy, so that the frequencies are the same float32 numbers on every backend
     steps = np.arange(half, dtype=np.float32) / (half - freq_shift)
-    freqs = np.exp(np.float32(-np.log(max_period)) * steps)
+    freqs = np.exp(np.float32(-np.log(10_000.0)) * steps)
     angles = t.astype(jnp.float32)[:, None] * freqs
     parts = [jnp.cos(angles), jnp.sin(angles)]
     emb = jnp.concatenate(parts[::-1] if sin_first else parts, axis=-1)

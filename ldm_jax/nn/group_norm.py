@@ -27,14 +27,9 @@ def _forward(x, scale, bias, groups, eps, silu):
     b, c = x.shape[0], x.shape[-1]
     flat = x.reshape(b, -1, c)
     moment = jax.ShapeDtypeStruct((b, groups), jnp.float32)
-    y, mean, factor = _call(
-        functools.partial(_forward_kernel, eps=eps, silu=silu),
-        (jax.ShapeDtypeStruct(flat.shape, x.dtype), moment, moment),
-        groups,
-        flat,
-        scale,
-        bias,
-    )
+    shapes = (jax.ShapeDtypeStruct(flat.shape, x.dtype), moment, moment)
+    kernel = functools.partial(_forward_kernel, eps=eps, silu=silu)
+    y, mean, factor = _call(kernel, shapes, groups, flat, scale, bias)
     return y.reshape(x.shape), (x, scale, bias, mean, factor)
 
 
@@ -43,17 +38,10 @@ def _backward(groups, eps, silu, saved, dy):
     b, c = x.shape[0], x.shape[-1]
     flat = x.reshape(b, -1, c)
     weight = jax.ShapeDtypeStruct((b, c), jnp.float32)
-    dx, dscale, dbias = _call(
-        functools.partial(_backward_kernel, silu=silu),
-        (jax.ShapeDtypeStruct(flat.shape, x.dtype), weight, weight),
-        groups,
-        flat,
-        scale,
-        bias,
-        mean,
-        factor,
-        dy.reshape(flat.shape),
-    )
+    shapes = (jax.ShapeDtypeStruct(flat.shape, x.dtype), weight, weight)
+    kernel = functools.partial(_backward_kernel, silu=silu)
+    given = (flat, scale, bias, mean, factor, dy.reshape(flat.shape))
+    dx, dscale, dbias = _call(kernel, shapes, groups, *given)
     return dx.reshape(x.shape), dscale.sum(0).astype(scale.dtype), dbias.sum(0).astype(bias.dtype)
 
 
@@ -74,10 +62,10 @@ def _forward_kernel(x_ref, scale_ref, bias_ref, y_ref, mean_ref, factor_ref, *, 
     image, group = pl.program_id(0), pl.program_id(1)
     tiles = _Tiles(x_ref.shape, mean_ref.shape[1], image, group)
     count = tiles.count
-    mean = tiles.fold(lambda at: tiles.read(x_ref, at), 1)[0].sum() / count
+    mean = tiles.fold(lambda at: (tiles.read(x_ref, at),), 1)[0].sum() / count
     # Around the mean: the difference of two moments would cancel where the mean is large.
     centred = lambda at: jnp.where(tiles.mask(at), tiles.read(x_ref, at) - mean, 0.0)
-    variance = tiles.fold(lambda at: jnp.square(centred(at)), 1)[0].sum() / count
+    variance = tiles.fold(lambda at: (jnp.square(centred(at)),), 1)[0].sum() / count
     factor = lax.rsqrt(variance + eps)
     scale, bias = tiles.channels(scale_ref), tiles.channels(bias_ref)
 
@@ -145,9 +133,7 @@ class _Tiles:
         """The sums of what `function` yields, `count` arrays, over the tiles."""
 
         def add(i, total):
-            found = function(i)
-            found = found if isinstance(found, tuple) else (found,)
-            return tuple(a + b for a, b in zip(total, found))
+            return tuple(a + b for a, b in zip(total, function(i)))
 
         zero = jnp.zeros((self._rows, len(self.inside)), jnp.float32)
         return lax.fori_loop(0, pl.cdiv(self.pixels, self._rows), add, (zero,) * count)

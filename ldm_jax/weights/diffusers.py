@@ -4,6 +4,8 @@ A table depends on our config alone, so that reading (from_diffusers.py) and wri
 (to_diffusers.py) share it.
 """
 
+import itertools
+
 from ldm_jax.weights.rules import Rule, within
 
 SCHEDULES = dict(scaled_linear="scaled_linear", linear="linear", squaredcos_cap_v2="cosine")
@@ -58,16 +60,9 @@ def autoencoder_table(model) -> list[Rule]:
         Rule("quant_conv", "to_latent", "1x1"),
         Rule("post_quant_conv", "from_latent", "1x1"),
         Rule("quantize.embedding", "codebook", "array"),
+        *within([("encoder.", "encoder/")], _network(model, _ATTENTION, ["down"])),
+        *within([("decoder.", "decoder/")], _network(model, _ATTENTION, ["up"])),
     ]
-    for half, way, blocks in (("encoder", "down", 0), ("decoder", "up", 1)):
-        own = [
-            Rule("conv_in", "conv_in", "conv"),
-            Rule("conv_norm_out", "norm_out", "norm"),
-            Rule("conv_out", "conv_out", "conv"),
-            *_middle(_ATTENTION),
-            *_side(way, len(model["mult"]), model["blocks"] + blocks, _ATTENTION),
-        ]
-        rules += within([(f"{half}.", f"{half}/")], own)
     return within([("", "model/")], rules)
 
 
@@ -76,19 +71,9 @@ def unet_table(model) -> list[Rule]:
 
     Reading, it serves the other kind too: a 1x1 convolution is a dense layer.
     """
-    cross, depth = model["cross_attention"], model["transformer_depth"]
-    attention = transformer(depth) if cross else _ATTENTION
-    levels, blocks = len(model["mult"]), model["blocks"]
-    rules = [
-        Rule("conv_in", "conv_in", "conv"),
-        *(Rule(f"time_embedding.linear_{i}", f"time_{i}", "dense") for i in (1, 2)),
-        *_side("down", levels, blocks, attention),
-        *_middle(attention),
-        *_side("up", levels, blocks + 1, attention),
-        Rule("conv_norm_out", "norm_out", "norm"),
-        Rule("conv_out", "conv_out", "conv"),
-    ]
-    return within([("", "unet/")], rules)
+    attention = transformer(model["transformer_depth"]) if model["cross_attention"] else _ATTENTION
+    times = [Rule(f"time_embedding.linear_{i}", f"time_{i}", "dense") for i in (1, 2)]
+    return within([("", "unet/")], times + _network(model, attention, ["down", "up"]))
 
 
 def transformer(depth) -> list[Rule]:
@@ -119,19 +104,23 @@ def bert_table(depth) -> list[Rule]:
     return within([("model.", "transformer/")], rules)
 
 
-def _side(way, levels, blocks, attention):
-    """down_blocks or up_blocks; the latter count from the lowest resolution."""
-    rules = []
-    for level in range(levels):
-        at = level if way == "down" else levels - 1 - level
+def _network(model, attention, ways):
+    """What a UNet and each half of an autoencoder have. ways: "down", "up" or both."""
+    middle = [(f"mid_block.resnets.{i}.", f"mid_block_{i + 1}/") for i in (0, 1)]
+    rules = [
+        Rule("conv_in", "conv_in", "conv"),
+        Rule("conv_norm_out", "norm_out", "norm"),
+        Rule("conv_out", "conv_out", "conv"),
+        *within(middle, RES),
+        *within([("mid_block.attentions.0.", "mid_attn/")], attention),
+    ]
+    levels = len(model["mult"])
+    for way, level in itertools.product(ways, range(levels)):
+        # up_blocks count from the lowest resolution, and have one residual block more
+        at, more = (level, 0) if way == "down" else (levels - 1 - level, 1)
         key, path = f"{way}_blocks.{at}.", f"{way}_{level}_"
         rules.append(Rule(f"{key}{way}samplers.0.conv", f"{path}{way}sample/conv", "conv"))
-        for i in range(blocks):
+        for i in range(model["blocks"] + more):
             rules += within([(f"{key}resnets.{i}.", f"{path}block_{i}/")], RES)
             rules += within([(f"{key}attentions.{i}.", f"{path}attn_{i}/")], attention)
     return rules
-
-
-def _middle(attention):
-    places = [(f"mid_block.resnets.{i}.", f"mid_block_{i + 1}/") for i in (0, 1)]
-    return within(places, RES) + within([("mid_block.attentions.0.", "mid_attn/")], attention)

@@ -5,23 +5,24 @@ from ldm_jax.models.unet import UNet
 from ldm_jax.weights import diffusers
 from ldm_jax.weights.source import refuse_unless, unusual
 
+# What a UNet's config may not set, and what it may not switch on.
+UNSET = ("class_embed_type", "time_embedding_dim", "time_cond_proj_dim", "attn_norm_num_groups")
+UNSET += ("encoder_hid_dim_type", "addition_embed_type", "timestep_post_act")
+OFF = ("center_input_sample", "class_embeddings_concat")
+OFF += ("dual_cross_attention", "only_cross_attention")
+
 
 def unet_model(config) -> dict:
     """UNet2DModel's or UNet2DConditionModel's config as the arguments of our UNet."""
     name, cross = config["_class_name"], config["_class_name"] == "UNet2DConditionModel"
     middle = "UNetMidBlock2DCrossAttn" if cross else "UNetMidBlock2D"
-    refuse_unless(config, name, act_fn=("silu",), center_input_sample=(False,))
-    refuse_unless(config, name, time_embedding_type=("positional",), class_embed_type=(None,))
+    refuse_unless(config, name, **dict.fromkeys(UNSET, (None,)), **dict.fromkeys(OFF, (False,)))
+    refuse_unless(config, name, act_fn=("silu",), time_embedding_type=("positional",))
     refuse_unless(config, name, mid_block_scale_factor=(1,), add_attention=(True,))
     refuse_unless(config, name, downsample_type=("conv",), upsample_type=("conv",))
-    refuse_unless(config, name, time_embedding_dim=(None,), time_cond_proj_dim=(None,))
     refuse_unless(config, name, resnet_time_scale_shift=("default", "scale_shift"))
-    refuse_unless(config, name, mid_block_type=(middle,), attn_norm_num_groups=(None,))
-    refuse_unless(config, name, dual_cross_attention=(False,), only_cross_attention=(False,))
-    refuse_unless(config, name, encoder_hid_dim_type=(None,), addition_embed_type=(None,))
+    refuse_unless(config, name, mid_block_type=(middle,), attention_type=("default",))
     refuse_unless(config, name, conv_in_kernel=(3,), conv_out_kernel=(3,))
-    refuse_unless(config, name, class_embeddings_concat=(False,), attention_type=("default",))
-    refuse_unless(config, name, timestep_post_act=(None,))
     widths = config["block_out_channels"]
     model = dict(
         width=widths[0],

@@ -81,31 +81,29 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
     model = translate.unet_model(config)
     state = {f"unet.{k}": v for k, v in _weights(folder).items()}
     rules = within([(r"unet\.", "")], diffusers.unet_table(model))
-    found, tables = {}, {}
+    found, files = {}, {}
     if rows := config.get("num_class_embeds"):
-        found["class"] = dict(name="class", width=4 * model["width"], place="vector")
-        table = Rule("unet.class_embedding", "table", "table")
-        if _has_null_class(folder):
+        table = Rule("unet.class_embedding", "conditioners_class/table", "table")
+        # The last class is the one that stands for none where to_diffusers.py wrote the file.
+        if tensorfile.metadata(_weight_files(folder)[0]).get("null_class") == "last":
             rows -= 1
         else:
             table = table._replace(reorder=compvis.with_null)
             notes.append("The class embedding has no null class: a row of zeros was added.")
-        found["class"]["num_classes"] = rows
-        tables["class"] = [table]
+        rules.append(table)
+        own = dict(name="class", width=4 * model["width"], place="vector")
+        found["class"] = own | {"num_classes": rows}
     channels = config["out_channels"]
     if extra := config["in_channels"] - channels:
         found["low_res"] = dict(name="image", channels=extra)
-    files = {}
     if model["cross_attention"]:
         if clip := encoder and text_encoders.of_pipeline(encoder.parent):
             found["text"], files = clip
         else:
-            own, found_tokens, table, given = _tokens(config, encoder, notes)
-            found[own] = found_tokens
-            tables[own] = within([(r"tokens\.", "")], table)
+            label, kwargs, table, given = _tokens(config, encoder, notes)
+            found[label] = kwargs
+            rules += within([(r"tokens\.", f"conditioners_{label}/")], table)
             state |= {f"tokens.{k}": v for k, v in given.items()}
-    for label, table in tables.items():
-        rules += within([("", f"conditioners_{label}/")], table)
     scale, factor, beneath = 1.0, 1, f"identity:{channels}"
     if first:
         scale, beneath = first[1].get("scaling_factor", SCALING_FACTOR), _first_stage(*first)
@@ -181,8 +179,3 @@ def _weight_files(folder) -> list:
             if (path := folder / (stem + ending)).is_file():
                 return [path]
     raise errors.UsageError(f"{folder} holds no diffusion_pytorch_model.safetensors or .bin.")
-
-
-def _has_null_class(folder) -> bool:
-    """Whether the last class is ours that stands for none: to_diffusers.py says so in the file."""
-    return tensorfile.metadata(_weight_files(folder)[0]).get("null_class") == "last"

@@ -25,10 +25,6 @@ def load(path):
             raise errors.UsageError(
                 f"{str(path)!r} holds {len(indices)} convs; expected {expected}."
             )
-        return tuple(
-            {
-                "kernel": jnp.asarray(arrays[f"conv_{i}_weight"].transpose(2, 3, 1, 0)),
-                "bias": jnp.asarray(arrays[f"conv_{i}_bias"]),
-            }
-            for i in indices
-        )
+        kernel = lambda i: jnp.asarray(arrays[f"conv_{i}_weight"].transpose(2, 3, 1, 0))
+        bias = lambda i: jnp.asarray(arrays[f"conv_{i}_bias"])
+        return tuple({"kernel": kernel(i), "bias": bias(i)} for i in indices)

@@ -74,19 +74,21 @@ def second_stage(params, state, heads=0, tokenizer="") -> Source:
     _, net = translate.target(params["unet_config"])
     beneath, channels, factor = _beneath(params, net, state)
     process = _process(params, state)
-    conditioners, tables, notes = translate.conditioners(params, net, channels)
+    conditioners, conditioner_rules, notes = translate.conditioners(params, net, channels)
     files = _text_encoder(conditioners, state, tokenizer, notes)
     model, unet_args = translate.unet(net, heads)
-    if translate.undecided_heads(net) and not heads:
+    legacy = net.get("use_spatial_transformer", False) and net.get("legacy", True)
+    if legacy and net.get("num_head_channels", -1) != -1 and not heads:
         notes.append(
             "num_head_channels with a spatial transformer: today's official code makes "
             f"{net['num_head_channels']} channels a head of it, and so does this run; weights from "
             "before April 2022 (cin256 on VQ-f8, layout2img, text2img256) want --heads=1."
         )
-    rules = within([(r"model\.diffusion_model\.", "unet/")], compvis.unet(**unet_args))
-    for label, (table, where) in tables.items():
-        rules += within([(where, f"conditioners_{label}/")], table)
-    rules.append(Rule("logvar", "logvar", "bare"))  # where it was learned
+    rules = [
+        *within([(r"model\.diffusion_model\.", "unet/")], compvis.unet(**unet_args)),
+        *conditioner_rules,
+        Rule("logvar", "logvar", "bare"),  # where it was learned
+    ]
     ignore = (*compvis.BUFFERS, *compvis.BESIDE_DENOISER, *_unread(conditioners, net))
     averaged = _averaged(state)
     size = net.get("image_size", params.get("image_size", 32))
@@ -120,9 +122,8 @@ def second_stage(params, state, heads=0, tokenizer="") -> Source:
 
 def _text_encoder(conditioners, state, tokenizer, notes) -> dict:
     """Puts CLIP's text encoder, where the checkpoint has it, in place of its tokens; its files."""
-    prefix = "cond_stage_model.transformer."
-    inside = any(key.startswith(f"{prefix}text_model.") for key in state)
-    if "tokens" not in conditioners or not inside:
+    own = under("cond_stage_model.transformer.", state)
+    if "tokens" not in conditioners or not under("text_model.", own):
         if tokenizer:
             raise errors.UsageError(
                 f"--tokenizer={tokenizer}: this checkpoint has no CLIP text encoder."
@@ -135,7 +136,6 @@ def _text_encoder(conditioners, state, tokenizer, notes) -> dict:
             "merges.txt, at https://huggingface.co/openai/clip-vit-large-patch14."
         )
         return {}
-    own = under(prefix, state)
     del conditioners["tokens"]
     conditioners["text"], files = text_encoders.inside(own, tokenizer)
     return files

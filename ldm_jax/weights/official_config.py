@@ -87,11 +87,12 @@ def unet(net, heads=0) -> tuple[dict, dict]:
 
 
 def heads_of(net, heads=0) -> dict:
-    """heads, head_channels and heads_up (None where they do not count) as the official code at its
-    last commit decides; `heads` overrules it.
+    """heads, head_channels and heads_up, as the official code at its last commit decides.
 
-    The trap (pains B2): that code changed twice, and shapes do not tell which version a checkpoint
-    was trained by. For a spatial transformer with `num_head_channels`, weights from before April
+    None stands for those that do not count; `heads` overrules what the yaml says.
+
+    The code changed twice, and the shapes of a checkpoint's arrays do not tell which version it was
+    trained by. For a spatial transformer with `num_head_channels`, weights from before April
     2022 had one head.
     """
     own = lambda key: None if net.get(key, -1) == -1 else net[key]
@@ -106,37 +107,32 @@ def heads_of(net, heads=0) -> dict:
     return dict(heads=number, head_channels=None, heads_up=up if counts and up != number else None)
 
 
-def undecided_heads(net):
-    transformer = net.get("use_spatial_transformer", False)
-    return transformer and net.get("num_head_channels", -1) != -1 and net.get("legacy", True)
-
-
 def conditioners(params, net, channels):
-    """(config.conditioners, {label: (table, regex of where its keys stand)}, notes)."""
+    """(config.conditioners, the table of their keys, notes)."""
     stage = params.get("cond_stage_config") or "__is_unconditional__"
-    found, tables, notes = {}, {}, []
+    found, notes = {}, []
     if net.get("num_classes"):  # `adm`: added to the time embedding
         sizes = dict(num_classes=net["num_classes"], width=4 * net["model_channels"])
         found["class"] = dict(name="class", place="vector", **sizes)
-        tables["class"] = compvis.LABEL_EMBEDDING, r"model\.diffusion_model\."
         notes.append("label_emb has no null class: a row of zeros was added for guidance.")
-        return found, tables, notes
+        place = r"model\.diffusion_model\.", "conditioners_class/"
+        return found, within([place], compvis.LABEL_EMBEDDING), notes
     name, args = target({"target": stage} if isinstance(stage, str) else stage)
-    extra = net["in_channels"] - channels
+    extra, rules = net["in_channels"] - channels, []
     if name in ENCODERS:
         field, kwargs, table = ENCODERS[name](args, notes)
         found[field] = kwargs
-        tables[field] = table, r"cond_stage_model\."
+        rules = within([(r"cond_stage_model\.", f"conditioners_{field}/")], table)
     elif net.get("use_spatial_transformer") and net.get("context_dim"):
         # the embeddings are made outside: CLIP, or whatever the caller has
-        found["tokens"] = dict(name="tokens", width=net["context_dim"])
-        found["tokens"]["length"] = args.get("max_length", 77)
+        sizes = dict(width=net["context_dim"], length=args.get("max_length", 77))
+        found["tokens"] = dict(name="tokens", **sizes)
     if extra and "segmentation" not in found:
         if name == "__is_first_stage__" and extra == channels + 1:
             found["mask"] = dict(name="inpaint")
         else:
             found["low_res"] = dict(name="image", channels=extra)
-    return found, tables, notes
+    return found, rules, notes
 
 
 def _class_embedder(args, notes):

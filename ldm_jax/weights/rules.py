@@ -131,26 +131,23 @@ def _join(path, parts):
 
 def _check(flat, keys, unknown, expected):
     """One UsageError that says everything that does not fit."""
-    off = [f"keys that no rule knows: {_some(unknown)}"] if unknown else []
-    broken = [
-        keys[path] for path, a in flat.items() if a.dtype.kind == "f" and not np.isfinite(a).all()
-    ]
-    if broken:
-        off.append(f"values that are not finite: {_some(broken)}")
+    broken = [p for p, a in flat.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
+    faults = {
+        "keys that no rule knows": unknown,
+        "values that are not finite": [keys[path] for path in broken],
+    }
     if expected is not None:
         shapes = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(expected)}
-        if missing := sorted(shapes.keys() - flat.keys()):
-            off.append(f"it lacks what this model needs: {_some(missing)}")
-        if extra := sorted(flat.keys() - shapes.keys()):
-            off.append(f"it has what this model lacks: {_some([keys[path] for path in extra])}")
-        wrong = [
-            f"{keys[path]} makes {path} {flat[path].shape} instead of {shapes[path]}"
-            for path in sorted(shapes.keys() & flat.keys())
-            if flat[path].shape != shapes[path]
-        ]
-        if wrong:
-            off.append(f"shapes differ: {_some(wrong)}")
-    if off:
+        faults |= {
+            "it lacks what this model needs": sorted(shapes.keys() - flat.keys()),
+            "it has what this model lacks": [keys[p] for p in sorted(flat.keys() - shapes.keys())],
+            "shapes differ": [
+                f"{keys[path]} makes {path} {flat[path].shape} instead of {shapes[path]}"
+                for path in sorted(shapes.keys() & flat.keys())
+                if flat[path].shape != shapes[path]
+            ],
+        }
+    if off := [f"{fault}: {_some(names)}" for fault, names in faults.items() if names]:
         raise errors.UsageError(f"The checkpoint does not fit: {'; '.join(off)}.")
 
 

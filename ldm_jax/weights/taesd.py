@@ -16,16 +16,17 @@ _BLOCK = [
 
 def table(levels=4, blocks=3):
     """Encoder: convolution, level 0, then (stride, level) downwards; the decoder the way back."""
-    down = ["conv_in", *_level(0, 1)]
+    names = lambda level: [f"block_{level}_{i}" for i in range(blocks if level else 1)]
+    down = ["conv_in", *names(0)]
     for level in range(1, levels):
-        down += [f"down_{level}", *_level(level, blocks)]
+        down += [f"down_{level}", *names(level)]
     up = [None, "conv_in", None]  # tanh; ReLU
     for level in reversed(range(1, levels)):
-        up += [*_level(level, blocks), None, f"up_{level}"]  # None: Upsample
-    up += _level(0, 1)
+        up += [*names(level), None, f"up_{level}"]  # None: Upsample
+    up += names(0)
     rules = []
-    for half, names in (("encoder", [*down, "conv_out"]), ("decoder", [*up, "conv_out"])):
-        for i, name in enumerate(names):
+    for half, layers in (("encoder", [*down, "conv_out"]), ("decoder", [*up, "conv_out"])):
+        for i, name in enumerate(layers):
             if name and name.startswith("block"):
                 rules += within([(rf"{half}\.{i}\.", f"{half}/{name}/")], _BLOCK)
             elif name:
@@ -48,7 +49,3 @@ def open_checkpoint(folder) -> Source:
     model = dict(name="tiny", width=first.shape[0], latent_channels=last.shape[1], pool=pool)
     tables = {"autoencoder": (state, table(), ())}
     return Source("autoencode", {"model": model, "data": {"size": 256}}, tables)
-
-
-def _level(level, blocks):
-    return [f"block_{level}_{i}" for i in range(blocks)]

@@ -107,12 +107,8 @@ def write(folder, kwargs: dict) -> dict:
             f"The text encoder {weights} is not in Hugging Face's layout ({' or '.join(FILES)}): "
             "this run cannot be exported with it."
         )
-    for place in (encoder, tokenizer):
-        place.mkdir(parents=True)
-    shutil.copyfile(weights, encoder / weights.name)
-    for name in VOCABULARY:
-        shutil.copyfile(pathlib.Path(kwargs["tokenizer"]) / name, tokenizer / name)
-    tokens = {i: token for token, i in folders.read_json(tokenizer / "vocab.json").items()}
+    vocabulary = [pathlib.Path(kwargs["tokenizer"]) / name for name in VOCABULARY]
+    tokens = {i: token for token, i in folders.read_json(vocabulary[0]).items()}
     special = {"bos_token": START, "eos_token": END, "unk_token": END}
     special["pad_token"] = tokens[kwargs["pad"]]
     about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": kwargs["length"], **special}
@@ -127,6 +123,9 @@ def write(folder, kwargs: dict) -> dict:
         **{f"{token}_token_id": kwargs[ours] for token, ours in TOKENS.items()},
     }
     folders.write_json(encoder / "config.json", config)
+    shutil.copyfile(weights, encoder / weights.name)
+    for file in vocabulary:
+        shutil.copyfile(file, tokenizer / file.name)
     parts = zip(FOLDERS, ("CLIPTextModel", "CLIPTokenizer"), strict=True)
     return {name: ["transformers", kind] for name, kind in parts}
 

@@ -16,18 +16,19 @@ POSITIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Both weight files for a VGG16 with an eighth of the channels."""
-    stages = ((8, 8), (16, 16), (32,) * 3, (64,) * 3, (64,) * 3)
-    monkeypatch.setitem(lpips.NETWORKS, "vgg", lpips._vgg(stages))
+    thin = lambda layer: layer._replace(width=layer.width // 8)
+    layers = [thin(x) if isinstance(x, lpips.Conv) else x for x in lpips.NETWORKS["vgg"]]
+    monkeypatch.setitem(lpips.NETWORKS, "vgg", tuple(layers))
     rng, backbone, c_in = np.random.default_rng(0), {}, 3
-    widths = [width for stage in stages for width in stage]
+    widths = [layer.width for layer in layers if isinstance(layer, lpips.Conv)]
     for position, width in zip(POSITIONS, widths, strict=True):
         weight = rng.normal(size=(width, c_in, 3, 3)) * (2 / (9 * c_in)) ** 0.5
         backbone[f"features.{position}.weight"] = weight.astype(np.float32)
         backbone[f"features.{position}.bias"] = np.zeros(width, np.float32)
         c_in = width
     heads = {
-        f"lin{i}.model.1.weight": np.ones((1, stage[-1], 1, 1), np.float32)
-        for i, stage in enumerate(stages)
+        f"lin{i}.model.1.weight": np.ones((1, width, 1, 1), np.float32)
+        for i, width in enumerate((8, 16, 32, 64, 64))
     }
     np.savez(tmp_path / "vgg16.npz", **backbone)
     np.savez(tmp_path / "heads.npz", **heads)
