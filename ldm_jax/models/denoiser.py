@@ -12,8 +12,9 @@ from ldm_jax.models.backbones import Backbone
 class Denoiser(nn.Module):
     """A backbone and conditioners; without any of these, unconditional.
 
-    Each brings the name under which its parameters stand: {"unet", "conditioners_<label>"}.
-    Conditioners that have weights from elsewhere need them as the collection "frozen".
+    Each is given with the name under which its parameters stand, the backbone with that of
+    `config.model.name` and a conditioner with "conditioners_<label>". Conditioners that have
+    weights from elsewhere need them as the collection "frozen".
     """
 
     backbone: Backbone
@@ -34,11 +35,6 @@ class Denoiser(nn.Module):
         drop = drop if drop.ndim == 2 else drop[:, None]
         rows = jnp.broadcast_to(drop, (len(drop), len(self.conditioners))).T
         return conditioners.merge([c(batch, row) for c, row in zip(self.conditioners, rows)])
-
-    @property
-    def divisor(self) -> int:
-        """What the sides of latents must divide by."""
-        return self.backbone.divisor
 
     @nn.nowrap
     def draw_drop(self, key, b: int, dropout: float):

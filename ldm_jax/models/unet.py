@@ -67,10 +67,6 @@ class UNet(Backbone):
     def width_unit(self):
         return math.lcm(self.groups, self.head_channels or self.heads or 1)
 
-    @property
-    def vector_width(self):
-        return 4 * self.width
-
     @nn.nowrap
     def check(self):
         if bool(self.heads) == bool(self.head_channels):
@@ -136,9 +132,7 @@ class UNet(Backbone):
     @nn.nowrap
     def _embed(self, t, vector):
         """Timesteps [b], and a vector [b, 4 * width] to add -> [b, 4 * width]."""
-        emb = blocks.timestep_embedding(
-            t, self.width, sin_first=self.sin_first, freq_shift=self.freq_shift
-        )
+        emb = blocks.timestep_embedding(t, self.width, self.sin_first, self.freq_shift)
         emb = nn.silu(blocks.dense(4 * self.width, "time_1", dtype=self.dtype)(emb))
         emb = blocks.dense(4 * self.width, "time_2", dtype=self.dtype)(emb)
         return emb if vector is None else emb + vector.astype(self.dtype)

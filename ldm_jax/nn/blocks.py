@@ -88,16 +88,16 @@ class DenseParts(nn.Module):
         return parts
 
 
-def timestep_embedding(t, width, max_period=10_000.0, sin_first=False, freq_shift=0):
+def timestep_embedding(t, width, sin_first=False, freq_shift=0):
     """Sinusoids of the timestep (Ho et al. 2020), cosines first unless `sin_first`.
 
-    t: [b] -> [b, width] float32. freq_shift: with 1 the lowest frequency is exactly 1 / max_period,
+    t: [b] -> [b, width] float32. freq_shift: with 1 the lowest frequency is exactly 1 / 10,000,
     with 0 it is a little higher.
     """
     half = width // 2
     # numpy, so that the frequencies are the same float32 numbers on every backend
     steps = np.arange(half, dtype=np.float32) / (half - freq_shift)
-    freqs = np.exp(np.float32(-np.log(max_period)) * steps)
+    freqs = np.exp(np.float32(-np.log(10_000.0)) * steps)
     angles = t.astype(jnp.float32)[:, None] * freqs
     parts = [jnp.cos(angles), jnp.sin(angles)]
     emb = jnp.concatenate(parts[::-1] if sin_first else parts, axis=-1)
@@ -118,10 +118,10 @@ def fitting_groups(channels, groups):
     """The number of groups that `GroupNorm` makes of so many channels.
 
     It is `groups` wherever that divides the channels, as in the official models, even if only one
-    channel is left to each. Such a norm takes every shift of a channel away again, and with it what
-    the timestep adds; a recipe with so few channels sets fewer `groups`. Where `groups` does not
-    divide, as in small models, it is the largest divisor that leaves at least four channels to each
-    group, or 1.
+    channel is left to each group. A norm over a single channel removes every shift of that channel,
+    and with it what the timestep adds, so a recipe with so few channels sets fewer `groups`. Where
+    `groups` does not divide the channels, the result is the largest divisor that leaves at least
+    four channels to each group, or 1.
     """
     if channels % groups == 0:
         return groups
@@ -135,8 +135,8 @@ NORM_KERNELS = ("xla", "pallas")
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018), computed in float32, SiLU behind it where asked.
 
-    [b, ..., c] -> same. groups: as many as `fitting_groups` makes of it. kernel: "xla", the formula
-    below, or "pallas", that of nn/group_norm.py.
+    [b, ..., c] -> same. groups: see `fitting_groups`. kernel: "xla", the formula below, or
+    "pallas", the kernel of nn/group_norm.py.
     """
 
     eps: float = 1e-5
@@ -156,8 +156,8 @@ class GroupNorm(nn.Module):
 
             return group_norm(x, scale, bias, groups, self.eps, self.silu).astype(self.dtype)
 
-        # First the moments of each channel, then of each group: so the image is never reshaped, and
-        # an element costs one multiplication and one addition.
+        # The moments of each channel are taken first, then those of each group: the image is never
+        # reshaped, and an element costs one multiplication and one addition.
         x = x.astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
         moments = jnp.stack([jnp.mean(x, space), jnp.mean(x * x, space)])

@@ -119,7 +119,7 @@ class Diffuse:
     @property
     def divisor(self) -> int:
         """What the sides of an image must divide by: f times what latents must divide by."""
-        return self.codec.f * self.denoiser.divisor
+        return self.codec.f * self.denoiser.backbone.divisor
 
     def encode(self, frozen, images, key=None):
         """[b, h, w, 3] -> the latents that the denoiser sees, scaled to unit variance."""
