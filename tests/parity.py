@@ -8,6 +8,7 @@ directly. Tolerance, per output: the larger of 10 x the recorded float32 noise a
 """
 
 import contextlib
+import functools
 import json
 import lzma
 import pathlib
@@ -286,7 +287,7 @@ def _ldm(case, net):
 
 
 def _ldmbert(case, config, state):
-    from ldm_jax.models.transformer import TokenTransformer
+    from ldm_jax.models.transformer import Block, TokenTransformer
 
     state = {k: v for k, v in state.items() if not k.startswith("to_logits")}
     params = rules.convert(state, diffusers.bert_table(config["encoder_layers"]))["transformer"]
@@ -295,8 +296,7 @@ def _ldmbert(case, config, state):
         config["max_position_embeddings"],
         config["d_model"],
         config["encoder_layers"],
-        config["encoder_attention_heads"],
-        config["head_dim"],
+        functools.partial(Block, config["encoder_attention_heads"], config["head_dim"]),
     )
     ids = next(v for k, v in case.io.items() if k.startswith("in_"))
     out = next(k for k in case.io if k.startswith("out_")).removeprefix("out_")

@@ -334,7 +334,8 @@ def test_a_checkpoint_that_holds_clip_takes_prompts(golden, tmp_path, capsys):
 
     ready, run = (ldm_jax.load(tmp_path / name) for name in ("tokens", "run"))
     ids = conditions_of.make(run.config).of_prompts(["a red circle", ""])
-    encoder = clip.ClipTransformer(514, 20, 32, depth=1, heads=1)
+    sizes = dict(vocab_size=514, length=20, width=32, depth=1, heads=1)
+    encoder = clip.ClipText(**sizes).encoder()
     states = encoder.apply({"params": from_state(weights, depth=1)}, ids["clip_ids"])
     how = dict(steps=2, guidance=1.0, noise=np.ones((2, 8, 8, 4), np.float32))
     want = ready.sample(2, cond={"tokens": states}, **how)

@@ -5,6 +5,7 @@ ViT-L/14's text side. The weights are the Linen collection "frozen", which no op
 checkpoint keeps; weights/clip.py reads them from Hugging Face's or OpenAI's file.
 """
 
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -14,6 +15,7 @@ from flax import linen as nn
 
 from ldm_jax.base import errors
 from ldm_jax.models.conditioners import CONDITIONERS, Cond, Conditioner
+from ldm_jax.models.transformer import TokenTransformer
 from ldm_jax.nn.blocks import dense, same_fields
 
 ACTIVATIONS = {
@@ -22,30 +24,8 @@ ACTIVATIONS = {
 }
 
 
-class ClipTransformer(nn.Module):
-    """ids: int [b, n], n <= length -> [b, n, width] after the last norm, by causal attention."""
-
-    vocab_size: int
-    length: int
-    width: int
-    depth: int
-    heads: int
-    activation: str = "quick_gelu"
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, ids):
-        x = nn.Embed(self.vocab_size, self.width, dtype=self.dtype, name="table")(ids)
-        shape = (self.length, self.width)
-        positions = self.param("positions", nn.initializers.normal(0.01), shape)
-        x = x + positions[: ids.shape[1]].astype(self.dtype)
-        for i in range(self.depth):
-            x = Block(self.heads, self.activation, self.dtype, name=f"block_{i}")(x)
-        return nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
-
-
 class Block(nn.Module):
-    """Causal self-attention, then an MLP, each after its norm. x: [b, n, d]."""
+    """A layer of a TokenTransformer: causal self-attention, then an MLP, each after its norm."""
 
     heads: int
     activation: str
@@ -56,9 +36,8 @@ class Block(nn.Module):
         b, n, d = x.shape
         norm_1, norm_2 = (nn.LayerNorm(1e-5, dtype=self.dtype, name=f"norm_{i}") for i in (1, 2))
         h = norm_1(x)
-        q, k, v = (
-            dense(d, name, dtype=self.dtype)(h).reshape(b, n, self.heads, -1) for name in "qkv"
-        )
+        parts = (dense(d, name, dtype=self.dtype)(h) for name in "qkv")
+        q, k, v = (part.reshape(b, n, self.heads, -1) for part in parts)
         h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         x = x + dense(d, "out", dtype=self.dtype)(h.reshape(b, n, d))
         h = dense(4 * d, "mlp_in", dtype=self.dtype)(norm_2(x))
@@ -99,6 +78,7 @@ class ClipText(Conditioner):
                 "The clip conditioner's weights are empty: give a text encoder's, a file or "
                 "hf:openai/clip-vit-large-patch14, as --config.conditioners.NAME.weights=FILE."
             )
+        self.encoder()
 
     @nn.nowrap
     def example(self, image, latent):
@@ -106,8 +86,7 @@ class ClipText(Conditioner):
 
     @nn.compact
     def __call__(self, batch, drop):
-        null = np.full(self.length, self.pad, np.int32)
-        null[:2] = self.start, self.end
+        null = np.array([self.start, self.end, *[self.pad] * (self.length - 2)], np.int32)
         ids = jnp.where(drop[:, None], null, batch["clip_ids"])
         encoder = self.encoder()
         # Whoever applies the module gives this collection; what `init` makes of it has its shapes.
@@ -119,10 +98,11 @@ class ClipText(Conditioner):
         return Cond(tokens=tokens, mask=mask if self.mask_padding else None)
 
     @nn.nowrap
-    def encoder(self) -> ClipTransformer:
+    def encoder(self) -> TokenTransformer:
         if self.activation not in ACTIVATIONS:
             raise errors.UsageError(
                 f"activation={self.activation!r}: choose {' or '.join(ACTIVATIONS)}"
                 f"{errors.nearest(self.activation, ACTIVATIONS)}"
             )
-        return ClipTransformer(**same_fields(self, ClipTransformer), parent=None)
+        block = functools.partial(Block, **same_fields(self, Block))
+        return TokenTransformer(**same_fields(self, TokenTransformer), block=block, parent=None)

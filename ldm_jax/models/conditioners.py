@@ -17,6 +17,7 @@ not have it as it is (data/conditions.py), and one line in a config.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import einops
@@ -25,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ldm_jax.base import registry
-from ldm_jax.models.transformer import TokenTransformer
+from ldm_jax.base import errors, registry
+from ldm_jax.models import transformer
 from ldm_jax.nn import blocks
 
 CONDITIONERS = registry.Registry("conditioner")
@@ -83,12 +84,16 @@ class ClassEmbedder(Conditioner):
     def example(self, image, latent):
         return {"class": jnp.zeros(image[:1], jnp.int32)}
 
+    @nn.nowrap
+    def check(self):
+        if self.place not in ("tokens", "vector"):
+            raise errors.UsageError(f"place={self.place!r} is unknown; use 'tokens' or 'vector'.")
+
     @nn.compact
     def __call__(self, batch, drop):
-        if self.place not in ("tokens", "vector"):
-            raise ValueError(f"place={self.place!r} is unknown; use 'tokens' or 'vector'.")
-        how = {"embedding_init": nn.initializers.normal(1.0), "dtype": self.dtype}
-        table = nn.Embed(self.num_classes + 1, self.width, **how, name="table")
+        self.check()
+        how = dict(embedding_init=nn.initializers.normal(1.0), dtype=self.dtype, name="table")
+        table = nn.Embed(self.num_classes + 1, self.width, **how)
         emb = table(jnp.where(drop, self.num_classes, batch["class"]))
         return Cond(tokens=emb[:, None]) if self.place == "tokens" else Cond(vector=emb)
 
@@ -123,19 +128,15 @@ class TokenEmbedder(Conditioner):
 
     @nn.compact
     def __call__(self, batch, drop):
-        # Under jit an id that the table lacks does not raise.
-        if max(self.pad, *self.null, 0) >= self.vocab_size or len(self.null) > self.length:
-            raise ValueError(
-                f"pad={self.pad} and null={self.null} must be ids below "
-                f"vocab_size={self.vocab_size}, at most length={self.length} of them."
-            )
+        self.check()
         ids = batch[self.fields[0]]
-        null = np.full(self.length, self.pad, np.int32)
-        null[: len(self.null)] = self.null
+        null = np.array([*self.null, *[self.pad] * (self.length - len(self.null))], np.int32)
         ids = jnp.where(drop[:, None], null[: ids.shape[1]], ids)
         mask = (ids != self.pad).at[:, 0].set(True) if self.mask_padding else None
-        own = blocks.same_fields(self, TokenTransformer)
-        tokens = TokenTransformer(**own, name="transformer")(ids, mask)
+        block = nn.remat(transformer.Block) if self.remat else transformer.Block
+        own = blocks.same_fields(self, transformer.TokenTransformer)
+        own |= {"block": functools.partial(block, **blocks.same_fields(self, transformer.Block))}
+        tokens = transformer.TokenTransformer(**own, name="transformer")(ids, mask)
         if not self.vector:
             return Cond(tokens=tokens, mask=mask)
         counted = jnp.ones(ids.shape) if mask is None else mask
@@ -143,6 +144,15 @@ class TokenEmbedder(Conditioner):
         mean = jnp.average(tokens, axis=1, weights=counted)
         vector = blocks.dense(self.vector, "to_vector", dtype=self.dtype)(mean)
         return Cond(tokens=tokens, vector=vector, mask=mask)
+
+    @nn.nowrap
+    def check(self):
+        # Under jit an id that the table lacks does not raise.
+        if max(self.pad, *self.null, 0) >= self.vocab_size or len(self.null) > self.length:
+            raise errors.UsageError(
+                f"pad={self.pad} and null={self.null} must be ids below "
+                f"vocab_size={self.vocab_size}, at most length={self.length} of them."
+            )
 
 
 @CONDITIONERS.register("text")
@@ -219,8 +229,14 @@ class SpatialRescaler(Conditioner):
     def example(self, image, latent):
         return {"segmentation": jnp.zeros(image[:3], jnp.int32)}
 
+    @nn.nowrap
+    def check(self):
+        if self.method not in ("bilinear", "area", "nearest"):
+            raise errors.UsageError(f"method={self.method!r}: use 'bilinear', 'area' or 'nearest'.")
+
     @nn.compact
     def __call__(self, batch, drop):
+        self.check()
         x = batch["segmentation"]
         if jnp.issubdtype(x.dtype, jnp.integer):
             x = jax.nn.one_hot(x, self.classes, dtype=self.dtype)
@@ -232,8 +248,6 @@ class SpatialRescaler(Conditioner):
 
     @nn.nowrap
     def _halve(self, x):
-        if self.method not in ("bilinear", "area", "nearest"):
-            raise ValueError(f"method={self.method!r}: use 'bilinear', 'area' or 'nearest'.")
         h, w = x.shape[1:3]
         if self.method == "area" and (h % 2 or w % 2):
             raise ValueError(f"method='area' halves even sizes only, got {h}x{w}.")

@@ -12,8 +12,9 @@ from ldm_jax.models.backbones import Backbone
 class Denoiser(nn.Module):
     """A backbone and conditioners; without any of these, unconditional.
 
-    Each brings the name under which its parameters stand: {"unet", "conditioners_<label>"}.
-    Conditioners that have weights from elsewhere need them as the collection "frozen".
+    Each is given with the name under which its parameters stand, the backbone with that of
+    `config.model.name` and a conditioner with "conditioners_<label>". Conditioners that have
+    weights from elsewhere need them as the collection "frozen".
     """
 
     backbone: Backbone

@@ -33,25 +33,28 @@ class Pool(NamedTuple):
     padding: str = "SAME"
 
 
-def _chain(name, *steps):
-    """Convolutions NAME_1, NAME_2, ...: (width, (height, width of the kernel)) each."""
-    return tuple(Conv(f"{name}_{i}", *step) for i, step in enumerate(steps, 1))
+DOWN = Pool("max", 2, "VALID")
+
+
+# A branch is a tuple of layers, one after the other. A tuple of branches is a layer too: each
+# branch takes the same input, and their outputs are concatenated over channels.
+def _chain(name, *steps, down=False):
+    """A branch of convolutions NAME_1, NAME_2, ...: (width, (height, width of the kernel)) each.
+
+    down: the last one has stride 2.
+    """
+    *first, last = (Conv(f"{name}_{i}", *step) for i, step in enumerate(steps, 1))
+    return (*first, last._replace(stride=2, padding="VALID") if down else last)
 
 
 def _fork(name, width):
-    """Two convolutions of one input, side by side: a tuple in a branch stands for this."""
-    return (Conv(f"{name}a", width, (1, 3)), Conv(f"{name}b", width, (3, 1)))
+    return ((Conv(f"{name}a", width, (1, 3)),), (Conv(f"{name}b", width, (3, 1)),))
 
 
 def _pooled(kind, width):
     return (Pool(kind), Conv("branch_pool", width))
 
 
-def _down(conv):
-    return conv._replace(stride=2, padding="VALID")
-
-
-# A block is a tuple of branches that are concatenated, a branch a tuple of layers.
 def _a(pool_width):
     return (
         (Conv("branch1x1", 64),),
@@ -59,12 +62,6 @@ def _a(pool_width):
         _chain("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3))),
         _pooled("avg", pool_width),
     )
-
-
-def _b():
-    *first, last = _chain("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3)))
-    down = _down(Conv("branch3x3", 384, (3, 3)))
-    return ((down,), (*first, _down(last)), (Pool("max", 2, "VALID"),))
 
 
 def _c(w):
@@ -75,12 +72,6 @@ def _c(w):
         _chain("branch7x7dbl", (w,), (w, column), (w, row), (w, column), (192, row)),
         _pooled("avg", 192),
     )
-
-
-def _d():
-    *short, last = _chain("branch3x3", (192,), (320, (3, 3)))
-    *long, end = _chain("branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3)))
-    return ((*short, _down(last)), (*long, _down(end)), (Pool("max", 2, "VALID"),))
 
 
 def _e(pool):
@@ -96,21 +87,29 @@ STEM = (
     Conv("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
     Conv("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"),
     Conv("Conv2d_2b_3x3", 64, (3, 3)),
-    Pool("max", 2, "VALID"),
+    DOWN,
     Conv("Conv2d_3b_1x1", 80),
     Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"),
-    Pool("max", 2, "VALID"),
+    DOWN,
 )
 BLOCKS = {
     "Mixed_5b": _a(32),
     "Mixed_5c": _a(64),
     "Mixed_5d": _a(64),
-    "Mixed_6a": _b(),
+    "Mixed_6a": (
+        (Conv("branch3x3", 384, (3, 3), 2, "VALID"),),
+        _chain("branch3x3dbl", (64,), (96, (3, 3)), (96, (3, 3)), down=True),
+        (DOWN,),
+    ),
     "Mixed_6b": _c(128),
     "Mixed_6c": _c(160),
     "Mixed_6d": _c(160),
     "Mixed_6e": _c(192),
-    "Mixed_7a": _d(),
+    "Mixed_7a": (
+        _chain("branch3x3", (192,), (320, (3, 3)), down=True),
+        _chain("branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, (3, 3)), down=True),
+        (DOWN,),
+    ),
     "Mixed_7b": _e("avg"),
     "Mixed_7c": _e("max"),
 }
@@ -129,8 +128,7 @@ class Inception(nn.Module):
         for name, branches in BLOCKS.items():
             x = Block(branches, name=name)(x)
         pooled = x.mean((1, 2))
-        fc = nn.Dense(CLASSES, use_bias=False, precision="highest", name="fc")
-        return pooled, fc(pooled)
+        return pooled, nn.Dense(CLASSES, use_bias=False, precision="highest", name="fc")(pooled)
 
 
 class Block(nn.Module):
@@ -140,8 +138,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        outputs = [functools.reduce(_apply, layers, x) for layers in self.branches]
-        return jnp.concatenate(outputs, axis=-1)
+        return _apply(x, self.branches)
 
 
 class ConvNorm(nn.Module):
@@ -159,7 +156,7 @@ class ConvNorm(nn.Module):
 
 
 def _apply(x, layer):
-    """One layer of a table, inside a module's compact method."""
+    """The output of one layer of a table, inside a module's compact method."""
     if isinstance(layer, Conv):
         return ConvNorm(layer, name=layer.name)(x)
     if isinstance(layer, Pool):
@@ -167,4 +164,5 @@ def _apply(x, layer):
         if layer.kind == "max":
             return nn.max_pool(x, (3, 3), strides, layer.padding)
         return nn.avg_pool(x, (3, 3), strides, layer.padding, count_include_pad=False)
-    return jnp.concatenate([_apply(x, part) for part in layer], axis=-1)
+    outputs = [functools.reduce(_apply, branch, x) for branch in layer]
+    return jnp.concatenate(outputs, axis=-1)

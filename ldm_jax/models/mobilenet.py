@@ -4,6 +4,8 @@ A pure function of a tuple of convolutions, which contain their batch norms: not
 or initialised, weights/mobilenet.py reads them.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,21 +39,19 @@ def _inverted_residual(convs, x, expansion, stride):
 
 def _conv(conv, x, stride=1):
     pad = conv["kernel"].shape[0] // 2  # on both sides, where SAME would shift an even input
-    how = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": "highest"}
-    shape = (conv["kernel"], (stride, stride), [(pad, pad)] * 2)
-    return jax.lax.conv_general_dilated(x, *shape, **how) + conv["bias"]
+    how = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest")
+    strides, padding = (stride, stride), [(pad, pad)] * 2
+    y = jax.lax.conv_general_dilated(x, conv["kernel"], strides, padding, **how)
+    return y + conv["bias"]
 
 
 def _depthwise(conv, x, stride):
     """Nine shifted products: XLA's grouped convolution is many times slower on a CPU."""
     _, height, width, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifts = ((i, j) for i in range(3) for j in range(3))
-    y = sum(
-        x[:, i : i + height : stride, j : j + width : stride] * conv["kernel"][i, j, 0]
-        for i, j in shifts
-    )
-    return y + conv["bias"]
+    shifted = lambda i, j: x[:, i : i + height : stride, j : j + width : stride]
+    shifts = itertools.product(range(3), range(3))
+    return sum(shifted(*at) * conv["kernel"][*at, 0] for at in shifts) + conv["bias"]
 
 
 def _relu6(x):

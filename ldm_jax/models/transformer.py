@@ -1,9 +1,10 @@
-"""The transformer over discrete tokens that the paper's text and layout models condition on.
+"""The transformer over discrete tokens, and the layer of the paper's text and layout models.
 
-Rombach et al. 2022, app. E.2: trained from scratch with the denoiser, in the form of
+These are trained from scratch with the denoiser (Rombach et al. 2022, app. E.2), in the form of
 x-transformers' pre-norm encoder.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,34 +16,36 @@ TABLE_INIT = nn.initializers.normal(0.02)
 
 
 class TokenTransformer(nn.Module):
-    """ids: int [b, n], n <= length -> [b, n, width]; nobody attends where mask [b, n] is False.
+    """ids: int [b, n], n <= length -> [b, n, width] after the last norm.
 
-    The attention's inner width is heads * head_width, whatever the width (8 * 64 officially).
+    block: makes a layer, given its name. The layer is called with x [b, n, width] and, where there
+    is one, the mask [b, n], which is False at tokens that must not be attended to.
     """
 
     vocab_size: int
     length: int
     width: int
     depth: int
-    heads: int = 8
-    head_width: int = 64
-    remat: bool = False
+    block: Callable[..., nn.Module]
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, ids, mask=None):
-        how = {"embedding_init": TABLE_INIT, "dtype": self.dtype, "name": "table"}
+        how = dict(embedding_init=TABLE_INIT, dtype=self.dtype, name="table")
         table = nn.Embed(self.vocab_size, self.width, **how)
         positions = self.param("positions", TABLE_INIT, (self.length, self.width))
         x = table(ids) + positions[: ids.shape[1]].astype(self.dtype)
-        block = nn.remat(Block) if self.remat else Block
+        seen = () if mask is None else (mask,)
         for i in range(self.depth):
-            x = block(self.heads, self.head_width, self.dtype, name=f"block_{i}")(x, mask)
+            x = self.block(name=f"block_{i}")(x, *seen)
         return nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
 
 
 class Block(nn.Module):
-    """Self-attention, then an MLP with the exact gelu, each after its norm. x: [b, n, d]."""
+    """Self-attention, then an MLP with the exact gelu, each after its norm. x: [b, n, d].
+
+    The attention's inner width is heads * head_width, whatever d is (8 * 64 officially).
+    """
 
     heads: int
     head_width: int

@@ -66,10 +66,6 @@ class UNet(Backbone):
     def width_unit(self):
         return math.lcm(self.groups, self.head_channels or self.heads or 1)
 
-    @property
-    def vector_width(self):
-        return 4 * self.width
-
     @nn.nowrap
     def check(self):
         if bool(self.heads) == bool(self.head_channels):

@@ -122,10 +122,10 @@ def fitting_groups(channels, groups):
     """The number of groups that `GroupNorm` makes of so many channels.
 
     It is `groups` wherever that divides the channels, as in the official models, even if only one
-    channel is left to each. Such a norm takes every shift of a channel away again, and with it what
-    the timestep adds; a recipe with so few channels sets fewer `groups`. Where `groups` does not
-    divide, as in small models, it is the largest divisor that leaves at least four channels to each
-    group, or 1.
+    channel is left to each group. A norm over a single channel removes every shift of that channel,
+    and with it what the timestep adds, so a recipe with so few channels sets fewer `groups`. Where
+    `groups` does not divide the channels, the result is the largest divisor that leaves at least
+    four channels to each group, or 1.
     """
     if channels % groups == 0:
         return groups
@@ -139,8 +139,8 @@ NORM_KERNELS = ("xla", "pallas")
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018), computed in float32, SiLU behind it where asked.
 
-    [b, ..., c] -> same. groups: as many as `fitting_groups` makes of it. kernel: "xla", the formula
-    below, or "pallas", that of nn/group_norm.py.
+    [b, ..., c] -> same. groups: see `fitting_groups`. kernel: "xla", the formula below, or
+    "pallas", the kernel of nn/group_norm.py.
     """
 
     eps: float = 1e-5
@@ -160,8 +160,8 @@ class GroupNorm(nn.Module):
 
             return group_norm(x, scale, bias, groups, self.eps, self.silu).astype(self.dtype)
 
-        # First the moments of each channel, then of each group: so the image is never reshaped, and
-        # an element costs one multiplication and one addition.
+        # The moments of each channel are taken first, then those of each group: the image is never
+        # reshaped, and an element costs one multiplication and one addition.
         x = x.astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
         moments = jnp.stack([jnp.mean(x, space), jnp.mean(x * x, space)])

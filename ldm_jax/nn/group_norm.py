@@ -27,9 +27,8 @@ def _forward(x, scale, bias, groups, eps, silu):
     b, c = x.shape[0], x.shape[-1]
     flat = x.reshape(b, -1, c)
     moment = jax.ShapeDtypeStruct((b, groups), jnp.float32)
-    shapes = (jax.ShapeDtypeStruct(flat.shape, x.dtype), moment, moment)
     kernel = functools.partial(_forward_kernel, eps=eps, silu=silu)
-    y, mean, factor = _call(kernel, shapes, groups, flat, scale, bias)
+    y, mean, factor = _call(kernel, (moment, moment), groups, flat, scale, bias)
     return y.reshape(x.shape), (x, scale, bias, mean, factor)
 
 
@@ -38,20 +37,20 @@ def _backward(groups, eps, silu, saved, dy):
     b, c = x.shape[0], x.shape[-1]
     flat = x.reshape(b, -1, c)
     weight = jax.ShapeDtypeStruct((b, c), jnp.float32)
-    shapes = (jax.ShapeDtypeStruct(flat.shape, x.dtype), weight, weight)
+    given = flat, scale, bias, mean, factor, dy.reshape(flat.shape)
     kernel = functools.partial(_backward_kernel, silu=silu)
-    given = (flat, scale, bias, mean, factor, dy.reshape(flat.shape))
-    dx, dscale, dbias = _call(kernel, shapes, groups, *given)
+    dx, dscale, dbias = _call(kernel, (weight, weight), groups, *given)
     return dx.reshape(x.shape), dscale.sum(0).astype(scale.dtype), dbias.sum(0).astype(bias.dtype)
 
 
 group_norm.defvjp(_forward, _backward)
 
 
-def _call(kernel, out_shape, groups, flat, *rest):
+def _call(kernel, others, groups, flat, *rest):
+    """The kernel's outputs: one like `flat`, then those whose shapes are `others`."""
     return pl.pallas_call(
         kernel,
-        out_shape=out_shape,
+        out_shape=(jax.ShapeDtypeStruct(flat.shape, flat.dtype), *others),
         grid=(flat.shape[0], groups),
         interpret=jax.default_backend() != "gpu",
         compiler_params=plt.CompilerParams(num_warps=4),
@@ -62,14 +61,14 @@ def _forward_kernel(x_ref, scale_ref, bias_ref, y_ref, mean_ref, factor_ref, *, 
     image, group = pl.program_id(0), pl.program_id(1)
     tiles = _Tiles(x_ref.shape, mean_ref.shape[1], image, group)
     count = tiles.count
-    mean = tiles.fold(lambda at: (tiles.read(x_ref, at),), 1)[0].sum() / count
+    mean = tiles.sums(lambda at: (tiles.read(x_ref, at),), 1)[0].sum() / count
     # Around the mean: the difference of two moments would cancel where the mean is large.
     centred = lambda at: jnp.where(tiles.mask(at), tiles.read(x_ref, at) - mean, 0.0)
-    variance = tiles.fold(lambda at: (jnp.square(centred(at)),), 1)[0].sum() / count
+    variance = tiles.sums(lambda at: (jnp.square(centred(at)),), 1)[0].sum() / count
     factor = lax.rsqrt(variance + eps)
     scale, bias = tiles.channels(scale_ref), tiles.channels(bias_ref)
 
-    def write(at):
+    def write(at, _):
         y = (tiles.read(x_ref, at) - mean) * factor * scale + bias
         tiles.write(y_ref, at, y * jax.nn.sigmoid(y) if silu else y)
 
@@ -96,15 +95,15 @@ def _backward_kernel(
             dy *= gate * (1.0 + y * (1.0 - gate))
         return x, dy
 
-    def sums(at):
+    def products(at):
         x, dy = normal(at)
         return dy * x, dy
 
-    dscale, dbias = (each.sum(0) for each in tiles.fold(sums, 2))
+    dscale, dbias = (each.sum(0) for each in tiles.sums(products, 2))
     along = (dscale * scale[0]).sum() / tiles.count
     level = (dbias * scale[0]).sum() / tiles.count
 
-    def write(at):
+    def write(at, _):
         x, dy = normal(at)
         tiles.write(dx_ref, at, (dy * scale - level - x * along) * factor)
 
@@ -126,32 +125,28 @@ class _Tiles:
         self.inside = lane < width
         self.columns = group * width + lane
 
-    def each(self, function):
-        lax.fori_loop(0, pl.cdiv(self.pixels, self._rows), lambda i, _: function(i), None)
+    def each(self, function, carry=None):
+        """Calls `function` with the pixels of every tile and with what it returned for the last."""
+        call = lambda i, carry: function(i * self._rows + jnp.arange(self._rows), carry)
+        return lax.fori_loop(0, pl.cdiv(self.pixels, self._rows), call, carry)
 
-    def fold(self, function, count: int):
-        """The sums of what `function` yields, `count` arrays, over the tiles."""
-
-        def add(i, total):
-            return tuple(a + b for a, b in zip(total, function(i)))
-
+    def sums(self, function, count: int):
+        """The sums over all tiles of the `count` arrays that `function` returns for each."""
         zero = jnp.zeros((self._rows, len(self.inside)), jnp.float32)
-        return lax.fori_loop(0, pl.cdiv(self.pixels, self._rows), add, (zero,) * count)
+        add = lambda at, total: jax.tree.map(jnp.add, total, function(at))
+        return self.each(add, (zero,) * count)
 
-    def _at(self, i):
-        return i * self._rows + jnp.arange(self._rows)
+    def mask(self, at):
+        return (at < self.pixels)[:, None] & self.inside[None, :]
 
-    def mask(self, i):
-        return (self._at(i) < self.pixels)[:, None] & self.inside[None, :]
+    def _place(self, ref, at):
+        return ref.at[self._image, at[:, None], self.columns[None, :]]
 
-    def _place(self, ref, i):
-        return ref.at[self._image, self._at(i)[:, None], self.columns[None, :]]
+    def read(self, ref, at):
+        return plt.load(self._place(ref, at), mask=self.mask(at), other=0.0).astype(jnp.float32)
 
-    def read(self, ref, i):
-        return plt.load(self._place(ref, i), mask=self.mask(i), other=0.0).astype(jnp.float32)
-
-    def write(self, ref, i, value):
-        plt.store(self._place(ref, i), value.astype(ref.dtype), mask=self.mask(i))
+    def write(self, ref, at, value):
+        plt.store(self._place(ref, at), value.astype(ref.dtype), mask=self.mask(at))
 
     def channels(self, ref):
         """A weight's entries of this group, [1, channels]."""

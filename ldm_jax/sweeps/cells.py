@@ -7,7 +7,6 @@ after a digest of all that they depend on, so that cells which agree share them.
 
 import hashlib
 import itertools
-import math
 import operator
 from typing import NamedTuple
 
@@ -146,7 +145,7 @@ def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) ->
     Raises:
       UsageError: no width, in steps that its groups and heads allow, comes within `tolerance`.
     """
-    unit = math.lcm(ldm.model.groups, ldm.model.head_channels or ldm.model.heads)
+    unit = kinds.of(ldm).model(ldm, codec).denoiser.backbone.width_unit
     count = lambda k: parameters(with_width(ldm, k * unit), codec)
     # All channels are multiples of the width, so parameters are a quadratic of it: three tell all.
     quadratic = np.polynomial.Polynomial.fit((1, 2, 3), [count(k) for k in (1, 2, 3)], 2)

@@ -71,7 +71,7 @@ def table(depth: int):
 
 
 def from_state(state: dict, depth: int, expected=None) -> dict:
-    """Params of a `ClipTransformer` from a state dict in either layout, whatever lies around it.
+    """Params of a `TokenTransformer` from a state dict in either layout, whatever lies around it.
 
     expected: the (abstract) params, for `rules.convert` to match.
     """
