@@ -88,8 +88,8 @@ def check_offload(offload: bool, mesh):
     kinds = [memory.kind for memory in device.addressable_memories()] if offload else [HOST]
     if HOST not in kinds:
         raise errors.UsageError(
-            f"config.offload=True: {device.platform} devices have no memory "
-            f"{HOST!r} (theirs: {', '.join(kinds)}); set it to False."
+            f"offload is on, but {device.platform} devices have no memory {HOST!r} (theirs: "
+            f"{', '.join(kinds)}); set it to False."
         )
 
 

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults
+from ldm_jax.base import defaults, errors
 from ldm_jax.engine import checkpoint
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import lpips, tiny  # noqa: F401  (tiny registers itself)
@@ -39,7 +39,8 @@ class AutoencodeKind(kinds.Kind):
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
         one_of("config.discriminator.norm", config.discriminator.norm, NORMS)
-        autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
+        with errors.of("config.loss"):
+            autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
 
     def divisor(self, config):
         return self.network(config).f, "the downsampling factor f of config.model"

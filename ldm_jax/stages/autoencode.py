@@ -233,10 +233,10 @@ def check(loss: Loss, has_lpips: bool):
     """Raises UsageError for terms that cannot be computed."""
     if loss.perceptual_weight and not has_lpips:
         raise errors.UsageError(
-            "config.loss.perceptual_weight is "
-            f"{loss.perceptual_weight}, but config.lpips.backbone and config.lpips.heads are not "
-            "set: give the paths of torchvision's vgg16-397923af.pth and of vgg.pth from "
-            "richzhang/PerceptualSimilarity (lpips/weights/v0.1), or set the weight to 0."
+            f"perceptual_weight is {loss.perceptual_weight}, but the weights of LPIPS are not set: "
+            "give lpips.backbone the path of torchvision's vgg16-397923af.pth and lpips.heads that "
+            "of vgg.pth from richzhang/PerceptualSimilarity (lpips/weights/v0.1), or set "
+            "perceptual_weight to 0."
         )
     DISCRIMINATOR_LOSSES.get(loss.disc_loss)
     PIXEL_LOSSES.get(loss.pixel_loss)

@@ -243,7 +243,7 @@ def test_lpips_without_weights_says_where_to_get_them():
         autoencode.check(wanted, has_lpips=False)
     message = str(caught.value)
     assert "\n" not in message
-    for word in ("config.lpips.backbone", "config.lpips.heads", "vgg16-397923af.pth", "vgg.pth"):
+    for word in ("lpips.backbone", "lpips.heads", "vgg16-397923af.pth", "vgg.pth"):
         assert word in message
 
 
