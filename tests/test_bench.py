@@ -66,7 +66,7 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
         ([*FIRST, "--steps=10", "--guidance=2"], "--steps and --guidance: a first stage draws no"),
         (
             [*FIRST, "--config.mesh.data=3"],
-            "config.mesh: (data=3, fsdp=1, spatial=1, tensor=1) does",
+            "config.mesh: (data=3, fsdp=1, spatial=1, tensor=1)",
         ),
         ([*FIRST, "--config.mesh.tensor=8"], "config.mesh.tensor=8 has nothing to split"),
         ([*SECOND, "--config.model.attention_kernel=flash"], "'cudnn' or 'auto'"),
