@@ -28,13 +28,15 @@ class Bottleneck:
     What the encoder makes is called moments, [b, h, w, moments * c]; a latent is [b, h, w, c].
     `params` is the autoencoder's tree, in which a bottleneck finds the parameters it asked for.
 
-    moments: channels that the encoder makes for one channel of the latent.
+    moments: channels of what `encode` gives for one channel of the latent.
+    fixed: whether the last half of them is not the encoder's, but the model's `posterior_logvar`.
     summed: whether the reconstruction's error is summed over an image, with a log variance, or (as
       the official VQ losses do) averaged.
     entries: whether a latent is one of the entries of a codebook.
     """
 
     moments: int = 1
+    fixed: bool = False
     summed: bool = True
     entries: bool = False
 
@@ -181,4 +183,7 @@ class Codebook(Bottleneck):
 
 BOTTLENECKS.register("none")(Bottleneck())
 BOTTLENECKS.register("kl")(Gaussian())
+# Noise of one variance for all latents, as in Unified Latents (2026, arXiv 2602.17270): the decoder
+# learns to bear it. The KL divergence then only bounds the means, which could outgrow the noise.
+BOTTLENECKS.register("noise")(Gaussian(fixed=True))
 BOTTLENECKS.register("vq")(Codebook())

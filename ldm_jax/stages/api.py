@@ -49,6 +49,7 @@ class Stage:
     columns: {name of a drawing: images per row of its grid}.
     watched: a metric that is positive and falls while training goes well; the loop takes its jumps
       for loss spikes. "": none.
+    alarms: {metric: (bound, advice)}: the log gives the advice, once, where the metric is above.
     rules: which weights of the players go over the mesh axis `tensor`, see base/shard.py.
     """
 
@@ -59,4 +60,5 @@ class Stage:
     draw: Callable[..., dict]
     columns: dict[str, int] = dataclasses.field(default_factory=dict)
     watched: str = ""
+    alarms: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
     rules: tuple = ()

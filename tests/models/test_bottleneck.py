@@ -10,6 +10,7 @@ import pytest
 
 import ldm_jax
 from ldm_jax.models import bottleneck
+from ldm_jax.models.autoencoder import Autoencoder
 
 KEY = jax.random.key(0)
 
@@ -98,3 +99,17 @@ def test_no_module_asks_for_a_bottleneck_by_name():
         if isinstance(part, ast.Constant) and part.value in names
     ]
     assert not compared, f"{compared}: what a bottleneck is, its value in BOTTLENECKS says."
+
+
+def test_fixed_noise_is_the_models_and_not_the_encoders():
+    small = dict(width=4, mult=(1, 1), blocks=1, groups=1, latent_channels=2, z_channels=2)
+    model = Autoencoder(**small, bottleneck="noise", posterior_logvar=-4.0)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    params = model.init(jax.random.key(1), x)["params"]
+    assert params["to_latent"]["kernel"].shape == (2, 2)
+    moments = model.apply({"params": params}, x, method="encode")
+    own = bottleneck.BOTTLENECKS.get("noise")
+    np.testing.assert_allclose(own.variance(moments), np.exp(-4.0), rtol=1e-6)
+    drawn = [own.sample(jax.random.key(i), moments) for i in range(200)]
+    np.testing.assert_allclose(np.var(drawn, axis=0).mean(), np.exp(-4.0), rtol=0.05)
+    np.testing.assert_allclose(np.mean(drawn, axis=0), own.mode(moments), atol=0.05)
