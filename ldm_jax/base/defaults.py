@@ -112,6 +112,7 @@ def first_stage() -> ConfigDict:
         codebook_weight=1.0,
         beta=0.25,
         legacy_vq=True,
+        restart=0,  # vq: steps without use after which an entry is moved; 0: never
         perceptual_weight=1.0,
         pixel_loss="l1",  # l1 | l2
         disc_weight=0.5,

@@ -21,7 +21,7 @@ LEARNT = {
     "model.codebook_size": dict(shortcut=""),
     "model.transformer_depth": dict(name="unet", attention_kernel="xla"),
     "model.groups": dict(norm_kernel="xla", remat_saves=""),
-    "loss.kl_weight": dict(pixel_loss="l1", perceptual_crop=0, decoder_only=False)
+    "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, decoder_only=False)
     | dict(terms=dict(halved=0.0, turned=0.0), disc_terms=dict(r1=0.0, lecam=0.0)),
     "loss.weight": dict(gamma=5.0),
     "latents.scale": dict(cache=""),

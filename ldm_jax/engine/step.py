@@ -143,6 +143,8 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
             before = params[name], state["opt"][name]
             updates, opt = own.tx.update(grads[name], before[1], before[0])
             after = optax.apply_updates(before[0], updates), opt
+            if player.after:
+                after = player.after(after[0], grads[name], jax.random.fold_in(key, 1)), opt
             if player.begins:
                 rest = functools.partial(jnp.where, step < player.begins)
                 after = jax.tree.map(rest, (before[0], _rested(before[1])), after)

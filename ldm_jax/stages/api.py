@@ -22,6 +22,8 @@ class Player:
       Adam would otherwise count the gradients of 0 that came before, and overshoot.
     measure: () -> arrays that the parameters of a new run start from, measured on its data, the
       same on every host; None where they start at random alone.
+    after: (params, gradients, key) -> params of this player after its optimizer's update: what
+      changes them otherwise than by gradients. None: nothing does.
     loss: (params, frozen, batch, key, step, shared) -> (scalar, (metrics, shared)).
       `params` is `{player: tree}` of all players, differentiated in this player's subtree only;
       `shared` carries arrays from earlier players of the same step (a reconstruction, say), and
@@ -34,6 +36,7 @@ class Player:
     loss: Callable[..., tuple]
     measure: Callable[[], Tree] | None = None
     begins: int = 0
+    after: Callable[..., Tree] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

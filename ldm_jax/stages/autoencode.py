@@ -22,6 +22,7 @@ from ldm_jax.stages import adversary, api, terms
 from ldm_jax.stages.adversary import DISCRIMINATOR_LOSSES, DISCRIMINATOR_TERMS
 from ldm_jax.stages.terms import TERMS
 
+NEAR = 0.1  # deviations of a codebook between a restarted entry and the one it is put beside
 PIXEL_LOSSES = registry.Registry("pixel loss")
 PIXEL_LOSSES.register("l1")(jnp.abs)
 PIXEL_LOSSES.register("l2")(jnp.square)
@@ -33,6 +34,8 @@ class Loss:
 
     kl_weight: on the KL divergence, summed over a latent; codebook_weight: on the VQ loss, whose
       `beta` and `legacy_vq` are those of bottleneck.vq_loss. The bottleneck takes its own.
+    restart: steps after which an entry of the codebook that was nearest to no latent is moved to
+      where others are in use; 0: never.
     perceptual_weight: on LPIPS, added to every pixel's error; 0 needs no LPIPS weights.
     perceptual_crop: pixels of a side of the random crop that LPIPS sees; 0: the whole image.
     pixel_loss: that error, "l1" or "l2".
@@ -57,6 +60,7 @@ class Loss:
     logvar: float
     learn_logvar: bool
     pixel_loss: str = "l1"
+    restart: int = 0
     perceptual_crop: int = 0
     terms: dict = dataclasses.field(default_factory=dict)
     disc_terms: dict = dataclasses.field(default_factory=dict)
@@ -88,7 +92,8 @@ class Autoencode:
     def stage(self) -> api.Stage:
         """Its players: the autoencoder, and the discriminator where it has a weight."""
         own = self.init_autoencoder, self.autoencoder_loss, self.measure
-        players = [api.Player("autoencoder", *own)]
+        after = self.restart if self._restarts else None
+        players = [api.Player("autoencoder", *own, after=after)]
         if self.loss.disc_weight:
             its = self.init_discriminator, self.discriminator_loss
             players.append(api.Player("discriminator", *its, begins=self.loss.disc_start))
@@ -110,7 +115,25 @@ class Autoencode:
             params["model"] = shortcut.started(params["model"], measured)
         if self.loss.learn_logvar:
             params["logvar"] = jnp.float32(self.loss.logvar)
+        if self._restarts:
+            params["idle"] = jnp.zeros(self.model.codebook_size)  # steps without use, by entry
         return params
+
+    @property
+    def _restarts(self):
+        return self.loss.restart and self.bottleneck.entries
+
+    def restart(self, params, grads, key):
+        """Puts entries of the codebook that have died close to random ones that are in use."""
+        book = params["model"]["codebook"]
+        used = jnp.any(grads["model"]["codebook"] != 0, axis=-1)  # others have no gradient at all
+        idle = jnp.where(used, 0.0, params["idle"] + 1)
+        dead = idle >= self.loss.restart
+        choose, shift = jax.random.split(key)
+        near = jax.random.categorical(choose, jnp.log(used + 1e-9), shape=used.shape)
+        moved = book[near] + NEAR * jnp.std(book) * jax.random.normal(shift, book.shape)
+        model = params["model"] | {"codebook": jnp.where(dead[:, None], moved, book)}
+        return params | {"model": model, "idle": jnp.where(dead, 0.0, idle)}
 
     def init_discriminator(self, key):
         # Noise, as ActNorm starts from the statistics of what it sees first.
