@@ -1,7 +1,6 @@
 """Entries of a codebook that die are put to use again, and only these."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import config as config_lib
