@@ -88,7 +88,7 @@ def first_stage() -> ConfigDict:
     config.stage = "autoencode"
     config.model = dict(
         name="autoencoder",  # autoencoder | tiny, which has keys of its own
-        bottleneck="kl",  # kl | noise | vq | none
+        bottleneck="kl",  # kl | noise | vq | lfq | none
         width=128,
         mult=(1, 2, 4),  # f = 2 ** (len(mult) - 1)
         blocks=2,
