@@ -8,7 +8,7 @@ import optax
 from ldm_jax.engine import optim
 from ldm_jax.models import bottleneck
 from ldm_jax.runs import kinds
-from ldm_jax.stages import autoencode
+from ldm_jax.stages import adversary
 
 KEYS = "model.diffusion_model."
 
@@ -96,8 +96,8 @@ def pieces(case):
     """Discriminator losses, codebook usage and the KL of a posterior."""
     io = case.io
     real, fake = io["in_logits_real"], io["in_logits_fake"]
-    case.compare("hinge_d", autoencode.hinge(real, fake))
-    case.compare("vanilla_d", autoencode.vanilla(real, fake))
+    case.compare("hinge_d", adversary.hinge(real, fake))
+    case.compare("vanilla_d", adversary.vanilla(real, fake))
     k = case.meta["n_embed"]
     usage = bottleneck.usage(jnp.asarray(io["in_indices"]), k)
     case.compare("perplexity", usage["perplexity"])

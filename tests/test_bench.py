@@ -63,6 +63,12 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
         ([*FIRST, "--batch_size=3"], "must divide by 8"),
         ([*FIRST, "--config.model.norm_kernel=pallas"], "norm_kernel=pallas with 8 devices"),
         ([*FIRST, "--config.model.norm_kernel=palas"], "use 'xla' or 'pallas'"),
+        ([*FIRST, "--steps=10", "--guidance=2"], "--steps and --guidance: a first stage draws no"),
+        (
+            [*FIRST, "--config.mesh.data=3"],
+            "config.mesh: (data=3, fsdp=1, spatial=1, tensor=1)",
+        ),
+        ([*FIRST, "--config.mesh.tensor=8"], "config.mesh.tensor=8 has nothing to split"),
         ([*SECOND, "--config.model.attention_kernel=flash"], "'cudnn' or 'auto'"),
     ],
 )

@@ -133,6 +133,26 @@ def test_training_goes_on_from_a_converted_first_stage(first_stage, tmp_path):
     assert_equal(weights(out)["autoencoder"], weights(first_stage)["autoencoder"])
 
 
+def test_a_converted_first_stage_learns_to_decode_and_encodes_as_before(
+    first_stage, tmp_path, capfd
+):
+    out = tmp_path / "on"
+    argv = [f"--config={first_stage}/config.json", f"--workdir={out}"]
+    argv += [*SHORT, "--config.loss.decoder_only=True", "--config.optim.autoencoder.lr=0.01"]
+    assert call(train, *argv) == cli.EXIT_USAGE
+    assert "--config.init_from=RUN" in capfd.readouterr().err
+    argv += [f"--config.init_from={first_stage}"]
+    decay = [f"--config.optim.autoencoder.{key}" for key in ("name=adamw", "weight_decay=0.1")]
+    assert call(train, *argv, *decay) == cli.EXIT_USAGE
+    assert "would shrink the encoder" in capfd.readouterr().err
+    assert call(train, *argv) == 0
+    before, after = (weights(run)["autoencoder"]["model"] for run in (first_stage, out))
+    for name in ("encoder", "to_latent"):
+        assert_equal(after[name], before[name])
+    moved = jax.tree.map(np.array_equal, after["decoder"], before["decoder"])
+    assert not any(jax.tree.leaves(moved))
+
+
 def test_a_converted_run_is_not_gone_on_with_in_place(first_stage, capfd):
     before = sorted(first_stage.iterdir())
     argv = [f"--config={first_stage}/config.json", f"--workdir={first_stage}"]

@@ -19,6 +19,9 @@ from ldm_jax import sweep
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.cost import programs
+from ldm_jax.models import backbones
+from ldm_jax.models.unet import UNet
+from ldm_jax.stages.codec import Codec
 from ldm_jax.sweeps import cells
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -50,9 +53,28 @@ def test_cells_are_equally_large_and_share_what_they_can(plan, config):
     assert cells.cells(two)[0].run_name(two) != a.run_name(config)
 
 
+class Narrow(UNet):
+    """A backbone of one's own, which adds narrower vectors and has its own steps of width."""
+
+    width_unit = 24
+
+    @property
+    def vector_width(self):
+        return self.width // 2
+
+
+def test_a_sweep_asks_the_backbone_what_its_width_decides(monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES._entries, "narrow", Narrow)
+    quick = config_lib.load(f"{ROOT}/configs/quickstart.py:ldm")
+    quick.model.name = "narrow"
+    assert cells.backbone(quick, Codec(None)).width_unit == 24
+    wider = cells.with_width(quick, Codec(None), 96)
+    assert wider.model.width == 96 and wider.conditioners.class_vector.width == 48
+
+
 def test_what_is_added_to_the_timestep_follows_the_width():
     quick = config_lib.load(f"{ROOT}/configs/quickstart.py:ldm")
-    wider = cells.with_width(quick, 96)
+    wider = cells.with_width(quick, Codec(None), 96)
     assert wider.model.width == 96 and wider.conditioners.class_vector.width == 384
     assert quick.conditioners.class_vector.width == 256
 

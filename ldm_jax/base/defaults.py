@@ -88,7 +88,7 @@ def first_stage() -> ConfigDict:
     config.stage = "autoencode"
     config.model = dict(
         name="autoencoder",  # autoencoder | tiny, which has keys of its own
-        bottleneck="kl",  # kl | vq | none
+        bottleneck="kl",  # kl | noise | vq | lfq | none
         width=128,
         mult=(1, 2, 4),  # f = 2 ** (len(mult) - 1)
         blocks=2,
@@ -96,7 +96,7 @@ def first_stage() -> ConfigDict:
         mid_attention=True,
         z_channels=3,
         latent_channels=3,
-        posterior_logvar=0.0,  # kl: log variance that training starts from
+        posterior_logvar=0.0,  # log variance that kl starts from and noise keeps
         codebook_size=8192,  # vq
         shortcut="",  # a path beside the stack that starts from the data: "linear"
         groups=32,  # of GroupNorm
@@ -112,6 +112,7 @@ def first_stage() -> ConfigDict:
         codebook_weight=1.0,
         beta=0.25,
         legacy_vq=True,
+        restart=0,  # vq: steps without use after which an entry is moved; 0: never
         perceptual_weight=1.0,
         pixel_loss="l1",  # l1 | l2
         disc_weight=0.5,
@@ -119,7 +120,10 @@ def first_stage() -> ConfigDict:
         disc_loss="hinge",  # hinge | vanilla
         logvar=0.0,
         learn_logvar=False,
-        terms=dict(),  # {name in stages/autoencode.py's TERMS: weight}
+        perceptual_crop=0,  # pixels of a side of the crop that LPIPS sees; 0: all
+        terms=dict(halved=0.0, turned=0.0),  # weights of further terms, see stages/terms.py
+        disc_terms=dict(r1=0.0, lecam=0.0),  # the discriminator's, see stages/adversary.py
+        decoder_only=False,  # keep the encoder that init_from gave
     )
     config.optim = dict(
         autoencoder=optimizer(name="adam", lr=5.4e-5, b1=0.5, b2=0.9),

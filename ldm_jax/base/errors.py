@@ -1,5 +1,6 @@
 """The errors that are meant for the user, and the exit codes they end with."""
 
+import contextlib
 import difflib
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
@@ -19,6 +20,16 @@ class Restart(Exception):
 
 class Preempted(Restart):
     """SIGTERM came and everything is saved."""
+
+
+@contextlib.contextmanager
+def of(key: str):
+    """Puts the key of the config before the line of a UsageError: what checks a value knows its
+    own arguments, what read them from a config knows the key."""
+    try:
+        yield
+    except UsageError as e:
+        raise UsageError(f"{key}: {e}") from None
 
 
 def reason(error: Exception) -> str:

@@ -35,20 +35,20 @@ def mesh_shape(devices: int, **sizes: int) -> tuple[int, ...]:
     asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
     if len(sizes) - len(known) > 1 or min(known, default=1) < 1:
         raise errors.UsageError(
-            f"config.mesh ({asked}): sizes are positive, and at most one is -1 (the rest)."
+            f"({asked}) is no mesh: sizes are positive, and at most one is -1 (the rest)."
         )
     if sizes["spatial"] != 1 and sizes["tensor"] != 1:
         # Kernel gradients come out a multiple of what they are (jax 0.10.2, both partitioners).
         raise errors.UsageError(
-            f"config.mesh ({asked}): spatial and tensor exclude one another, as XLA gets the "
+            f"({asked}): spatial and tensor exclude one another, as XLA gets the "
             "gradients of such convolutions wrong; set one to 1 (fsdp goes with either)."
         )
     rest = max(1, devices // math.prod(known))
     sizes = {name: rest if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != devices:
         raise errors.UsageError(
-            f"config.mesh ({asked}) does not fit {devices} device(s): the product must be "
-            f"{devices}; try --config.mesh.data=-1."
+            f"({asked}) does not fit {devices} device(s): the product must be {devices}; "
+            "data=-1 takes what the others leave."
         )
     return tuple(sizes[name] for name in AXES)
 
@@ -64,8 +64,8 @@ def make_mesh(
     for group in mesh.devices.reshape(-1, shape[2] * shape[3]):
         if len({device.process_index for device in group}) > 1:
             raise errors.UsageError(
-                f"config.mesh (spatial={shape[2]}, tensor={shape[3]}): the {len(group)} devices of "
-                "these axes read the same batch rows, so one host must hold them; take less."
+                f"(spatial={shape[2]}, tensor={shape[3]}): the {len(group)} devices of these axes "
+                "read the same batch rows, so one host must hold them; take less."
             )
     return mesh
 
@@ -88,7 +88,7 @@ def abstract_batch(batch: dict, mesh: Mesh) -> dict:
     return {k: abstract(x, batch_sharding(mesh, x.shape)) for k, x in batch.items()}
 
 
-def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "config.batch_size"):
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "batch_size"):
     """A batch must split into `accumulate` parts that the batch axes of the mesh divide.
 
     key: what the user calls the batch size.
@@ -96,7 +96,7 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "co
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch_size % parts:
         nearest = max(parts, round(batch_size / parts) * parts)
-        micro = f" x config.accumulate={accumulate}" if accumulate > 1 else ""
+        micro = f" x accumulate={accumulate}" if accumulate > 1 else ""
         raise errors.UsageError(
             f"{key}={batch_size} must divide by {parts} (devices on the batch axes{micro}); "
             f"nearest: {nearest}."

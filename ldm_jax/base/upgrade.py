@@ -21,7 +21,8 @@ LEARNT = {
     "model.codebook_size": dict(shortcut=""),
     "model.transformer_depth": dict(name="unet", attention_kernel="xla"),
     "model.groups": dict(norm_kernel="xla", remat_saves=""),
-    "loss.kl_weight": dict(pixel_loss="l1", terms={}),
+    "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, decoder_only=False)
+    | dict(terms=dict(halved=0.0, turned=0.0), disc_terms=dict(r1=0.0, lecam=0.0)),
     "loss.weight": dict(gamma=5.0),
     "latents.scale": dict(cache=""),
     "process.schedule": dict(density="uniform"),
@@ -35,7 +36,10 @@ def config(saved: dict) -> dict:
         place, _, name = key.rpartition(".")
         group = saved.get(place, {}) if place else saved
         if name in group:
-            group.update(learnt | group)
+            for name, value in learnt.items():
+                own = group.setdefault(name, value)
+                if isinstance(value, dict):
+                    group[name] = value | own
     for group, name in ((saved, "plugins"), (saved.get("eval", {}), "metrics")):
         if isinstance(group.get(name), str):  # words with commas between them, once
             group[name] = list(config_lib.names(group[name]))

@@ -43,10 +43,15 @@ class Benchmark:
 
     def __post_init__(self):
         given = {"steps": self.steps, "guidance": self.guidance}
+        given = {name: value for name, value in given.items() if value is not None}
+        kind = kinds.of(self.config)
+        if given and not kind.draws:
+            flags = " and ".join(f"--{name}" for name in given)
+            raise errors.UsageError(f"{flags}: {kind.title} draws no samples; leave them out.")
         with self.config.unlocked():
             self.config.batch_size = self.batch_size or self.config.batch_size
-            if kinds.of(self.config).draws:
-                self.config.sample.update({k: v for k, v in given.items() if v is not None})
+            if given:
+                self.config.sample.update(given)
         self.config = data_lib.resolved(self.config)
         self.mesh = mesh_lib.make_mesh(self.config)
 

@@ -48,7 +48,7 @@ GPUS = {
     "H200": Chip("H200", 141e9, 9.89e14, 4.8e12, 4.5e11, 16),
     "B200": Chip("B200", 180e9, 2.25e15, 8.0e12, 9e11, 16),
 }
-PLUGINS = {"tpu": ("libtpu", "jax[tpu]"), "cuda": ("jax_plugins", "jax[cuda12]")}
+PLUGINS = {"tpu": ("libtpu", "jax[tpu]"), "cuda": ("jax_plugins", "jax[cuda13]")}
 TARGETS = "openxla/xla has such files in xla/backends/gpu/target_config/specs, e.g. h200.txtpb"
 
 

@@ -88,8 +88,8 @@ def check_offload(offload: bool, mesh):
     kinds = [memory.kind for memory in device.addressable_memories()] if offload else [HOST]
     if HOST not in kinds:
         raise errors.UsageError(
-            f"config.offload=True: {device.platform} devices have no memory "
-            f"{HOST!r} (theirs: {', '.join(kinds)}); set it to False."
+            f"offload is on, but {device.platform} devices have no memory {HOST!r} (theirs: "
+            f"{', '.join(kinds)}); set it to False."
         )
 
 
@@ -143,6 +143,8 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
             before = params[name], state["opt"][name]
             updates, opt = own.tx.update(grads[name], before[1], before[0])
             after = optax.apply_updates(before[0], updates), opt
+            if player.after:
+                after = player.after(after[0], grads[name], jax.random.fold_in(key, 1)), opt
             if player.begins:
                 rest = functools.partial(jnp.where, step < player.begins)
                 after = jax.tree.map(rest, (before[0], _rested(before[1])), after)

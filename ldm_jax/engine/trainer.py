@@ -71,6 +71,7 @@ class Trainer:
         self.logs = log.Log(workdir, start=first, total=settings.steps.total)
         self._meter = meter.Meter(settings.max_bad_steps, meta)
         self._spikes = rollback.Spikes(self.stage.watched, settings.max_loss_spike, first, meta)
+        self._alarmed = set()
         self._stopwatch = meter.Stopwatch(self.phase.seconds)
         self._bad_records = meter.BadRecords(workdir, data)
         self._ledger = goodput.Ledger(workdir, first, self.phase.seconds, self.logs.active)
@@ -129,6 +130,10 @@ class Trainer:
         """Writes the means since the last line; raises BadSteps where they tell of bad steps."""
         means = self._meter.flush()
         self._spikes.check(step, means)
+        for name, (bound, advice) in self.stage.alarms.items():
+            if means.get(name, 0.0) > bound and name not in self._alarmed:
+                self._alarmed.add(name)
+                self.logs.progress.say(f"step {step}: {name} {means[name]:.3g}: {advice}.")
         rates = {f"{n}/lr": float(rate(step - 1)) for n, rate in self.programs.rates.items()}
         self.checkpoints.check()
         with self.phase("save"):  # storage that stalls is not a step that is stuck

@@ -44,7 +44,8 @@ class Autoencoder(_Levels):
     in the decoder. attention: downsampling factors at which attention follows each block;
     mid_attention: the one between the two middle blocks of each half; attention_kind: "softmax" or
     "linear". z_channels: channels that encoder and decoder see; latent_channels: those of the
-    latent itself (the official `embed_dim`), between two 1x1 maps. groups: of the group norms;
+    latent itself (the official `embed_dim`), between two 1x1 maps. posterior_logvar: the log
+    variance that a "kl" bottleneck starts from, and that "noise" keeps. groups: of the group norms;
     norm_kernel: "xla", or "pallas" for those with SiLU behind them. shortcut: a path beside the
     stack (models/shortcut.py), whose latents are added to the stack's, and its images too; "" none.
 
@@ -66,7 +67,8 @@ class Autoencoder(_Levels):
 
     def setup(self):
         self.between = BOTTLENECKS.get(self.bottleneck)
-        shared, moments = blocks.same_fields(self, _Levels), self.between.moments
+        shared = blocks.same_fields(self, _Levels)
+        moments = 1 if self.between.fixed else self.between.moments
         self.encoder = Encoder(**shared, out_channels=moments * self.z_channels)
         self.decoder = Decoder(**shared, out_channels=self.image_channels)
         # These two maps compute in float32 whatever `dtype` is, and whatever a device makes of
@@ -92,6 +94,9 @@ class Autoencoder(_Levels):
                 f"Image size {h}x{w} does not divide by the downsampling factor {self.f}."
             )
         moments = self.to_latent(self.encoder(x, train).astype(jnp.float32))
+        if self.between.fixed:
+            logvar = jnp.full_like(moments, self.posterior_logvar)
+            moments = jnp.concatenate([moments, logvar], axis=-1)
         if not self.shortcut:
             return moments
         rest = moments.shape[-1] - self.latent_channels  # log variances, which the path leaves

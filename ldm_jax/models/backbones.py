@@ -26,7 +26,9 @@ class Backbone(nn.Module):
     Attributes:
       rules: which of its weights go over the mesh axis `tensor`, see base/shard.py.
       divisor: what the sides of its input have to divide by.
-      width_unit: a sweep that looks for a width tries multiples of this.
+      width_unit: its widths come in multiples of this, where a sweep looks for one.
+      vector_width: what width a vector has that is added to the embedding of the timestep; 0 takes
+        none.
     """
 
     out_channels: int = 3
@@ -35,6 +37,7 @@ class Backbone(nn.Module):
     rules: ClassVar[tuple] = parallel.RULES
     divisor: ClassVar[int] = 1
     width_unit: ClassVar[int] = 1
+    vector_width: ClassVar[int] = 0
 
     @nn.nowrap
     def check(self):

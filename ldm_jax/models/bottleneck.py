@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ldm_jax.base import registry
 
+ENTROPY = 0.1  # weight of the entropies of lookup-free quantisation, beside its commitment term
 BOTTLENECKS = registry.Registry("bottleneck")
 
 
@@ -28,13 +29,15 @@ class Bottleneck:
     What the encoder makes is called moments, [b, h, w, moments * c]; a latent is [b, h, w, c].
     `params` is the autoencoder's tree, in which a bottleneck finds the parameters it asked for.
 
-    moments: channels that the encoder makes for one channel of the latent.
+    moments: channels of what `encode` gives for one channel of the latent.
+    fixed: whether the last half of them is not the encoder's, but the model's `posterior_logvar`.
     summed: whether the reconstruction's error is summed over an image, with a log variance, or (as
       the official VQ losses do) averaged.
     entries: whether a latent is one of the entries of a codebook.
     """
 
     moments: int = 1
+    fixed: bool = False
     summed: bool = True
     entries: bool = False
 
@@ -179,6 +182,34 @@ class Codebook(Bottleneck):
         return jax.vmap(count)(indices)
 
 
+@dataclasses.dataclass(frozen=True)
+class Signs(Bottleneck):
+    """The decoder sees the sign of each channel: 2**c entries, and no codebook to look them up in.
+
+    Lookup-free quantisation (Yu et al. 2024, MAGVIT-v2, arXiv 2310.05737, sec. 3.1). The entropies
+    in its loss are those of single channels, so that their number does not matter.
+    """
+
+    summed: bool = False
+
+    def quantise(self, params, z):
+        return straight_through(z, jnp.where(z > 0, 1.0, -1.0))
+
+    def regularise(self, params, moments, key, loss):
+        z = self.mode(moments)
+        p = jax.nn.sigmoid(4 * z)  # of +1, a softmax of squared distances
+        entropy = lambda p: jnp.mean(jax.scipy.special.entr(p) + jax.scipy.special.entr(1 - p))
+        surplus = entropy(p) - entropy(jnp.mean(p, (0, 1, 2)))  # certain each, and all in use
+        commitment = jnp.mean((jax.lax.stop_gradient(self.quantise(params, z)) - z) ** 2)
+        vq = loss.beta * commitment + ENTROPY * surplus
+        metrics = {"vq": vq, "bit_entropy": entropy(jnp.mean(p, (0, 1, 2))) / jnp.log(2.0)}
+        return loss.codebook_weight * vq, {"latent_std": jnp.std(z), **metrics}, z
+
+
 BOTTLENECKS.register("none")(Bottleneck())
 BOTTLENECKS.register("kl")(Gaussian())
+# Noise of one variance for all latents, as in Unified Latents (2026, arXiv 2602.17270): the decoder
+# learns to bear it. The KL divergence then only bounds the means, which could outgrow the noise.
+BOTTLENECKS.register("noise")(Gaussian(fixed=True))
 BOTTLENECKS.register("vq")(Codebook())
+BOTTLENECKS.register("lfq")(Signs())

@@ -75,8 +75,8 @@ class ClipText(Conditioner):
     def check(self):
         if not self.weights:
             raise errors.UsageError(
-                "The clip conditioner's weights are empty: give a text encoder's, a file or "
-                "hf:openai/clip-vit-large-patch14, as --config.conditioners.NAME.weights=FILE."
+                "weights is empty: give a text encoder's, a file or "
+                "hf:openai/clip-vit-large-patch14."
             )
         self.encoder()
 

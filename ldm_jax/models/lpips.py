@@ -40,16 +40,6 @@ class Pool(NamedTuple):
 
 
 TAP = "tap"  # the features so far are compared
-
-
-def _vgg(widths):
-    layers, index = [], 0
-    for stage in widths:
-        layers += [*(Conv(index + 2 * i, width) for i, width in enumerate(stage)), TAP, Pool(2)]
-        index += 2 * len(stage) + 1
-    return tuple(layers[:-1])
-
-
 NETWORKS = {
     "vgg": (
         *(Conv(0, 64), Conv(2, 64), TAP, Pool(2), Conv(5, 128), Conv(7, 128), TAP, Pool(2)),
@@ -105,26 +95,31 @@ class Backbone(nn.Module):
             if layer == TAP:
                 features.append(x)
             elif isinstance(layer, Pool):
-                rest = [(side - layer.window) % 2 if layer.up else 0 for side in x.shape[1:3]]
-                x = nn.max_pool(x, (layer.window,) * 2, (2, 2), [(0, extra) for extra in rest])
+                x = _pool(x, layer)
             elif isinstance(layer, Conv):
-                x = self._conv(layer, f"conv_{layer.index}", x)
+                x = self._conv(layer, f"conv_{layer.index}")(x)
             else:
                 name, half = f"conv_{layer.index}_", layer.width // 2
-                x = self._conv(Conv(0, layer.squeeze, 1, 1, 0), name + "squeeze", x)
+                x = self._conv(Conv(0, layer.squeeze, 1, 1, 0), name + "squeeze")(x)
                 wide = [(Conv(0, half, 1, 1, 0), "expand1x1"), (Conv(0, half), "expand3x3")]
-                x = jnp.concatenate([self._conv(c, name + n, x) for c, n in wide], axis=-1)
+                x = jnp.concatenate([self._conv(c, name + n)(x) for c, n in wide], axis=-1)
         return features
 
     @nn.nowrap
-    def _conv(self, layer, name, x):
-        how = layer.width, (layer.kernel,) * 2, layer.stride, layer.padding
-        return nn.relu(nn.Conv(*how, dtype=self.dtype, name=name)(x))
+    def _conv(self, layer, name):
+        side = (layer.kernel, layer.kernel)
+        conv = nn.Conv(layer.width, side, layer.stride, layer.padding, dtype=self.dtype, name=name)
+        return lambda x: nn.relu(conv(x))
 
 
 def network(params) -> str:
     """The name of the network whose params these are."""
     return next(name for name in NETWORKS if name in params)
+
+
+def _pool(x, layer):
+    padding = [(0, (side - layer.window) % 2 if layer.up else 0) for side in x.shape[1:3]]
+    return nn.max_pool(x, (layer.window,) * 2, strides=(2, 2), padding=padding)
 
 
 def _unit(x):

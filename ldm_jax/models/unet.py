@@ -64,14 +64,19 @@ class UNet(Backbone):
 
     @property
     def width_unit(self):
-        return math.lcm(self.groups, self.head_channels or self.heads or 1)
+        heads = self.head_channels or self.heads or 1
+        return math.lcm(self.groups, *(heads if isinstance(heads, tuple) else (heads,)))
+
+    @property
+    def vector_width(self):
+        return 4 * self.width
 
     @nn.nowrap
     def check(self):
         if bool(self.heads) == bool(self.head_channels):
             raise errors.UsageError(
-                f"config.model.heads={self.heads or 0} and config.model.head_channels="
-                f"{self.head_channels or 0}: set one of them, the other 0."
+                f"heads={self.heads or 0} and head_channels={self.head_channels or 0}: set one of "
+                "them, the other 0."
             )
 
     @nn.compact

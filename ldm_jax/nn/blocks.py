@@ -160,15 +160,22 @@ class GroupNorm(nn.Module):
 
             return group_norm(x, scale, bias, groups, self.eps, self.silu).astype(self.dtype)
 
-        # The moments of each channel are taken first, then those of each group: the image is never
-        # reshaped, and an element costs one multiplication and one addition.
+        # First the moments of each channel, then of each group: so the image is never reshaped, and
+        # an element costs one multiplication and one addition. Each channel is measured from its
+        # first pixel, as E[x^2] - E[x]^2 would lose its digits where a mean is large.
         x = x.astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
-        moments = jnp.stack([jnp.mean(x, space), jnp.mean(x * x, space)])
-        moments = einops.reduce(moments, "m b (g c) -> m b g", "mean", g=groups)
-        mean, square = einops.repeat(moments, "m b g -> m b (g c)", c=channels // groups)
-        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
-        shift = bias - mean * factor
+        size = channels // groups
+        first = jax.lax.stop_gradient(x[:, *(slice(1) for _ in space)])
+        x, first = x - first, jnp.squeeze(first, space)
+        of_group = lambda a: einops.repeat(
+            einops.reduce(a, "b (g c) -> b g", "mean", g=groups), "b g -> b (g c)", c=size
+        )
+        offset, square = jnp.mean(x, space), jnp.mean(x * x, space)
+        mean = of_group(first + offset)
+        variance = of_group(square - offset * offset + jnp.square(first + offset - mean))
+        factor = scale * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + self.eps)
+        shift = bias + (first - mean) * factor
         factor, shift = jnp.expand_dims(factor, space), jnp.expand_dims(shift, space)
         y = (x * factor + shift).astype(self.dtype)
         return nn.silu(y) if self.silu else y

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults
+from ldm_jax.base import defaults, errors
 from ldm_jax.engine import checkpoint
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import lpips, tiny  # noqa: F401  (tiny registers itself)
@@ -39,7 +39,10 @@ class AutoencodeKind(kinds.Kind):
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
         one_of("config.discriminator.norm", config.discriminator.norm, NORMS)
-        autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
+        if config.loss.decoder_only:
+            _check_decoder_only(config)
+        with errors.of("config.loss"):
+            autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
 
     def divisor(self, config):
         return self.network(config).f, "the downsampling factor f of config.model"
@@ -138,6 +141,20 @@ class AutoencodeKind(kinds.Kind):
             dict(config.model),
             {"model": params["model"]},
             size=config.data.size,
+        )
+
+
+def _check_decoder_only(config):
+    """Raises UsageError where there is no encoder worth keeping, or it would not be kept."""
+    if not config.init_from:
+        raise errors.UsageError(
+            "config.loss.decoder_only=True keeps an encoder that was trained before: give its run "
+            "as --config.init_from=RUN, or set it to False."
+        )
+    if decay := config.optim.autoencoder.get("weight_decay"):
+        raise errors.UsageError(
+            f"config.optim.autoencoder.weight_decay={decay} would shrink the encoder that "
+            "config.loss.decoder_only keeps: set it to 0."
         )
 
 

@@ -101,7 +101,7 @@ class Kind(abc.ABC):
     def converted(self, record, config, source):
         """Writes what a run converted from a foreign checkpoint says beside its weights.
 
-        source: a weights.source.Source.
+        source: a weights.foreign.Foreign.
         """
         return
 
@@ -130,9 +130,9 @@ class Kind(abc.ABC):
         return None
 
 
-def expect(config, wanted: str, flag: str, remedy: str = ""):
+def expect(config, wanted: str, flag: str):
     """Raises UsageError unless a run is of the kind `wanted`. flag: what the user called it."""
     if config.stage != wanted:
         raise errors.UsageError(
-            f"{flag} is {of(config).title}: give the run of {KINDS.get(wanted).title}{remedy}."
+            f"{flag} is {of(config).title}: give the run of {KINDS.get(wanted).title}."
         )

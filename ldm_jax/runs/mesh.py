@@ -21,8 +21,10 @@ def make_mesh(config, devices=None) -> jax.sharding.Mesh:
     """
     for key, kernels in KERNELS.items():
         one_of(f"config.model.{key}", config.model.get(key, "xla"), kernels)
-    kind, mesh = kinds.of(config), shard.make_mesh(**config.mesh, devices=devices)
-    shard.check_batch(config.batch_size, mesh, config.accumulate)
+    kind = kinds.of(config)
+    with errors.of("config.mesh"):
+        mesh = shard.make_mesh(**config.mesh, devices=devices)
+    shard.check_batch(config.batch_size, mesh, config.accumulate, "config.batch_size")
     shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
     if (parts := mesh.shape["spatial"]) > 1:
         lowest, _ = kind.divisor(config)
@@ -42,5 +44,6 @@ def make_mesh(config, devices=None) -> jax.sharding.Mesh:
             f"config.model.norm_kernel={config.model.norm_kernel} with {mesh.size} devices: XLA "
             "would gather every batch on all of them; use xla, or one device."
         )
-    step.check_offload(config.offload, mesh)
+    with errors.of("config.offload"):
+        step.check_offload(config.offload, mesh)
     return mesh

@@ -39,9 +39,11 @@ class DiffuseKind(kinds.Kind):
     def check(self, config, source):
         codecs.check_trained(config.first_stage)
         model = self.model(config)
-        model.denoiser.backbone.check()
-        for conditioner in model.denoiser.conditioners:
-            conditioner.check()
+        with errors.of("config.model"):
+            model.denoiser.backbone.check()
+        for label, conditioner in self.conditioners(config).items():
+            with errors.of(f"config.conditioners.{label}"):
+                conditioner.check()
         model.sampling.method(model.process)
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):

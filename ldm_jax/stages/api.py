@@ -22,6 +22,8 @@ class Player:
       Adam would otherwise count the gradients of 0 that came before, and overshoot.
     measure: () -> arrays that the parameters of a new run start from, measured on its data, the
       same on every host; None where they start at random alone.
+    after: (params, gradients, key) -> params of this player after its optimizer's update: what
+      changes them otherwise than by gradients. None: nothing does.
     loss: (params, frozen, batch, key, step, shared) -> (scalar, (metrics, shared)).
       `params` is `{player: tree}` of all players, differentiated in this player's subtree only;
       `shared` carries arrays from earlier players of the same step (a reconstruction, say), and
@@ -34,6 +36,7 @@ class Player:
     loss: Callable[..., tuple]
     measure: Callable[[], Tree] | None = None
     begins: int = 0
+    after: Callable[..., Tree] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Stage:
     columns: {name of a drawing: images per row of its grid}.
     watched: a metric that is positive and falls while training goes well; the loop takes its jumps
       for loss spikes. "": none.
+    alarms: {metric: (bound, advice)}: the log gives the advice, once, where the metric is above.
     rules: which weights of the players go over the mesh axis `tensor`, see base/shard.py.
     """
 
@@ -59,4 +63,5 @@ class Stage:
     draw: Callable[..., dict]
     columns: dict[str, int] = dataclasses.field(default_factory=dict)
     watched: str = ""
+    alarms: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
     rules: tuple = ()

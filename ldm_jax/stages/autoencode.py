@@ -18,27 +18,14 @@ from ldm_jax.models import parallel, shortcut
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.discriminator import PatchDiscriminator
-from ldm_jax.stages import api
+from ldm_jax.stages import adversary, api, terms
+from ldm_jax.stages.adversary import DISCRIMINATOR_LOSSES, DISCRIMINATOR_TERMS
+from ldm_jax.stages.terms import TERMS
 
-DISCRIMINATOR_LOSSES = registry.Registry("discriminator loss")
-# (x, x_hat, step) -> scalar: images [b, h, w, 3], their reconstructions, the optimizer step. A term
-# is added where `config.loss.terms = dict(NAME=weight)` gives it a weight.
-TERMS = registry.Registry("loss term")
+NEAR = 0.1  # deviations of a codebook between a restarted entry and the one it is put beside
 PIXEL_LOSSES = registry.Registry("pixel loss")
 PIXEL_LOSSES.register("l1")(jnp.abs)
 PIXEL_LOSSES.register("l2")(jnp.square)
-
-
-@DISCRIMINATOR_LOSSES.register("hinge")
-def hinge(real, fake):
-    """Lim & Ye 2017. real, fake: logits -> scalar."""
-    return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
-
-
-@DISCRIMINATOR_LOSSES.register("vanilla")
-def vanilla(real, fake):
-    """Goodfellow et al. 2014, on logits -> scalar."""
-    return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +34,10 @@ class Loss:
 
     kl_weight: on the KL divergence, summed over a latent; codebook_weight: on the VQ loss, whose
       `beta` and `legacy_vq` are those of bottleneck.vq_loss. The bottleneck takes its own.
+    restart: steps after which an entry of the codebook that was nearest to no latent is moved to
+      where others are in use; 0: never.
     perceptual_weight: on LPIPS, added to every pixel's error; 0 needs no LPIPS weights.
+    perceptual_crop: pixels of a side of the random crop that LPIPS sees; 0: the whole image.
     pixel_loss: that error, "l1" or "l2".
     disc_weight: on the adversarial term, times the adaptive weight; 0 trains no discriminator.
     disc_start: training step (counted in optimizer steps) at which the adversary begins.
@@ -55,6 +45,8 @@ class Loss:
       the official code, whose parameter no optimizer ever saw).
     terms: {name in TERMS: weight}, added to the autoencoder's loss; each is logged as term_NAME,
       without its weight.
+    disc_terms: {name in DISCRIMINATOR_TERMS: weight}, added to the discriminator's, logged alike.
+    decoder_only: train what follows the latent; what makes it stays as it was inherited.
     """
 
     kl_weight: float
@@ -68,7 +60,11 @@ class Loss:
     logvar: float
     learn_logvar: bool
     pixel_loss: str = "l1"
+    restart: int = 0
+    perceptual_crop: int = 0
     terms: dict = dataclasses.field(default_factory=dict)
+    disc_terms: dict = dataclasses.field(default_factory=dict)
+    decoder_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +92,8 @@ class Autoencode:
     def stage(self) -> api.Stage:
         """Its players: the autoencoder, and the discriminator where it has a weight."""
         own = self.init_autoencoder, self.autoencoder_loss, self.measure
-        players = [api.Player("autoencoder", *own)]
+        after = self.restart if self._restarts else None
+        players = [api.Player("autoencoder", *own, after=after)]
         if self.loss.disc_weight:
             its = self.init_discriminator, self.discriminator_loss
             players.append(api.Player("discriminator", *its, begins=self.loss.disc_start))
@@ -108,6 +105,7 @@ class Autoencode:
             draw=self.draw,
             columns={"reconstructions": 8},
             watched="l1",  # the losses jump where the discriminator begins
+            alarms={"disc_accuracy": (adversary.WON, adversary.ADVICE)},
             rules=parallel.RULES,
         )
 
@@ -117,7 +115,25 @@ class Autoencode:
             params["model"] = shortcut.started(params["model"], measured)
         if self.loss.learn_logvar:
             params["logvar"] = jnp.float32(self.loss.logvar)
+        if self._restarts:
+            params["idle"] = jnp.zeros(self.model.codebook_size)  # steps without use, by entry
         return params
+
+    @property
+    def _restarts(self):
+        return self.loss.restart and self.bottleneck.entries
+
+    def restart(self, params, grads, key):
+        """Puts entries of the codebook that have died close to random ones that are in use."""
+        book = params["model"]["codebook"]
+        used = jnp.any(grads["model"]["codebook"] != 0, axis=-1)  # others have no gradient at all
+        idle = jnp.where(used, 0.0, params["idle"] + 1)
+        dead = idle >= self.loss.restart
+        choose, shift = jax.random.split(key)
+        near = jax.random.categorical(choose, jnp.log(used + 1e-9), shape=used.shape)
+        moved = book[near] + NEAR * jnp.std(book) * jax.random.normal(shift, book.shape)
+        model = params["model"] | {"codebook": jnp.where(dead[:, None], moved, book)}
+        return params | {"model": model, "idle": jnp.where(dead, 0.0, idle)}
 
     def init_discriminator(self, key):
         # Noise, as ActNorm starts from the statistics of what it sees first.
@@ -128,23 +144,30 @@ class Autoencode:
         """Reconstruction, regulariser, further terms and, from disc_start on, the adversarial."""
         own, x = params["autoencoder"], batch["image"]
         sample_key, dropout_key = jax.random.split(key)
-        x_hat, features, regulariser, metrics = self._reconstruct(own, x, sample_key, dropout_key)
+        model, rngs = self._held(own["model"]), {"dropout": dropout_key}
+        regulariser, metrics, z = self._latent(model, x, sample_key, rngs)
+        x_hat, features = self._decode(model, z, rngs)
+
+        def distance(x, x_hat):
+            return self._nll(own, frozen, x, x_hat, jax.random.fold_in(key, 1))
 
         def nll(x_hat):
-            return self._nll(own, frozen, x, x_hat)
+            return distance(x, x_hat)
 
         def adversarial(x_hat):
             return -jnp.mean(self.discriminator.apply({"params": params["discriminator"]}, x_hat))
 
         total = nll(x_hat) + regulariser
         metrics |= {"nll": nll(x_hat), "l1": jnp.mean(jnp.abs(x - x_hat))}
-        for name, weight in self.loss.terms.items():
-            metrics[f"term_{name}"] = term = TERMS.get(name)(x, x_hat, step)
+        for name, weight in _weighty(self.loss.terms):
+            more = dict(z=z, distance=distance, key=jax.random.fold_in(key, 2))
+            more["decode"] = lambda z: self._decode(model, z, rngs)[0]
+            metrics[f"term_{name}"] = term = terms.value(name, x, x_hat, step, **more)
             total += weight * term
         if self.loss.disc_weight:
             kernel = own["model"]["decoder"]["conv_out"]["kernel"]
             slope = 1 - x_hat**2 if getattr(self.model, "tanh_out", False) else 1.0
-            adaptive = adaptive_weight(nll, adversarial, x_hat, features, kernel, slope)
+            adaptive = adversary.adaptive_weight(nll, adversarial, x_hat, features, kernel, slope)
             weight = self._gate(step) * adaptive
             total += self.loss.disc_weight * weight * adversarial(x_hat)
             metrics |= {"adversarial": adversarial(x_hat), "adaptive_weight": weight}
@@ -152,11 +175,17 @@ class Autoencode:
 
     def discriminator_loss(self, params, frozen, batch, key, step, shared):
         """Tells images from the reconstructions of this step."""
-        own = {"params": params["discriminator"]}
-        real = self.discriminator.apply(own, batch["image"])
-        fake = self.discriminator.apply(own, shared["x_hat"])
-        loss = self._gate(step) * DISCRIMINATOR_LOSSES.get(self.loss.disc_loss)(real, fake)
-        return loss, ({"logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}, shared)
+        x, own = batch["image"], {"params": params["discriminator"]}
+        discriminate = lambda x: self.discriminator.apply(own, x)
+        real, fake = discriminate(x), discriminate(shared["x_hat"])
+        total = DISCRIMINATOR_LOSSES.get(self.loss.disc_loss)(real, fake)
+        metrics = {"logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}
+        for name, weight in _weighty(self.loss.disc_terms):
+            term = DISCRIMINATOR_TERMS.get(name)(discriminate, x, real, fake)
+            metrics[f"term_{name}"] = term
+            total += weight * term
+        metrics["disc_accuracy"] = self._gate(step) * adversary.accuracy(real, fake)
+        return self._gate(step) * total, (metrics, shared)
 
     def evaluate(self, params, frozen, batch, key):
         """Scores, mean absolute error and LPIPS of the mode's reconstruction, clipped; [b] each."""
@@ -181,64 +210,67 @@ class Autoencode:
     def _gate(self, step):
         return jnp.where(step >= self.loss.disc_start, 1.0, 0.0)
 
-    def _reconstruct(self, own, x, sample_key, dropout_key):
-        """x_hat, the features before the last convolution, the weighted regulariser, metrics."""
-        bound = {"params": own["model"]}
-        rngs = {"dropout": dropout_key}
-        moments = self.model.apply(bound, x, train=True, method="encode", rngs=rngs)
-        regulariser, metrics, z = self.bottleneck.regularise(
-            own["model"], moments, sample_key, self.loss
-        )
-        x_hat, kept = self.model.apply(
-            bound, z, train=True, method="decode", rngs=rngs, mutable=["intermediates"]
-        )
-        features = kept["intermediates"]["decoder"]["last_features"][0]
-        return x_hat, features, regulariser, metrics
+    def _held(self, model):
+        """The parameters; those that say what a latent is without gradients, where asked."""
+        if not self.loss.decoder_only:
+            return model
+        held = ("encoder", "to_latent", "beside", *self.bottleneck.parameters(1, 1))
+        return model | {k: jax.lax.stop_gradient(model[k]) for k in held if k in model}
 
-    def _nll(self, own, frozen, x, x_hat):
+    def _latent(self, model, x, key, rngs):
+        """The weighted regulariser, metrics, and the latent to decode, of images x."""
+        moments = self.model.apply({"params": model}, x, train=True, method="encode", rngs=rngs)
+        return self.bottleneck.regularise(model, moments, key, self.loss)
+
+    def _decode(self, model, z, rngs):
+        """Images of latents, and the features before the last convolution."""
+        x_hat, kept = self.model.apply(
+            {"params": model}, z, train=True, method="decode", rngs=rngs, mutable=["intermediates"]
+        )
+        return x_hat, kept["intermediates"]["decoder"]["last_features"][0]
+
+    def _nll(self, own, frozen, x, x_hat, key):
         """The reconstruction term: a sum over an image, or a mean, as the bottleneck says."""
         error = PIXEL_LOSSES.get(self.loss.pixel_loss)(x - x_hat)
         if self.perceive:
-            distance = self.perceive(frozen["lpips"], x, x_hat)
+            seen = self._crop(key, x), self._crop(key, x_hat)
+            distance = self.perceive(frozen["lpips"], *seen)
             error += self.loss.perceptual_weight * distance[:, None, None, None]
         if not self.bottleneck.summed:
             return jnp.mean(error)
         logvar = own.get("logvar", jnp.float32(self.loss.logvar))
         return jnp.sum(error / jnp.exp(logvar) + logvar) / len(x)
 
+    def _crop(self, key, x):
+        """A square of images x at random, the same for the same key."""
+        side = self.loss.perceptual_crop
+        if not side or side >= min(x.shape[1:3]):
+            return x
+        most = jnp.array(x.shape[1:3]) - side + 1
+        top, left = jax.random.randint(key, (2,), 0, most)
+        return jax.lax.dynamic_slice(x, (0, top, left, 0), (len(x), side, side, x.shape[-1]))
+
     def _mode(self, params, x):
         z = self.bottleneck.mode(self.model.apply({"params": params}, x, method="encode"))
         return self.model.apply({"params": params}, z, method="decode")
 
 
-def adaptive_weight(nll, adversarial, x_hat, features, kernel, slope=1.0):
-    """|grad nll| / (|grad adversarial| + 1e-4) at the decoder's last kernel.
-
-    Esser et al. 2021 (VQ-GAN), eq. 7. Clipped to [0, 1e4], free of gradients. `nll` and
-    `adversarial` map x_hat [b, h, w, 3] to a scalar; features: [b, h, w, c], what the last
-    convolution reads; kernel: [3, 3, c, 3]. Only these are differentiated again. slope: of what
-    turns the convolution's output into x_hat, like x_hat.
-    """
-    x_hat, features, kernel, slope = jax.lax.stop_gradient((x_hat, features, kernel, slope))
-    x, how = features.astype(jnp.float32), dict(precision=jax.lax.Precision.HIGHEST)
-    how["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
-    convolve = lambda k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", **how)
-    _, pull_back = jax.vjp(convolve, kernel)
-    norm = lambda loss: jnp.linalg.norm(pull_back(jax.grad(loss)(x_hat) * slope)[0])
-    weight = norm(nll) / (norm(adversarial) + 1e-4)
-    return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))
+def _weighty(terms: dict):
+    """The terms, by name, whose weight is not 0."""
+    return [(name, weight) for name, weight in sorted(terms.items()) if weight]
 
 
 def check(loss: Loss, has_lpips: bool):
     """Raises UsageError for terms that cannot be computed."""
     if loss.perceptual_weight and not has_lpips:
         raise errors.UsageError(
-            "config.loss.perceptual_weight is "
-            f"{loss.perceptual_weight}, but config.lpips.backbone and config.lpips.heads are not "
-            "set: give the paths of torchvision's vgg16-397923af.pth and of vgg.pth from "
-            "richzhang/PerceptualSimilarity (lpips/weights/v0.1), or set the weight to 0."
+            f"perceptual_weight is {loss.perceptual_weight}, but the weights of LPIPS are not set: "
+            "give lpips.backbone the path of torchvision's vgg16-397923af.pth and lpips.heads that "
+            "of vgg.pth from richzhang/PerceptualSimilarity (lpips/weights/v0.1), or set "
+            "perceptual_weight to 0."
         )
     DISCRIMINATOR_LOSSES.get(loss.disc_loss)
     PIXEL_LOSSES.get(loss.pixel_loss)
-    for name in loss.terms:
-        TERMS.get(name)
+    for known, names in ((TERMS, loss.terms), (DISCRIMINATOR_TERMS, loss.disc_terms)):
+        for name in names:
+            known.get(name)

@@ -172,8 +172,11 @@ class Diffuse:
         return jnp.mean(distance, axis=(1, 2, 3))
 
     def evaluate(self, params, frozen, batch, key):
-        """The unweighted error, [b], over all timesteps (`error`) and in each quarter of them."""
-        z = self.encode(frozen, batch["image"])
+        """The unweighted error, [b], over all timesteps (`error`) and in each quarter of them.
+
+        Latents are drawn from the posterior, as in training, so their noise counts here too.
+        """
+        z = self.encode(frozen, batch["image"], jax.random.fold_in(key, TIME_BANDS))
         fields, bands = self.encode_fields(frozen, batch), {}
         for band in range(TIME_BANDS):
             t_key, eps_key = jax.random.split(jax.random.fold_in(key, band))

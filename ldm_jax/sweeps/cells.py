@@ -127,7 +127,8 @@ def _cell(sweep, f, bottleneck, channels, seed) -> Cell:
     ldm = unlocked(sweep.ldms[f"f{f}"])
     ldm.update(seed=seed, first_stage=codecs.IDENTITY)
     ldm = data_lib.resolve(ldm, data_lib.open_source(ldm.data))
-    check_lib.divides(ldm.data.size, f * 2 ** (len(ldm.model.mult) - 1), f"f={f} times levels")
+    lowest = f * backbone(ldm, codec).divisor
+    check_lib.divides(ldm.data.size, lowest, f"f={f} times what {ldm.model.name} divides by")
     if sweep.parameters:
         ldm = solve_width(ldm, codec, sweep.parameters, sweep.tolerance)
     return Cell(f, bottleneck, seed, first, ldm, codec, parameters(ldm, codec))
@@ -145,8 +146,9 @@ def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) ->
     Raises:
       UsageError: no width, in steps that its groups and heads allow, comes within `tolerance`.
     """
-    unit = kinds.of(ldm).model(ldm, codec).denoiser.backbone.width_unit
-    count = lambda k: parameters(with_width(ldm, k * unit), codec)
+    unit = backbone(ldm, codec).width_unit
+    of_width = lambda k: with_width(ldm, codec, k * unit)
+    count = lambda k: parameters(of_width(k), codec)
     # All channels are multiples of the width, so parameters are a quadratic of it: three tell all.
     quadratic = np.polynomial.Polynomial.fit((1, 2, 3), [count(k) for k in (1, 2, 3)], 2)
     widths = np.arange(1, MAX_WIDTH // unit + 1)
@@ -154,21 +156,25 @@ def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) ->
     off = count(best) / target - 1
     if abs(off) > tolerance:
         raise errors.UsageError(
-            f"config.parameters={target}: the nearest width of a denoiser with mult="
-            f"{tuple(ldm.model.mult)} is {best * unit}, {off:+.0%} off, in steps of {unit}: change "
-            "mult or groups, or raise config.tolerance."
+            f"config.parameters={target}: the nearest width of this {ldm.model.name} is "
+            f"{best * unit}, {off:+.0%} off, in steps of {unit}: change another of its sizes, or "
+            "raise config.tolerance."
         )
-    return with_width(ldm, best * unit)
+    return of_width(best)
 
 
-def with_width(ldm: ConfigDict, width: int) -> ConfigDict:
-    """A copy of another width; what is added to the timestep's embedding has four times that."""
+def with_width(ldm: ConfigDict, codec: Codec, width: int) -> ConfigDict:
+    """A copy of another width, with vectors as wide as that backbone adds them."""
     ldm = unlocked(ldm)
     ldm.model.width = width
     for conditioner in ldm.conditioners.values():
         if conditioner.get("place") == "vector":
-            conditioner.width = 4 * width
+            conditioner.width = backbone(ldm, codec).vector_width
     return ldm
+
+
+def backbone(ldm: ConfigDict, codec: Codec):
+    return kinds.of(ldm).model(ldm, codec).denoiser.backbone
 
 
 def dated(ldm: ConfigDict, steps: int, points: int) -> ConfigDict:

@@ -3,7 +3,7 @@
 from ldm_jax.base import errors
 from ldm_jax.models.unet import UNet
 from ldm_jax.weights import diffusers
-from ldm_jax.weights.source import refuse_unless, unusual
+from ldm_jax.weights.foreign import refuse_unless, unusual
 
 # What a UNet's config may not set, and what it may not switch on.
 UNSET = ("class_embed_type", "time_embedding_dim", "time_cond_proj_dim", "attn_norm_num_groups")

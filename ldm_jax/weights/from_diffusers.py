@@ -9,8 +9,8 @@ from ldm_jax.base import errors, tensorfile
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.weights import compvis, diffusers, folders, text_encoders
 from ldm_jax.weights import diffusers_config as translate
+from ldm_jax.weights.foreign import Foreign, refuse_unless, unusual
 from ldm_jax.weights.rules import Rule, within
-from ldm_jax.weights.source import Source, refuse_unless, unusual
 
 # What diffusers itself fills in for a config that does not say.
 SCALING_FACTOR = 0.18215
@@ -18,7 +18,7 @@ SCALING_FACTOR = 0.18215
 OLD_NAMES = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
 
 
-def open_checkpoint(folder) -> Source:
+def open_checkpoint(folder) -> Foreign:
     """A model's folder, or a pipeline's."""
     folder = pathlib.Path(folder)
     if (folder / "model_index.json").is_file():
@@ -33,7 +33,7 @@ def open_checkpoint(folder) -> Source:
     return readers[name](folder, config)
 
 
-def _pipeline(folder) -> Source:
+def _pipeline(folder) -> Foreign:
     if not folders.read_json(folder / "model_index.json").get("unet"):
         raise errors.UsageError(f"{folder} is a pipeline without a unet: not a latent diffusion.")
     within_it = lambda *names: next((folder / n for n in names if (folder / n).is_dir()), None)
@@ -48,7 +48,7 @@ def _pipeline(folder) -> Source:
     return _second_stage(folder / "unet", config, first, scheduler, encoder)
 
 
-def _first_stage(folder, config) -> Source:
+def _first_stage(folder, config) -> Foreign:
     name = config["_class_name"]
     refuse_unless(config, name, act_fn=("silu",), norm_type=("group",))
     refuse_unless(config, name, lookup_from_codebook=(False,))
@@ -73,10 +73,10 @@ def _first_stage(folder, config) -> Source:
             state[f"{key}.weight"], state[f"{key}.bias"] = np.eye(n)[:, :, None, None], np.zeros(n)
     size = _size(config.get("sample_size", 256), 2 ** (len(widths) - 1))
     tables = {"autoencoder": (state, diffusers.autoencoder_table(model), ())}
-    return Source("autoencode", {"model": model, "data": {"size": size}}, tables)
+    return Foreign("autoencode", {"model": model, "data": {"size": size}}, tables)
 
 
-def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> Source:
+def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
     notes = [] if scheduler else ["No scheduler beside the UNet: the process is a guess of ours."]
     model = translate.unet_model(config)
     state = {f"unet.{k}": v for k, v in _weights(folder).items()}
@@ -119,7 +119,7 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> S
         "optim": {"denoiser": {"ema": 0.0}},
     }
     tables, more = {"denoiser": (state, rules, ())}, {"files": files, "notes": notes}
-    return Source("diffuse", changes, tables, first_stage=beneath, scale=scale, **more)
+    return Foreign("diffuse", changes, tables, first_stage=beneath, scale=scale, **more)
 
 
 def _tokens(config, encoder, notes):

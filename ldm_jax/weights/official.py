@@ -14,8 +14,8 @@ from ldm_jax.base import errors, tensorfile
 from ldm_jax.diffusion.schedules import alpha_bar
 from ldm_jax.weights import compvis, text_encoders
 from ldm_jax.weights import official_config as translate
+from ldm_jax.weights.foreign import Foreign, refuse_unless
 from ldm_jax.weights.rules import Rule, under, within
-from ldm_jax.weights.source import Source, refuse_unless
 
 # Arguments of the official losses that ours call the same.
 LOSS = ("kl_weight", "codebook_weight", "perceptual_weight", "pixel_loss")
@@ -23,7 +23,7 @@ LOSS += ("disc_weight", "disc_start", "disc_loss")
 FIRST_STAGES = ("AutoencoderKL", "VQModel", "VQModelInterface")
 
 
-def open_checkpoint(config, checkpoint, *, heads: int = 0, tokenizer: str = "") -> Source:
+def open_checkpoint(config, checkpoint, *, heads: int = 0, tokenizer: str = "") -> Foreign:
     """A yaml and a state dict's file.
 
     heads: overrules the yaml, see `official_config.heads_of`. tokenizer: the folder of the
@@ -44,7 +44,7 @@ def open_checkpoint(config, checkpoint, *, heads: int = 0, tokenizer: str = "") 
     )
 
 
-def first_stage(name, params, state, prefix="") -> Source:
+def first_stage(name, params, state, prefix="") -> Foreign:
     """AutoencoderKL, VQModel or VQModelInterface. prefix: of its keys."""
     own = under(prefix, state)
     _, loss = translate.target(params.get("lossconfig", {"target": "Identity"}))
@@ -65,10 +65,10 @@ def first_stage(name, params, state, prefix="") -> Source:
         config["discriminator"] |= {"layers": layers, "width": width}
         rules = compvis.discriminator(layers)
         tables["discriminator"] = (judge, rules, compvis.RUNNING_STATISTICS)
-    return Source("autoencode", config, tables, step=int(own.get("global_step", 0)))
+    return Foreign("autoencode", config, tables, step=int(own.get("global_step", 0)))
 
 
-def second_stage(params, state, heads=0, tokenizer="") -> Source:
+def second_stage(params, state, heads=0, tokenizer="") -> Foreign:
     """LatentDiffusion, or DDPM on pixels."""
     refuse_unless(params, "LatentDiffusion", l_simple_weight=(1.0,), v_posterior=(0.0,))
     _, net = translate.target(params["unet_config"])
@@ -93,7 +93,7 @@ def second_stage(params, state, heads=0, tokenizer="") -> Source:
     averaged = _averaged(state)
     size = net.get("image_size", params.get("image_size", 32))
     scale = state["scale_factor"] if "scale_factor" in state else params.get("scale_factor", 1.0)
-    return Source(
+    return Foreign(
         stage="diffuse",
         config={
             "model": model,
@@ -142,7 +142,7 @@ def _text_encoder(conditioners, state, tokenizer, notes) -> dict:
 
 
 def _beneath(params, net, state):
-    """The first stage: (Source or "identity:CHANNELS", channels of its latents, f)."""
+    """The first stage: (Foreign or "identity:CHANNELS", channels of its latents, f)."""
     inner = params.get("first_stage_config", {"target": "IdentityFirstStage"})
     name, first = translate.target(inner)
     if name == "IdentityFirstStage":

@@ -8,8 +8,8 @@ from ldm_jax.base import errors
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.unet import UNet
 from ldm_jax.weights import compvis
+from ldm_jax.weights.foreign import refuse_unless, unusual
 from ldm_jax.weights.rules import within
-from ldm_jax.weights.source import refuse_unless, unusual
 
 SCHEDULES = dict(linear="scaled_linear", sqrt_linear="linear", sqrt="sqrt", cosine="cosine")
 NO_NULL_CLASS = 1000  # ImageNet's classes and nothing else; published models have 1001

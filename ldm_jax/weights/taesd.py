@@ -3,8 +3,8 @@
 import pathlib
 
 from ldm_jax.base import errors, tensorfile
+from ldm_jax.weights.foreign import Foreign
 from ldm_jax.weights.rules import Rule, within
-from ldm_jax.weights.source import Source
 
 _BLOCK = [
     *(Rule(rf"conv\.{2 * i}", f"conv_{i + 1}", "conv") for i in range(3)),
@@ -34,7 +34,7 @@ def table(levels=4, blocks=3):
     return within([("", "model/")], rules)
 
 
-def open_checkpoint(folder) -> Source:
+def open_checkpoint(folder) -> Foreign:
     """A folder with *_encoder and *_decoder files."""
     state = {}
     for half in ("encoder", "decoder"):
@@ -48,4 +48,4 @@ def open_checkpoint(folder) -> Source:
     pool = any(".pool." in key for key in state)
     model = dict(name="tiny", width=first.shape[0], latent_channels=last.shape[1], pool=pool)
     tables = {"autoencoder": (state, table(), ())}
-    return Source("autoencode", {"model": model, "data": {"size": 256}}, tables)
+    return Foreign("autoencode", {"model": model, "data": {"size": 256}}, tables)

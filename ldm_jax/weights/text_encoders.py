@@ -16,7 +16,7 @@ from ldm_jax.base import errors
 from ldm_jax.models.clip import ClipText
 from ldm_jax.weights import folders
 from ldm_jax.weights.clip import FILES, weights_file
-from ldm_jax.weights.source import defaults
+from ldm_jax.weights.foreign import defaults
 
 VOCABULARY = ("vocab.json", "merges.txt")
 FOLDERS = ("text_encoder", "tokenizer")

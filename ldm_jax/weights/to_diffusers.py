@@ -10,7 +10,7 @@ from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.conditioners import TextEmbedder
 from ldm_jax.models.unet import UNet
 from ldm_jax.weights import diffusers, folders, rules, text_encoders
-from ldm_jax.weights.source import defaults
+from ldm_jax.weights.foreign import defaults
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.30.0"  # of diffusers, at least
@@ -37,8 +37,7 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     Returns the class to load it with.
     """
     net = params["unet"]
-    channels = net["conv_in"]["kernel"].shape[2], net["conv_out"]["kernel"].shape[3]
-    unet = unet_config(config, channels)
+    unet = unet_config(config, net)
     table, state = diffusers.unet_table(config["model"]), {"unet": net}
     metadata, outside, clip = {}, [], None
     for label, kwargs in sorted(config["conditioners"].items()):
@@ -70,7 +69,7 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
         slot = "vae" if config["model"]["cross_attention"] and kl else "vqvae"
         side = config["data"]["size"]
         parts[slot] = write_first_stage(folder / slot, *first, scale=scale, size=side)
-    pipeline = _pipeline(slot, unet, channels, config["conditioners"])
+    pipeline = _pipeline(slot, unet, config["conditioners"])
     if not pipeline:
         return "its parts, each by its own class"
     index = {"_class_name": pipeline, "_diffusers_version": VERSION}
@@ -117,11 +116,12 @@ def autoencoder_config(model, scale=1.0, size=None) -> dict:
     return config if kl else config | codebook
 
 
-def unet_config(config, channels) -> dict:
-    """The config.json of a UNet. channels: (in, out)."""
+def unet_config(config, net) -> dict:
+    """The config.json of a UNet. net: its parameters."""
     model = defaults(UNet) | dict(config["model"])
     _same(model, "UNet", resblock_updown=False, heads_up=None, resample_conv=True)
     _same(model, "UNet", codebook_logits=0)
+    channels = net["conv_in"]["kernel"].shape[2], net["conv_out"]["kernel"].shape[3]
     cross, widths = model["cross_attention"], _widths(model)
     attends = "CrossAttn" if cross else "Attn"
     common = _levels(model, attends, "DownBlock2D", "UpBlock2D", channels) | {
@@ -178,12 +178,12 @@ def scheduler_config(process, spacing="legacy") -> dict:
     } | grid
 
 
-def _pipeline(slot, unet, channels, conditioners):
+def _pipeline(slot, unet, conditioners):
     """The pipeline that samples such a model; None where diffusers has only its parts."""
     plain = unet["_class_name"] == "UNet2DModel" and not conditioners
     if not slot:
         return "DDIMPipeline" if plain else None
-    if channels[0] != channels[1]:
+    if unet["in_channels"] != unet["out_channels"]:
         return None
     return "LDMPipeline" if plain else STABLE_DIFFUSION if slot == "vae" else None
 

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import ldm_jax
 from ldm_jax.models import bottleneck
+from ldm_jax.models.autoencoder import Autoencoder
 
 KEY = jax.random.key(0)
 
@@ -98,3 +100,34 @@ def test_no_module_asks_for_a_bottleneck_by_name():
         if isinstance(part, ast.Constant) and part.value in names
     ]
     assert not compared, f"{compared}: what a bottleneck is, its value in BOTTLENECKS says."
+
+
+def test_fixed_noise_is_the_models_and_not_the_encoders():
+    small = dict(width=4, mult=(1, 1), blocks=1, groups=1, latent_channels=2, z_channels=2)
+    model = Autoencoder(**small, bottleneck="noise", posterior_logvar=-4.0)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    params = model.init(jax.random.key(1), x)["params"]
+    assert params["to_latent"]["kernel"].shape == (2, 2)
+    moments = model.apply({"params": params}, x, method="encode")
+    own = bottleneck.BOTTLENECKS.get("noise")
+    np.testing.assert_allclose(own.variance(moments), np.exp(-4.0), rtol=1e-6)
+    drawn = [own.sample(jax.random.key(i), moments) for i in range(200)]
+    np.testing.assert_allclose(np.var(drawn, axis=0).mean(), np.exp(-4.0), rtol=0.05)
+    np.testing.assert_allclose(np.mean(drawn, axis=0), own.mode(moments), atol=0.05)
+
+
+def test_signs_are_two_to_the_channels_entries_and_their_loss_wants_each_bit_used():
+    own, loss = (
+        bottleneck.BOTTLENECKS.get("lfq"),
+        types.SimpleNamespace(beta=0.0, codebook_weight=1),
+    )
+    z = jax.random.normal(KEY, (2, 8, 8, 3))
+    np.testing.assert_array_equal(own.quantise({}, z), np.sign(z))
+    straight = jax.grad(lambda z: jnp.sum(own.quantise({}, z) ** 2))(z)
+    np.testing.assert_allclose(straight, 2 * np.sign(z))
+    term = lambda z: float(own.regularise({}, z, KEY, loss)[0])
+    balanced = 5 * jnp.sign(z)
+    assert term(jnp.abs(balanced)) > term(z) > term(balanced), "certain each, and both in use"
+    assert float(own.regularise({}, balanced, KEY, loss)[1]["bit_entropy"]) == pytest.approx(
+        1, abs=0.05
+    )

@@ -114,7 +114,7 @@ def test_a_conditioner_names_its_reader_and_is_given_to_it(monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(weights=""), "weights are empty.*hf:openai"),
+        (dict(weights=""), "weights is empty.*hf:openai"),
         (dict(weights="nowhere.safetensors"), "no such file"),
         (dict(depth=3), r"depth=3.*lacks.*block_2/"),
         (dict(depth=1), r"depth=1.*encoder\.layers\.1"),

@@ -226,7 +226,7 @@ def test_null_ids_that_the_table_lacks_are_refused(text, changes):
         ("class", dict(place="nowhere"), "place='nowhere'"),
         ("layout", dict(pad=20), "vocab_size=20"),
         ("rescaler", dict(method="cubic"), "'nearest'"),
-        ("clip", dict(weights=""), "weights are empty.*hf:openai"),
+        ("clip", dict(weights=""), "weights is empty.*hf:openai"),
         ("clip", dict(weights="file", activation="gleu"), "did you mean 'gelu'"),
     ],
 )

@@ -129,3 +129,8 @@ def test_bfloat16_compute_keeps_float32_params_and_output():
 def test_impossible_requests_are_refused_in_one_line(kwargs, size, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: _tiny(**kwargs).init(KEY, _x(size), T))
+
+
+def test_widths_come_in_steps_that_all_levels_heads_divide():
+    assert UNet(groups=4, heads=(2, 3), mult=(1, 2)).width_unit == 12
+    assert UNet(groups=4, head_channels=32).width_unit == 32

@@ -93,3 +93,14 @@ def test_a_group_of_one_channel_cannot_hear_the_timestep(width, groups, hears):
     params = {"params": _params(block, x, emb)}
     apply = jax.jit(block.apply)
     assert hears != np.allclose(apply(params, x, emb), apply(params, x, -emb), atol=1e-4)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0, 10_000.0])
+def test_group_norm_keeps_its_digits_where_the_mean_is_large(mean):
+    x = (np.random.default_rng(0).normal(size=(2, 8, 8, 16)) + mean).astype(np.float32)
+    norm = blocks.GroupNorm(groups=4)
+    found = norm.apply(norm.init(KEY, x), x)
+    grouped = x.astype(np.float64).reshape(2, 64, 4, 4)
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    expected = centred / np.sqrt(grouped.var((1, 3), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, expected.reshape(x.shape), atol=1e-6 + 2e-7 * mean)

@@ -10,7 +10,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.models import bottleneck
 from ldm_jax.runs import kinds
-from ldm_jax.stages import autoencode
+from ldm_jax.stages import adversary, autoencode
 
 DEBUG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "debug.py"
 KEY = jax.random.key(7)
@@ -201,14 +201,14 @@ def test_the_adaptive_weight_sees_what_turns_the_convolution_into_the_image(imag
         for loss in (nll, judge)
     ]
     x_hat = render(kernel)
-    found = autoencode.adaptive_weight(nll, judge, x_hat, features, kernel, 1 - x_hat**2)
+    found = adversary.adaptive_weight(nll, judge, x_hat, features, kernel, 1 - x_hat**2)
     assert float(found) == pytest.approx(float(norms[0] / (norms[1] + 1e-4)), rel=1e-4)
 
 
 def test_the_adaptive_weight_is_clipped_and_free_of_gradients(images):
     features, kernel = jnp.ones((4, 8, 8, 2)), jnp.ones((3, 3, 2, 3))
     flat = lambda x: 0.0 * x.sum()
-    weigh = lambda nll, x: autoencode.adaptive_weight(nll, flat, x, features, kernel)
+    weigh = lambda nll, x: adversary.adaptive_weight(nll, flat, x, features, kernel)
     assert float(weigh(lambda x: (x**2).sum(), images)) == 1e4
     assert float(weigh(flat, images)) == 0
     gradient = jax.grad(lambda x: weigh(lambda y: 1e-4 * (y**2).sum(), x))(images)
@@ -217,7 +217,7 @@ def test_the_adaptive_weight_is_clipped_and_free_of_gradients(images):
 
 @pytest.mark.parametrize("name", ["hinge", "vanilla"])
 def test_discriminator_losses_fall_as_the_logits_part(name):
-    loss = autoencode.DISCRIMINATOR_LOSSES.get(name)
+    loss = adversary.DISCRIMINATOR_LOSSES.get(name)
     at = lambda gap: float(loss(jnp.full((2, 3), gap / 2), jnp.full((2, 3), -gap / 2)))
     assert at(-2) > at(0) > at(1)
     assert at(0) == pytest.approx({"hinge": 1.0, "vanilla": np.log(2)}[name])
@@ -228,7 +228,7 @@ def test_a_learned_log_variance_is_a_parameter_with_a_gradient(fill, images, kl)
     assert kl.stage.init_autoencoder.__self__.loss.learn_logvar is False
     assert "logvar" not in kl.params["autoencoder"]
     own = {"logvar": jnp.float32(0.0)}
-    nll = lambda own: stage._nll(own, {}, images, images * 0.5)
+    nll = lambda own: stage._nll(own, {}, images, images * 0.5, KEY)
     error = np.abs(images * 0.5)
     expected = (1 - error).sum() / len(images)  # d/ds sum(error exp(-s) + s) at s = 0
     assert float(jax.grad(nll)(own)["logvar"]) == pytest.approx(expected, rel=1e-4)
@@ -243,7 +243,7 @@ def test_lpips_without_weights_says_where_to_get_them():
         autoencode.check(wanted, has_lpips=False)
     message = str(caught.value)
     assert "\n" not in message
-    for word in ("config.lpips.backbone", "config.lpips.heads", "vgg16-397923af.pth", "vgg.pth"):
+    for word in ("lpips.backbone", "lpips.heads", "vgg16-397923af.pth", "vgg.pth"):
         assert word in message
 
 
@@ -252,7 +252,7 @@ def test_the_perceptual_distance_is_added_to_every_pixel(kl, images):
     loss = dataclasses.replace(kl.stage.loss, perceptual_weight=0.5)
     perceive = lambda weights, x, y: jnp.full(len(x), 2.0)
     with_lpips = dataclasses.replace(kl.stage, loss=loss, perceive=perceive)
-    nll = lambda stage: float(stage._nll({}, {"lpips": None}, images, images * 0.5))
+    nll = lambda stage: float(stage._nll({}, {"lpips": None}, images, images * 0.5, KEY))
     each = images[0].size / np.exp(0.3)
     assert nll(with_lpips) - nll(kl.stage) == pytest.approx(each, rel=1e-4)
 

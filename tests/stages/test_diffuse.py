@@ -151,6 +151,16 @@ def test_pixel_diffusion_trains(stage, params, images):
     assert history[-1] < 0.95 * history[0] and np.all(np.isfinite(history))
 
 
+class Noisy(Codec):
+    """Pixels, of which a sample is far off."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def latents(self, moments, key=None):
+        return moments if key is None else moments + 3 * jax.random.normal(key, moments.shape)
+
+
 class Shifted(Codec):
     """Posteriors with modes of known, different statistics, and half as much noise as signal."""
 
@@ -176,6 +186,16 @@ def test_latent_statistics_pool_over_everything(images, sizes):
     np.testing.assert_allclose(found["std"], z.std((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(found["noise"], 1 / 3, atol=0.08)
     assert found["latents"] == 4 * 8 * 8
+
+
+def test_evaluation_counts_the_posteriors_noise_as_training_does(stage, params, images):
+    """Zeros for v have the error a^2 + s^2 var(z): greater by the noise of latents, at any time."""
+    params = jax.tree.map(jnp.zeros_like, params)
+    batch = {"image": jnp.zeros_like(images), "class": IDS}
+    errors_of = lambda codec: jnp.mean(
+        dataclasses.replace(stage, codec=codec).evaluate(params, FROZEN, batch, KEY)["error"]
+    )
+    assert float(errors_of(Noisy())) > 1.5 * float(errors_of(Codec(None)))
 
 
 def test_no_images_and_constant_images_have_no_scale():

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from ldm_jax.base import errors
 from ldm_jax.weights import (
     compvis,
     diffusers,
@@ -39,7 +40,9 @@ def unet(own, state):
     params = {"unet": rules.convert(state, compvis.unet(**table))}
     run = {"model": model, "data": {"size": net["image_size"]}, "f": 1}
     run["conditioners"] = {"tokens": dict(name="tokens", width=net.get("context_dim"))}
-    config = to_diffusers.unet_config(run, (net["in_channels"], net["out_channels"]))
+    ends = {"conv_in": (3, 3, net["in_channels"], 1), "conv_out": (3, 3, 1, net["out_channels"])}
+    kernels = {name: {"kernel": np.zeros(shape)} for name, shape in ends.items()}
+    config = to_diffusers.unet_config(run, kernels)
     return config, rules.export(params, diffusers.unet_table(model))
 
 
@@ -80,3 +83,9 @@ def test_official_weights_come_out_under_the_keys_of_diffusers(name):
     theirs = read("config.json")
     same = config.keys() - FREE
     assert {k: config[k] for k in same} == {k: theirs[k] for k in same}
+
+
+def test_a_unet_that_predicts_codes_is_refused_by_name():
+    config = {"model": {"codebook_logits": 8}}
+    with pytest.raises(errors.UsageError, match="no UNet with codebook_logits=8"):
+        to_diffusers.unet_config(config, {"conv_in": {"kernel": np.zeros((3, 3, 4, 8))}})

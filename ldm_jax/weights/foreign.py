@@ -7,12 +7,12 @@ from ldm_jax.base import errors
 
 
 @dataclasses.dataclass
-class Source:
+class Foreign:
     """One stage of a foreign checkpoint.
 
     config: changes to the first_stage() or ldm() of base/defaults.py, nested.
     tables: {player: (state, rules, ignored keys)}, as rules.convert takes them; ema likewise.
-    first_stage: of a second stage, the Source beneath it, or "identity:CHANNELS".
+    first_stage: of a second stage, the Foreign beneath it, or "identity:CHANNELS".
     scale: of a second stage's latents. files: {place in the run: file to copy, text, or bytes}.
     notes: lines that the user should read.
     """
