@@ -279,7 +279,8 @@ def refuse_overrides(overrides: dict, why: str = "the run's own config is read")
 
 
 def fill(cls, args, **others):
-    """`cls`, a dataclass, of `others` and of the flags that are called like its other fields."""
+    """An instance of the dataclass `cls`: fields in `others` from there, all others from the flags
+    of the same name."""
     names = [f.name for f in dataclasses.fields(cls) if f.name in args and f.name not in others]
     return cls(**{name: args[name].value for name in names}, **others)
 

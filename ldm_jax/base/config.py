@@ -1,7 +1,7 @@
 """Configs: python files with `get_config(arg)`, overrides from the command line, the lock on a run.
 
-A config is an ml_collections ConfigDict with every key present and locked. Only entry points see
-one; builders below get keyword arguments.
+A config is an ml_collections ConfigDict with every key present and locked. Only entry
+points and `runs/` see a config; what they build gets keyword arguments.
 """
 
 import ast

@@ -1,4 +1,7 @@
-"""Every key of a config with its default; a recipe in configs/ changes a few of them."""
+"""Every key of a config with its default; a recipe in configs/ changes a few of them.
+
+Where a feature can be switched off, its empty value does so: 0, "", () or dict().
+"""
 
 from ml_collections import ConfigDict
 
@@ -45,13 +48,13 @@ def common() -> ConfigDict:
             ),
             checkpoints=dict(keep=2, keep_every=0),
             # Seconds after which a phase counts as stuck and the process ends with 42; 0: never.
-            # stuck: a step of several hosts, as long as none of them tells of another phase.
+            # stuck: the limit of a step of several hosts while no host reports another phase.
             limits=dict(start=3_600, compile=7_200, data=600, step=1_800, eval=7_200, save=3_600)
             | dict(stuck=60),
-            max_bad_steps=5,  # in a row, skipped because a value was not finite
-            max_loss_spike=20.0,  # robust deviations of a log line above those before; 0: any
-            max_rollbacks=3,  # to before more of them or a spike; once more ends the run
-            check_replicas=0,  # steps between comparisons of what devices hold twice; 0: never
+            max_bad_steps=5,  # steps in a row that may be skipped because a value was not finite
+            max_loss_spike=20.0,  # a log line so many robust deviations above earlier ones; 0: off
+            max_rollbacks=3,  # how often either is answered by going back; then the run ends
+            check_replicas=0,  # steps between comparisons of replicated arrays; 0: never
             # Devices along each axis, -1: the rest. data: batch rows; fsdp: rows and weights;
             # spatial: the images' height; tensor: channels of attention, MLPs and residual blocks
             mesh=dict(data=-1, fsdp=1, spatial=1, tensor=1),
@@ -102,8 +105,8 @@ def first_stage() -> ConfigDict:
         groups=32,  # of GroupNorm
         norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
         dropout=0.0,
-        remat=False,  # compute what is inside of blocks again in the backward pass,
-        remat_saves="",  # but for: "" nothing | products of matrices and convolutions
+        remat=False,  # compute the inside of blocks again in the backward pass
+        remat_saves="",  # what remat keeps: "" nothing | products, of matrices and convolutions
     )
     config.discriminator = dict(width=64, layers=3, norm="batch")
     config.lpips = dict(backbone="", heads="")  # paths of the weights
@@ -123,7 +126,7 @@ def first_stage() -> ConfigDict:
         perceptual_crop=0,  # pixels of a side of the crop that LPIPS sees; 0: all
         terms=dict(halved=0.0, turned=0.0),  # weights of further terms, see stages/terms.py
         disc_terms=dict(r1=0.0, lecam=0.0),  # the discriminator's, see stages/adversary.py
-        decoder_only=False,  # keep the encoder that init_from gave
+        decoder_only=False,  # train the decoder alone, and keep the encoder of init_from
     )
     config.optim = dict(
         autoencoder=optimizer(name="adam", lr=5.4e-5, b1=0.5, b2=0.9),
@@ -143,12 +146,12 @@ def ldm() -> ConfigDict:
         cache="",  # folder that `encode` wrote: training reads its moments instead of images
     )
     config.model = dict(
-        name="unet",  # a backbone, the others of which have keys of their own
+        name="unet",  # a registered backbone; another has other keys beside its name
         width=224,
         mult=(1, 2, 3, 4),
         blocks=2,
         attention=(8, 4, 2),  # downsampling factors with attention
-        heads=0,  # heads, or channels per head; 0 leaves it to the other
+        heads=0,  # number of heads; 0: as many as head_channels makes of the channels
         head_channels=32,
         transformer_depth=1,
         cross_attention=False,
@@ -158,8 +161,8 @@ def ldm() -> ConfigDict:
         groups=32,  # of GroupNorm; with one channel a group the network is deaf to the timestep
         attention_kernel="xla",  # xla | cudnn | auto: cuDNN's on a GPU for heads that it takes
         norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
-        remat=False,  # compute what is inside of blocks again in the backward pass,
-        remat_saves="",  # but for: "" nothing | products of matrices and convolutions
+        remat=False,  # compute the inside of blocks again in the backward pass
+        remat_saves="",  # what remat keeps: "" nothing | products, of matrices and convolutions
     )
     config.conditioners = dict()  # {label: dict(name=registered name, ...)}; labels are free
     config.process = dict(
@@ -169,14 +172,14 @@ def ldm() -> ConfigDict:
         beta_end=0.0195,
         prediction="eps",  # eps | x0 | v
         zero_terminal_snr=False,
-        density="uniform",  # of the timesteps that are trained
+        density="uniform",  # how timesteps are drawn in training
     )
     config.loss = dict(
         distance="l2",  # l1 | l2
         weight="uniform",  # uniform | min_snr | vlb
         gamma=5.0,  # min_snr's
-        cond_dropout=0.0,  # share of rows that train the null condition
-        elbo_weight=0.0,  # of the variational bound, added
+        cond_dropout=0.0,  # share of a batch whose condition is replaced by the null condition
+        elbo_weight=0.0,  # weight of the variational bound, which is added
         logvar=0.0,  # log variance of every timestep's error
         learn_logvar=False,
     )
@@ -188,10 +191,10 @@ def ldm() -> ConfigDict:
         spacing="exact",
         rho=7.0,  # of spacing "karras"
         rule="linear",  # how guidance puts two predictions together
-        rescale=0.0,  # of guided predictions to the spread of unguided ones, 0..1
+        rescale=0.0,  # how far guided predictions get the spread of unguided ones, 0 to 1
         interval=(),  # (low, high): noise levels sigma at which guidance acts; () is all
-        clip=0.0,  # bound of the predicted x_0; 0 is none
-        tile=0,  # pixels of tiles' sides; 0: tiles only beyond twice the training size
+        clip=0.0,  # bound of the predicted x_0; 0: no bound
+        tile=0,  # pixels of a tile's side; 0: tiles only for images above twice the training size
     )
     config.optim = dict(denoiser=optimizer(lr=9.6e-5, ema=0.9999))
     return config

@@ -24,8 +24,11 @@ class Preempted(Restart):
 
 @contextlib.contextmanager
 def of(key: str):
-    """Puts the key of the config before the line of a UsageError: what checks a value knows its
-    own arguments, what read them from a config knows the key."""
+    """Puts `key: ` before the message of a UsageError that is raised inside.
+
+    A function that checks its arguments names these; its caller, who took them from a config, adds
+    where they stand there.
+    """
     try:
         yield
     except UsageError as e:

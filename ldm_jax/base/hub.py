@@ -6,8 +6,8 @@ PREFIX = "hf:"
 
 
 def folder(path: str, *names: str) -> str:
-    """`path` as it is; of an `hf:` name, the folder of the repository's files `names`, fetched once
-    and cached (under HF_HOME).
+    """A local folder: `path` itself or, for an `hf:` name, one that holds the repository's files
+    `names`, which are fetched once and cached (under HF_HOME).
 
     Raises:
       UsageError: a file could not be fetched, and is not in the cache.

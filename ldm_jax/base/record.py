@@ -1,4 +1,4 @@
-"""What a run says of itself in small files: the only reader and writer of all of them.
+"""The small files in which a run records what it is; nothing else reads or writes them.
 
     config.json     the whole resolved config
     data.txt        the fingerprint of its data
@@ -8,8 +8,7 @@
     rival.json      of a first stage: how well linear algebra reconstructs the same images
     init_from.json  where the weights at step 0 come from
 
-Nothing else in a run is read without one of these, and runs of earlier versions are read through
-`upgrade`.
+Whoever opens a run begins with these. Runs of earlier versions are read through `upgrade`.
 """
 
 import pathlib

@@ -78,7 +78,7 @@ class _Mirror:
             if write:
                 self._put(".ldm_jax_can_write", b"")
                 self._put(".ldm_jax_can_write", None)
-        except Exception as e:  # whatever the bucket and the way there have to say
+        except Exception as e:  # the bucket, or the network on the way to it, may fail in any way
             raise errors.UsageError(
                 f"{url} cannot be {'written' if write else 'read'} ({errors.reason(e)}): check the "
                 "bucket's name and this account's rights (gcloud auth application-default login)."
@@ -122,7 +122,7 @@ class _Mirror:
                         self._put(name, None if gone else (self.folder / name).read_bytes())
                         self._known.pop(name, None)
                         self._known |= {} if gone else {name: files[name]}
-            except Exception as e:  # storage fails with whatever it likes; the files stay here
+            except Exception as e:  # storage may fail in any way; tried again later
                 reason = errors.reason(e)
                 logger.error("ALARM: %s was not brought up to date (%s).", self.url, reason)
 

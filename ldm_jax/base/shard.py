@@ -26,7 +26,7 @@ from ldm_jax.base import errors, tree
 AXES = ("data", "fsdp", "spatial", "tensor")
 ROWS = ("data", "fsdp")
 SPLIT_AXIS = {"columns": -1, "rows": -2, "stored": -1}
-MIN_SHARD_SIZE = 2**14  # below this many scalars a parameter is cheaper replicated than gathered
+MIN_SHARD_SIZE = 2**14  # a parameter of fewer scalars is cheaper to replicate than to gather
 
 
 def mesh_shape(devices: int, **sizes: int) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def make_mesh(
     """A mesh with the axes of `AXES` over `devices`; all devices of all hosts by default."""
     count = jax.device_count() if devices is None else len(devices)
     shape = mesh_shape(count, data=data, fsdp=fsdp, spatial=spatial, tensor=tensor)
-    # jax's default axis type is Explicit now, which wants sharding words inside the models.
+    # jax's default axis type, Explicit, would want sharding annotations inside the models.
     mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
     for group in mesh.devices.reshape(-1, shape[2] * shape[3]):
         if len({device.process_index for device in group}) > 1:
@@ -106,8 +106,8 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "ba
 def infer(abstract, mesh: Mesh, rules: tuple = ()):
     """A NamedSharding for every leaf of an abstract tree.
 
-    Of a leaf that a rule names, that axis goes over `tensor`; the largest of its other axes that
-    divides, as of every leaf, goes over `fsdp`.
+    Where a rule names a leaf, the rule's axis is split over `tensor`. Of the remaining axes of any
+    leaf, the largest that divides is split over `fsdp`.
     """
 
     def place(path, leaf):
@@ -148,7 +148,7 @@ def abstract(shapes, sharding):
 
 
 def gather(params, mesh: Mesh, rules: tuple = ()):
-    """Copies of sharded weights that are whole but for `tensor`, to be called inside the loss.
+    """Weights gathered over `fsdp`, still split over `tensor`; to be called inside the loss.
 
     Merely sharding convolution kernels makes XLA split the convolutions themselves; asking for the
     whole weight turns that into one all-gather per weight, whose transpose is the reduce-scatter.
@@ -181,7 +181,7 @@ def put_replicated(values, mesh: Mesh):
 
 
 def random_key(seed: int, mesh: Mesh):
-    """jax.random.key(seed), made on every device: no host can put it on another's."""
+    """jax.random.key(seed), computed on every device, as no host can write to another's devices."""
     return jax.jit(lambda: jax.random.key(seed), out_shardings=replicated(mesh))()
 
 

@@ -162,7 +162,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file, storage):
         super().__init__(file, encoding="utf-8")
         self._storage = storage
-        # functions of this one reading, so that nothing a pickle does to them outlives it
+        # made anew for every file, so that nothing that a pickle does to them outlives it
         self._known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),

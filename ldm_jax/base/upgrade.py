@@ -1,15 +1,15 @@
-"""Runs of earlier versions, told in today's words: nothing else in the program knows the past.
+"""Reads runs of earlier versions as if today's program had written them.
 
-A run's config.json and its checkpoints are read through here. A key that the program has learnt
-since is filled in with the value that means what the program did then, and parameters that have
-been renamed since are found under the names that they had.
+Only this module knows the past; config.json and checkpoints are read through it. A key that a run
+lacks is filled in with the value that means what the program did when it had no such key, and
+parameters that have been renamed are found under their old names.
 """
 
 from ldm_jax.base import config as config_lib
 
 PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; their label follows
 
-# {a key: the keys beside it that the program has learnt since, as it did before it had them}
+# {a key: newer keys of the same group, with the values that mean what was done without them}
 LEARNT = {
     "seed": dict(init_from="", plugins=[], offload=False)
     | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),

@@ -12,7 +12,7 @@ def stopwatch():
 
 @contextlib.contextmanager
 def compile_clock():
-    """`with compile_clock() as seconds:`; seconds() is what tracing and compiling took since."""
+    """`with compile_clock() as seconds:`; seconds() is the time of tracing and compiling since."""
     import jax
 
     total = [0.0]

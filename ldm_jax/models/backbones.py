@@ -5,8 +5,8 @@ other keys of `config.model` and which is called as
 
     (x [b, h, w, c], t [b], tokens, vector, concat, mask, train) -> [b, h, w, out_channels]
 
-with the parts of a `conditioners.Cond`. Another backbone is one file: it inherits `Backbone`, and
-says whatever of the following differs from what stands here.
+with the parts of a `conditioners.Cond`. Another backbone is one file: it inherits `Backbone` and
+overrides what differs.
 """
 
 from typing import Any, ClassVar
@@ -21,14 +21,14 @@ BACKBONES = registry.Registry("backbone")
 
 
 class Backbone(nn.Module):
-    """What backbones have in common where they do not say otherwise.
+    """The base class of backbones, with the defaults of what others ask them.
 
     Attributes:
       rules: which of its weights go over the mesh axis `tensor`, see base/shard.py.
       divisor: what the sides of its input have to divide by.
-      width_unit: its widths come in multiples of this, where a sweep looks for one.
-      vector_width: what width a vector has that is added to the embedding of the timestep; 0 takes
-        none.
+      width_unit: a sweep that looks for a width tries multiples of this.
+      vector_width: the width of the vector that it adds to the timestep's embedding; 0: it takes no
+        vector.
     """
 
     out_channels: int = 3

@@ -24,13 +24,14 @@ BOTTLENECKS = registry.Registry("bottleneck")
 
 @dataclasses.dataclass(frozen=True)
 class Bottleneck:
-    """The bottleneck that changes nothing; others override what they do otherwise.
+    """A bottleneck that changes nothing, and the base class of all others.
 
     What the encoder makes is called moments, [b, h, w, moments * c]; a latent is [b, h, w, c].
     `params` is the autoencoder's tree, in which a bottleneck finds the parameters it asked for.
 
     moments: channels of what `encode` gives for one channel of the latent.
-    fixed: whether the last half of them is not the encoder's, but the model's `posterior_logvar`.
+    fixed: whether the last half of them is the model's constant `posterior_logvar`, which the
+      encoder does not make.
     summed: whether the reconstruction's error is summed over an image, with a log variance, or (as
       the official VQ losses do) averaged.
     entries: whether a latent is one of the entries of a codebook.
@@ -46,11 +47,11 @@ class Bottleneck:
         return {}
 
     def mode(self, moments):
-        """The most likely latent, float32; what is to be quantised is not quantised yet."""
+        """The most likely latent, float32, before it is quantised."""
         return jnp.asarray(moments, jnp.float32)
 
     def sample(self, key, moments):
-        """A latent as training draws it; by default the only one there is."""
+        """A latent drawn from the posterior; by default the posterior has one latent only."""
         return self.mode(moments)
 
     def regularise(self, params, moments, key, loss):
@@ -61,7 +62,7 @@ class Bottleneck:
         return 0.0, {"latent_std": jnp.std(moments)}, self.sample(key, moments)
 
     def quantise(self, params, z):
-        """What the decoder sees of a latent, like z."""
+        """The latent as the decoder gets it, in the shape of z."""
         return z
 
     def variance(self, moments):
@@ -88,7 +89,8 @@ def kl(moments):
 def noise_share(noise, signal):
     """The share of latents' variance that is the posterior's noise, by channel.
 
-    A denoiser spends effort on it that no picture shows; a channel with nearly all of it is dead.
+    A denoiser learns to draw this noise although no picture shows it. A channel that is nearly all
+    noise is dead.
     noise, signal: [c], the mean variance of posteriors and the variance of their modes.
     """
     return noise / (noise + signal + 1e-12)
@@ -199,7 +201,9 @@ class Signs(Bottleneck):
         z = self.mode(moments)
         p = jax.nn.sigmoid(4 * z)  # of +1, a softmax of squared distances
         entropy = lambda p: jnp.mean(jax.scipy.special.entr(p) + jax.scipy.special.entr(1 - p))
-        surplus = entropy(p) - entropy(jnp.mean(p, (0, 1, 2)))  # certain each, and all in use
+        surplus = entropy(p) - entropy(
+            jnp.mean(p, (0, 1, 2))
+        )  # each bit certain, both values in use
         commitment = jnp.mean((jax.lax.stop_gradient(self.quantise(params, z)) - z) ** 2)
         vq = loss.beta * commitment + ENTROPY * surplus
         metrics = {"vq": vq, "bit_entropy": entropy(jnp.mean(p, (0, 1, 2))) / jnp.log(2.0)}
@@ -208,8 +212,8 @@ class Signs(Bottleneck):
 
 BOTTLENECKS.register("none")(Bottleneck())
 BOTTLENECKS.register("kl")(Gaussian())
-# Noise of one variance for all latents, as in Unified Latents (2026, arXiv 2602.17270): the decoder
-# learns to bear it. The KL divergence then only bounds the means, which could outgrow the noise.
+# Noise of the same variance for all latents, as in Unified Latents (2026, arXiv 2602.17270). Here the
+# KL divergence only keeps the means from growing until the noise no longer matters.
 BOTTLENECKS.register("noise")(Gaussian(fixed=True))
 BOTTLENECKS.register("vq")(Codebook())
 BOTTLENECKS.register("lfq")(Signs())

@@ -1,4 +1,4 @@
-"""CLIP's text transformer as a conditioner whose weights stay as they are (Radford et al. 2021).
+"""CLIP's text transformer as a conditioner with frozen weights (Radford et al. 2021).
 
 As Stable Diffusion conditions (Rombach et al. 2022, model card of v1): the last hidden states of
 ViT-L/14's text side. The weights are the Linen collection "frozen", which no optimizer sees and no
@@ -89,7 +89,7 @@ class ClipText(Conditioner):
         null = np.array([self.start, self.end, *[self.pad] * (self.length - 2)], np.int32)
         ids = jnp.where(drop[:, None], null, batch["clip_ids"])
         encoder = self.encoder()
-        # Whoever applies the module gives this collection; what `init` makes of it has its shapes.
+        # The caller of `apply` passes this collection; `init` only makes arrays of the right shapes.
         start = lambda: encoder.init(jax.random.key(0), ids)["params"]
         params = self.variable("frozen", "encoder", start).value
         tokens = jax.lax.stop_gradient(encoder.apply({"params": params}, ids))

@@ -47,7 +47,7 @@ class Cond(NamedTuple):
 
 
 class Conditioner(nn.Module):
-    """What conditioners have in common where they do not say otherwise.
+    """The base class of conditioners, with the defaults of what others ask them.
 
     dropout: share of rows trained with this conditioner's null, drawn for it alone; None joins the
       draw of the loss's `cond_dropout`.
@@ -104,10 +104,10 @@ class TokenEmbedder(Conditioner):
     Its field holds int ids [b, n], n <= length, filled up with the id `pad`. Padding is not
     attended to, neither here nor by the denoiser; `mask_padding=False` attends to it, as the
     official models were trained. The null condition is the ids `null`, then padding. A row's first
-    token always counts, so that an empty row says something too.
+    token is always attended to, so that an empty row has something to attend to.
 
     vector: width of the mean of the tokens as a vector beside the timestep, 4 * the UNet's; 0, as
-      in the paper: none. A small network learns sooner when every block hears the condition.
+      in the paper: none. A small network learns sooner when the condition reaches every block.
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""The second stage's trained network: a backbone and the conditioners that speak to it."""
+"""The network that the second stage trains: a backbone and its conditioners."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class Denoiser(nn.Module):
         return self.denoise(x, t, self.condition(batch or {}, drop), train)
 
     def condition(self, batch, drop):
-        """What the conditioners say, as one Cond.
+        """The conditioners' outputs, merged into one Cond.
 
         drop: [b] bool, True for the null condition; or [b, conditioners], for each its own.
         """

@@ -149,7 +149,7 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         _, width, kernel, stride, padding = self.layer
-        # the highest precision: others cost accelerators digits of the distance
+        # at lower precision an accelerator loses digits of the distance
         exact = dict(use_bias=False, precision="highest", name="conv")
         x = nn.Conv(width, kernel, stride, padding, **exact)(x)
         return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(x))

@@ -33,7 +33,7 @@ class Fire(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Max pooling by 2. up: a last window that is incomplete makes a pixel too."""
+    """Max pooling by 2. up: an incomplete last window makes a pixel too (torch's ceil_mode)."""
 
     window: int
     up: bool = False

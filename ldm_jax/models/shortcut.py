@@ -1,9 +1,9 @@
 """Paths beside a first stage's stack, which the stack only has to correct.
 
-A stack that starts at random spends hundreds of steps on what linear algebra knows. Beside a path
-that starts from the principal components of the data it starts where they end; residual
-autoencoding (Chen et al. 2024, DC-AE, arXiv 2410.10733) has the same reason for paths without
-parameters. `config.model.shortcut` names one; published models have none.
+A stack that starts at random needs hundreds of steps to become as good as principal components.
+With a linear path beside it that starts from these, it begins there. DC-AE's residual autoencoding
+(Chen et al. 2024, arXiv 2410.10733) puts paths without parameters beside the stack for the same
+reason. `config.model.shortcut` names a path; published models have none.
 """
 
 import jax
@@ -14,7 +14,7 @@ from flax import linen as nn
 from ldm_jax.base import registry
 
 SHORTCUTS = registry.Registry("shortcut")
-ENDS = 0.1  # the stack's two ends, as shares of their random start, where the path starts from data
+ENDS = 0.1  # factor of the random kernels at the stack's two ends, where the path starts from data
 
 
 def patches(x, f: int):
