@@ -203,7 +203,7 @@ class Signs(Bottleneck):
         entropy = lambda p: jnp.mean(jax.scipy.special.entr(p) + jax.scipy.special.entr(1 - p))
         surplus = entropy(p) - entropy(
             jnp.mean(p, (0, 1, 2))
-        )  # each bit certain, both values in use
+        )  # low where bits are certain and balanced
         commitment = jnp.mean((jax.lax.stop_gradient(self.quantise(params, z)) - z) ** 2)
         vq = loss.beta * commitment + ENTROPY * surplus
         metrics = {"vq": vq, "bit_entropy": entropy(jnp.mean(p, (0, 1, 2))) / jnp.log(2.0)}
@@ -212,8 +212,8 @@ class Signs(Bottleneck):
 
 BOTTLENECKS.register("none")(Bottleneck())
 BOTTLENECKS.register("kl")(Gaussian())
-# Noise of the same variance for all latents, as in Unified Latents (2026, arXiv 2602.17270). Here the
-# KL divergence only keeps the means from growing until the noise no longer matters.
+# Noise of the same variance for all latents, as in Unified Latents (2026, arXiv 2602.17270). The KL
+# divergence then only keeps the means from growing until the noise no longer matters.
 BOTTLENECKS.register("noise")(Gaussian(fixed=True))
 BOTTLENECKS.register("vq")(Codebook())
 BOTTLENECKS.register("lfq")(Signs())

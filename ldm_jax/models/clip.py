@@ -89,7 +89,7 @@ class ClipText(Conditioner):
         null = np.array([self.start, self.end, *[self.pad] * (self.length - 2)], np.int32)
         ids = jnp.where(drop[:, None], null, batch["clip_ids"])
         encoder = self.encoder()
-        # The caller of `apply` passes this collection; `init` only makes arrays of the right shapes.
+        # The caller of `apply` passes this collection; `init` only makes arrays of its shapes.
         start = lambda: encoder.init(jax.random.key(0), ids)["params"]
         params = self.variable("frozen", "encoder", start).value
         tokens = jax.lax.stop_gradient(encoder.apply({"params": params}, ids))
