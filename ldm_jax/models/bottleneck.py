@@ -201,9 +201,8 @@ class Signs(Bottleneck):
         z = self.mode(moments)
         p = jax.nn.sigmoid(4 * z)  # of +1, a softmax of squared distances
         entropy = lambda p: jnp.mean(jax.scipy.special.entr(p) + jax.scipy.special.entr(1 - p))
-        surplus = entropy(p) - entropy(
-            jnp.mean(p, (0, 1, 2))
-        )  # low where bits are certain and balanced
+        # Low where each bit is certain and both of its values are in use.
+        surplus = entropy(p) - entropy(jnp.mean(p, (0, 1, 2)))
         commitment = jnp.mean((jax.lax.stop_gradient(self.quantise(params, z)) - z) ** 2)
         vq = loss.beta * commitment + ENTROPY * surplus
         metrics = {"vq": vq, "bit_entropy": entropy(jnp.mean(p, (0, 1, 2))) / jnp.log(2.0)}
