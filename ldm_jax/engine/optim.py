@@ -55,16 +55,18 @@ def adamw(rate, b1=0.9, b2=0.999, weight_decay=0.0, mu_dtype=""):
 
 
 @OPTIMIZERS.register("muon")
-def muon(rate, b1=0.9, b2=0.999, beta=0.95, adam_share=0.1, weight_decay=0.0):
+def muon(rate, b1=0.9, b2=0.999, beta=0.95, ns_steps=5, adam_share=0.1, weight_decay=0.0):
     """Muon (Jordan et al. 2024) for kernels, Adam with Nesterov's momentum for all else.
 
     A kernel's momentum (of decay `beta`) is orthogonalised as the matrix from all inputs of a
-    neuron, of a convolution over its window too, to its outputs. adam_share: Adam's learning rate,
+    neuron, of a convolution over its window too, to its outputs. ns_steps: Newton-Schulz iterations
+    of that, which cost a small network as much as its gradients. adam_share: Adam's learning rate,
     as a share of Muon's.
     """
     return optax.contrib.muon(
         rate,
         beta=beta,
+        ns_steps=ns_steps,
         weight_decay=weight_decay,
         adam_b1=b1,
         adam_b2=b2,
