@@ -19,14 +19,19 @@ def check(run, params: dict):
     _common(run, checkpoint.saved(run), {"params": params, "ema": params})
 
 
-def weights(state, run, shapes):
+def weights(state, run, shapes, averaged=()):
     """The state of step 0 with the weights of `run`, and a record of where they come from.
 
     shapes: the abstract state, its leaves with shardings. A moving average that the source does not
-    keep starts from its weights.
+    keep starts from its weights. averaged: players whose weights start from the source's average of
+    them, where it keeps one.
     """
-    found, step = checkpoint.read(run, lambda saved: _common(run, saved, shapes))
+    averages = shapes["ema"] | {name: shapes["params"][name] for name in averaged}
+    wanted = shapes | {"ema": averages}
+    found, step = checkpoint.read(run, lambda saved: _common(run, saved, wanted))
     params, ema = found.get("params", {}), found.get("ema", {})
+    params |= {name: jax.tree.map(jnp.copy, ema[name]) for name in averaged if name in ema}
+    ema = {name: ema[name] for name in ema if name in state["ema"]}
     copied = state["ema"].keys() & params.keys() - ema.keys()
     ema |= {player: jax.tree.map(jnp.copy, params[player]) for player in copied}
     state = state | {"params": state["params"] | params, "ema": state["ema"] | ema}

@@ -60,7 +60,8 @@ class Trainer:
             measured = {player.name: player.measure() for player in players}
         state = self.programs.init(self.key, shard.put_replicated(measured, self.mesh))
         if source:
-            state, origin = inherit.weights(state, source, self.programs.state)
+            averaged = [player.name for player in self.stage.players if player.averaged]
+            state, origin = inherit.weights(state, source, self.programs.state, averaged)
             if jax.process_index() == 0:
                 Record(self.settings.workdir).write(init_from=origin)
         return state, {}

@@ -32,6 +32,7 @@ class Wanted:
     seed: int = 0
     ema: bool = True
     weaker: str = ""
+    decoder: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +46,10 @@ class Settings:
 
     def open(self, mesh=None):
         """The run (runs.opened); what it compiles is kept beside its weights."""
-        run, ema, weaker = self.wanted.run, self.wanted.ema, self.wanted.weaker
-        platforms.cache_compilations(pathlib.Path(run) / "compilation_cache")
-        return opened.load(run, ema=ema, mesh=mesh, weaker=weaker)
+        wanted = self.wanted
+        platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
+        others = {"weaker": wanted.weaker, "decoder": wanted.decoder}
+        return opened.load(wanted.run, ema=wanted.ema, mesh=mesh, **others)
 
 
 def read(wanted: Wanted, **changes) -> Settings:

@@ -129,7 +129,7 @@ class AutoencodeKind(kinds.Kind):
 
         return draw, ()
 
-    def open(self, record, config, ema=True, mesh=None, weaker=None):
+    def open(self, record, config, ema=True, mesh=None, weaker=None, decoder=None):
         return opened.FirstStage(record, config, ema, mesh)
 
     def export(self, record, config, folder, ema=True):

@@ -87,7 +87,7 @@ class Kind(abc.ABC):
         """
 
     @abc.abstractmethod
-    def open(self, record, config, ema=True, mesh=None, weaker=None):
+    def open(self, record, config, ema=True, mesh=None, weaker=None, decoder=None):
         """The trained run as a Python object."""
 
     @abc.abstractmethod

@@ -21,13 +21,14 @@ from ldm_jax.base.record import Record
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import checkpoint
 from ldm_jax.models.conditioners import Cond
-from ldm_jax.runs import conditions, kinds
+from ldm_jax.runs import codecs, conditions, kinds
 from ldm_jax.stages.sampling import Sampling
 
+DECODES = ("decoder", "from_latent")  # what of an autoencoder's parameters follows the latent
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
 
-def load(path, ema: bool = True, mesh=None, weaker=None):
+def load(path, ema: bool = True, mesh=None, weaker=None, decoder=None):
     """Opens the run in `path`: a FirstStage or a SecondStage.
 
     Args:
@@ -35,11 +36,13 @@ def load(path, ema: bool = True, mesh=None, weaker=None):
       mesh: puts the weights on all its devices; batches given to the run must then divide.
       weaker: a run of the same model, less trained; guidance then leads away from it instead of
         from the null condition (autoguidance, Karras et al. 2024).
+      decoder: of a second stage, a run of a first stage that makes the same latents and decodes
+        them in the place of its own.
     """
     platforms.quiet_libraries()
     record = Record(path)
     config = record.config
-    return kinds.of(config).open(record, config, ema, mesh, weaker)
+    return kinds.of(config).open(record, config, ema, mesh, weaker, decoder)
 
 
 class FirstStage:
@@ -72,11 +75,13 @@ class FirstStage:
 class SecondStage:
     """A trained denoiser with its first stage."""
 
-    def __init__(self, record, config, ema=True, mesh=None, weaker=None):
+    def __init__(self, record, config, ema=True, mesh=None, weaker=None, decoder=None):
         self.path, self.config = record.path, config
         kind = kinds.of(config)
         self.model = kind.model(config)
         frozen = dict(kind.evaluated(config, record).frozen)
+        if decoder:
+            frozen["first_stage"] = read_decoder(decoder, frozen["first_stage"])
         params, self.step = checkpoint.read_params(record.path, ("denoiser",), ema=ema)
         self.digest = tree.digest(
             (upgrade.numbered(params, config.conditioners), frozen["first_stage"])
@@ -275,6 +280,22 @@ def read_guide(path, params, ema):
             f"{ours.get(name)} here."
         )
     return guide["denoiser"]
+
+
+def read_decoder(path, beneath):
+    """The weights of the first stage in `path`, which must encode as the weights `beneath` do."""
+    config = Record(path).config
+    kinds.expect(config, "autoencode", path)
+    params, _ = codecs.read_params(path)
+    encoder = lambda p: dict(tree.named_leaves({k: p[k] for k in p.keys() - set(DECODES)}))
+    ours, theirs = encoder(beneath), encoder(params)
+    same = lambda name: np.array_equal(ours.get(name, ()), theirs.get(name, ()))
+    if other := [name for name in sorted(ours | theirs) if not same(name)]:
+        raise errors.UsageError(
+            f"{path} makes other latents than this run's first stage ({other[0]} differs): give a "
+            "run that began from it (config.init_from) with config.loss.decoder_only=True."
+        )
+    return params
 
 
 def check_divides(images, f):

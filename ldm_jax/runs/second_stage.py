@@ -216,8 +216,8 @@ class DiffuseKind(kinds.Kind):
         variables = jax.eval_shape(lambda: model.initial(jax.random.key(0)))
         return model.denoiser.apply, (variables, x, jax.ShapeDtypeStruct((b,), jnp.int32), fields)
 
-    def open(self, record, config, ema=True, mesh=None, weaker=None):
-        return opened.SecondStage(record, config, ema, mesh, weaker)
+    def open(self, record, config, ema=True, mesh=None, weaker=None, decoder=None):
+        return opened.SecondStage(record, config, ema, mesh, weaker, decoder)
 
     def export(self, record, config, folder, ema=True):
         from ldm_jax.weights import to_diffusers

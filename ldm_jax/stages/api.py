@@ -22,6 +22,7 @@ class Player:
       Adam would otherwise count the gradients of 0 that came before, and overshoot.
     measure: () -> arrays that the parameters of a new run start from, measured on its data, the
       same on every host; None where they start at random alone.
+    averaged: whether a run that starts from another run starts this player from its average.
     after: (params, gradients, key) -> params of this player after its optimizer's update: what
       changes them otherwise than by gradients. None: nothing does.
     loss: (params, frozen, batch, key, step, shared) -> (scalar, (metrics, shared)).
@@ -36,6 +37,7 @@ class Player:
     loss: Callable[..., tuple]
     measure: Callable[[], Tree] | None = None
     begins: int = 0
+    averaged: bool = False
     after: Callable[..., Tree] | None = None
 
 

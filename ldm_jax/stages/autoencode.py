@@ -92,8 +92,10 @@ class Autoencode:
     def stage(self) -> api.Stage:
         """Its players: the autoencoder, and the discriminator where it has a weight."""
         own = self.init_autoencoder, self.autoencoder_loss, self.measure
-        after = self.restart if self._restarts else None
-        players = [api.Player("autoencoder", *own, after=after)]
+        # Second stages read the average: it is the average's encoder that must stay as it is.
+        more = {"averaged": self.loss.decoder_only}
+        more["after"] = self.restart if self._restarts else None
+        players = [api.Player("autoencoder", *own, **more)]
         if self.loss.disc_weight:
             its = self.init_discriminator, self.discriminator_loss
             players.append(api.Player("discriminator", *its, begins=self.loss.disc_start))
