@@ -1,4 +1,4 @@
-"""What a long piece of work says of itself on a terminal."""
+"""The progress of a long piece of work, on a terminal or in a log."""
 
 import os
 import sys
@@ -17,11 +17,11 @@ class Progress:
         self._active, self._shown, self._last, self._values = active, 0.0, "", {}
 
     def begin(self, step: int):
-        """The rate counts from here: the first step compiled."""
+        """Starts the clock of the rate, after a first step that spent its time compiling."""
         self._begin, self._start = time.monotonic(), step
 
     def update(self, step: int, values: dict | None = None):
-        """Counts `step` steps done; `values` are shown until others come."""
+        """`step` steps are done; `values` are shown until others are given."""
         self._values = values or self._values
         now = time.monotonic()
         if not self._active or step == self._start or now - self._shown < self._interval:
@@ -36,7 +36,7 @@ class Progress:
         print(f"{start}{self._last}", end=end, file=sys.stderr, flush=True)
 
     def say(self, text: str):
-        """A line that stays."""
+        """Prints a line that stays, above the live one."""
         if self._active:
             start = CLEAR if self._live and self._last else ""
             print(f"{start}{text}", file=sys.stderr, flush=True)

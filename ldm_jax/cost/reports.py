@@ -1,4 +1,4 @@
-"""Estimates and benchmarks in readable lines."""
+"""Readable lines about estimates (`plan`) and benchmarks (`bench`)."""
 
 from ldm_jax.base import tree
 from ldm_jax.cost import convolutions
@@ -7,7 +7,7 @@ BOUNDS = ("matrix", "memory", "collective")
 
 
 def of_estimate(summary: dict) -> list[str]:
-    """What `plan` prints of what estimates.estimate found."""
+    """The lines that `plan` prints about the summary of an Estimator."""
     lines = [
         f"{summary['config']} on {summary['topology']}: {summary['devices']} x {summary['chip']}, "
         f"batch {summary['batch_size']}, compiled with {summary['effort']} effort"
@@ -57,7 +57,7 @@ def _sizes(sizes: dict) -> str:
 
 
 def of_part(part: str, found: dict) -> list[str]:
-    """What `bench` prints of one part that it timed."""
+    """The lines that `bench` prints about one part."""
     if "left_out" in found:
         return [f"{part:10}  left out: {found['left_out']}"]
     words = [f"{1e3 * found['seconds']:.4g} ms"]
@@ -87,7 +87,7 @@ def of_part(part: str, found: dict) -> list[str]:
 
 
 def _costly(found: dict) -> str:
-    """One operation of a profile."""
+    """A line about one operation of a profile."""
     spent = found["seconds"] / found["calls"]
     rates = f"{found['bytes'] / spent / 1e9:.3g} GB/s, {found['flops'] / spent / 1e9:.4g} GFLOP/s"
     where = found["where"] or found["name"]
@@ -95,7 +95,7 @@ def _costly(found: dict) -> str:
 
 
 def of_pairs(found: dict) -> list[str]:
-    """A line for each program that was timed in turns with the baseline's."""
+    """A line about each program that was compared with the baseline's."""
     return [
         f"{name:10}  {1e3 * f['seconds']:.4g} ms, {f['baseline']} "
         f"{1e3 * f['baseline_seconds']:.4g} ms: "
