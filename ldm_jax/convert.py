@@ -11,8 +11,8 @@ as any other run. Code in a checkpoint is never executed. --config.key=value cha
 the run that is written.
 """
 
+import functools
 import pathlib
-import sys
 
 from ldm_jax import cli
 
@@ -46,10 +46,7 @@ def main(kind, args, overrides):
     cli.finish(pathlib.Path(args.out) / "summary.json", summary, notes)
 
 
-def run(argv) -> int:
-    """The command with these arguments; returns the exit code."""
-    return cli.run(__doc__, FLAGS, main, argv, KINDS)
-
+run = functools.partial(cli.run, __doc__, FLAGS, main, verbs=KINDS)  # argv -> exit code
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    cli.start(__doc__, FLAGS, main, verbs=KINDS)

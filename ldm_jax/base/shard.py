@@ -82,11 +82,6 @@ def batch_sharding(mesh: Mesh, shape: tuple = ()) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS, "spatial") if divides else PartitionSpec(ROWS))
 
 
-def abstract_batch(batch: dict, mesh: Mesh) -> dict:
-    """The batch as ShapeDtypeStructs, with the shardings that `put_batch` gives it."""
-    return {k: abstract(x, batch_sharding(mesh, x.shape)) for k, x in batch.items()}
-
-
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "batch_size"):
     """Raises UsageError unless (data x fsdp x accumulate) divides the batch size.
 

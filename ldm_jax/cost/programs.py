@@ -48,11 +48,12 @@ def training(config, mesh, first_stage: Codec | None = None, cached: bool = Fals
         accumulate=config.accumulate,
         offload=config.offload,
     )
-    whole = shard.replicated(mesh)
+    whole, batch = shard.replicated(mesh), kind.batch(config, cached, **given)
+    rows = {name: shard.batch_sharding(mesh, field.shape) for name, field in batch.items()}
     arguments = {
         "state": programs.state,
         "frozen": shard.abstract(stage.frozen, whole),
-        "batch": shard.abstract_batch(kind.batch(config, cached, **given), mesh),
+        "batch": shard.abstract(batch, rows),
         "key": shard.abstract(_keys(), whole),
     }
     return Program(programs.step, arguments)

@@ -21,7 +21,6 @@ def of_estimate(summary: dict) -> list[str]:
 
 
 def _of_program(estimate: dict):
-    """Lines about one program."""
     memory, limit = estimate["memory"], estimate["memory_limit"]
     of = f" of {tree.size(limit)}" if limit else ""
     verdict = "fits" if estimate["fits"] else "DOES NOT FIT"
@@ -87,7 +86,6 @@ def of_part(part: str, found: dict) -> list[str]:
 
 
 def _costly(found: dict) -> str:
-    """A line about one operation of a profile."""
     spent = found["seconds"] / found["calls"]
     rates = f"{found['bytes'] / spent / 1e9:.3g} GB/s, {found['flops'] / spent / 1e9:.4g} GFLOP/s"
     where = found["where"] or found["name"]

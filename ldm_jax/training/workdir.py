@@ -23,10 +23,6 @@ MAY_CHANGE = {
 }
 
 
-def may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-
-
 def begun(workdir) -> bool:
     """Whether the folder holds a checkpoint, to resume from or to protect."""
     return any(remote.place(workdir / "checkpoints").glob("[0-9]*"))
@@ -61,9 +57,10 @@ def claim(record, config, source, allow=()):
         if not record.is_of(config):  # a run may roll back before its first checkpoint
             record.forget("rollbacks.jsonl")
     elif record.exists():
+        free = tuple(f"{key}." for key in MAY_CHANGE)
         lines = config_lib.difference(record.config, config)
         changed = {line.split(":")[0]: line for line in lines}
-        changed = {key: line for key, line in changed.items() if not may_change(key)}
+        changed = {key: line for key, line in changed.items() if not f"{key}.".startswith(free)}
         if changed.keys() - set(allow):
             raise errors.UsageError(
                 f"{record.shown} holds a run with another config ({'; '.join(changed.values())}): "
