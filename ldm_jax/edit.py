@@ -28,7 +28,7 @@ FLAGS = dict(
     masks=cli.Text("Folder of masks with the pictures' names, or one mask for all."),
     strength=cli.Number("Noise level that vary and interpolate add to pictures.", 0.6, 0, 1),
     seeds=cli.Listed("Seeds of noise to interpolate between, instead of pictures.", each=int),
-    frames=cli.Integer("Frames from one picture to the next, or of progress.", 8, least=2),
+    frames=cli.Integer("Frames from one picture to the next; for progress, of all.", 8, least=2),
     num=cli.Integer("How many pictures progress shows.", 8, least=1),
     labels=cli.Text("Class ids that the pictures take in turn; none by default.", ""),
     size=cli.Text("Height and width in pixels, HxW; the training size by default.", ""),

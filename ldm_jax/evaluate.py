@@ -20,7 +20,7 @@ from ldm_jax.base import errors
 
 FLAGS = dict(
     run=cli.Text("Folder of a run to evaluate."),
-    samples=cli.Text("Samples to evaluate: a folder that `sample` wrote, of images, or an .npz."),
+    samples=cli.Text("Samples: a folder that `sample` wrote, a folder of images, or an .npz."),
     summary=cli.Text("Summary of a finished evaluation, to compare with --against."),
     reference=cli.Text("Run, folder or .npz of the reference; the samples' run by default."),
     features=cli.Text("Features: mobilenet, inception or inception_clean.", "mobilenet"),

@@ -41,19 +41,17 @@ def common() -> ConfigDict:
                 features="",  # mobilenet (by default), inception, inception_clean
                 weights="",  # file of the weights of the feature network
                 samples=0,  # images drawn for the metrics; 0: as many as eval.records
-                every=0,  # steps from one measurement of metrics to the next, a multiple of
-                # steps.eval; 0: at every evaluation
+                every=0,  # steps between metrics, a multiple of steps.eval; 0: every evaluation
             ),
             checkpoints=dict(keep=2, keep_every=0),
-            # Seconds that a phase may take; after them the process ends with exit code 42. 0: no
-            # limit. stuck: of a training step on several hosts, while no host reports that it is
-            # in another phase.
+            # Seconds that a phase may take before the process ends with exit code 42; 0: no limit.
+            # stuck is the limit of a step on several hosts while no host reports another phase.
             limits=dict(start=3_600, compile=7_200, data=600, step=1_800, eval=7_200, save=3_600)
             | dict(stuck=60),
             # A run rolls back to an older checkpoint after more than max_bad_steps steps in a row
-            # that had a value which is not finite, or when the logged error lies more than
-            # max_loss_spike robust deviations above its recent median (0: never for that). What
-            # would be one rollback more than max_rollbacks ends the run.
+            # with values that are not finite, or if the logged error is more than max_loss_spike
+            # robust deviations above its recent median (0 turns this off). After max_rollbacks
+            # rollbacks, further bad steps end the run.
             max_bad_steps=5,
             max_loss_spike=20.0,
             max_rollbacks=3,

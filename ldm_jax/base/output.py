@@ -12,7 +12,7 @@ def check_mounted(flag: str, folder):
     if "://" in str(folder):
         raise errors.UsageError(
             f"{flag}={folder}: mount the bucket (gcsfuse, Filestore) on every host and give the "
-            "mounted path; gs:// itself is for train, sample, evaluate, encode, edit, adherence."
+            "mounted path; gs:// URLs are for train, sample, evaluate, encode, edit, adherence."
         )
 
 

@@ -34,10 +34,9 @@ def _of_program(estimate: dict):
     known = [name for name in BOUNDS if f"{name}_seconds" in estimate]
     share = f"float32 {estimate['float32_matrix_share']:.1%}"
     if estimate["matrix_efficiency"] and known:
-        efficiency = f"{estimate['matrix_efficiency']:.1%} of what the unit does"
-        share = f"{efficiency}, the rest fills up; {share}"
+        share = f"{estimate['matrix_efficiency']:.1%} useful, the rest is padding; {share}"
     yield f"matrix work: {share}"
-    yield f"moves of their own: {_sizes(estimate['moves']) or 'none'}"
+    yield f"copies and transposes: {_sizes(estimate['moves']) or 'none'}"
     for where, size in estimate["largest_moves"].items():
         yield f"  {tree.size(size)} at {where}"
     if "flops" in estimate:
@@ -73,8 +72,8 @@ def of_part(part: str, found: dict) -> list[str]:
     if "compile_seconds" in found:
         again, traced = found["compile_again_seconds"], found["trace_seconds"]
         words.append(
-            f"compiled in {found['compile_seconds']:.1f} s, again in {again:.1f} s "
-            f"(traced in {traced:.1f} s)"
+            f"compiled in {found['compile_seconds']:.1f} s, from the cache in {again:.1f} s "
+            f"(of which tracing {traced:.1f} s)"
         )
     if "arrays" in found:
         words.append(f"{found['arrays']} arrays")
