@@ -110,13 +110,13 @@ class Benchmark:
         found = self._call(programs.sampling(self.config, self.mesh, self.config.batch_size))
         return found | {key: self.config.sample[key] for key in ("sampler", "steps", "guidance")}
 
-    def encode(self) -> dict:
-        """Encoding images to the moments of the first stage's posterior."""
-        return self._codec("encode")
+    def _codec(self, name: str) -> dict:
+        """Encoding images to the moments of the first stage's posterior, or decoding latents."""
+        found = programs.codec(self.config, self.mesh, self.config.batch_size)
+        return self._call(found[name]) if name in found else {}
 
-    def decode(self) -> dict:
-        """Decoding latents to images."""
-        return self._codec("decode")
+    encode = functools.partialmethod(_codec, "encode")
+    decode = functools.partialmethod(_codec, "decode")
 
     def data(self) -> dict:
         """Reading batches as training does, and the CPU time that an image takes."""
@@ -204,10 +204,6 @@ class Benchmark:
 
     def _training(self) -> programs.Program:
         return programs.training(self.config, self.mesh, cached=not self.images)
-
-    def _codec(self, name: str) -> dict:
-        found = programs.codec(self.config, self.mesh, self.config.batch_size)
-        return self._call(found[name]) if name in found else {}
 
     def _read(self, config) -> tuple[float, float]:
         """Seconds of wall time and of this process's CPU time for a batch."""
