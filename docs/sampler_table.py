@@ -1,9 +1,9 @@
-"""Quality against calls and seconds, for samplers and step counts: the table of docs/samplers.md.
+"""Quality of samplers against network calls and against speed: the tables of docs/samplers.md.
 
     python docs/sampler_table.py --run=RUN --weights=MOBILENET --out=runs/samplers [--num=512]
 
-Draws and evaluates every cell as the commands do, leaves table.md and plot.png, and goes on from
-what is there.
+Runs `sample` and `evaluate` for every sampler, grid and number of calls, and writes table.md and
+plot.png. The same command again skips what is finished.
 """
 
 import itertools
@@ -22,7 +22,7 @@ FLAGS = dict(
     run=cli.Text("Folder of a trained second stage."),
     out=cli.Text("Folder to write to."),
     weights=cli.Text("File of the weights for fd_mobilenet.", ""),
-    num=cli.Integer("Images of a cell.", 512, least=1),
+    num=cli.Integer("Images drawn for each entry of the table.", 512, least=1),
     batch_size=cli.Integer("Images drawn at a time.", 64, least=1),
     samplers=cli.Listed("Samplers: the rows.", ("ddim", "plms", "heun", "dpmpp_2m", "unipc")),
     calls=cli.Listed("Network calls at most: the columns.", (5, 10, 20), each=int),
@@ -47,7 +47,7 @@ def main(args, overrides):
 
 
 def measure(args, folder, how) -> dict:
-    """What the two summaries of a cell say."""
+    """The measures of one entry of the table, for which it draws and evaluates samples once."""
     done = folder / "evaluation" / "summary.json"
     if not done.exists():
         how += [f"--num={args.num}", f"--batch_size={args.batch_size}"]
@@ -60,20 +60,23 @@ def measure(args, folder, how) -> dict:
 
 
 def table(rows) -> str:
-    """Markdown: a row a sampler and grid, a column per number of calls."""
+    """Markdown tables with a row for each sampler and grid, a column for each number of calls."""
     calls = sorted({row["calls"] for row in rows})
     keys = [k for k in ("fd_mobilenet", "class_accuracy", "images_per_second") if k in rows[0]]
     lines = []
     for key in keys:
         lines += [f"`{key}`:", "", "| sampler, grid |" + "".join(f" {c} calls |" for c in calls)]
         lines += ["|---|" + "---|" * len(calls)]
-        for (name, spacing), group in itertools.groupby(
-            rows, key=lambda row: (row["sampler"], row["spacing"])
-        ):
+        for (name, spacing), group in by_sampler(rows):
             cells = "".join(f" {row[key]:.3g} |" for row in group)
             lines.append(f"| {name}, {spacing} |{cells}")
         lines.append("")
     return "\n".join(lines)
+
+
+def by_sampler(rows):
+    """((sampler, grid), its rows) for each of them."""
+    return itertools.groupby(rows, key=lambda row: (row["sampler"], row["spacing"]))
 
 
 def plot(path, rows):
@@ -84,9 +87,7 @@ def plot(path, rows):
 
     key = "fd_mobilenet" if "fd_mobilenet" in rows[0] else "class_accuracy"
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for (name, spacing), group in itertools.groupby(
-        rows, key=lambda row: (row["sampler"], row["spacing"])
-    ):
+    for (name, spacing), group in by_sampler(rows):
         group = list(group)
         style = dict(label=f"{name}, {spacing}", marker="o", ls="-" if spacing == "exact" else "--")
         quality = [row[key] for row in group]

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 
 def load(path, ema: bool = True):
-    """Opens a run of either stage (see ldm_jax.runs.opened); `ema=False` takes the raw weights."""
+    """Opens a run of either stage (see ldm_jax.runs.opened); ema=False takes the raw weights."""
     from ldm_jax.runs import opened
 
     return opened.load(path, ema=ema)

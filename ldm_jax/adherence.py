@@ -1,16 +1,19 @@
-"""Draws under held-out conditions of scenes and measures how well they are obeyed.
+"""Draws samples under held-out conditions of scenes and measures how well they match them.
 
     python -m ldm_jax.adherence --run=RUN --out=DIR [--num=256 --guidance=1,2,4 --steps=50 --seed=0]
         [--config.data.combinations=unseen]
     python -m ldm_jax.adherence --run=RUN --out=DIR --null    # under the null condition instead
 
-The run has to be trained on the procedural scenes, whose checker reads from pixels alone what is
-in a picture. --config.data.* changes the data that conditions come from, here to pairs of objects
-that training never showed together. DIR holds grid.png (drawn, and beside it the record of each
-condition) and summary.json, where `real_*` is what the records' own pictures score after the first
-stage: no sample can be expected to do better. Several guidance scales are drawn one after the
-other, from the same noise; the last one's scores are the summary's own, `by_guidance` has them all.
-`marginal_distance` is how far the objects' classes are from being equally frequent, as in the data.
+The run has to be trained on the procedural scenes: a checker recognises the objects of such a
+picture from its pixels. --config.data.* changes the data that conditions come from;
+combinations=unseen asks for pairs of objects that training never showed together.
+
+DIR holds grid.png (each sample beside the picture that its condition belongs to) and summary.json.
+Scores that begin with `real_` are those of the true pictures, encoded and decoded by the first
+stage; samples can hardly score higher. All guidance scales start from the same noise: the summary's
+own scores are those of the last scale, and `by_guidance` has the scores of each.
+`marginal_distance` is the distance of the frequencies of the drawn classes from uniform ones, which
+are those of the data.
 """
 
 import pathlib

@@ -1,13 +1,14 @@
-"""Times what a config does on the devices that are here, and says what share of their best it is.
+"""Times the programs of a config on this machine's devices, with their MFU.
 
     python -m ldm_jax.bench --config=configs/quickstart.py:ldm
     python -m ldm_jax.bench --config=configs/ldm_celebahq.py --batch_size=64 --against=diffusers
-    python -m ldm_jax.bench --compare=old.json,new.json      # 1 where something became slower
+    python -m ldm_jax.bench --compare=old.json,new.json   # exit code 1 if something became slower
 
-Weights and batches are noise in the shapes that the config says, so nothing has to be trained or
-present; only `data` reads records, and it is left out where there are none. A second stage trains
-on cached latents unless --images. MFU is the model's work, three times the forward pass, by the
-rate of a large product measured in the same run (docs/performance.md).
+Weights and batches are random arrays of the config's shapes, so no trained run and no data is
+needed; only the part `data` reads records, and it is left out if there are none. A second stage is
+timed on cached latents; with --images, on images. MFU is the rate of the model's operations (three
+times those of its forward pass), divided by the rate of a large matrix product that is measured in
+the same run (docs/performance.md).
 """
 
 from ldm_jax import cli
@@ -21,14 +22,14 @@ FLAGS = dict(
     images=cli.Switch("Train a second stage on images instead of cached latents."),
     steps=cli.Integer("Number of the sampler's steps; the config's by default."),
     guidance=cli.Number("Scale of guidance; the config's by default.", None, least=0),
-    repeats=cli.Integer("How often each clock is read.", 5, least=1),
-    against=cli.Choice(
-        "Name of a package to time in turns with ours: diffusers.", "", of=("", "diffusers")
-    ),
+    repeats=cli.Integer("How often each measurement is repeated.", 5, least=1),
+    against=cli.Choice("Package to compare with: diffusers.", "", of=("", "diffusers")),
     profile=cli.Text("Folder for a trace of the training step.", ""),
     json=cli.Text("File to write; bench.json by default.", ""),
-    compare=cli.Listed("Two files of this command to compare: OLD,NEW."),
-    tolerance=cli.Number("How many times slower is too slow for --compare.", 1.1, least=0),
+    compare=cli.Listed("Two files that this command wrote, to compare: OLD,NEW."),
+    tolerance=cli.Number(
+        "How many times slower a part may be before --compare fails.", 1.1, least=0
+    ),
 )
 
 

@@ -1,12 +1,12 @@
-"""Says what is wrong with a data set before a job is launched, with counts and examples.
+"""Finds what is wrong with a data set before a job is launched, with counts and examples.
 
     python -m ldm_jax.check_data --config=configs/NAME.py[:variant] [--records=N --out=DIR]
         [--config.data.path=... --config.data.vocabulary=...]
 
-Every record (or N of them, evenly spread) is read, cropped and made into what the recipe's
-conditioners read. Training replaces records that are unreadable or that a conditioner cannot use;
-whatever else is reported does no harm. Exit code 1 if more than config.data.max_bad_fraction would
-be replaced. --out writes summary.json.
+Every record (or N of them, evenly spread) is read, cropped and converted to the inputs of the
+recipe's conditioners, as in training. Training replaces records that are unreadable or that a
+conditioner cannot use; everything else that is reported does no harm. The exit code is 1 if more
+than config.data.max_bad_fraction of the records would be replaced. --out writes summary.json.
 """
 
 import pathlib

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from absl import flags
 
 from ldm_jax.base import errors, platforms, remote
-from ldm_jax.base.errors import EXIT_FAILED, EXIT_RESTART, EXIT_USAGE
-from ldm_jax.base.output import check_mounted, check_writable, finish  # noqa: F401  (for commands)
+from ldm_jax.base.errors import EXIT_FAILED, EXIT_RESTART, EXIT_USAGE  # noqa: F401 (for launch)
+from ldm_jax.base.output import check_mounted, check_writable, finish  # noqa: F401 (for commands)
 
-# An error of storage explains itself, and no traceback of ours would add to it.
+# Errors of storage, which are shown as one line: a traceback would not explain them better.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -117,9 +117,10 @@ class Listed(Text):
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """A flag for each field of a dataclass whose metadata has a `help`; without a default.
+    """A flag for each field of a dataclass that has a `help` in its metadata.
 
-    Its module is imported when the flags are defined: it may be slow to import.
+    The flags have no default, so that `given` can tell which were set. The dataclass's module may
+    be slow to import, so it is imported only when the flags are defined.
     """
 
     module: str
@@ -145,10 +146,9 @@ class Fields:
 # How images are drawn, for every command that draws some.
 SAMPLING = dict(
     sampling=Fields("ldm_jax.stages.sampling", "Sampling"),
-    weaker=Text("Run of the same model, less trained, that guidance leads away from.", ""),
-    decoder=Text("Run of a first stage that decodes, trained with loss.decoder_only.", ""),
+    weaker=Text("Run of a less trained model of the same kind, to guide away from.", ""),
     seed=Integer("Seed of the noise.", 0, least=0),
-    ema=Switch("Use the moving average of the weights, where the run keeps one.", True),
+    ema=Switch("Use the moving average of the weights, if the run keeps one.", True),
 )
 
 
@@ -165,7 +165,7 @@ def start(doc: str, table, main, argv=None, verbs=None):
       table: {name: flag}, or a function of the arguments that returns it.
       main: (parsed FlagValues, {"a.b": "text"} config overrides) -> None.
       argv: without the program's name; sys.argv's by default.
-      verbs: names of which the first argument must be one; main then takes it, before the flags.
+      verbs: subcommands; the first argument must name one, and main gets it as its first argument.
     """
     try:
         code = run(doc, table, main, sys.argv[1:] if argv is None else argv, verbs)
@@ -191,15 +191,11 @@ def run(doc, table, main, argv, verbs=None) -> int:
         overrides = parse(values, argv)
         if verbs and (not verb or verb[0] not in verbs):
             hint = errors.nearest("".join(verb), verbs)
-            raise errors.UsageError(f"Say which, first: {' | '.join(verbs)}{hint}")
+            raise errors.UsageError(f"The first argument must be {' | '.join(verbs)}{hint}")
         main(*verb, values, overrides)
         return 0
-    except errors.UsageError as e:
-        return _say(e, EXIT_USAGE)
-    except errors.RunError as e:
-        return _say(e, EXIT_FAILED)
-    except errors.Restart as e:
-        return _say(e, EXIT_RESTART)
+    except (errors.UsageError, errors.RunError, errors.Restart) as e:
+        return _say(e, e.exit_code)
     except OSError as e:
         if e.errno not in STORAGE or not e.filename:
             raise
@@ -211,7 +207,7 @@ def run(doc, table, main, argv, verbs=None) -> int:
 
 
 def call(name: str, *argv: str):
-    """Runs the command ldm_jax.NAME in this process; what it raises goes to the caller."""
+    """Runs the command ldm_jax.NAME in this process; its exceptions reach the caller."""
     print("$", shlex.join(["python", "-m", f"ldm_jax.{name}", *argv]), flush=True)
     command = importlib.import_module(f"ldm_jax.{name}")
     values = define(command.FLAGS, argv)
@@ -227,7 +223,7 @@ def define(table, argv=()) -> flags.FlagValues:
 
 
 def describe(values: flags.FlagValues) -> str:
-    """A line for each flag: its name, its default where it has one, what it means."""
+    """A line for each flag: its name, its default if it has one, its help."""
     lines = []
     for name in values:
         flag = values[name]
@@ -239,7 +235,7 @@ def describe(values: flags.FlagValues) -> str:
 
 
 def parse(values: flags.FlagValues, argv) -> dict[str, str]:
-    """Parses into `values`; returns the overrides, `--config.a.b=v` or `--config.a.b v`.
+    """Parses flags into `values`; returns the overrides `--config.a.b=v` (or `--config.a.b v`).
 
     Anything wrong is a UsageError.
     """
@@ -280,14 +276,13 @@ def refuse_overrides(overrides: dict, why: str = "the run's own config is read")
 
 
 def fill(cls, args, **others):
-    """An instance of the dataclass `cls`: fields in `others` from there, all others from the flags
-    of the same name."""
+    """Makes a dataclass from `others` and from the flags that are named as its other fields."""
     names = [f.name for f in dataclasses.fields(cls) if f.name in args and f.name not in others]
     return cls(**{name: args[name].value for name in names}, **others)
 
 
 def mirror(args):
-    """Puts the local mirror (base.remote) in place of each folder flag that names a gs:// URL.
+    """Replaces each flag that names a folder on gs:// by its local mirror (see base.remote).
 
     Raises:
       UsageError: a bucket that cannot be read or, where the command writes, written; several

@@ -1,18 +1,18 @@
-"""Turns other people's checkpoints into runs, and runs into folders that diffusers loads.
+"""Converts checkpoints of other projects into runs, and runs into folders that diffusers loads.
 
     python -m ldm_jax.convert compvis   --config=MODEL.yaml --checkpoint=MODEL.ckpt --out=RUN
     python -m ldm_jax.convert diffusers --checkpoint=FOLDER --out=RUN
     python -m ldm_jax.convert taef2     --checkpoint=FOLDER --out=RUN
     python -m ldm_jax.convert export    --run=RUN --out=FOLDER
 
-compvis reads official checkpoints (.ckpt, .safetensors, .npz); diffusers a model's folder or a
-pipeline's; taef2 the two files of a tiny autoencoder. A run that was converted is a run like any
-other: train on it, sample from it, evaluate it. Nothing in a checkpoint is ever executed.
---config.key=value changes the config of the run that is written.
+compvis reads the official checkpoints (.ckpt, .safetensors, .npz), diffusers the folder of a model
+or of a pipeline, taef2 the two files of a tiny autoencoder. The other commands take a converted run
+as any other run. Code in a checkpoint is never executed. --config.key=value changes the config of
+the run that is written.
 """
 
+import functools
 import pathlib
-import sys
 
 from ldm_jax import cli
 
@@ -23,7 +23,7 @@ FLAGS = dict(
     run=cli.Text("The run to read, for export."),
     out=cli.Text("The folder to write."),
     heads=cli.Integer(
-        "Attention heads, if not those of the yaml (weights from before April 2022).", 0, least=0
+        "Attention heads, if they differ from the yaml's (weights before April 2022).", 0, least=0
     ),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),
     ema=cli.Switch("Export the moving average of the weights, where there is one.", True),
@@ -46,10 +46,7 @@ def main(kind, args, overrides):
     cli.finish(pathlib.Path(args.out) / "summary.json", summary, notes)
 
 
-def run(argv) -> int:
-    """The command with these arguments; returns the exit code."""
-    return cli.run(__doc__, FLAGS, main, argv, KINDS)
-
+run = functools.partial(cli.run, __doc__, FLAGS, main, verbs=KINDS)  # argv -> exit code
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    cli.start(__doc__, FLAGS, main, verbs=KINDS)

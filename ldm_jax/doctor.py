@@ -1,10 +1,10 @@
-"""Checks a machine before a job: what would stop the training later stops here, in a minute.
+"""Checks a machine before a job, and finds within a minute what would stop the training later.
 
     python -m ldm_jax.doctor [--config=configs/NAME.py[:variant] --workdir=DIR --devices=tpu:16]
 
-Without a config: versions and devices. With one: the config, one record, one step compiled, and how
-much of a device's memory it takes. With a workdir: that it can be written, and the free disk.
-Exits with 1 where a check failed.
+Versions and devices are checked always. --config adds the config itself, a batch of its data, and
+the compilation of a training step with the memory that it takes. --workdir adds that the folder can
+be written and that the disk has room for the checkpoints. The exit code is 1 if a check failed.
 """
 
 from ldm_jax import cli
@@ -13,7 +13,7 @@ from ldm_jax.base import errors
 FLAGS = dict(
     config=cli.Text("Config file, path.py[:variant]."),
     workdir=cli.Text("Folder of the run that is to be trained."),
-    devices=cli.Text("Devices that must be there over all hosts, e.g. tpu:16 or gpu.", ""),
+    devices=cli.Text("Devices that all hosts together must have, e.g. tpu:16 or gpu.", ""),
 )
 
 

@@ -1,4 +1,4 @@
-"""Edits pictures with a trained second stage, or draws series from it. Nothing is trained.
+"""Edits pictures with a trained second stage, or draws series of pictures from it.
 
     python -m ldm_jax.edit inpaint     --run=RUN --out=DIR --images=DIR --masks=DIR
     python -m ldm_jax.edit vary        --run=RUN --out=DIR --images=DIR --strength=0.6
@@ -7,11 +7,12 @@
     python -m ldm_jax.edit progress    --run=RUN --out=DIR --num=8
     python -m ldm_jax.edit reconstruct --run=RUN --out=DIR --images=DIR
 
-inpaint paints anew where a mask is white, and leaves the rest as it is, to the pixel; a run that
-was trained for inpainting gets image and mask as its conditions. vary keeps 1 - strength of a
-picture. upscale wants a run that was trained for super-resolution. interpolate goes from each
-picture, or seed, to the next and writes an animation too. progress shows x_t and the predicted x_0
-along the way. Pictures are cropped to the middle and resized to --size, by default the run's own.
+inpaint redraws the white area of a mask and keeps every other pixel; a run that was trained for
+inpainting gets image and mask as its conditions. vary adds noise to a picture (strength 0: none,
+1: nothing of it is left) and denoises it again. upscale needs a run that was trained for
+super-resolution. interpolate goes from each picture, or each seed, to the next, and also writes an
+animation. progress shows x_t and the predicted x_0 while sampling. reconstruct encodes and decodes
+with the first stage. Pictures are cropped to the centre and resized to --size.
 """
 
 import pathlib
@@ -25,11 +26,9 @@ FLAGS = dict(
     out=cli.Text("Folder to write to."),
     images=cli.Text("A picture, or a folder of pictures."),
     masks=cli.Text("Folder of masks with the pictures' names, or one mask for all."),
-    strength=cli.Number("How much vary, or interpolate between pictures, draws anew.", 0.6, 0, 1),
-    seeds=cli.Listed(
-        "Seeds of the noise that interpolate goes between, instead of pictures.", each=int
-    ),
-    frames=cli.Integer("Frames between two of interpolate, and of progress.", 8, least=2),
+    strength=cli.Number("Noise level that vary and interpolate add to pictures.", 0.6, 0, 1),
+    seeds=cli.Listed("Seeds of noise to interpolate between, instead of pictures.", each=int),
+    frames=cli.Integer("Frames from one picture to the next; for progress, of all.", 8, least=2),
     num=cli.Integer("How many pictures progress shows.", 8, least=1),
     labels=cli.Text("Class ids that the pictures take in turn; none by default.", ""),
     size=cli.Text("Height and width in pixels, HxW; the training size by default.", ""),

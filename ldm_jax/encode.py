@@ -1,13 +1,14 @@
-"""Encodes a data set once: the latent cache that a second stage trains from instead of images.
+"""Encodes a data set into a latent cache, which a second stage trains from instead of images.
 
     python -m ldm_jax.encode --run=FIRST_STAGE_RUN --config=configs/NAME.py:ldm --out=DIR
     python -m ldm_jax.train --config=configs/NAME.py:ldm --config.first_stage=FIRST_STAGE_RUN \\
         --config.latents.cache=DIR --workdir=RUN
 
-Kept are the posterior's moments of every training record (and of its mirror image where the config
-flips), so that training draws from the posterior as it does from images. The data is --config's
-`data` group, the run's own without --config. A job that was cut goes on with the shards that are
-missing. Several machines that share DIR encode one cache: --worker=0/4 ... --worker=3/4.
+The cache holds the posterior's mean and variance for every training record (and for its mirror
+image, if the config flips), so that training samples from the posterior as it does with images. The
+data set is the `data` group of --config, or of the run's own config. The same command resumes an
+interrupted job with the missing shards. Several machines that share DIR can fill one cache:
+--worker=0/4 ... --worker=3/4.
 """
 
 import pathlib

@@ -1,14 +1,15 @@
-"""Measures what a run reconstructs or predicts, or a set of samples (docs/evaluation.md).
+"""Evaluates a run on held-out data, or a set of samples (docs/evaluation.md).
 
     python -m ldm_jax.evaluate --run=RUN [--weights=FILE]
     python -m ldm_jax.evaluate --samples=FOLDER|FILE.npz --reference=RUN|FOLDER|FILE.npz \\
         --features=inception --weights=FILE [--metrics=fd,kid,prc,dc,is,fd_infinity]
 
-A run: the stage's own measures over all held-out records; of a first stage its latents as well,
-and with --weights distances between images and reconstructions (rfid, rfd_mobilenet). Samples:
-the figures of --metrics; class_accuracy where the run was trained on the procedural scenes, whose
-checker reads shape and colour from pixels. Every figure comes with its protocol in summary.json;
---against=SUMMARY compares with another one, and refuses where the protocols differ.
+--run measures what training measures too, over all held-out records: reconstructions and latents of
+a first stage, with --weights also distances between images and reconstructions (rfid,
+rfd_mobilenet); the denoising error of a second stage. --samples measures the figures of --metrics;
+if the run was trained on the procedural scenes, also class_accuracy, for which a checker recognises
+shape and colour from the pixels. summary.json says by which protocol each figure was measured.
+--against=SUMMARY compares with another evaluation, and refuses one with another protocol.
 """
 
 import pathlib
@@ -19,18 +20,18 @@ from ldm_jax.base import errors
 
 FLAGS = dict(
     run=cli.Text("Folder of a run to evaluate."),
-    samples=cli.Text("Samples to evaluate: a folder that `sample` wrote, of images, or an .npz."),
+    samples=cli.Text("Samples: a folder that `sample` wrote, a folder of images, or an .npz."),
     summary=cli.Text("Summary of a finished evaluation, to compare with --against."),
     reference=cli.Text("Run, folder or .npz of the reference; the samples' run by default."),
     features=cli.Text("Features: mobilenet, inception or inception_clean.", "mobilenet"),
     weights=cli.Text("File of the weights of --features."),
-    metrics=cli.Listed("Figures: of fd, kid, prc, dc, is, fd_infinity; by default the first four."),
+    metrics=cli.Listed("Some of fd, kid, prc, dc, is, fd_infinity; the first four by default."),
     reference_records=cli.Integer("Records of the reference at most.", 50_000, least=2),
-    bootstrap=cli.Integer("Rounds for the error of fd, 0 for none.", 20, least=0),
+    bootstrap=cli.Integer("Bootstrap rounds for the error of fd; 0 for no error.", 20, least=0),
     lpips=cli.Listed("BACKBONE,HEADS: two files of weights for LPIPS of a first stage."),
     plugins=cli.Listed("Modules of your own to import first, as config.plugins."),
     against=cli.Text("Summary of an evaluation to compare with."),
-    out=cli.Text("Folder to write to; by default evaluation/ beside what is measured."),
+    out=cli.Text("Folder to write to; by default evaluation/ in the run's or samples' folder."),
 )
 
 

@@ -1,12 +1,13 @@
-"""Compiles a config for devices that are elsewhere, and says whether it fits and what it costs.
+"""Compiles a config for devices that need not be here: does it fit, and what does it cost?
 
     python -m ldm_jax.plan --config=configs/ldm_celebahq.py --topology=v5e:2x4 [--config.key=value]
     python -m ldm_jax.plan --config=... --topology=cuda:8 --target=h200.txtpb
     python -m ldm_jax.plan --config=... --topology=cpu:8
 
-What is compiled is the training step that `train` runs, sharded as the config says, and the program
-that `sample` runs. Where weights or data are not there yet, their shapes do: --config.first_stage
-may name a recipe. Exits with 2, and says what would help, where a device's memory does not suffice.
+Compiled are the training step that `train` runs and the program that `sample` runs, sharded as the
+config says. Weights and data are not needed, only their shapes: --config.first_stage may name a
+recipe instead of a trained run. If a device's memory does not suffice, the exit code is 2 and the
+message says what would help.
 """
 
 import pathlib
@@ -22,12 +23,8 @@ FLAGS = dict(
     parts=cli.Listed("Programs to compile.", PARTS, of=PARTS),
     effort=cli.Choice("Effort of the compiler.", "reduced", of=("reduced", "full")),
     largest=cli.Switch("Find the largest batch that fits."),
-    sample_batch=cli.Integer(
-        "Images that `sample` draws at a time; 0 for one a device.", 0, least=0
-    ),
-    memory_gib=cli.Number(
-        "Memory of a device in GiB; 0 for what the compiler knows.", 0.0, least=0
-    ),
+    sample_batch=cli.Integer("Batch size of `sample`; 0 for one image a device.", 0, least=0),
+    memory_gib=cli.Number("Memory of a device in GiB; 0 for that of the topology.", 0.0, least=0),
     out=cli.Text("Folder to write summary.json and the compiled programs' HLO to.", ""),
 )
 

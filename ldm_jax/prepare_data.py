@@ -1,4 +1,4 @@
-"""Writes metadata.jsonl for public data sets: captions, boxes and maps beside their images.
+"""Writes metadata.jsonl for public data sets: the captions, boxes and maps of their images.
 
     python -m ldm_jax.prepare_data coco --path=train2017 --captions=captions_train2017.json
         [--instances=instances_train2017.json --maps=FOLDER_IN_PATH]
@@ -36,7 +36,7 @@ def main(name, args, overrides):
     wanted = inspect.signature(read).parameters
     given = {file: args[file].value for file in FILES if args[file].value}
     if unknown := sorted(given.keys() - set(wanted)):
-        raise errors.UsageError(f"--{unknown[0]} is not for {name}.")
+        raise errors.UsageError(f"--{unknown[0]} is not a flag of {name}.")
     cli.require(args, *(n for n, p in wanted.items() if p.default is inspect.Parameter.empty))
     if not pathlib.Path(args.path).is_dir():
         raise errors.UsageError(f"--path={args.path} is not a folder.")

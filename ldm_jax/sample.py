@@ -2,14 +2,14 @@
 
     python -m ldm_jax.sample --run=RUN --out=DIR --num=50000 --format=npz [--steps=50 --guidance=2]
 
-Image i depends only on (seed, i, weights, settings), whatever the batch size, the devices and the
-workers; where an image's row of the batch changes, float rounding may. A job that was cut goes on
-with the shards that are missing; other settings into the same folder are refused. Several machines
-that share DIR draw one job: --worker=0/4 ... --worker=3/4, or by themselves under jax.distributed.
+Image i depends on (seed, i, weights, settings) alone, not on the batch size, the devices or the
+workers, apart from float rounding, which these may change. The same command resumes an interrupted
+job with the missing shards; a job with other settings needs another folder. Several machines that
+share DIR can share one job: --worker=0/4 ... --worker=3/4, or without flags under jax.distributed.
 
 DIR holds images/, a grid (a row per class), shards/ (a digest of every finished shard),
-manifest.json and summary.json; with --format=npz also samples.npz (arr_0, arr_1). What is not given
-of the sampler's settings is the run's own.
+manifest.json and summary.json; with --format=npz also samples.npz (arr_0, arr_1). Settings of the
+sampler that are not given are those of the run's config.
 """
 
 import pathlib
@@ -31,9 +31,9 @@ FLAGS = dict(
     held_out=cli.Switch("Draw under the conditions of the run's held-out records."),
     cond=cli.Text("File .npz with the other conditions: an array [n, ...] for each field.", ""),
     format=cli.Text("Format of the images: png, webp, tar, arrayrecord, or npz (ADM's).", "png"),
-    shard_size=cli.Integer("Images of a shard, which is what a kill can cost.", 256, least=1),
+    shard_size=cli.Integer("Images of a shard; a killed job draws its last shard again.", 256, 1),
     worker=cli.Text("K/N draws every N-th shard from the K-th on, counted from 0.", ""),
-    export=cli.Text("File to write the compiled sampler to, in place of images.", ""),
+    export=cli.Text("File to write the compiled sampler to, instead of drawing images.", ""),
     platforms=cli.Listed("Platforms that --export compiles for.", ("cpu",), of=PLATFORMS),
 )
 

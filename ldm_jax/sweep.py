@@ -1,13 +1,14 @@
-"""Trains, samples and judges every cell of a sweep, and reports (docs/ablation.md).
+"""Trains, samples and evaluates every cell of a sweep, and writes a report (docs/ablation.md).
 
     python -m ldm_jax.sweep --sweep=configs/sweeps/downsampling.py:tiny --workdir=DIR [--dry_run]
     python -m ldm_jax.sweep ... --cell=f4_kl_c4_s0    # one cell alone: a job of a cluster's array
     python -m ldm_jax.sweep ... --report              # the report of the cells that are finished
 
-A cell is its first stage, the latent cache, the denoiser, samples at several points of training and
-with several step counts, and their evaluation: each the command that its name says, called with the
-flags that are printed. What is done is not done again, so the same command goes on wherever it was
-cut; cells share first stages and caches. --config.key=value changes the sweep's config.
+A cell is a first stage, a latent cache, a denoiser, samples at several points of training and with
+several step counts, and their evaluation. Each part is made by one of the other commands, which is
+printed with its flags. Finished parts are not made again, so the same command resumes an
+interrupted sweep, and cells share first stages and caches. --config.key=value changes the sweep's
+config.
 
 DIR holds first_stages/, latents/, cells/ and the report: index.html, results.csv, summary.json.
 """
@@ -23,8 +24,8 @@ FLAGS = dict(
     sweep=cli.Text("Config of the sweep, path.py[:preset]."),
     workdir=cli.Text("Folder of this sweep."),
     cell=cli.Text("Run the cell of this name alone.", ""),
-    dry_run=cli.Switch("Print what each cell is and the command that runs it, and run none."),
-    report=cli.Switch("Write the report alone."),
+    dry_run=cli.Switch("Print each cell and the command that runs it, and run nothing."),
+    report=cli.Switch("Only write the report of the finished cells."),
 )
 
 

@@ -1,11 +1,11 @@
-"""Trains a first or a second stage, or goes on with one that was interrupted.
+"""Trains a first or a second stage, or resumes one that was interrupted.
 
     python -m ldm_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=v ...]
 
 --config.key=value changes any key of the config; ldm_jax/base/defaults.py lists them. The same
 command on the same workdir continues from the newest checkpoint. SIGTERM saves and exits with 42.
---config.init_from=RUN starts a new run from another's weights; --config=RUN/config.json takes its
-config along.
+--config.init_from=RUN starts a new run from the weights of RUN, and --config=RUN/config.json takes
+the config of RUN.
 """
 
 import pathlib
@@ -16,8 +16,8 @@ from ldm_jax.base import platforms
 FLAGS = dict(
     config=cli.Text("Config file, path.py[:variant], or RUN/config.json."),
     workdir=cli.Text("Folder of this run."),
-    devices=cli.Text("Devices that must be there over all hosts, e.g. tpu:16 or gpu.", ""),
-    deterministic=cli.Switch("Give the same bits on GPUs too, more slowly; others always do."),
+    devices=cli.Text("Devices that all hosts together must have, e.g. tpu:16 or gpu.", ""),
+    deterministic=cli.Switch("Make GPUs bit-reproducible, but slower; CPUs and TPUs always are."),
     allow_config_change=cli.Listed("Keys of a run's config that may change, e.g. steps.total."),
 )
 

@@ -167,7 +167,7 @@ def test_a_run_for_super_resolution_is_known_under_any_label(run, tmp_path, refu
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
-        (None, [], "Say which"),
+        (None, [], "The first argument"),
         ("inpant", [], "did you mean 'inpaint'"),
         ("inpaint", ["--images={images}"], "--masks is missing"),
         ("inpaint", ["--images={images}", "--masks={images}/a.png", "--run=none"], "is not a run"),

@@ -1,7 +1,7 @@
-"""Configs: python files with `get_config(arg)`, overrides from the command line, the lock on a run.
+"""Configs: Python files with `get_config(arg)`, and overrides from the command line.
 
-A config is an ml_collections ConfigDict with every key present and locked. Only entry
-points and `runs/` see a config; what they build gets keyword arguments.
+A config is an ml_collections ConfigDict that holds every key and is locked, so that no other key
+can be set. Only the upper layers see a config; what they call gets keyword arguments.
 """
 
 import ast
@@ -38,7 +38,7 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
 
 
 def overridden(config, overrides: dict[str, str] | None) -> config_dict.ConfigDict:
-    """`config` with `{"a.b": "text"}` set in it, and the modules that it names imported."""
+    """Sets `{"a.b": "text"}` in `config`, imports the plugins that it names, and returns it."""
     for key, text in (overrides or {}).items():
         override(config, key, text)
     import_plugins(config.get("plugins", ()))
@@ -46,7 +46,7 @@ def overridden(config, overrides: dict[str, str] | None) -> config_dict.ConfigDi
 
 
 def import_plugins(modules: tuple[str, ...], key: str = "config.plugins"):
-    """Imports modules of the user's own, which register what configs and flags may name."""
+    """Imports the user's own modules, which register further names for configs and flags."""
     for name in modules:
         try:
             importlib.import_module(name)
@@ -77,7 +77,7 @@ def _execute(spec: str, file: pathlib.Path, variant: str) -> config_dict.ConfigD
 
 
 def variants(arg: str | None, **known):
-    """Picks a config's variant, `variants(arg, first_stage=fn, ldm=fn)`; by default the first."""
+    """Calls the function of variant `arg`, by default the first: `variants(arg, ldm=fn, ...)`."""
     if arg is not None and arg not in known:
         hint = errors.nearest(arg, known)
         raise errors.UsageError(f"Unknown config variant {arg!r}; known: {', '.join(known)}{hint}")
@@ -114,7 +114,7 @@ def override(config, key: str, text: str):
 
 
 def names(text: str) -> tuple[str, ...]:
-    """`"fd,kid"`, as flags list names, is ("fd", "kid"); "" is ()."""
+    """Splits a list of names as flags give it: "fd,kid" -> ("fd", "kid"); "" -> ()."""
     return tuple(filter(None, text.split(",")))
 
 
@@ -138,13 +138,13 @@ def digest(config) -> str:
 
 
 def plain(config) -> dict:
-    """A ConfigDict as plain dicts and lists: what comes back from its own JSON."""
+    """A ConfigDict as plain dicts and lists, just as it is read back from its JSON."""
     as_dict = config.to_dict() if isinstance(config, config_dict.ConfigDict) else config
     return json.loads(json.dumps(as_dict))
 
 
 def from_dict(saved: dict) -> config_dict.ConfigDict:
-    """A config of what its JSON holds; lists become tuples again."""
+    """The locked config of a dict that was read from JSON; its lists become tuples again."""
 
     def restore(value):
         if isinstance(value, dict):
@@ -164,11 +164,8 @@ def difference(old, new) -> list[str]:
     ]
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _flat(value, key: str = "") -> dict:
+    if not isinstance(value, dict) or not value:
+        return {key.removeprefix("."): value}
+    parts = [_flat(inner, f"{key}.{name}") for name, inner in value.items()]
+    return {k: v for part in parts for k, v in part.items()}

@@ -12,26 +12,26 @@ def common() -> ConfigDict:
         dict(
             seed=0,
             plugins=(),  # names of modules of your own, which register conditioners, sources, ...
-            init_from="",  # a run whose weights this one starts from
+            init_from="",  # a run; training starts from its weights
             data=dict(
                 source="scenes",  # scenes | folder | tar | arrayrecord | tfds
                 path="",  # folder, tar, arrayrecord; tfds: its data_dir
                 name="",  # tfds: the data set's name
-                split="",  # of tfds, or of a metadata.jsonl that has the key; "" takes all
-                label_field="label",  # folder, tar: the metadata's class
-                count=100_000,  # scenes: how many
-                objects=1,  # scenes: shapes in one picture
+                split="",  # tfds, folder, tar: only the records of this split; "" takes all
+                label_field="label",  # folder, tar: key of metadata.jsonl that holds the class
+                count=100_000,  # scenes: number of pictures
+                objects=1,  # scenes: number of shapes in each picture
                 relations=False,  # scenes: captions say which of two objects is where
-                combinations="",  # scenes: pairs of classes, seen | unseen | "" for all
-                seed=0,  # scenes: which ones
+                combinations="",  # scenes: pairs of classes that occur, seen | unseen | "" for all
+                seed=0,  # scenes: seed that the pictures are drawn with
                 vocabulary="",  # captions: a vocab.txt, or hf:NAME; "" is the source's own words
                 size=256,  # pixels of a side, after cropping
                 crop="center",  # center | random
                 interpolation="bicubic",
                 flip=True,  # mirror at random
                 holdout=0.05,  # share of the records that is never trained on, for evaluation
-                workers=0,  # reading processes; 0 reads in threads of this one
-                threads=8,
+                workers=0,  # processes that read; 0 reads in the training process itself
+                threads=8,  # batches read at a time, in each process
                 max_bad_fraction=0.01,  # share of records that may fail to decode
             ),
             batch_size=32,  # over all devices and hosts
@@ -42,21 +42,26 @@ def common() -> ConfigDict:
                 batch_size=32,
                 metrics=(),  # distances to the data: some of fd, kid, prc, dc, is; () measures none
                 features="",  # mobilenet (by default), inception, inception_clean
-                weights="",  # file of the features' weights
-                samples=0,  # images drawn for them; 0: as many as records
-                every=0,  # steps between them, a multiple of steps.eval; 0: at every evaluation
+                weights="",  # file of the weights of the feature network
+                samples=0,  # images drawn for the metrics; 0: as many as eval.records
+                every=0,  # steps between metrics, a multiple of steps.eval; 0: every evaluation
             ),
             checkpoints=dict(keep=2, keep_every=0),
-            # Seconds after which a phase counts as stuck and the process ends with 42; 0: never.
-            # stuck: the limit of a step of several hosts while no host reports another phase.
+            # Seconds that a phase may take before the process ends with exit code 42; 0: no limit.
+            # stuck is the limit of a step on several hosts while no host reports another phase.
             limits=dict(start=3_600, compile=7_200, data=600, step=1_800, eval=7_200, save=3_600)
             | dict(stuck=60),
-            max_bad_steps=5,  # steps in a row that may be skipped because a value was not finite
-            max_loss_spike=20.0,  # a log line so many robust deviations above earlier ones; 0: off
-            max_rollbacks=3,  # how often either is answered by going back; then the run ends
-            check_replicas=0,  # steps between comparisons of replicated arrays; 0: never
-            # Devices along each axis, -1: the rest. data: batch rows; fsdp: rows and weights;
-            # spatial: the images' height; tensor: channels of attention, MLPs and residual blocks
+            # A run rolls back to an older checkpoint after more than max_bad_steps steps in a row
+            # with values that are not finite, or if the logged error is more than max_loss_spike
+            # robust deviations above its recent median (0 turns this off). After max_rollbacks
+            # rollbacks, further bad steps end the run.
+            max_bad_steps=5,
+            max_loss_spike=20.0,
+            max_rollbacks=3,
+            check_replicas=0,  # steps between checks that replicated arrays are bit-equal; 0: never
+            # Number of devices along each axis; -1: all that the others leave. data splits batch
+            # rows; fsdp rows and weights; spatial the height of images; tensor the channels of
+            # attention, MLPs and residual blocks.
             mesh=dict(data=-1, fsdp=1, spatial=1, tensor=1),
             offload=False,  # keep optimizer moments in the host's memory
             dtype="float32",  # of the computation; weights, optimizer and losses stay float32
@@ -65,22 +70,22 @@ def common() -> ConfigDict:
 
 
 def optimizer(**changes) -> dict:
-    """How one player learns, see engine.optim.make; an optimizer's own options may be added."""
+    """The optimizer of one network, see engine.optim.make; further options of it may be added."""
     defaults = dict(
         name="adamw",  # adam | adamw | muon
         lr=1e-4,
         schedule="constant",  # constant | cosine | linear
         warmup=0,
         start=0.0,  # share of lr that the warm-up begins with; 0: 1 / warmup
-        floor=0.0,  # share of lr where the decay ends
-        length=0,  # step where it ends; 0: the last one
+        floor=0.0,  # share of lr that the decay ends at
+        length=0,  # step at which the decay ends; 0: the last step of training
         b1=0.9,
         b2=0.999,
-        mu_dtype="",  # of the first moment: bfloat16 takes half; "" is float32
+        mu_dtype="",  # of the first moment: bfloat16 halves its memory; "" is float32
         weight_decay=0.0,
-        clip=0.0,
-        average="ema",  # of the weights, for evaluation and sampling
-        ema=0.0,  # its decay; 0: no average
+        clip=0.0,  # largest norm of the gradient; 0: no clipping
+        average="ema",  # kind of the average of the weights, for evaluation and sampling
+        ema=0.0,  # decay of the average; 0: no average
     )
     return defaults | changes
 
@@ -99,14 +104,14 @@ def first_stage() -> ConfigDict:
         mid_attention=True,
         z_channels=3,
         latent_channels=3,
-        posterior_logvar=0.0,  # log variance that kl starts from and noise keeps
+        posterior_logvar=0.0,  # kl: log variance of the posterior when training starts
         codebook_size=8192,  # vq
-        shortcut="",  # a path beside the stack that starts from the data: "linear"
+        shortcut="",  # linear: a linear path beside the network, initialised from the data
         groups=32,  # of GroupNorm
-        norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
+        norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU in one kernel; on one device only
         dropout=0.0,
-        remat=False,  # compute the inside of blocks again in the backward pass
-        remat_saves="",  # what remat keeps: "" nothing | products, of matrices and convolutions
+        remat=False,  # recompute the activations inside blocks in the backward pass
+        remat_saves="",  # what remat keeps: "" nothing | products: of matrices and convolutions
     )
     config.discriminator = dict(width=64, layers=3, norm="batch")
     config.lpips = dict(backbone="", heads="")  # paths of the weights
@@ -141,28 +146,28 @@ def ldm() -> ConfigDict:
     config.stage = "diffuse"
     config.first_stage = ""  # a run, or "identity" for pixel diffusion (f = 1)
     config.latents = dict(
-        scale=0.0,  # 0 measures 1 / std over so many batches
-        batches=64,
+        scale=0.0,  # factor that latents are multiplied by; 0: 1 / std, which is measured
+        batches=64,  # that the std is measured over
         cache="",  # folder that `encode` wrote: training reads its moments instead of images
     )
     config.model = dict(
-        name="unet",  # a registered backbone; another has other keys beside its name
+        name="unet",  # a registered backbone; another one has other keys
         width=224,
         mult=(1, 2, 3, 4),
         blocks=2,
         attention=(8, 4, 2),  # downsampling factors with attention
-        heads=0,  # number of heads; 0: as many as head_channels makes of the channels
+        heads=0,  # give the number of heads, or the channels of each; the other one is 0
         head_channels=32,
         transformer_depth=1,
         cross_attention=False,
         dropout=0.0,
         scale_shift=False,
         resblock_updown=False,
-        groups=32,  # of GroupNorm; with one channel a group the network is deaf to the timestep
-        attention_kernel="xla",  # xla | cudnn | auto: cuDNN's on a GPU for heads that it takes
-        norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU as one kernel; on one device
-        remat=False,  # compute the inside of blocks again in the backward pass
-        remat_saves="",  # what remat keeps: "" nothing | products, of matrices and convolutions
+        groups=32,  # of GroupNorm; groups of one channel would cancel the timestep's embedding
+        attention_kernel="xla",  # xla | cudnn | auto: cuDNN on a GPU, where it takes the heads
+        norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU in one kernel; on one device only
+        remat=False,  # recompute the activations inside blocks in the backward pass
+        remat_saves="",  # what remat keeps: "" nothing | products: of matrices and convolutions
     )
     config.conditioners = dict()  # {label: dict(name=registered name, ...)}; labels are free
     config.process = dict(
@@ -172,34 +177,34 @@ def ldm() -> ConfigDict:
         beta_end=0.0195,
         prediction="eps",  # eps | x0 | v
         zero_terminal_snr=False,
-        density="uniform",  # how timesteps are drawn in training
+        density="uniform",  # distribution that training draws timesteps from
     )
     config.loss = dict(
         distance="l2",  # l1 | l2
         weight="uniform",  # uniform | min_snr | vlb
-        gamma=5.0,  # min_snr's
-        cond_dropout=0.0,  # share of a batch whose condition is replaced by the null condition
-        elbo_weight=0.0,  # weight of the variational bound, which is added
-        logvar=0.0,  # log variance of every timestep's error
+        gamma=5.0,  # of weight min_snr
+        cond_dropout=0.0,  # share of the batch that is trained under the null condition
+        elbo_weight=0.0,  # of the variational bound, which is added to the loss
+        logvar=0.0,  # log variance of the error, for every timestep
         learn_logvar=False,
     )
     config.sample = dict(
         sampler="ddim",
         steps=50,
-        eta=0.0,  # ddim's
+        eta=0.0,  # of sampler ddim: 0 is deterministic, 1 is ddpm
         guidance=1.0,
-        spacing="exact",
-        rho=7.0,  # of spacing "karras"
-        rule="linear",  # how guidance puts two predictions together
-        rescale=0.0,  # how far guided predictions get the spread of unguided ones, 0 to 1
+        spacing="exact",  # time grid
+        rho=7.0,  # of spacing karras
+        rule="linear",  # how guidance combines the two predictions
+        rescale=0.0,  # 0 to 1: how far guided predictions return to the spread of unguided ones
         interval=(),  # (low, high): noise levels sigma at which guidance acts; () is all
-        clip=0.0,  # bound of the predicted x_0; 0: no bound
-        tile=0,  # pixels of a tile's side; 0: tiles only for images above twice the training size
+        clip=0.0,  # bound of the predicted x_0; 0 is none
+        tile=0,  # side of a tile in pixels; 0: tiles only above twice the training size
     )
     config.optim = dict(denoiser=optimizer(lr=9.6e-5, ema=0.9999))
     return config
 
 
 def class_condition(width: int) -> dict:
-    """One token a class; num_classes -1 takes the data's, without classes it is unconditional."""
+    """A class as one token. num_classes=-1 takes the data's; 0 classes make it unconditional."""
     return {"class": dict(name="class", num_classes=-1, width=width)}

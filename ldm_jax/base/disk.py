@@ -30,7 +30,7 @@ def write_atomic(path: pathlib.Path, write):
             write(f)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # half a file would only take room
+        temporary.unlink(missing_ok=True)  # on a full disk, half a file would only take room
         raise
 
 

@@ -1,4 +1,4 @@
-"""The errors that are meant for the user, and the exit codes they end with."""
+"""The errors that are meant for the user, and the exit codes that a command ends with."""
 
 import contextlib
 import difflib
@@ -7,15 +7,21 @@ EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
 
 
 class UsageError(ValueError):
-    """Bad input: one line with the offender, the value and the remedy. Entry points exit with 2."""
+    """Bad input. The message is one line with the offender, the value and the remedy."""
+
+    exit_code = EXIT_USAGE
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on (NaN, rotten data): one line why. Entry points exit with 1."""
+    """A run that cannot go on (NaN, damaged data). The message is one line that says why."""
+
+    exit_code = EXIT_FAILED
 
 
 class Restart(Exception):
-    """The same command again goes on from what is saved. Entry points exit with 42."""
+    """The process has to end, and the same command resumes from what is saved."""
+
+    exit_code = EXIT_RESTART
 
 
 class Preempted(Restart):
@@ -24,10 +30,9 @@ class Preempted(Restart):
 
 @contextlib.contextmanager
 def of(key: str):
-    """Puts `key: ` before the message of a UsageError that is raised inside.
+    """Puts a config key before the message of a UsageError.
 
-    A function that checks its arguments names these; its caller, who took them from a config, adds
-    where they stand there.
+    A check names its own arguments; only its caller knows which key of a config they came from.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Public files by name: `hf:OWNER/NAME[@REVISION]`, a Hugging Face repository's folder."""
+"""Files of public Hugging Face repositories, by names such as `hf:OWNER/NAME[@REVISION]`."""
 
 from ldm_jax.base import errors
 
@@ -6,8 +6,9 @@ PREFIX = "hf:"
 
 
 def folder(path: str, *names: str) -> str:
-    """A local folder: `path` itself or, for an `hf:` name, one that holds the repository's files
-    `names`, which are fetched once and cached (under HF_HOME).
+    """The local folder of the repository that an `hf:` path names; any other path as it is.
+
+    names: the files of the repository that are wanted; fetched once and cached under HF_HOME.
 
     Raises:
       UsageError: a file could not be fetched, and is not in the cache.

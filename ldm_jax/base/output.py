@@ -1,4 +1,4 @@
-"""Where a command writes: folders that can be written, and the summary at its end."""
+"""The output of a command: a check that its folder can be written, and its summary at the end."""
 
 import os
 import pathlib
@@ -8,11 +8,11 @@ from ldm_jax.base import disk, errors, remote
 
 
 def check_mounted(flag: str, folder):
-    """Raises UsageError for a URL, which would become a folder of that name here."""
+    """Raises UsageError for a URL, of which a local folder of that name would be made."""
     if "://" in str(folder):
         raise errors.UsageError(
             f"{flag}={folder}: mount the bucket (gcsfuse, Filestore) on every host and give the "
-            "mounted path; gs:// itself is for train, sample, evaluate, encode, edit, adherence."
+            "mounted path; gs:// URLs are for train, sample, evaluate, encode, edit, adherence."
         )
 
 

@@ -1,6 +1,6 @@
-"""Flags of XLA, all of them: what is set for which platform, and why.
+"""All flags of XLA that are set here, by platform, and why.
 
-Whatever the user's own XLA_FLAGS say stays. docs/performance.md tells what was tried and left out.
+Flags in the user's own XLA_FLAGS are kept. docs/performance.md lists what was tried and left out.
 """
 
 import logging
@@ -16,20 +16,20 @@ HARDWARE = {
 }
 
 FLAGS = {
-    # Collectives run beside the computation (JAX's "GPU performance tips"). Autotuning is kept
-    # with the compiled programs, and CUDA graphs are on, without a flag.
+    # Collectives run beside the computation (JAX's "GPU performance tips"). No flag is needed to
+    # keep autotuning results with the compiled programs, or for CUDA graphs.
     "gpu": ("--xla_gpu_enable_latency_hiding_scheduler=true",),
-    # The flags that maxdiffusion sets were tried by compiling for a v5e: no collective changed.
+    # maxdiffusion's flags for libtpu, compiled for v5e, changed no collective.
     "tpu": (),
     # Fifteen settings were measured; none helped.
     "cpu": (),
 }
-# The same bits in every run; CPUs and TPUs give them anyway.
+# Bit-equal results in every run; CPUs and TPUs need no flag for that.
 DETERMINISTIC = ("--xla_gpu_deterministic_ops=true",)
 
 
 def here(environ=os.environ) -> str:
-    """ "gpu", "tpu" or "cpu", without asking JAX, which would read the flags."""
+    """ "gpu", "tpu" or "cpu". JAX is not asked, as it would read XLA_FLAGS before they are set."""
     for name, (files, _) in HARDWARE.items():
         wanted = environ.get("JAX_PLATFORMS", "").replace("cuda", "gpu") or name
         if name in wanted.split(",") and any(pathlib.Path(file).exists() for file in files):
@@ -47,14 +47,14 @@ def set_flags(flags: tuple = (), environ=os.environ):
 
 
 def quiet_libraries():
-    """Keeps those warnings of libraries out of the log about which a user can do nothing."""
+    """Hides warnings of libraries that a user can do nothing about."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in ("absl", "orbax", "jax._src.xla_bridge", "gcsfs"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def cache_compilations(directory):
-    """Keeps compiled programs in a folder, so that a restarted process compiles nothing anew."""
+    """Keeps compiled programs in `directory`, so that a restart does not compile them again."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -1,4 +1,4 @@
-"""The progress of a long piece of work, as shown on a terminal or in a log."""
+"""The progress of a long piece of work, on a terminal or in a log."""
 
 import os
 import sys
@@ -17,11 +17,11 @@ class Progress:
         self._active, self._shown, self._last, self._values = active, 0.0, "", {}
 
     def begin(self, step: int):
-        """Starts the clock of the rate, after the first step, which compiled."""
+        """Starts the clock of the rate, after a first step that spent its time compiling."""
         self._begin, self._start = time.monotonic(), step
 
     def update(self, step: int, values: dict | None = None):
-        """Says that `step` steps are done; shows `values` until others are given."""
+        """`step` steps are done; `values` are shown until others are given."""
         self._values = values or self._values
         now = time.monotonic()
         if not self._active or step == self._start or now - self._shown < self._interval:
@@ -36,7 +36,7 @@ class Progress:
         print(f"{start}{self._last}", end=end, file=sys.stderr, flush=True)
 
     def say(self, text: str):
-        """Prints a line above the live one."""
+        """Prints a line that stays, above the live one."""
         if self._active:
             start = CLEAR if self._live and self._last else ""
             print(f"{start}{text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Images as bytes: rounding, sheets of many, PNG files."""
+"""Images as bytes: rounding, contact sheets, PNG files."""
 
 import functools
 import pathlib

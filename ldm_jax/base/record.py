@@ -1,14 +1,14 @@
-"""The small files in which a run records what it is; nothing else reads or writes them.
+"""The small files that describe a run. This module alone reads and writes them.
 
     config.json     the whole resolved config
     data.txt        the fingerprint of its data
     latents.json    of a second stage: the latents' scale and moments, and what they come from
     frozen.json     of a first stage: the digests of networks that it uses and does not train
-    start.json      of a first stage that starts from its data: the digest of what was measured
-    rival.json      of a first stage: how well linear algebra reconstructs the same images
+    start.json      of a first stage that is initialised from its data: the digest of the statistics
+    rival.json      of a first stage: how well PCA or k-means reconstructs the same images
     init_from.json  where the weights at step 0 come from
 
-Whoever opens a run begins with these. Runs of earlier versions are read through `upgrade`.
+Runs of earlier versions are read through `upgrade`.
 """
 
 import pathlib
@@ -39,8 +39,8 @@ class Record:
     def config(self) -> config_dict.ConfigDict:
         """The run's config, locked; a folder that is no run is a UsageError.
 
-        A first stage or a text encoder that lies inside the run, as those of converted runs do, is
-        found wherever the run is.
+        Paths of a first stage or a text encoder inside the run, which converted runs have, are
+        relative in config.json and absolute here.
         """
         config = config_lib.from_dict(self._saved())
         places = [(config, "first_stage")]
@@ -55,7 +55,7 @@ class Record:
 
     @property
     def parameter_names(self) -> dict[str, str]:
-        """{old name: name} of parameters that a run of an earlier version may hold; see upgrade."""
+        """{old name: new name} of parameters, if an earlier version wrote the run; see upgrade."""
         labels = self._saved().get("conditioners", {}) if self.exists() else {}
         return upgrade.parameter_names(labels)
 
@@ -65,7 +65,7 @@ class Record:
         return upgrade.config(disk.read_json(self.path / CONFIG))
 
     def is_of(self, config) -> bool:
-        """Whether config.json says just what `config` does."""
+        """Whether config.json holds exactly `config`."""
         return self.exists() and disk.read_json(self.path / CONFIG) == config_lib.plain(config)
 
     def write_config(self, config):
@@ -92,20 +92,20 @@ class Record:
 
     @property
     def rival(self) -> dict:
-        """How well linear algebra does what the run learns; {} where nothing is recorded."""
+        """How well PCA or k-means reconstructs the run's images; {} where nothing is recorded."""
         return self._read("rival.json")
 
     def write(self, **files: dict):
-        """write(latents=..., init_from=...): the files of those names."""
+        """write(latents=..., init_from=...) writes latents.json and init_from.json."""
         for name, content in files.items():
             disk.write_json(self.path / f"{name}.json", content)
 
     def inside(self, path) -> str:
-        """The path of what lies inside the run, as config.json says it."""
+        """The path of something inside the run, relative to it, as config.json holds it."""
         return str(pathlib.Path(path).relative_to(self.path))
 
     def forget(self, *names: str):
-        """Removes files that a run which begins anew in this folder must not find."""
+        """Removes files that must not be there when another run begins in this folder."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 

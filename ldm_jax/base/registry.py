@@ -1,4 +1,4 @@
-"""A registry is a dict of alternatives by name; an alternative is a new entry, not a new branch."""
+"""Registries: what a config may choose by name. A new alternative is an entry, not a branch."""
 
 import inspect
 
@@ -17,7 +17,7 @@ class Registry:
         self._entries = {}
 
     def register(self, name: str):
-        """Decorator that files its function or class under `name`; a name is given once."""
+        """Decorator that registers a function or class as `name`, which must be new."""
 
         def decorate(entry):
             if name in self._entries:
@@ -37,13 +37,13 @@ class Registry:
         return self._entries[name]
 
     def call(self, name: str, *args, **options):
-        """Calls the entry `name` with those of `options` that it takes; see `taken`."""
+        """Calls the entry `name` with `args` and those of `options` that it takes; see `taken`."""
         return self.get(name)(*args, **self.taken(name, **options))
 
     def taken(self, name: str, **options) -> dict:
         """Those of `options` that the entry `name` takes.
 
-        The others must have their default: a setting that would do nothing is a UsageError.
+        The others must be at their default, as they do nothing; any other value is a UsageError.
         """
         own = _options(self.get(name))
         for option, value in options.items():

@@ -1,8 +1,8 @@
-"""Folders on gs://: a local mirror of their small files; checkpoints lie in the bucket themselves.
+"""Folders on gs://: small files are mirrored in a local folder, checkpoints are not.
 
-A command asks once for the local folder of a URL and goes on with ordinary paths. What it writes
-there is put into the bucket, object by object, every PERIOD seconds, before each checkpoint and at
-the end. Checkpoints and compiled programs are not mirrored: `place` says where they are.
+A command asks once for the local folder of a URL and works with ordinary paths from then on. Files
+that it writes there are uploaded one by one, every PERIOD seconds, before each checkpoint and at
+the end. Checkpoints and compiled programs are read and written in the bucket itself, at `place`.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from ldm_jax.base import errors
 logger = logging.getLogger(__name__)
 
 SCHEME = "gs://"
-PERIOD = 30  # seconds between the times that changes go up
+PERIOD = 30  # seconds between uploads of what has changed
 PATIENCE = 300  # seconds for one object; transient errors are retried until then
 ELSEWHERE = ("checkpoints", "compilation_cache")  # large, or read by libraries that know gs://
 
@@ -28,7 +28,7 @@ _mirrors: dict[str, "_Mirror"] = {}  # by URL without a trailing slash
 
 
 def local(folder, *, write: bool = False) -> str:
-    """The folder itself or, of a gs:// URL, the mirror of it, filled on the first call.
+    """The local mirror of a gs:// URL, which the first call downloads; another folder as it is.
 
     Raises:
       UsageError: the bucket cannot be read or, with `write`, written.
@@ -44,12 +44,12 @@ def local(folder, *, write: bool = False) -> str:
 
 
 def place(path) -> epath.Path:
-    """Where a path of a mirror really is, in the bucket; any other path, absolute."""
+    """The place in the bucket that a path in a mirror stands for; any other path as absolute."""
     return epath.Path(shown(pathlib.Path(path).resolve()))
 
 
 def shown(path) -> str:
-    """A path as the user knows it."""
+    """A path as the user knows it: in a mirror, the gs:// URL."""
     for url, mirror in _mirrors.items():
         if pathlib.Path(path).is_relative_to(mirror.folder):
             inside = pathlib.Path(path).relative_to(mirror.folder).as_posix()
@@ -58,7 +58,7 @@ def shown(path) -> str:
 
 
 def push():
-    """Puts what has changed into the buckets; what fails is an alarm, and tried again next time."""
+    """Uploads what has changed; a failure logs an ALARM and is tried again the next time."""
     for mirror in _mirrors.values():
         mirror.push()
 
@@ -78,7 +78,7 @@ class _Mirror:
             if write:
                 self._put(".ldm_jax_can_write", b"")
                 self._put(".ldm_jax_can_write", None)
-        except Exception as e:  # the bucket, or the network on the way to it, may fail in any way
+        except Exception as e:  # the bucket and the network fail in many ways
             raise errors.UsageError(
                 f"{url} cannot be {'written' if write else 'read'} ({errors.reason(e)}): check the "
                 "bucket's name and this account's rights (gcloud auth application-default login)."
@@ -87,7 +87,8 @@ class _Mirror:
             threading.Thread(target=self._keep_pushing, daemon=True).start()
 
     def _pull(self):
-        # A listing alone takes a refusal (403) for an empty folder (tensorstore 0.1.86).
+        # Listing a bucket that refuses (403) yields nothing, without an error (tensorstore 0.1.86);
+        # reading a key does raise one.
         self._store.read("config.json").result(timeout=PATIENCE)
         for key in self._store.list().result(timeout=PATIENCE):
             path = pathlib.PurePosixPath(key.decode())
@@ -99,7 +100,7 @@ class _Mirror:
         self._known = self._files()
 
     def _files(self) -> dict:
-        """{path within: (bytes, time of the last change)}; names with a dot are unfinished."""
+        """{relative path: (bytes, time of the last change)}; hidden files are unfinished ones."""
         found = {}
         for path in self.folder.rglob("*"):
             inside = path.relative_to(self.folder)
@@ -122,7 +123,7 @@ class _Mirror:
                         self._put(name, None if gone else (self.folder / name).read_bytes())
                         self._known.pop(name, None)
                         self._known |= {} if gone else {name: files[name]}
-            except Exception as e:  # storage may fail in any way; tried again later
+            except Exception as e:  # storage fails in many ways; the files are kept here
                 reason = errors.reason(e)
                 logger.error("ALARM: %s was not brought up to date (%s).", self.url, reason)
 

@@ -1,15 +1,14 @@
-"""The device mesh, and where every array lives on it. Models know nothing of this module.
+"""The device mesh, and how every array is sharded on it. Models know nothing of this module.
 
 Axes: `data` (batch rows), `fsdp` (batch rows and parameter shards), `spatial` (the height of
-images), `tensor` (channels of the layers that rules name). Parameters follow rules on their path,
-then the largest axis that divides; both see the whole state, so optimizer moments and EMA follow
-their parameter.
+images), `tensor` (channels of the layers that rules name). `infer` shards the whole training state
+by the paths and shapes of its leaves, so optimizer moments and EMA are sharded as their parameter.
 
-A rule is (regex, kind), and the first that `re.search` finds in a parameter's path holds:
+A rule is (regex, kind); the first whose regex `re.search` finds in a parameter's path applies:
 
-    "columns"  the kernel's output axis goes over `tensor`: every device makes some channels;
-    "rows"     its input axis does: every device reads some channels, and the results are summed;
-    "stored"   the output axis does at rest; the layer gathers the kernel.
+    "columns"  the kernel's output axis is split over `tensor`: a device computes some channels;
+    "rows"     its input axis is split: a device reads some channels, and the results are summed;
+    "stored"   the output axis is split in memory only: the layer gathers the whole kernel.
 """
 
 import math
@@ -22,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax.base import errors, tree
 
-# Neighbours in the last axes lie closest to one another, and these talk most.
+# Neighbours along the last axes are physically closest, so the axes that communicate most are last.
 AXES = ("data", "fsdp", "spatial", "tensor")
 ROWS = ("data", "fsdp")
 SPLIT_AXIS = {"columns": -1, "rows": -2, "stored": -1}
@@ -30,7 +29,7 @@ MIN_SHARD_SIZE = 2**14  # a parameter of fewer scalars is cheaper to replicate t
 
 
 def mesh_shape(devices: int, **sizes: int) -> tuple[int, ...]:
-    """Sizes in the order of `AXES`; at most one is -1, "the rest", so that they make `devices`."""
+    """The sizes in the order of `AXES`; one may be -1, which is what the others leave."""
     known = [size for size in sizes.values() if size != -1]
     asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
     if len(sizes) - len(known) > 1 or min(known, default=1) < 1:
@@ -38,7 +37,7 @@ def mesh_shape(devices: int, **sizes: int) -> tuple[int, ...]:
             f"({asked}) is no mesh: sizes are positive, and at most one is -1 (the rest)."
         )
     if sizes["spatial"] != 1 and sizes["tensor"] != 1:
-        # Kernel gradients come out a multiple of what they are (jax 0.10.2, both partitioners).
+        # Kernel gradients come out multiplied by a factor (jax 0.10.2, both partitioners).
         raise errors.UsageError(
             f"({asked}): spatial and tensor exclude one another, as XLA gets the "
             "gradients of such convolutions wrong; set one to 1 (fsdp goes with either)."
@@ -59,7 +58,7 @@ def make_mesh(
     """A mesh with the axes of `AXES` over `devices`; all devices of all hosts by default."""
     count = jax.device_count() if devices is None else len(devices)
     shape = mesh_shape(count, data=data, fsdp=fsdp, spatial=spatial, tensor=tensor)
-    # jax's default axis type, Explicit, would want sharding annotations inside the models.
+    # With jax's default axis type, Explicit, models would have to spell out shardings.
     mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
     for group in mesh.devices.reshape(-1, shape[2] * shape[3]):
         if len({device.process_index for device in group}) > 1:
@@ -75,23 +74,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, shape: tuple = ()) -> NamedSharding:
-    """Axis 0 over (data, fsdp), the height of images [b, h, w, c] over `spatial`, where it divides.
+    """Axis 0 is split over (data, fsdp), and the height of images [b, h, w, c] over `spatial`.
 
-    Without a shape, the rows alone.
+    A height that `spatial` does not divide is not split, nor is it where no shape is given.
     """
     divides = len(shape) == 4 and shape[1] % mesh.shape["spatial"] == 0
     return NamedSharding(mesh, PartitionSpec(ROWS, "spatial") if divides else PartitionSpec(ROWS))
 
 
-def abstract_batch(batch: dict, mesh: Mesh) -> dict:
-    """Shapes of a batch that say where `put_batch` puts it."""
-    return {k: abstract(x, batch_sharding(mesh, x.shape)) for k, x in batch.items()}
-
-
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "batch_size"):
-    """A batch must split into `accumulate` parts that the batch axes of the mesh divide.
+    """Raises UsageError unless (data x fsdp x accumulate) divides the batch size.
 
-    key: what the user calls the batch size.
+    key: the name of the batch size in the message.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch_size % parts:
@@ -106,8 +100,8 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1, key: str = "ba
 def infer(abstract, mesh: Mesh, rules: tuple = ()):
     """A NamedSharding for every leaf of an abstract tree.
 
-    Where a rule names a leaf, the rule's axis is split over `tensor`. Of the remaining axes of any
-    leaf, the largest that divides is split over `fsdp`.
+    The axis that a rule names is split over `tensor`. The largest of the other axes that `fsdp`
+    divides is split over it. Small leaves (MIN_SHARD_SIZE) are replicated.
     """
 
     def place(path, leaf):
@@ -123,7 +117,7 @@ def infer(abstract, mesh: Mesh, rules: tuple = ()):
 
 
 def _tensor_spec(path, shape, mesh: Mesh, rules: tuple) -> tuple[list, str]:
-    """([axis name or None, ...], the kind of the rule that holds or "")."""
+    """([axis name or None, ...], the kind of the rule that applies or "")."""
     spec, parts = [None] * len(shape), mesh.shape["tensor"]
     if parts == 1 or len(shape) < 2 or np.prod(shape) < MIN_SHARD_SIZE:
         return spec, ""
@@ -140,7 +134,7 @@ def _partition(spec: list) -> PartitionSpec:
 
 
 def abstract(shapes, sharding):
-    """Shapes that say where they live. sharding: one, or a tree of them like `shapes`."""
+    """ShapeDtypeStructs with shardings. sharding: one for all, or a tree like `shapes`."""
     if isinstance(sharding, jax.sharding.Sharding):
         sharding = jax.tree.map(lambda _: sharding, shapes)
     place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
@@ -150,8 +144,8 @@ def abstract(shapes, sharding):
 def gather(params, mesh: Mesh, rules: tuple = ()):
     """Weights gathered over `fsdp`, still split over `tensor`; to be called inside the loss.
 
-    Merely sharding convolution kernels makes XLA split the convolutions themselves; asking for the
-    whole weight turns that into one all-gather per weight, whose transpose is the reduce-scatter.
+    Without it, XLA would split the convolutions themselves along their sharded kernels. Gathering
+    costs one all-gather per weight, whose transpose is the reduce-scatter of its gradient.
     """
     if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
         return params
@@ -186,7 +180,7 @@ def random_key(seed: int, mesh: Mesh):
 
 
 def place(params, mesh: Mesh | None):
-    """Weights on every device of the mesh; without one, on the default device."""
+    """Weights replicated over the mesh; without a mesh, on the default device."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
     return jax.device_put(params, replicated(mesh))

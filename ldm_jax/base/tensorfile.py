@@ -1,7 +1,7 @@
 """Reads the tensors of other people's checkpoint files, and never runs code that is in them.
 
-Torch files are pickles, programs for a stack machine. The one here knows plain containers, tensors
-and nothing else: it takes no torch, so there is nothing in reach that a pickle could call.
+Torch files are pickles, which are programs that may call any function. The unpickler here knows
+plain containers and tensors only, and works without torch, so a pickle has nothing to call.
 """
 
 import collections
@@ -32,8 +32,8 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 def read(path) -> dict:
     """{key: array} of a .safetensors, .npz, or torch file (.ckpt, .pth, .pt, .bin).
 
-    Of a training checkpoint, its `state_dict`, with `global_step` beside it where it has one.
-    bfloat16 becomes float32. Whatever is wrong with the file is one UsageError.
+    Of a training checkpoint these are the tensors of its `state_dict`, and its `global_step` where
+    it has one. bfloat16 becomes float32. Anything wrong with the file is a UsageError.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -43,7 +43,7 @@ def read(path) -> dict:
         content = readers.get(path.suffix, _torch)(path)
     except errors.UsageError:
         raise
-    except Exception as e:  # a damaged file breaks its reader in whatever way it likes
+    except Exception as e:  # a damaged file makes its reader fail in many ways
         raise errors.UsageError(
             f"{path} cannot be read: damaged, or not a checkpoint ({errors.reason(e)})."
         ) from e
@@ -79,7 +79,7 @@ def _npz(path):
 
 
 def metadata(path) -> dict:
-    """The metadata of a .safetensors file whose tensors can be read; others have none."""
+    """The metadata of a .safetensors file; {} for other files."""
     if pathlib.Path(path).suffix != ".safetensors":
         return {}
     with safetensors.safe_open(path, "numpy") as file:
@@ -142,7 +142,7 @@ def _legacy_torch(f, size):
     return content
 
 
-# What stands for a storage class, `torch.FloatStorage`; dtype: numpy's.
+# The stand-in for a storage class such as `torch.FloatStorage`; dtype: numpy's.
 _Kind = collections.namedtuple("_Kind", "dtype")
 
 
@@ -162,7 +162,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file, storage):
         super().__init__(file, encoding="utf-8")
         self._storage = storage
-        # made anew for every file, so that nothing that a pickle does to them outlives it
+        # Made anew for each file, so that nothing a pickle does to these functions outlives it.
         self._known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),

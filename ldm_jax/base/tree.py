@@ -49,8 +49,8 @@ def checksum(x):
 
 def checksums(tree) -> dict[str, int]:
     """`{path: checksum}` of every leaf; independent of how the leaves are sharded."""
-    # One program at a time: with many of them in flight, hosts that share leaves wait for one
-    # another for ever (met on CPUs over gloo).
+    # One program at a time: with many in flight, hosts that share leaves can deadlock (seen on CPUs
+    # over gloo).
     return {name: int(checksum(leaf)) for name, leaf in named_leaves(tree)}
 
 
@@ -62,6 +62,6 @@ def digest(tree) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them."""
+    """A number of bytes as text: "1.25 GiB", "3.5 MiB"."""
     gib = count / 2**30
     return f"{gib:.2f} GiB" if gib >= 0.1 else f"{count / 2**20:.3g} MiB"

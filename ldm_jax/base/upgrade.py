@@ -1,16 +1,16 @@
-"""Reads runs of earlier versions as if today's program had written them.
+"""Reads runs of earlier versions. No other module knows the earlier formats.
 
-Only this module knows the past; config.json and checkpoints are read through it. A key that a run
-lacks is filled in with the value that means what the program did when it had no such key, and
-parameters that have been renamed are found under their old names.
+A run's config.json and its checkpoints are read through here. A config key that was added since
+gets the value that reproduces the earlier behaviour, and parameters that were renamed since are
+found under their old names.
 """
 
 from ldm_jax.base import config as config_lib
 
 PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; their label follows
 
-# {a key: newer keys of the same group, with the values that mean what was done without them}
-LEARNT = {
+# {an old key: the keys beside it that were added later, with values of the earlier behaviour}
+ADDED = {
     "seed": dict(init_from="", plugins=[], offload=False)
     | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary=""),
@@ -31,17 +31,14 @@ LEARNT = {
 
 
 def config(saved: dict) -> dict:
-    """The config of a run of any version, as one of today would have been written."""
-    for key, learnt in LEARNT.items():
+    """The config of a run of any version, with the keys of today."""
+    for key, added in ADDED.items():
         place, _, name = key.rpartition(".")
         group = saved.get(place, {}) if place else saved
         if name in group:
-            for name, value in learnt.items():
-                own = group.setdefault(name, value)
-                if isinstance(value, dict):
-                    group[name] = value | own
+            group.update(added | group)
     for group, name in ((saved, "plugins"), (saved.get("eval", {}), "metrics")):
-        if isinstance(group.get(name), str):  # words with commas between them, once
+        if isinstance(group.get(name), str):  # it was once a string of names with commas
             group[name] = list(config_lib.names(group[name]))
     for player in saved.get("optim", {}).values():
         player.setdefault("average", "ema")
@@ -49,16 +46,16 @@ def config(saved: dict) -> dict:
 
 
 def parameter_names(labels) -> dict[str, str]:
-    """{a conditioner's parameters under their old name: their name}.
+    """{old name: new name} of the conditioners' parameters.
 
-    Conditioners were numbered in the order of their labels: one more could rename the others.
+    They were once numbered in the order of the labels, so that a further label could rename others.
     """
     names = {f"{PREFIX}{i}": f"{PREFIX}{label}" for i, label in enumerate(sorted(labels))}
     return {old: new for old, new in names.items() if old not in names.values()}
 
 
 def renamed(tree, names: dict[str, str]):
-    """A nested state with the keys of its dicts renamed, wherever they stand."""
+    """A nested state in which the keys of all dicts are renamed."""
     if isinstance(tree, dict):
         return {names.get(key, key): renamed(value, names) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)):
@@ -68,5 +65,5 @@ def renamed(tree, names: dict[str, str]):
 
 
 def numbered(tree, labels):
-    """Conditioners' parameters under their old names, of which runs and jobs recorded digests."""
+    """The tree under the old names of conditioners, which digests of earlier runs were taken of."""
     return renamed(tree, {new: old for old, new in parameter_names(labels).items()})

@@ -1,18 +1,18 @@
-"""Clocks: of a piece of work, and of the compiler."""
+"""Clocks: a stopwatch, and the time that compiling takes."""
 
 import contextlib
 import time
 
 
 def stopwatch():
-    """() -> seconds since the call."""
+    """A function () -> seconds since this call."""
     begin = time.monotonic()
     return lambda: time.monotonic() - begin
 
 
 @contextlib.contextmanager
 def compile_clock():
-    """`with compile_clock() as seconds:`; seconds() is the time of tracing and compiling since."""
+    """`with compile_clock() as seconds:`; seconds() is the time spent on tracing and compiling."""
     import jax
 
     total = [0.0]

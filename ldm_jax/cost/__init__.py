@@ -1,1 +1,1 @@
-"""What programs cost: planned for devices that are elsewhere, timed on those that are here."""
+"""The cost of programs: estimated for devices that need not be here, measured on those that are."""

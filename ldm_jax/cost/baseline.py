@@ -1,6 +1,6 @@
-"""diffusers' networks of the same architecture and weights, to be timed beside ours.
+"""diffusers' networks with the architecture and the weights of ours, to compare their speed.
 
-torch and diffusers are optional; nothing else here needs them.
+torch and diffusers are optional dependencies, which only this module needs.
 """
 
 import functools
@@ -22,13 +22,14 @@ LEARNING_RATE = 1e-4
 
 
 class Baseline:
-    """A config's networks in PyTorch, and ours with the same weights.
+    """A config's networks, ours and those of diffusers in PyTorch, with the same weights.
 
-    On a GPU they are compiled, with channels last; on the CPU they run eagerly. Precision is the
-    config's: bfloat16 by autocast, as ours keeps float32 weights.
+    On a GPU, PyTorch's are compiled and use the channels-last layout; on the CPU they run eagerly.
+    For bfloat16 they use autocast, so that both keep float32 weights.
 
     Attributes:
-      pairs: {part: (ours, theirs, the largest difference of one output)}: () -> arrays each.
+      pairs: {part: (ours, theirs, the largest relative difference of their outputs)}, where ours
+        and theirs are functions () -> arrays.
 
     Raises:
       UsageError: a package is missing.
@@ -55,7 +56,7 @@ class Baseline:
             self.pairs = pair(pathlib.Path(folder))
 
     def clock(self, repeats: int) -> dict:
-        """{part: both clocks and what they say}; a repeat of one follows a repeat of the other."""
+        """{part: the seconds of ours and of the baseline, and their ratio}; repeats alternate."""
         found = {}
         for name, (ours, theirs, difference) in self.pairs.items():
             waited = lambda theirs=theirs: (theirs(), self._wait())
@@ -89,7 +90,7 @@ class Baseline:
         given = [self._tensor(z), torch.from_numpy(t).to(self._device)]
         given += [self._tensor(cond.tokens, image=False)] if attends else []
         labels = {}
-        if rows := net.config.get("num_class_embeds"):  # the last is the null class
+        if rows := net.config.get("num_class_embeds"):  # the last row is the null class
             labels["class_labels"] = torch.full((b,), rows - 1, device=self._device)
         placed = jax.device_put((params, z, t, cond))
         predict = jax.jit(model.predict).lower(params, z, t, cond).compile()
@@ -163,7 +164,7 @@ class Baseline:
 
 
 def _random(shapes):
-    """Weights in these shapes: small noise, so that no layer's output vanishes."""
+    """Random weights of these shapes. No layer is left at zero, so every layer matters."""
     rng = np.random.default_rng(0)
     noise = lambda s: (0.05 * rng.standard_normal(s.shape, np.float32)).astype(s.dtype)
     return jax.tree.map(noise, shapes)

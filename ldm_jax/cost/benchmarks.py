@@ -1,4 +1,4 @@
-"""What a config's programs take on the devices that are here; see `bench`."""
+"""Measures the programs of a config on this machine's devices; see `bench`."""
 
 import collections
 import contextlib
@@ -26,9 +26,10 @@ DATA_SECONDS = 3.0
 
 @dataclasses.dataclass
 class Benchmark:
-    """A config on the devices that are here; the other fields are flags of `bench`.
+    """A benchmark of a config on this machine's devices; the other fields are flags of `bench`.
 
-    Every part is a method of its name, which returns what it measured, {} where nothing is.
+    Every part is a method of the same name that returns its measurements, or {} where the config
+    has no such part.
     """
 
     config: ConfigDict
@@ -56,7 +57,7 @@ class Benchmark:
         self.mesh = mesh_lib.make_mesh(self.config)
 
     def measure(self, name: str) -> dict:
-        """Times the parts and prints each; the summary. name: what the config is called."""
+        """Times the parts, prints each and returns the summary. name: of the config."""
         config = self.config
         other = baseline.Baseline(config) if self.against else None
         on_cpu = jax.devices()[0].platform == "cpu"
@@ -103,26 +104,26 @@ class Benchmark:
         return found
 
     def sample(self) -> dict:
-        """A batch of samples by the config's sampler, decoded."""
+        """Drawing a batch of samples with the config's sampler, and decoding it."""
         if not kinds.of(self.config).draws:
             return {}
         found = self._call(programs.sampling(self.config, self.mesh, self.config.batch_size))
         return found | {key: self.config.sample[key] for key in ("sampler", "steps", "guidance")}
 
-    def encode(self) -> dict:
-        """Images to the first stage's moments."""
-        return self._codec("encode")
+    def _codec(self, name: str) -> dict:
+        """Encoding images to the moments of the first stage's posterior, or decoding latents."""
+        found = programs.codec(self.config, self.mesh, self.config.batch_size)
+        return self._call(found[name]) if name in found else {}
 
-    def decode(self) -> dict:
-        """Latents to images."""
-        return self._codec("decode")
+    encode = functools.partialmethod(_codec, "encode")
+    decode = functools.partialmethod(_codec, "decode")
 
     def data(self) -> dict:
-        """Batches as training reads them, and the work of a core for an image."""
+        """Reading batches as training does, and the CPU time that an image takes."""
         config = self.config.copy_and_resolve_references()
         try:
             seconds, work = self._read(config)
-            if config.data.workers:  # whose work this process cannot see
+            if config.data.workers:  # this process cannot measure the CPU time of others
                 config.data.workers = 0
                 _, work = self._read(config)
         except errors.UsageError as e:
@@ -172,7 +173,7 @@ class Benchmark:
         return clock | {"mfu": clock["flops_per_second"] / self.matmul["flops_per_second"]}
 
     def dispatch(self) -> dict:
-        """The host's work for a training step: as many arrays, to a program that does nothing."""
+        """The host's work for a step: passing as many arrays to a program that does nothing."""
         whole = shard.replicated(self.mesh)
         empty = lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype, sharding=whole)
         given = jax.tree.map(empty, self._training().arguments)
@@ -188,9 +189,10 @@ class Benchmark:
         return timing.summary(seconds) | {"arrays": len(jax.tree.leaves(given))}
 
     def training_flops(self) -> float:
-        """The model's work of a step: three times the forward pass, nothing computed again.
+        """The model's own operations in a training step: three times those of its forward pass.
 
-        Of a first stage, whose players share passes: the products and convolutions of its step.
+        The networks of a first stage share passes, so the operations of its whole step count,
+        without rematerialisation.
         """
         config = self.config.copy_and_resolve_references()
         config.accumulate = 1
@@ -203,12 +205,8 @@ class Benchmark:
     def _training(self) -> programs.Program:
         return programs.training(self.config, self.mesh, cached=not self.images)
 
-    def _codec(self, name: str) -> dict:
-        found = programs.codec(self.config, self.mesh, self.config.batch_size)
-        return self._call(found[name]) if name in found else {}
-
     def _read(self, config) -> tuple[float, float]:
-        """Seconds a batch, and of this process's cores."""
+        """Seconds of wall time and of this process's CPU time for a batch."""
         share, source = dict(host=0, hosts=1), data_lib.open_source(config.data)
         cache = kinds.of(config).open_cache(config, source)
         with data_lib.make(config, source, ("image",), share, cache).train(0) as batches:
@@ -220,15 +218,15 @@ class Benchmark:
             return (time.perf_counter() - begin) / count, (time.process_time() - work) / count
 
     def _call(self, program: programs.Program) -> dict:
-        """What is measured of a program that leaves its arguments as they are."""
+        """The measurements of a program that does not donate its arguments."""
         compiled, clocks = self._compile(program)
         call = functools.partial(compiled, *programs.fill(program))
         return self._clock(call, clocks, compiled, program.flops())
 
     def _compile(self, program):
-        """The executable, and how long it takes to make it from nothing and from the cache.
+        """The executable, and the seconds of compiling it without the cache and with it.
 
-        Both begin with tracing, which no cache keeps.
+        Both include tracing, which is never cached.
         """
         seconds = watch.stopwatch()
         lowered = program.lower()

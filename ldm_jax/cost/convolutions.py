@@ -1,7 +1,7 @@
-"""Every distinct convolution of a program, timed alone: forward, and the gradients of both inputs.
+"""Times every distinct convolution of a program alone: forward, and the gradients of both inputs.
 
-XLA chooses an algorithm for each of the three. Now and then it chooses a pathological one, and from
-a whole training step one learns only that it is slow.
+XLA chooses an algorithm for each of the three. Now and then it chooses a very slow one, which the
+time of a whole training step does not show.
 """
 
 import collections
@@ -16,14 +16,14 @@ import numpy as np
 from ldm_jax.cost import flops, timing
 
 KINDS = ("forward", "input_gradient", "kernel_gradient")
-SLOW = 0.25  # a rate below this share of the median rate of its kind is called slow
+SLOW = 0.25  # a pass is called slow below this share of the median rate of its kind
 
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """One convolution; two are equal where shapes, dtype and parameters are.
+    """One convolution; two are equal if their shapes, dtypes and parameters are.
 
-    bind: (x, kernel) -> its output; work: operations of one pass.
+    bind: (x, kernel) -> output; work: floating-point operations of one pass.
     """
 
     shapes: tuple
@@ -37,7 +37,7 @@ class Convolution:
         return f"{x} * {kernel} {self.dtype}"
 
     def clock(self, repeats: int) -> dict:
-        """{kind: seconds of one pass}."""
+        """{kind of KINDS: seconds of one pass}."""
         rng = np.random.default_rng(0)
         x, kernel = (jax.numpy.asarray(rng.normal(size=s), self.dtype) for s in self.shapes)
         given = x, kernel, jax.jit(self.bind)(x, kernel)
@@ -65,7 +65,7 @@ def _all(jaxpr):
 
 
 def clock(counted: dict[Convolution, int], repeats: int) -> dict:
-    """Seconds of all passes of a training step, and each convolution with its rates."""
+    """The seconds of all convolutions in a training step, and the rates of each."""
     shapes = []
     for one, times in counted.items():
         seconds = one.clock(repeats)
@@ -80,7 +80,7 @@ def clock(counted: dict[Convolution, int], repeats: int) -> dict:
 
 
 def lines(found: dict) -> list[str]:
-    """The ones that take the most time, and those that are slow for what they do."""
+    """Lines about the five convolutions that take the most time, and about all slow ones."""
     ordered = sorted(found["shapes"], key=_spent, reverse=True)
     return [
         f"  {_spent(s) / found['seconds']:6.1%}  {s['times']:2} x {s['shape']:48}  "

@@ -1,4 +1,4 @@
-"""What a config's programs take of devices that are elsewhere, by their compiler; see `plan`."""
+"""Estimates from compiling a config's programs for devices that need not be here; see `plan`."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from ldm_jax.runs import kinds
 from ldm_jax.runs import mesh as mesh_lib
 
 GIB = 2**30
-# Of the compiler, under the name of jax before 0.12 and since.
+# Options of the compiler; the first name is that of jax before 0.12, the second one since.
 EFFORTS = {
     "reduced": {"jax_exec_time_optimization_effort": -1.0, "jax_optimization_level": "O0"},
     "full": {"jax_exec_time_optimization_effort": 0.0, "jax_optimization_level": "UNKNOWN"},
@@ -26,12 +26,12 @@ EFFORTS = {
 
 @dataclasses.dataclass
 class Estimator:
-    """Compiles a config's programs for devices that are elsewhere.
+    """Compiles a config's programs for devices that need not be here.
 
-    The fields beside the config are flags of `plan`, which say what each means.
+    The fields beside the config are flags of `plan`, whose help explains them.
 
     Attributes:
-      texts: {part: its compiled program}, of what was compiled so far.
+      texts: {part: the text of its compiled program}, for the parts that are compiled so far.
     """
 
     config: ConfigDict
@@ -54,7 +54,7 @@ class Estimator:
         self.texts = {}
 
     def estimate(self, name: str) -> dict:
-        """The summary. name: what the config is called."""
+        """The summary of all parts. name: of the config."""
         summary = {
             "config": name,
             "topology": self.topology,
@@ -74,14 +74,14 @@ class Estimator:
         return summary | {"seconds": self._seconds()}
 
     def training(self, batch_size: int) -> dict:
-        """What one training step of `batch_size` images takes."""
+        """The estimates of one training step of `batch_size` images."""
         config = self.config.copy_and_resolve_references()
         config.batch_size = batch_size
         part = self._compile("train", programs.training(config, self.mesh))
         return part | self._roofline(part, programs.training_flops(config, cached=False))
 
     def refuse_misfits(self, summary: dict):
-        """Raises UsageError, with advice, where a part does not fit into a device's memory."""
+        """Raises UsageError with advice if a part does not fit into a device's memory."""
         for part in ("train", "sample"):
             found = summary.get(part, {"fits": True})
             if found["fits"]:
@@ -93,9 +93,10 @@ class Estimator:
             raise errors.UsageError(f"{part} does not fit: {peak} of {limit} a device: {advice}.")
 
     def largest_batch(self, part: dict) -> int:
-        """Images of the largest batch whose training step fits; 0 where none does.
+        """The largest batch whose training step fits; 0 if none does.
 
-        Memory is taken as linear in the batch, by two compilations, and the answer is compiled.
+        Memory is extrapolated from two compilations as linear in the batch size, and the result is
+        compiled too, to be sure.
         """
         unit = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.config.accumulate
         limit, here, peak = part["memory_limit"], self.config.batch_size, part["memory"]["peak"]
@@ -117,7 +118,7 @@ class Estimator:
         return 0
 
     def _remedies(self, summary: dict) -> list[str]:
-        """Flags that make a training step smaller."""
+        """Flags that make a training step need less memory."""
         config, devices, remedies = self.config, self.mesh.size, []
         if batch := summary.get("largest_batch"):
             remedies += [f"--config.batch_size={batch}"]
@@ -147,7 +148,7 @@ class Estimator:
         analysis, limit = compiled.memory_analysis(), self.memory_gib * GIB or self.chip.memory
         self.texts[name] = text = compiled.as_text()
         held = analysis.argument_size_in_bytes
-        memory["tiling"] = max(0, held - sum(memory.values()))  # devices store rows filled up
+        memory["tiling"] = max(0, held - sum(memory.values()))  # TPUs pad the rows of arrays
         memory["temporaries"] = analysis.temp_size_in_bytes
         memory["outputs"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
         memory["code"] = analysis.generated_code_size_in_bytes
@@ -162,10 +163,10 @@ class Estimator:
         }
 
     def _roofline(self, part: dict, flops: float) -> dict:
-        """What bounds a step, in seconds, and the MFU that the longest of them leaves.
+        """Lower bounds of a step's seconds, and the MFU if the largest bound is reached.
 
-        Bytes are the compiler's count: every fusion reads all its operands from memory. Where it
-        counts none, as for GPUs, there is no estimate of the whole.
+        The bytes of the memory bound are counted by the compiler, as if every fusion read all its
+        operands from memory. Compilers for GPUs do not count them, and then there is no MFU.
         """
         each, chip, found = flops / self.mesh.size, self.chip, {"flops": flops}
         if not chip.flops or "matrix_efficiency" not in part:
@@ -184,10 +185,10 @@ class Estimator:
 
 
 def exhausted(message: str, held: float) -> tuple[float, float]:
-    """(bytes that a device would need, bytes that it has), of what XLA says when it runs out.
+    """(bytes that a device would need, bytes that it has), from XLA's message of missing memory.
 
-    held: bytes of the arguments, which a message about temporaries leaves out. A limit that it does
-    not say is 0.
+    held: bytes of the arguments, which a message about temporaries leaves out. The second number is
+    0 if the message does not tell.
     """
     units = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
     sizes = [float(n) * units[unit] for n, unit in re.findall(r"\b([\d.]+)([KMGT])\b", message)]
@@ -197,7 +198,7 @@ def exhausted(message: str, held: float) -> tuple[float, float]:
 
 
 def arguments(program) -> dict:
-    """Bytes a device of what the program is given: weights, optimizer, average, the rest."""
+    """{argument of the program, or part of its state: bytes on each device}."""
     size = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     parts = dict(program.arguments)
     parts |= parts.pop("state", {})
@@ -206,7 +207,7 @@ def arguments(program) -> dict:
 
 
 def read(parsed, chip) -> dict:
-    """What the compiled program says of its collectives, its matrix work and its copies."""
+    """The collectives, the matrix operations and the copies of a compiled program."""
     found, kinds = hlo.collectives(parsed), {}
     for one in sorted(found, key=lambda collective: collective.kind):
         kind = kinds.setdefault(one.kind, {"count": 0, "bytes": 0, "overlapping": 0})
@@ -216,7 +217,7 @@ def read(parsed, chip) -> dict:
     moves, places = Counter(), Counter()
     for move in hlo.moves(parsed):
         moves[move.kind] += move.nbytes
-        # Blocks of one kind together: "down_*_block_*/norm_*".
+        # Blocks of one kind are summed: "down_*_block_*/norm_*".
         places[re.sub(r"\d+", "*", move.where) or "no line of the model"] += move.nbytes
     work = hlo.matrix_work(parsed, chip.matrix or 1)
     flops, padded = sum(m.flops for m in work), sum(m.padded for m in work)

@@ -1,8 +1,8 @@
-"""Floating-point operations of a function, counted from its jaxpr: the model's own work.
+"""Floating-point operations of a function, counted from its jaxpr.
 
-Products and convolutions count, two operations for a multiplication with its addition; nothing else
-does, as is the custom for MFU. Loops count as often as they run. A convolution's padding counts as
-its other pixels do; zeros that dilation puts between pixels do not.
+As is usual for MFU, only matrix products and convolutions count, with two operations for a
+multiplication and its addition. The body of a loop counts as often as it runs. The padding of a
+convolution counts like other pixels; zeros that dilation inserts between pixels do not count.
 """
 
 import math
@@ -17,7 +17,7 @@ def count(function, *args) -> float:
 
 
 def inner(equation) -> list[core.Jaxpr]:
-    """The programs that one equation runs: bodies of loops, branches, functions that it calls."""
+    """The jaxprs inside one equation: bodies of loops, branches, functions that it calls."""
     found, kinds = jax.tree.leaves(equation.params), (core.Jaxpr, core.ClosedJaxpr)
     return [getattr(value, "jaxpr", value) for value in found if isinstance(value, kinds)]
 
@@ -28,7 +28,7 @@ def of_convolution(equation) -> float:
     kernel, where = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
     taps = math.prod(kernel[i] for i in where[2:])
     inputs = kernel[where[1]]  # of one group
-    # With zeros between the pixels only every d-th tap meets one that is not zero.
+    # With dilation d, only every d-th tap of the kernel meets a pixel that is not zero.
     return 2 * math.prod(out.aval.shape) * taps * inputs / math.prod(params["lhs_dilation"])
 
 

@@ -1,6 +1,6 @@
-"""Reads compiled programs as XLA prints them: collectives, matrix work, copies.
+"""Reads compiled programs as XLA prints them: collectives, matrix operations, copies.
 
-Of loops the body counts once, however often it runs.
+The body of a loop counts once, however often it runs.
 """
 
 import math
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line of a program. shapes: of what it yields; operands: names; text: the rest."""
+    """One line of a program. shapes: of its results; operands: their names; text: the rest."""
 
     name: str
     opcode: str
@@ -39,7 +39,7 @@ class Instruction(NamedTuple):
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:
-    """{computation: its instructions in order}; a scheduled program's order is the schedule."""
+    """{computation: its instructions in the order of the text, which is that of the schedule}."""
     found, lines = {}, []
     for line in text.splitlines():
         if line[:1] not in (" ", "", "}") and line.endswith("{"):
@@ -55,7 +55,7 @@ def parse(text: str) -> dict[str, list[Instruction]]:
 
 
 class Collective(NamedTuple):
-    """kind: of COLLECTIVES; nbytes: that a device yields; overlaps: with matrix work or fusions."""
+    """kind: one of COLLECTIVES; nbytes: of a device's result; overlaps: with other computation."""
 
     kind: str
     nbytes: int
@@ -63,7 +63,7 @@ class Collective(NamedTuple):
 
 
 def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
-    """All of them; one that has begun and not ended overlaps with what is scheduled in between."""
+    """All collectives. One overlaps with what is scheduled between its start and its end."""
     found = []
     for lines in program.values():
         for i, line in enumerate(lines):
@@ -72,7 +72,7 @@ def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
                 continue
             size, between = line.nbytes, []
             if line.opcode.endswith("-start"):
-                # What is begun yields its operands too.
+                # A start also returns its operands; its result is the largest of its shapes.
                 size = max((shape.nbytes for shape in line.shapes), default=0)
                 ends = (k for k in range(i + 1, len(lines)) if line.name in lines[k].operands)
                 done = next((k for k in ends if lines[k].opcode.endswith("-done")), i)
@@ -82,8 +82,11 @@ def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
 
 
 class Matrix(NamedTuple):
-    """A product or a convolution. flops: multiplications and additions; padded: as the unit does
-    them, its sides filled up; dtype: of the operands."""
+    """A product or a convolution.
+
+    flops: multiplications and additions; padded: the same, with the padding that the matrix unit
+    needs; dtype: of the operands.
+    """
 
     name: str
     flops: float
@@ -94,9 +97,9 @@ class Matrix(NamedTuple):
 def matrix_work(program: dict[str, list[Instruction]], side: int) -> list[Matrix]:
     """Products and convolutions, on a matrix unit of `side` x `side` that takes rows by 8.
 
-    A product of m x k by k x n costs what it would with k and n filled up to multiples of `side`. A
-    convolution is one product a tap of its window; where the window is as large as an image, as in
-    a kernel's gradient, its taps are the product's k.
+    A product of m x k by k x n is padded to multiples of 8, `side` and `side`. A convolution counts
+    as one product for each tap of its window. If the window is as large as an image, as in the
+    gradient of a kernel, it counts as one product whose k runs over the taps.
     """
     found = []
     for lines in program.values():
@@ -113,7 +116,7 @@ def matrix_work(program: dict[str, list[Instruction]], side: int) -> list[Matrix
 
 
 class Move(NamedTuple):
-    """A copy or a transpose. where: see `place`; "" for those that the compiler made itself."""
+    """A copy or a transpose. where: see `place`; "" for those that the compiler inserted."""
 
     kind: str
     where: str
@@ -121,7 +124,7 @@ class Move(NamedTuple):
 
 
 def moves(program: dict[str, list[Instruction]]) -> list[Move]:
-    """Copies and transposes that are steps of their own, not part of a fusion."""
+    """Copies and transposes that are not part of a fusion, so that they cost time of their own."""
     return [
         Move(line.opcode, place(line), line.nbytes)
         for name, lines in program.items()
@@ -131,7 +134,7 @@ def moves(program: dict[str, list[Instruction]]) -> list[Move]:
 
 
 def _dot(line, a, b):
-    """m, k, n and how often."""
+    """(m, k, n, number of products)."""
     dims = lambda key: [int(i) for i in attribute(line, key, r"\{([\d,]*)\}").split(",") if i]
     batch = math.prod(a.dims[i] for i in dims("lhs_batch_dims"))
     k = math.prod(a.dims[i] for i in dims("lhs_contracting_dims"))
@@ -145,7 +148,7 @@ def _convolution(line, a, b):
     k, n = b.dims[rhs.index("i")], b.dims[rhs.index("o")]
     m = math.prod(line.shapes[0].dims) // max(1, line.shapes[0].dims[out.index("f")])
     window = [size for size, label in zip(b.dims, rhs) if label.isdigit()]
-    # Zeros that dilation puts between an image's rows are skipped.
+    # Zeros that dilation inserts between pixels are skipped.
     dilated = attribute(line, "lhs_dilate", r"([\dx]+)") or "1"
     m = max(1, m // math.prod(map(int, dilated.split("x"))))
     groups = int(attribute(line, "batch_group_count", r"(\d+)") or 1)
@@ -156,23 +159,23 @@ def _convolution(line, a, b):
 
 
 def called(line: Instruction) -> str:
-    """The computation that a fusion or a call runs; ""."""
+    """The computation that a fusion or a call runs, or ""."""
     return attribute(line, "calls", r"%?([^\s,)]+)") or attribute(line, "to_apply", r"%?([^\s,)]+)")
 
 
 def attribute(line: Instruction, key: str, pattern: str) -> str:
-    """What `key=` says in an instruction's text, the pattern's first group; ""."""
+    """The value after `key=` in an instruction's text (the pattern's first group), or ""."""
     match = re.search(rf"\b{key}={pattern}", line.text)
     return match[1] if match else ""
 
 
 def place(line: Instruction) -> str:
-    """Where in the model an operation comes from, as JAX noted it; ""."""
+    """The place in the model that an operation comes from, as JAX noted it, or ""."""
     return "/".join(attribute(line, "op_name", r'"([^"]*)"').split("/")[-4:])
 
 
 def _kind(line, program):
-    """The collective that a line is, or begins by a computation that it calls; or None."""
+    """The kind of collective that a line is, or that the computation it calls holds, or None."""
     name = line.opcode.removesuffix("-start").removesuffix("-done")
     if name in COLLECTIVES:
         return name

@@ -1,4 +1,4 @@
-"""The checks of a machine before a job; see `doctor`. Each returns what it found, or raises."""
+"""The checks of a machine before a job; see `doctor`. A check returns what it found, or raises."""
 
 import importlib.metadata
 import pathlib
@@ -20,7 +20,7 @@ STEPS_KEPT = 4  # checkpoints at a time: those kept, the one being written, and 
 
 
 def checks(config, workdir: str | None, expected: str) -> dict:
-    """{name: check} of a job. config, workdir: None where there is none; expected: devices."""
+    """{name: check}. config, workdir: of the job, or None; expected: devices, or ""."""
     found = {"versions": versions, "devices": lambda: devices(expected)}
     if workdir:
         found["workdir"] = lambda: writable(workdir)
@@ -44,7 +44,7 @@ def versions() -> str:
 
 
 def devices(expected: str) -> str:
-    """What JAX finds, proved by a sum on every device."""
+    """The devices that JAX finds; each has to compute a sum."""
     hosts.connect()
     hosts.check_devices(expected)
     for device in jax.local_devices():
@@ -56,7 +56,7 @@ def devices(expected: str) -> str:
 
 
 def writable(workdir: str) -> str:
-    """Writes, renames and reads a file there; into a bucket, an object."""
+    """Writes, renames and reads a file in the workdir; in a bucket, writes an object."""
     folder = remote.local(workdir, write=True)
     if folder != workdir:
         return f"{workdir} can be read and written"
@@ -84,7 +84,7 @@ def record(config) -> str:
 
 
 def step(config, workdir) -> str:
-    """Compiles the training step for these devices and weighs it."""
+    """Compiles the training step, and reports its memory and the size of a checkpoint."""
     seconds = watch.stopwatch()
     data_lib.resolve(config, data_lib.open_source(config.data))
     program = programs.training(config, mesh_lib.make_mesh(config))

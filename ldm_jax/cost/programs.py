@@ -1,7 +1,7 @@
-"""The programs of a config, with shapes for arguments: nothing is read and nothing is computed.
+"""The programs that a run of a config compiles, with abstract arguments: no data, no weights.
 
-They are what a run compiles, for devices that may be elsewhere: `plan` weighs them, `doctor` tries
-them, `bench` times them, a sweep's budget counts them.
+`plan` and `doctor` compile them, `bench` runs and times them, and a sweep counts their operations.
+The devices need not be here.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from ldm_jax.stages.codec import Codec
 
 
 class Program(NamedTuple):
-    """function: jitted; arguments: {name: tree of shapes that say where they live}, in order."""
+    """A jitted function and its arguments, {name: tree of ShapeDtypeStructs}, in order."""
 
     function: Any
     arguments: dict
@@ -35,8 +35,8 @@ class Program(NamedTuple):
 def training(config, mesh, first_stage: Codec | None = None, cached: bool = False) -> Program:
     """One training step: (state, frozen, batch, key) -> (state, metrics).
 
-    first_stage: of a second stage, in the place of the one that the config names.
-    cached: the batch is of a latent cache.
+    first_stage: of a second stage, instead of the one that the config names.
+    cached: whether batches come from a latent cache.
     """
     kind, given = kinds.of(config), {"codec": first_stage} if first_stage else {}
     stage = kind.stage(config, kind.frozen_shapes(config, **given), **given)
@@ -48,22 +48,24 @@ def training(config, mesh, first_stage: Codec | None = None, cached: bool = Fals
         accumulate=config.accumulate,
         offload=config.offload,
     )
-    whole = shard.replicated(mesh)
+    whole, batch = shard.replicated(mesh), kind.batch(config, cached, **given)
+    rows = {name: shard.batch_sharding(mesh, field.shape) for name, field in batch.items()}
     arguments = {
         "state": programs.state,
         "frozen": shard.abstract(stage.frozen, whole),
-        "batch": shard.abstract_batch(kind.batch(config, cached, **given), mesh),
+        "batch": shard.abstract(batch, rows),
         "key": shard.abstract(_keys(), whole),
     }
     return Program(programs.step, arguments)
 
 
 def training_flops(config, codec=None, cached: bool = True) -> float:
-    """Floating-point operations of one training step of a config, all players and optimizers.
+    """Floating-point operations of one training step of a config, with all losses and optimizers.
 
-    XLA counts them on the program before optimisation, so that no machine changes the number:
-    a multiplication and an addition are two, and a convolution's padding costs nothing. codec:
-    a second stage's first stage, which need not be trained; cached: it trains on cached latents.
+    XLA counts them before it optimises the program, so the number does not depend on the machine.
+    A multiplication and an addition count as two, the padding of convolutions does not count.
+    codec: the first stage of a second stage, which need not be trained; cached: whether batches
+    come from a latent cache.
     """
     config = config.copy_and_resolve_references()
     config.accumulate = 1  # micro-batches run in a loop, whose body XLA counts once
@@ -74,7 +76,7 @@ def training_flops(config, codec=None, cached: bool = True) -> float:
 
 
 def sampling(config, mesh, batch_size: int) -> Program:
-    """A batch of samples by the config's sampling: (params, frozen, keys, fields) -> uint8."""
+    """Drawing a batch with the config's sampler: (params, frozen, keys, fields) -> uint8 images."""
     kind = kinds.of(config)
     model, frozen = kind.model(config), kind.frozen_shapes(config)
     how, size = model.sampling, config.data.size
@@ -96,7 +98,7 @@ def sampling(config, mesh, batch_size: int) -> Program:
 def codec(config, mesh, batch_size: int) -> dict[str, Program]:
     """{"encode": (params, images) -> moments, "decode": (params, latents) -> images}.
 
-    Of a first stage, or of a second one's; {} for pixels.
+    The config is one of a first stage, or of a second stage that has one; {} for pixel diffusion.
     """
     own = kinds.of(config).codec(config)
     if own.model is None:
@@ -116,9 +118,9 @@ def codec(config, mesh, batch_size: int) -> dict[str, Program]:
 
 
 def fill(program: Program) -> tuple:
-    """Arguments of those shapes, in order: noise for weights and data, where they live.
+    """Random arguments for a program, in order, on the devices that it wants them on.
 
-    Second moments of optimizers are not negative; ids and steps are 0.
+    Weights and data are noise, optimizers' second moments its absolute values, integers 0.
     """
     noise = 0.02 * np.random.default_rng(0).normal(size=2**20).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Estimates and benchmarks in readable lines."""
+"""Readable lines about estimates (`plan`) and benchmarks (`bench`)."""
 
 from ldm_jax.base import tree
 from ldm_jax.cost import convolutions
@@ -7,7 +7,7 @@ BOUNDS = ("matrix", "memory", "collective")
 
 
 def of_estimate(summary: dict) -> list[str]:
-    """What `plan` prints of what estimates.estimate found."""
+    """The lines that `plan` prints about the summary of an Estimator."""
     lines = [
         f"{summary['config']} on {summary['topology']}: {summary['devices']} x {summary['chip']}, "
         f"batch {summary['batch_size']}, compiled with {summary['effort']} effort"
@@ -21,7 +21,6 @@ def of_estimate(summary: dict) -> list[str]:
 
 
 def _of_program(estimate: dict):
-    """Lines about one program."""
     memory, limit = estimate["memory"], estimate["memory_limit"]
     of = f" of {tree.size(limit)}" if limit else ""
     verdict = "fits" if estimate["fits"] else "DOES NOT FIT"
@@ -35,10 +34,9 @@ def _of_program(estimate: dict):
     known = [name for name in BOUNDS if f"{name}_seconds" in estimate]
     share = f"float32 {estimate['float32_matrix_share']:.1%}"
     if estimate["matrix_efficiency"] and known:
-        efficiency = f"{estimate['matrix_efficiency']:.1%} of what the unit does"
-        share = f"{efficiency}, the rest fills up; {share}"
+        share = f"{estimate['matrix_efficiency']:.1%} useful, the rest is padding; {share}"
     yield f"matrix work: {share}"
-    yield f"moves of their own: {_sizes(estimate['moves']) or 'none'}"
+    yield f"copies and transposes: {_sizes(estimate['moves']) or 'none'}"
     for where, size in estimate["largest_moves"].items():
         yield f"  {tree.size(size)} at {where}"
     if "flops" in estimate:
@@ -57,7 +55,7 @@ def _sizes(sizes: dict) -> str:
 
 
 def of_part(part: str, found: dict) -> list[str]:
-    """What `bench` prints of one part that it timed."""
+    """The lines that `bench` prints about one part."""
     if "left_out" in found:
         return [f"{part:10}  left out: {found['left_out']}"]
     words = [f"{1e3 * found['seconds']:.4g} ms"]
@@ -74,8 +72,8 @@ def of_part(part: str, found: dict) -> list[str]:
     if "compile_seconds" in found:
         again, traced = found["compile_again_seconds"], found["trace_seconds"]
         words.append(
-            f"compiled in {found['compile_seconds']:.1f} s, again in {again:.1f} s "
-            f"(traced in {traced:.1f} s)"
+            f"compiled in {found['compile_seconds']:.1f} s, from the cache in {again:.1f} s "
+            f"(of which tracing {traced:.1f} s)"
         )
     if "arrays" in found:
         words.append(f"{found['arrays']} arrays")
@@ -87,7 +85,6 @@ def of_part(part: str, found: dict) -> list[str]:
 
 
 def _costly(found: dict) -> str:
-    """One operation of a profile."""
     spent = found["seconds"] / found["calls"]
     rates = f"{found['bytes'] / spent / 1e9:.3g} GB/s, {found['flops'] / spent / 1e9:.4g} GFLOP/s"
     where = found["where"] or found["name"]
@@ -95,7 +92,7 @@ def _costly(found: dict) -> str:
 
 
 def of_pairs(found: dict) -> list[str]:
-    """A line for each program that was timed in turns with the baseline's."""
+    """A line about each program that was compared with the baseline's."""
     return [
         f"{name:10}  {1e3 * f['seconds']:.4g} ms, {f['baseline']} "
         f"{1e3 * f['baseline_seconds']:.4g} ms: "

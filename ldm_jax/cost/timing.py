@@ -1,4 +1,4 @@
-"""Clocks for programs: warmed up, devices drained, medians over repeats."""
+"""Times programs: after a warm-up, until the devices are done, with the median over repeats."""
 
 import statistics
 import time
@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LEAST = 0.3  # seconds a repeat lasts at least: more calls are made until it does
+LEAST = 0.3  # seconds that a repeat should last; a short program is called that much more often
 
 
 def repeated(call, repeats: int) -> dict:
-    """Seconds a call, median and spread over `repeats`. call: () -> arrays, not waited for.
+    """Times a call, () -> arrays that may not be ready yet.
 
-    Returns {"seconds", "seconds_min", "seconds_max", "calls": of a repeat, "repeats",
-    "host_seconds": until a call returns, the device idle}.
+    Returns {"seconds": of a call, the median over `repeats`, "seconds_min", "seconds_max",
+    "repeats", "calls": in each repeat, "host_seconds": until a call returns on an idle device}.
     """
     jax.block_until_ready(call())
     begin = time.perf_counter()
@@ -43,7 +43,7 @@ def summary(seconds: list) -> dict:
 
 
 def matmul_rate(dtype: str, repeats: int) -> dict:
-    """The operations a second of a large square product on one device: what MFU is measured by."""
+    """The rate of a large square matrix product on one device, which MFU is a share of."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=(side, side)), dtype) for _ in range(2))
@@ -54,7 +54,7 @@ def matmul_rate(dtype: str, repeats: int) -> dict:
 
 
 def peak_memory(compiled) -> dict:
-    """Bytes of a device: as the allocator saw it where it says so, and as the compiler plans it."""
+    """Bytes on a device: the compiler's plan and, where the allocator tells, the measured peak."""
     found = {}
     if (plan := compiled.memory_analysis()) is not None:
         own = plan.output_size_in_bytes - plan.alias_size_in_bytes

@@ -1,11 +1,11 @@
-"""Devices that are not there: what a program can be compiled for, and what they are good for.
+"""Devices that a program can be compiled for without being here, and their peak performance.
 
     v5e:4x4, v5p:2x2x2, v6e:2x4    TPU slices by generation and shape; needs the package libtpu
     cuda:8                         GPUs of one host, as --target describes them
-    cpu:8                          CPU devices, real ones of this machine
+    cpu:8                          real CPU devices of this machine
 
-Peaks are those of the makers: Google's, as "How to Scale Your Model" (Austin et al. 2025, ch. 2)
-lists them; NVIDIA's data sheets, dense, without sparsity.
+The peaks are the manufacturers' figures: Google's as in "How to Scale Your Model" (Austin et al.
+2025, ch. 2), NVIDIA's from its data sheets, for dense matrices.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from ldm_jax.base import errors
 
 
 class Chip(NamedTuple):
-    """What a device can do at best; 0 where that is not known.
+    """The peak performance of a device; 0 where it is not known.
 
-    memory: bytes; bandwidth: bytes a second of it; flops: bfloat16 operations a second; link: bytes
-    a second that it sends to others; matrix: side of its matrix unit; dimensions: of a slice.
+    memory: bytes; bandwidth: of the memory, bytes a second; flops: bfloat16 operations a second;
+    link: bytes a second to other devices; matrix: side of the matrix unit; dimensions: of a slice.
     """
 
     name: str
@@ -53,10 +53,10 @@ TARGETS = "openxla/xla has such files in xla/backends/gpu/target_config/specs, e
 
 
 def open_topology(text: str, target: str = "") -> tuple[list, Chip]:
-    """(devices, what one of them is). target: file that describes a GPU.
+    """(devices, their kind). target: file that describes a GPU.
 
     Raises:
-      UsageError: no such topology, or nothing here compiles for it.
+      UsageError: an unknown topology, or no compiler for it is installed.
     """
     kind, _, shape = text.partition(":")
     if kind in TPUS:
@@ -80,8 +80,8 @@ def _tpu(chip, kind, shape):
             f"--topology={kind}:{shape}: a slice of {kind} has {chip.dimensions} sides, e.g. "
             f"{kind}:{example}"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for the machine that it is on
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip here to lock for one process
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask which cloud machine this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so none is locked
     lone = {"chips_per_host_bounds": [1] * 3} if max(sides) == 1 else {}
     return _describe(f"{kind}:{shape}", "tpu", **lone)
 
@@ -94,7 +94,7 @@ def _cuda(count, target):
     except (OSError, UnicodeDecodeError) as e:
         raise errors.UsageError(f"--target={target} cannot be read ({e}); {TARGETS}.") from e
     if not os.environ.get("JAX_PLATFORMS"):
-        jax.config.update("jax_platforms", "cpu")  # or the plugin wants the GPUs that are not here
+        jax.config.update("jax_platforms", "cpu")  # otherwise the plugin looks for a GPU
     jax.devices()  # which registers the plugin
     devices = _describe("cuda", "cuda", target_config=text, topology=f"1x1x{count}")
     named = next((chip for name, chip in GPUS.items() if name in text), Chip("GPU", matrix=16))
@@ -103,7 +103,7 @@ def _cuda(count, target):
 
 def _cpu(count):
     jax.config.update("jax_platforms", "cpu")
-    with contextlib.suppress(RuntimeError):  # JAX runs already; what it has must do
+    with contextlib.suppress(RuntimeError):  # JAX has started; the number cannot change any more
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
@@ -119,6 +119,6 @@ def _describe(name, platform, **options):
         )
     try:
         return list(topologies.get_topology_desc(name, platform, **options).devices)
-    except Exception as e:  # the plugins raise what they like
+    except Exception as e:  # plugins raise exceptions of many kinds
         reason = " ".join(str(e).split())[:300]
         raise errors.UsageError(f"--topology={name} ({platform}): {reason}") from e

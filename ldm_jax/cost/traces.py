@@ -1,4 +1,4 @@
-"""Where a program's time goes: a trace by jax.profiler, and its costliest operations."""
+"""Profiles of a program: a trace by jax.profiler, and the operations that took longest."""
 
 import pathlib
 from collections import Counter
@@ -22,7 +22,7 @@ def costliest(folder, text: str, top: int = 10) -> list[dict]:
 
     Args:
       folder: of `record`.
-      text: the compiled program's.
+      text: of the compiled program.
 
     Returns:
       [{"name", "opcode", "seconds": of all "calls", "share": of all operations' seconds, "bytes":
@@ -39,7 +39,7 @@ def costliest(folder, text: str, top: int = 10) -> list[dict]:
     for name, spent in timed.most_common(top):
         line, lines = known[name]
         sizes = {other.name: other.nbytes for other in lines}
-        products = [line, *program.get(hlo.called(line), ())]  # those of a fusion are its own
+        products = [line, *program.get(hlo.called(line), ())]  # a fusion counts what is inside it
         found.append(
             {
                 "name": name,

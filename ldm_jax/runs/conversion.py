@@ -1,4 +1,4 @@
-"""Other people's checkpoints as runs, and runs as folders that diffusers loads; see `convert`."""
+"""Converts checkpoints of other projects into runs, and runs into diffusers' folders; `convert`."""
 
 import contextlib
 import os
@@ -28,9 +28,9 @@ OPENERS = {
 
 
 def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
-    """Writes the run of a foreign checkpoint into the folder `out`, whole or not at all.
+    """Converts a checkpoint of another project into a run in the folder `out`, whole or not at all.
 
-    kind: one of OPENERS, which takes `given`; overrides: changes to the config, as text.
+    kind: a key of OPENERS, whose function gets `given`; overrides: changes to the run's config.
     """
     seconds = watch.stopwatch()
     with _new_folder(out) as folder, _understood(checkpoint):
@@ -50,7 +50,7 @@ def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
 
 
 def export(run, out, ema: bool = True) -> dict:
-    """Writes a run into the folder `out` as diffusers loads it, whole or not at all."""
+    """Writes a run into the folder `out` as diffusers loads it; no folder is left on an error."""
     seconds = watch.stopwatch()
     with _new_folder(out) as folder:
         record = record_lib.Record(run)
@@ -95,7 +95,7 @@ def write_run(source, folder, overrides) -> dict:
 
 
 def make_config(stage: str, changes: dict, overrides: dict):
-    """The defaults of a stage with these changes, resolved and locked."""
+    """The default config of a stage with these changes, locked."""
     keys = kinds.KINDS.get(stage).defaults().to_dict()
     if "name" in changes.get("model", {}):  # another network, with keys of its own
         keys["model"] = {}
@@ -106,7 +106,7 @@ def make_config(stage: str, changes: dict, overrides: dict):
 
 
 def save(folder, step: int, trees: dict):
-    """One checkpoint: weights without an optimizer's state, which training makes anew."""
+    """Saves one checkpoint of weights alone, without an optimizer's state."""
     state = {"step": jnp.int32(step), "opt": {}, **jax.tree.map(jnp.asarray, trees)}
     with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as checkpoints:
         checkpoints.save(step, state, {"pending": [], "seconds": 0.0})
@@ -115,7 +115,7 @@ def save(folder, step: int, trees: dict):
 
 @contextlib.contextmanager
 def _new_folder(out):
-    """A folder beside `out` that takes its place at the end, and vanishes if anything fails."""
+    """A temporary folder that is renamed to `out` at the end, or removed if anything fails."""
     out = pathlib.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise errors.UsageError(f"--out={out} exists already; give a new folder.")
@@ -133,7 +133,7 @@ def _new_folder(out):
 
 @contextlib.contextmanager
 def _understood(checkpoint):
-    """A foreign config that is wrong breaks its reader in many ways: all become one line."""
+    """Turns the many exceptions that a wrong config of another project causes into a UsageError."""
     try:
         yield
     except errors.UsageError:

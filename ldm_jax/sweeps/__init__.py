@@ -1,1 +1,1 @@
-"""Many trainings as one experiment: its cells, their work, the report."""
+"""Many trainings as one experiment: its cells, the work that each needs, the report."""

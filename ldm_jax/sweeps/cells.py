@@ -1,8 +1,8 @@
-"""What a sweep consists of: its cells, the runs they share, and how wide and how long they are.
+"""The cells of a sweep, the names of the runs that they share, their widths and their lengths.
 
-A sweep's config (configs/sweeps/) holds whole configs of both stages for every f; a cell is one of
-their combinations with channels, bottleneck and seed. First stages and latent caches are named
-after a digest of all that they depend on, so that cells which agree share them.
+A sweep's config (configs/sweeps/) holds whole configs of both stages for every f. A cell is a
+combination of f, bottleneck, latent channels and seed. First stages and latent caches are named
+after a digest of all that they depend on, so cells with equal ones share them.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ class Cell(NamedTuple):
     """One point of the sweep.
 
     first_stage: config of the first stage; None for pixels (f = 1).
-    ldm: config of the second stage, its width solved; its steps and its first stage are filled in
-      by the work that trains it.
+    ldm: config of the second stage with its final width; its steps and the path of its first stage
+      are set when it is trained, see work.py.
     codec: the first stage without weights; parameters: of the denoiser with its conditioners.
     """
 
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
     @property
     def variant(self) -> str:
-        """What seeds have in common: f4_kl_c4."""
+        """The name without the seed: f4_kl_c4."""
         return f"f{self.f}_{self.bottleneck}_c{self.codec.channels}"
 
     @property
@@ -67,21 +67,21 @@ class Cell(NamedTuple):
 
 
 def digest(*configs) -> str:
-    """8 hex digits over configs, None among them."""
+    """8 hex digits over configs, some of which may be None."""
     text = "\n".join("" if c is None else config_lib.to_json(c) for c in configs)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def cells(sweep: ConfigDict) -> list[Cell]:
-    """All cells, by f, bottleneck, channels, seed. Bad configs are a UsageError.
+    """All cells, ordered by f, bottleneck, channels, seed. A wrong config is a UsageError.
 
-    Seeds are the second stage's: cells that differ in nothing else share a first stage.
+    The seed is that of the second stage: cells that differ in the seed alone share a first stage.
     """
     check(sweep)
     found = {}
     axes = itertools.product(sweep.f, sweep.bottlenecks, sweep.channels or (0,), sweep.seeds)
     for f, bottleneck, channels, seed in axes:
-        if f == 1:  # pixels have neither bottleneck nor channels to choose
+        if f == 1:  # pixel diffusion has no bottleneck and no latent channels
             bottleneck, channels = "pixels", 0
         cell = _cell(sweep, f, bottleneck, channels, seed)
         found.setdefault(cell.name, cell)
@@ -89,7 +89,7 @@ def cells(sweep: ConfigDict) -> list[Cell]:
 
 
 def check(sweep: ConfigDict):
-    """Raises UsageError for what can be known to be wrong of the sweep's own keys."""
+    """Raises UsageError for a wrong value of the sweep's own keys."""
     if sweep.budget.kind not in BUDGETS:
         hint = errors.nearest(sweep.budget.kind, BUDGETS)
         raise errors.UsageError(
@@ -146,10 +146,10 @@ def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) ->
     Raises:
       UsageError: no width, in steps that its groups and heads allow, comes within `tolerance`.
     """
-    unit = backbone(ldm, codec).width_unit
-    of_width = lambda k: with_width(ldm, codec, k * unit)
-    count = lambda k: parameters(of_width(k), codec)
-    # All channels are multiples of the width, so parameters are a quadratic of it: three tell all.
+    unit = math.lcm(ldm.model.groups, ldm.model.head_channels or ldm.model.heads)
+    count = lambda k: parameters(with_width(ldm, k * unit), codec)
+    # All channels are multiples of the width, so the number of parameters is a quadratic function
+    # of it, which three points determine.
     quadratic = np.polynomial.Polynomial.fit((1, 2, 3), [count(k) for k in (1, 2, 3)], 2)
     widths = np.arange(1, MAX_WIDTH // unit + 1)
     best = int(widths[np.argmin(np.abs(quadratic(widths) - target))])
@@ -163,8 +163,8 @@ def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) ->
     return of_width(best)
 
 
-def with_width(ldm: ConfigDict, codec: Codec, width: int) -> ConfigDict:
-    """A copy of another width, with vectors as wide as that backbone adds them."""
+def with_width(ldm: ConfigDict, width: int) -> ConfigDict:
+    """A copy of another width. Vector conditions have four times it, like the time embedding."""
     ldm = unlocked(ldm)
     ldm.model.width = width
     for conditioner in ldm.conditioners.values():
@@ -178,7 +178,7 @@ def backbone(ldm: ConfigDict, codec: Codec):
 
 
 def dated(ldm: ConfigDict, steps: int, points: int) -> ConfigDict:
-    """A copy that trains about `steps` steps, and keeps a checkpoint at each of `points` parts."""
+    """A copy that trains about `steps` steps and keeps `points` checkpoints, evenly spaced."""
     ldm = unlocked(ldm)
     part = max(1, steps // points)
     pieces = -(-part // ldm.steps.checkpoint)
@@ -202,5 +202,5 @@ def steps(budget, flops_per_step: float, seconds_per_step: float | None = None) 
 
 
 def unlocked(config: ConfigDict) -> ConfigDict:
-    """A copy that takes any key."""
+    """A copy that is not locked."""
     return ConfigDict(config.to_dict())

@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences: which f wins under the budget, by how much, how sure."""
+"""The conclusion of a sweep in sentences: which f is best, by how much, with which confidence."""
 
 import collections
 import itertools
@@ -14,11 +14,11 @@ BUDGETS = {
     "seconds": "training time (about {amount:,.0f} s for each denoiser)",
 }
 SURE = ((0.99, "which is clear"), (0.9, "which is likely"), (0.0, "which settles nothing"))
-OFF = 0.1  # share of the budget by which a cell may miss it unnamed
+OFF = 0.1  # a cell that misses its budget by more than this share is named in the conclusion
 
 
 class Entry(NamedTuple):
-    """One f with its best channels and bottleneck, over its seeds."""
+    """One f with its best channels and bottleneck; value: the mean over its seeds."""
 
     f: int
     value: results.Value
@@ -39,7 +39,7 @@ def entries(cells, key: str) -> list[Entry]:
 
 
 def mean(values: list[results.Value]) -> results.Value:
-    """Over seeds: the error is that of the samples or of the spread of seeds, the larger one."""
+    """The mean over seeds. Its error is the larger of the samples' and of the seeds' spread."""
     if len(values) == 1:
         return values[0]
     middle = statistics.fmean(v.value for v in values)
@@ -75,7 +75,7 @@ def sentences(found: list[Entry], key: str, budget: dict) -> list[str]:
 
 
 def off_budget(cells) -> list[str]:
-    """A sentence for each cell that spent less than its budget, or more."""
+    """A sentence for each cell that spent considerably less or more than its budget."""
     said = []
     for cell in cells:
         share = results.flops(cell, cell["steps"]) / cell["budget"]["amount"]
@@ -90,8 +90,8 @@ def off_budget(cells) -> list[str]:
 def predictors(cells, key: str) -> dict[str, tuple[float, int]]:
     """{measure of first stages: (Spearman's rank correlation with the samples' quality, stages)}.
 
-    Both are turned so that more is better: 1 means that the first stages' order is the samples'.
-    The quality of a first stage is the mean over the seeds that share it.
+    The sign is such that 1 means: the better the first stage, the better the samples. A first stage
+    that several seeds share counts once, with the mean of their samples' quality.
     """
     from scipy import stats
 

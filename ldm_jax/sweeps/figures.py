@@ -1,4 +1,4 @@
-"""The figures of a report, each a matplotlib Figure of the cells' summaries."""
+"""The plots of a report: each function makes a matplotlib Figure of the cells' summaries."""
 
 from matplotlib.figure import Figure
 
@@ -16,11 +16,11 @@ def _axes(title: str, x: str, y: str, log: bool = True):
 
 
 def _line(axes, cells, cell, x, rows, key):
-    """One cell's rows over x, with intervals; a colour for each f."""
+    """Draws one cell's rows over x, with error bars; each f has a colour."""
     values = [results.measure(row["measures"], key, row["num"]) for row in rows]
     middle, errors = [v.value for v in values], None
     if all(v.low is not None for v in values):
-        # A share's interval lies askew about it, and need not contain it by rounding.
+        # The interval of a share is asymmetric, and by rounding it may not even contain the share.
         both = [(max(v.value - v.low, 0), max(v.high - v.value, 0)) for v in values]
         errors = [*zip(*both)]
     colour = f"C{sorted({c['f'] for c in cells}).index(cell['f'])}"
@@ -40,7 +40,7 @@ def training(cells, key: str, x: str) -> Figure:
 
 
 def throughput(cells, key: str) -> Figure:
-    """Fig. 7: quality against the speed of sampling, a mark for each step count."""
+    """Fig. 7: quality against the speed of sampling, with a point for each step count."""
     title = "Quality against sampling throughput, at the end of training"
     figure, axes = _axes(title, "images per second", results.MEASURES[key][0])
     for cell in cells:
@@ -55,7 +55,7 @@ def throughput(cells, key: str) -> Figure:
 
 
 def distortion(cells, key: str) -> Figure | None:
-    """A measure of the first stages against the numbers in a latent; None where none has it."""
+    """A measure of the first stages against the size of their latents; None if none has it."""
     having = [cell for cell in cells if key in results.first_stage(cell)]
     if not having:
         return None

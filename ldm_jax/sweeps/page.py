@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing beside it: figures and samples are in it as base64."""
+"""The report as a single HTML file, with all plots and samples inside it as base64."""
 
 import base64
 import html
@@ -16,7 +16,7 @@ figure{display:inline-block;margin:.5em;vertical-align:top;max-width:34em}"""
 
 
 def write(workdir, cells: list[dict]) -> dict:
-    """Writes index.html and results.csv of the summaries of cells, by f; returns the summary."""
+    """Writes index.html and results.csv; returns the summary. cells: their summaries, by f."""
     workdir = pathlib.Path(workdir)
     found = results.keys(cells)
     if not found:

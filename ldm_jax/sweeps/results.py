@@ -1,6 +1,6 @@
-"""What a sweep's cells measured, as rows; how large a measure's error is.
+"""The measures of a sweep's cells with their errors, and the table of all results.
 
-A measure that `evaluate` learns plugs in as a line of one of the two tables.
+A new measure of `evaluate` is added as a line of one of the two dicts.
 """
 
 import csv
@@ -8,7 +8,8 @@ import io
 import math
 from typing import NamedTuple
 
-# {key of summary.json: (what to call it, larger is better)}; the first that all cells have decides.
+# {key of summary.json: (its label, whether larger is better)}. The first measure that all cells
+# have ranks them.
 MEASURES = {
     "fid": ("FID", False),
     "fid_clean": ("FID (clean)", False),
@@ -29,12 +30,12 @@ FIRST_STAGE = {
     "rfd_mobilenet": ("reconstructions' Fréchet distance on MobileNetV2", False),
     "latent_high_frequency": ("latents' power at high frequencies, share", False),
 }
-SHARES = ("class_accuracy",)  # of independent samples: their error follows from their number
-Z = 1.96  # of a 95 % interval
+SHARES = ("class_accuracy",)  # shares of independent samples, which have a binomial error
+Z = 1.96  # half of a 95 % interval, in standard errors
 
 
 class Value(NamedTuple):
-    """A measured value; low, high: its 95 % interval, None where none is known."""
+    """A measured value; low, high: its 95 % interval, or None if it is not known."""
 
     value: float
     low: float | None = None
@@ -51,7 +52,7 @@ class Value(NamedTuple):
 
 
 def measure(measures: dict, key: str, num: int) -> Value | None:
-    """A measure with its interval: evaluate's own, or a share's (Wilson 1927) of `num` samples."""
+    """A measure with its interval: that of `evaluate`, or for shares of `num` samples Wilson's."""
     if key not in measures:
         return None
     value = measures[key]
@@ -75,7 +76,7 @@ def keys(cells) -> list[str]:
 
 
 def final(cell: dict) -> dict:
-    """The row at the end of training, with the step count that all points share."""
+    """The row at the end of training, for the number of sampling steps that all points have."""
     wanted = cell["steps"], cell["curve"]
     return next(r for r in cell["rows"] if (r["step"], r["sampling_steps"]) == wanted)
 

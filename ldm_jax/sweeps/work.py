@@ -1,4 +1,4 @@
-"""The work of a sweep: what is not done yet of training, sampling and judging each cell."""
+"""The work of a sweep: training, sampling and evaluating each cell, unless that is done."""
 
 import contextlib
 import fcntl
@@ -13,11 +13,11 @@ from ldm_jax.base import record as record_lib
 from ldm_jax.cost import programs
 from ldm_jax.sweeps import cells, page
 
-CALIBRATION = 30  # steps that tell the speed, for budgets of seconds
+CALIBRATION = 30  # steps that are timed to plan a budget of seconds
 
 
 def choose(sweep, name: str) -> list:
-    """The cells of a sweep's config; the one of that name alone where it is not empty."""
+    """The cells of a sweep's config; with a name, only the cell of that name."""
     found = {cell.name: cell for cell in cells.cells(sweep)}
     if name and name not in found:
         hint = errors.nearest(name, found)
@@ -26,7 +26,7 @@ def choose(sweep, name: str) -> list:
 
 
 def describe(chosen, sweep, argv) -> list[str]:
-    """A line that says what each cell is, then the commands that run them, `argv` with --cell."""
+    """A line about each cell, then for each the command that runs it: `argv` with --cell."""
     lines = [f"# {'cell':20} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}"]
     for cell in chosen:
         flops, width = programs.training_flops(cell.ldm, cell.codec), cell.ldm.model.width
@@ -37,7 +37,7 @@ def describe(chosen, sweep, argv) -> list[str]:
 
 
 def write_report(workdir: pathlib.Path, works):
-    """Of the cells that are finished."""
+    """Writes the report of the cells that are finished."""
     done = [read(work.folder) for work in works if work.finished()]
     if not done:
         raise errors.UsageError(f"--workdir={workdir} holds no finished cells: run the sweep.")
@@ -46,9 +46,9 @@ def write_report(workdir: pathlib.Path, works):
 
 
 class Work:
-    """The work of one cell, in the folders that it shares and its own.
+    """The work of one cell, in its own folder and in those that it shares with other cells.
 
-    call: (name of a command, *its arguments), which runs it, as cli.call does.
+    call: function (name of a command, *its arguments) that runs the command, such as cli.call.
     """
 
     def __init__(self, cell, sweep, workdir: pathlib.Path, call):
@@ -63,7 +63,7 @@ class Work:
         return finished(self.folder) and read(self.folder)["judgement"] == self.judgement
 
     def run(self):
-        """Does what is missing; summary.json in the cell's folder says all that was measured."""
+        """Does what is not done yet, and writes summary.json into the cell's folder."""
         if self.finished():
             print(f"{self.cell.name} is done.", flush=True)
             return
@@ -94,7 +94,7 @@ class Work:
         output.finish(self.folder / "summary.json", summary)
 
     def prepare(self) -> dict:
-        """Trains and judges the first stage and encodes the data; what that took and gave."""
+        """Trains and evaluates the first stage and encodes the data; returns costs and measures."""
         with locked(self.first):
             trained = self.train(self.cell.first_stage, self.first)
             flags = self.sweep.evaluate.first_stage
@@ -117,7 +117,7 @@ class Work:
         }
 
     def config(self):
-        """(the denoiser's config with its steps, FLOPs of a step, measured seconds of one)."""
+        """(the denoiser's final config, FLOPs of a step, measured seconds of a step or None)."""
         config = cells.unlocked(self.cell.ldm)
         if self.first:
             config.first_stage, config.latents.cache = str(self.first), str(self.cache)
@@ -131,7 +131,7 @@ class Work:
         return cells.dated(config, steps, self.sweep.points), flops, seconds
 
     def judge(self, config, run, step):
-        """Samples and evaluates one point of training; a row for each step count."""
+        """Samples and evaluates one checkpoint; yields a row for each number of sampling steps."""
         how, last = self.sweep.sampling, step == config.steps.total
         point = run if last else freeze(run, step, self.folder / "points" / f"{step:08d}")
         drawing = cells.digest({"num": how.num, "flags": how.flags})
@@ -151,22 +151,22 @@ class Work:
             }
 
     def train(self, config, workdir):
-        """Trains `config` in `workdir` to its end, where that was not reached."""
+        """Trains `config` in `workdir` to its end, unless that is done; returns the summary."""
         recipe = workdir / record_lib.CONFIG
         if not recipe.exists():
             disk.write_text(recipe, config_lib.to_json(config))
         return self.once(workdir, "train", {"config": recipe, "workdir": workdir})
 
     def evaluate(self, what: dict, folder, flags) -> dict:
-        """The measured values, without their protocol, of a run or samples in `folder`."""
+        """Evaluates the run or the samples in `folder`; returns the numbers alone."""
         out = folder / f"evaluation-{cells.digest({'flags': flags})}"
         found = self.once(out, "evaluate", what | {"out": out}, flags)
         return {k: v for k, v in found.items() if isinstance(v, (int, float)) and k != "num"}
 
     def once(self, folder, command: str, settings: dict, flags=()) -> dict:
-        """What `folder` says of the command that writes it, called where it has not ended.
+        """Runs a command that writes `folder`, unless it is finished; returns its summary.
 
-        settings: {flag: value}; flags: further ones as text.
+        settings: {flag: value}; flags: further flags as text.
         """
         if not finished(folder):
             self.call(command, *(f"--{key}={value}" for key, value in settings.items()), *flags)
@@ -174,7 +174,7 @@ class Work:
 
 
 def freeze(run, step: int, folder):
-    """A run that holds one checkpoint of `run`, for commands that take the newest one."""
+    """A copy of `run` with one checkpoint alone, for commands that always take the newest."""
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(partial, ignore_errors=True)
@@ -188,7 +188,7 @@ def freeze(run, step: int, folder):
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path):
-    """Only one process of a machine, or of a file system that knows locks, is inside."""
+    """A lock that processes of one machine respect, and those of others if the file system does."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f"{folder.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,1 +1,1 @@
-"""A run from its config to its last checkpoint: the workdir claimed, the session, the summary."""
+"""Training a run from its config to its last checkpoint: the workdir, the session, the summary."""

@@ -1,4 +1,4 @@
-"""A session of training, from a config to the summary of its run: the whole story, in order."""
+"""A session of training, from a config to the summary of its run: all its parts, in order."""
 
 import pathlib
 import statistics
@@ -18,12 +18,12 @@ from ldm_jax.training import workdir as workdir_lib
 
 
 def train(config, workdir, allow=(), devices: str = "") -> dict:
-    """Trains what `config` says in `workdir`, or goes on with it; returns the run's summary.
+    """Trains a run in `workdir`, or resumes the one that is there; returns its summary.
 
     Args:
-      config: see base/defaults.py; what the data decides of it is filled in here.
-      allow: keys of an existing run's config that may change.
-      devices: what must be there over all hosts, see hosts.check_devices.
+      config: see base/defaults.py; keys that depend on the data are filled in here.
+      allow: keys in which the config may differ from that of the run in `workdir`.
+      devices: those that all hosts together must have, see hosts.check_devices.
     """
     seconds, workdir = watch.stopwatch(), pathlib.Path(workdir)
 
@@ -45,7 +45,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     hosts.check_devices(devices)
     mesh = mesh_lib.make_mesh(config)
 
-    # Workdir: a run to go on with, or a new one
+    # Workdir: of a run to resume, or of a new one
     if workdir_lib.begun(workdir):
         workdir_lib.can_resume(workdir)
     elif config.init_from:
@@ -60,7 +60,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     own = {name: config[name] for name in names} | config.checkpoints.to_dict()
     settings = loop.Settings(workdir, loop.Intervals(**config.steps), **own)
 
-    # Loop, again from an older checkpoint after bad steps
+    # Loop; after bad steps, a second one from an older checkpoint
     report = workdir / f"hang_{hosts.index():04d}.txt"
     with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
         programs = step_lib.programs(
@@ -86,7 +86,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
 
 
 def summary(workdir) -> dict:
-    """Of a run: the newest value of every metric, the rates, the clock."""
+    """The summary of a run: the newest value of every metric, its speed and its goodput."""
     newest = {}
     for line in disk.read_jsonl(workdir / "metrics.jsonl"):
         newest |= line
@@ -102,6 +102,6 @@ def summary(workdir) -> dict:
 
 
 def words(workdir, summary: dict) -> list[str]:
-    """What a summary says beside its numbers, a line each."""
+    """Lines to print below the numbers of a summary."""
     pictures = remote.shown(pathlib.Path(workdir) / "images")
     return [f"goodput: {goodput.words(summary['goodput'])}", f"pictures: {pictures}"]

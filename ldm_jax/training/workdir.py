@@ -1,12 +1,12 @@
-"""The folder of a run in training: whether it may be gone on with, and under which config."""
+"""The folder of a run in training: can the run be resumed, and with which changes of its config?"""
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, remote
 from ldm_jax.engine import checkpoint
 
-# What of a run's config may differ when the run goes on, keys or whole groups, each with the reason
-# why it changes no number that the run was to compute. All other keys stay as they were, those of
-# kernels and of rematerialisation too: the same sums are fused otherwise, and round otherwise.
+# The keys, or groups of keys, of a run's config that may differ when it is resumed, with the reason
+# why they do not affect its numbers. No other key may change, not even those of kernels and of
+# rematerialisation: XLA then fuses sums in another way, and their rounding changes.
 MAY_CHANGE = {
     "limits": "say when a phase counts as stuck",
     "max_bad_steps": "says when to go back",
@@ -15,29 +15,25 @@ MAY_CHANGE = {
     "check_replicas": "only compares",
     "data.max_bad_fraction": "says when to stop",
     "data.path": "the data's fingerprint decides whether they are the same",
-    "data.workers": "rows follow from seed, step and row alone",
+    "data.workers": "a row of a batch depends on the seed, the step and the row alone",
     "data.threads": "as data.workers",
-    "checkpoints": "say which finished steps stay on disk",
-    "mesh": "is where the run computes, and a run may move to devices that round otherwise",
-    "offload": "is where moments lie between steps",
+    "checkpoints": "say which checkpoints are kept",
+    "mesh": "says where the run computes; a run may move to devices that round in another way",
+    "offload": "says where moments are kept between steps",
 }
 
 
-def may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-
-
 def begun(workdir) -> bool:
-    """Whether there is a checkpoint to go on from, or to protect."""
+    """Whether the folder holds a checkpoint, to resume from or to protect."""
     return any(remote.place(workdir / "checkpoints").glob("[0-9]*"))
 
 
 def can_resume(workdir):
-    """Raises UsageError for a run that was converted: it has no optimizer's state to go on with."""
+    """Raises UsageError for a converted run, which has no optimizer's state to resume with."""
     try:
         trained = checkpoint.saved(workdir).get("opt")
     except errors.UsageError:
-        return  # a damaged checkpoint; restoring walks back to a sound one
+        return  # a damaged checkpoint; restoring goes back to an intact one
     if not trained:
         raise errors.UsageError(
             f"--workdir={workdir} holds weights without an optimizer's state, as converted runs "
@@ -48,22 +44,23 @@ def can_resume(workdir):
 def claim(record, config, source, allow=()):
     """Writes config.json and data.txt into a workdir.
 
-    A workdir without a checkpoint holds nothing to protect: a corrected config may take it over.
+    A workdir without a checkpoint holds nothing to protect, so any config may replace its own.
 
     Args:
-      allow: keys of an existing run's config that may change, besides MAY_CHANGE.
+      allow: keys besides MAY_CHANGE in which the config may differ from that of an existing run.
 
     Raises:
-      UsageError: it holds a run with another config, or of other data.
+      UsageError: the workdir holds a run with another config, or of other data.
     """
     if not begun(record.path):
         record.forget("latents.json", "frozen.json", "start.json")
         if not record.is_of(config):  # a run may roll back before its first checkpoint
             record.forget("rollbacks.jsonl")
     elif record.exists():
+        free = tuple(f"{key}." for key in MAY_CHANGE)
         lines = config_lib.difference(record.config, config)
         changed = {line.split(":")[0]: line for line in lines}
-        changed = {key: line for key, line in changed.items() if not may_change(key)}
+        changed = {key: line for key, line in changed.items() if not f"{key}.".startswith(free)}
         if changed.keys() - set(allow):
             raise errors.UsageError(
                 f"{record.shown} holds a run with another config ({'; '.join(changed.values())}): "
