@@ -104,7 +104,7 @@ def first_stage() -> ConfigDict:
         mid_attention=True,
         z_channels=3,
         latent_channels=3,
-        posterior_logvar=0.0,  # kl: log variance of the posterior when training starts
+        posterior_logvar=0.0,  # log variance that kl starts from and that noise keeps
         codebook_size=8192,  # vq
         shortcut="",  # linear: a linear path beside the network, initialised from the data
         groups=32,  # of GroupNorm

@@ -146,8 +146,9 @@ def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) ->
     Raises:
       UsageError: no width, in steps that its groups and heads allow, comes within `tolerance`.
     """
-    unit = math.lcm(ldm.model.groups, ldm.model.head_channels or ldm.model.heads)
-    count = lambda k: parameters(with_width(ldm, k * unit), codec)
+    unit = backbone(ldm, codec).width_unit
+    of_width = lambda k: with_width(ldm, codec, k * unit)
+    count = lambda k: parameters(of_width(k), codec)
     # All channels are multiples of the width, so the number of parameters is a quadratic function
     # of it, which three points determine.
     quadratic = np.polynomial.Polynomial.fit((1, 2, 3), [count(k) for k in (1, 2, 3)], 2)
@@ -163,8 +164,8 @@ def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) ->
     return of_width(best)
 
 
-def with_width(ldm: ConfigDict, width: int) -> ConfigDict:
-    """A copy of another width. Vector conditions have four times it, like the time embedding."""
+def with_width(ldm: ConfigDict, codec: Codec, width: int) -> ConfigDict:
+    """A copy of another width, with vectors as wide as that backbone adds them."""
     ldm = unlocked(ldm)
     ldm.model.width = width
     for conditioner in ldm.conditioners.values():
