@@ -8,16 +8,15 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
       ([b, h, w, 3] and [b, h/f, w/f, c]).
     latent_of: {field: image field}, those of its fields that the stage makes from an image of the
       batch with the first stage. Most have none.
-    reader: the name in weights/readers.py's READERS of the function (conditioner) -> its Linen
-      collection "frozen", weights that it has from elsewhere and that are never trained, averaged
-      or saved with a run. Most have none.
+    reader: the name of a function in the registry READERS of weights/readers.py. It takes the
+      conditioner and returns its Linen collection "frozen": weights from elsewhere, which are never
+      trained, averaged or saved with a run. Most have none.
 
 A new kind of condition is one class here, one maker of its field in `data/` where the records do
 not have it as it is (data/conditions.py), and one line in a config.
 """
 
 import dataclasses
-import functools
 from typing import Any, ClassVar, NamedTuple
 
 import einops
@@ -133,10 +132,9 @@ class TokenEmbedder(Conditioner):
         null = np.array([*self.null, *[self.pad] * (self.length - len(self.null))], np.int32)
         ids = jnp.where(drop[:, None], null[: ids.shape[1]], ids)
         mask = (ids != self.pad).at[:, 0].set(True) if self.mask_padding else None
-        block = nn.remat(transformer.Block) if self.remat else transformer.Block
+        block = blocks.layer(transformer.Block, self)
         own = blocks.same_fields(self, transformer.TokenTransformer)
-        own |= {"block": functools.partial(block, **blocks.same_fields(self, transformer.Block))}
-        tokens = transformer.TokenTransformer(**own, name="transformer")(ids, mask)
+        tokens = transformer.TokenTransformer(**own, block=block, name="transformer")(ids, mask)
         if not self.vector:
             return Cond(tokens=tokens, mask=mask)
         counted = jnp.ones(ids.shape) if mask is None else mask
@@ -147,11 +145,10 @@ class TokenEmbedder(Conditioner):
 
     @nn.nowrap
     def check(self):
-        # Under jit an id that the table lacks does not raise.
-        if max(self.pad, *self.null, 0) >= self.vocab_size or len(self.null) > self.length:
+        check_ids(self, "pad", "null")
+        if len(self.null) > self.length:
             raise errors.UsageError(
-                f"pad={self.pad} and null={self.null} must be ids below "
-                f"vocab_size={self.vocab_size}, at most length={self.length} of them."
+                f"null={self.null} has more ids than length={self.length}: give fewer."
             )
 
 
@@ -333,6 +330,18 @@ def merge(conds):
         concat=join(given("concat"), -1),
         mask=join(given("mask") and [seen(c) for c in conds if c.tokens is not None], 1),
     )
+
+
+def check_ids(conditioner, *names):
+    """Raises UsageError where these fields, ids or tuples of ids, are outside the vocabulary.
+
+    Under jit nothing else would: an id that the table lacks makes NaN there.
+    """
+    size = conditioner.vocab_size
+    for name in names:
+        ids = getattr(conditioner, name)
+        if not all(0 <= i < size for i in np.ravel(ids)):
+            raise errors.UsageError(f"{name}={ids}: give ids from 0 on, below vocab_size={size}.")
 
 
 def _blank(x, drop):

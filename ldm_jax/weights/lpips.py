@@ -38,7 +38,7 @@ def load(backbone, heads):
 
 
 def table(net):
-    """Of torchvision's positions, or those of LPIPS, which are the same."""
+    """The table, for torchvision's keys and LPIPS's alike: both number the layers the same."""
     key = BACKBONE[0] + r"(\d+)"
     return [
         Rule(key, rf"{net}/conv_\1", "conv"),

@@ -180,7 +180,7 @@ def _unread(conditioners, net):
 
 
 def _averaged(state) -> dict | None:
-    """The state with the EMA's weights in place: their names are the others' without dots."""
+    """The state with the EMA's weights for the trained ones; their names have no dots."""
     if not any(key.startswith("model_ema.diffusion_model") for key in state):
         return None
     shadow = lambda key: "model_ema." + key.removeprefix("model.").replace(".", "")

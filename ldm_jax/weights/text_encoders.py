@@ -1,4 +1,4 @@
-"""CLIP text encoders, in and out: their files lie in the run as they came.
+"""CLIP text encoders, in and out: a run holds their files unchanged.
 
 A converted run holds text_encoder/ and tokenizer/, which its `clip` conditioner names, relative to
 the run. Nothing of them is trained, so their files are copied and not converted.

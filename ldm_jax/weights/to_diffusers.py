@@ -17,7 +17,7 @@ VERSION = "0.30.0"  # of diffusers, at least
 SCHEDULES = {ours: theirs for theirs, ours in diffusers.SCHEDULES.items()}
 PREDICTIONS = {ours: theirs for theirs, ours in diffusers.PREDICTIONS.items()}
 STABLE_DIFFUSION = "StableDiffusionPipeline"
-# Its arguments that a caller may bring instead: embeddings go in as prompt_embeds.
+# Its parts that a run may lack; a caller then gives embeddings, as prompt_embeds.
 ABSENT = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
 AUTOENCODERS = {"kl": "AutoencoderKL", "vq": "VQModel"}  # by their bottleneck
 
