@@ -70,7 +70,7 @@ class ClassEmbedder(Conditioner):
     """One embedding per class, and a last one for the null class. batch["class"]: int [b].
 
     As one token [b, 1, width] for cross-attention, or with `place="vector"` as [b, width], where
-    width must be 4 * the UNet's width.
+    width must be the backbone's `vector_width`, for a UNet 4 * its width.
     """
 
     num_classes: int
@@ -280,8 +280,8 @@ class Inpainting(Conditioner):
     batch["masked_latents"]: [b, h/f, w/f, c], the first stage's own (unscaled, the mode), which the
     stage encodes from batch["masked_image"] [b, h, w, 3], -1 in the hole. batch["mask"]:
     [b, h, w, 1] or [b, h/f, w/f, 1], 1 in the hole and 0 elsewhere; it is brought to the latents'
-    size by its nearest pixels, and to [-1, 1]. The null condition knows nothing: latents of zero,
-    all hole.
+    size by its nearest pixels, and to [-1, 1]. The null condition is latents of zero and a mask
+    that is all hole.
     """
 
     fields: ClassVar[tuple] = ("masked_latents", "mask")
@@ -303,14 +303,16 @@ class Inpainting(Conditioner):
 
 
 def label_of(group: dict, field: str) -> str | None:
-    """The label under which `config.conditioners` has what reads `field` of the batch, the first of
-    several; None where nothing reads it. Labels are names that a recipe chooses."""
+    """The first label in `config.conditioners` whose conditioner reads `field`, None without one.
+
+    Labels are names that a recipe chooses.
+    """
     reads = lambda label: field in CONDITIONERS.get(group[label]["name"]).fields
     return next(filter(reads, sorted(group)), None)
 
 
 def num_classes(group: dict) -> int:
-    """Classes of what reads the batch's class in `config.conditioners`; 0: nothing does."""
+    """Classes of the conditioner that reads the batch's class; 0 without one."""
     label = label_of(group, "class")
     return group[label].get("num_classes", 0) if label else 0
 

@@ -60,7 +60,7 @@ def weights_file(path) -> pathlib.Path:
 
 
 def table(depth: int):
-    """Hugging Face's names, literal."""
+    """The table of Hugging Face's names, which are literal."""
     layers = [(f"encoder.layers.{i}.", f"block_{i}/") for i in range(depth)]
     return [
         Rule("embeddings.token_embedding", "table", "table"),
