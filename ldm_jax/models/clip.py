@@ -78,7 +78,11 @@ class ClipText(Conditioner):
                 "hf:openai/clip-vit-large-patch14."
             )
         check_ids(self, "start", "end", "pad")
-        self.encoder()
+        if self.activation not in ACTIVATIONS:
+            raise errors.UsageError(
+                f"activation={self.activation!r}: choose {' or '.join(ACTIVATIONS)}"
+                f"{errors.nearest(self.activation, ACTIVATIONS)}"
+            )
 
     @nn.nowrap
     def example(self, image, latent):
@@ -99,10 +103,5 @@ class ClipText(Conditioner):
 
     @nn.nowrap
     def encoder(self) -> TokenTransformer:
-        if self.activation not in ACTIVATIONS:
-            raise errors.UsageError(
-                f"activation={self.activation!r}: choose {' or '.join(ACTIVATIONS)}"
-                f"{errors.nearest(self.activation, ACTIVATIONS)}"
-            )
         own = same_fields(self, TokenTransformer)
         return TokenTransformer(**own, block=layer(Block, self), parent=None)

@@ -335,9 +335,9 @@ def merge(conds):
 
 
 def check_ids(conditioner, *names):
-    """Raises UsageError where these fields, ids or tuples of ids, are outside the vocabulary.
+    """Raises UsageError for a field, an id or a tuple of ids, that is outside the vocabulary.
 
-    Under jit nothing else would: an id that the table lacks makes NaN there.
+    Nothing else would: under jit an id that the table lacks does not raise.
     """
     size = conditioner.vocab_size
     for name in names:

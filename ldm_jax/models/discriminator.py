@@ -56,7 +56,6 @@ class ActNorm(nn.Module):
 class BatchNorm(nn.Module):
     """Ioffe & Szegedy 2015, by the batch's own statistics, in float32. [b, h, w, c] -> same."""
 
-    eps: float = 1e-5
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -67,7 +66,7 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axis=(0, 1, 2))
         var = jnp.mean((x - mean) ** 2, axis=(0, 1, 2))
-        factor = scale * jax.lax.rsqrt(var + self.eps)
+        factor = scale * jax.lax.rsqrt(var + 1e-5)
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
 
