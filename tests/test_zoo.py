@@ -211,6 +211,14 @@ def test_a_recipe_only_changes_what_base_has(name):
         diffuse.Loss(**config.loss)
 
 
+def test_an_unknown_kind_of_attention_is_refused_by_its_key():
+    config = load("kl_f4")
+    with config.unlocked():
+        config.model.attention_kind = "liner"
+    with pytest.raises(errors.UsageError, match=r"config.model.attention_kind='liner'.*'linear'"):
+        check_lib.check(config, range(10))
+
+
 def test_a_recipe_in_the_place_of_a_first_stage_is_refused_with_the_way_to_train_it():
     with pytest.raises(errors.UsageError, match=r"--config=configs/vq_f4.py --workdir=RUN"):
         check_lib.check(load("ldm_celebahq"), range(10))

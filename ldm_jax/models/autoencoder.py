@@ -16,6 +16,7 @@ from ldm_jax.models.shortcut import SHORTCUTS
 from ldm_jax.nn import attention, blocks
 
 AUTOENCODERS = registry.Registry("autoencoder")
+ATTENTION = {"softmax": attention.AttentionBlock, "linear": attention.LinearAttention}
 
 
 class _Levels(nn.Module):
@@ -124,8 +125,7 @@ class _Half(_Levels):
     @nn.nowrap
     def layers(self):
         """Constructors of (residual block, attention block), rematerialised where asked."""
-        kinds = {"softmax": attention.AttentionBlock, "linear": attention.LinearAttention}
-        attend = blocks.layer(kinds[self.attention_kind], self)
+        attend = blocks.layer(ATTENTION[self.attention_kind], self)
         return blocks.layer(blocks.ResBlock, self, static_argnums=(3,)), attend
 
     @nn.nowrap

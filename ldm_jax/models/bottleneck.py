@@ -29,7 +29,7 @@ class Bottleneck:
     What the encoder makes is called moments, [b, h, w, moments * c]; a latent is [b, h, w, c].
     `params` is the autoencoder's tree, in which a bottleneck finds the parameters it asked for.
 
-    moments: channels of what `encode` gives for one channel of the latent.
+    moments: channels of the moments for each channel of the latent.
     fixed: whether the last half of them is the model's constant `posterior_logvar`, which the
       encoder does not make.
     summed: whether the reconstruction's error is summed over an image, with a log variance, or (as
@@ -57,7 +57,7 @@ class Bottleneck:
     def regularise(self, params, moments, key, loss):
         """The term of the autoencoder's loss, {metric: scalar}, and the latent to decode.
 
-        loss: the stage's weights (stages/autoencode.py's Loss), which the term contains already.
+        loss: the stage's Loss (stages/autoencode.py); the term comes multiplied by its weights.
         """
         return 0.0, {"latent_std": jnp.std(moments)}, self.sample(key, moments)
 
@@ -201,11 +201,11 @@ class Signs(Bottleneck):
         z = self.mode(moments)
         p = jax.nn.sigmoid(4 * z)  # of +1, a softmax of squared distances
         entropy = lambda p: jnp.mean(jax.scipy.special.entr(p) + jax.scipy.special.entr(1 - p))
-        # Low where each bit is certain and both of its values are in use.
-        surplus = entropy(p) - entropy(jnp.mean(p, (0, 1, 2)))
+        used = entropy(jnp.mean(p, (0, 1, 2)))
+        surplus = entropy(p) - used  # low where each bit is certain and both its values are in use
         commitment = jnp.mean((jax.lax.stop_gradient(self.quantise(params, z)) - z) ** 2)
         vq = loss.beta * commitment + ENTROPY * surplus
-        metrics = {"vq": vq, "bit_entropy": entropy(jnp.mean(p, (0, 1, 2))) / jnp.log(2.0)}
+        metrics = {"vq": vq, "bit_entropy": used / jnp.log(2.0)}
         return loss.codebook_weight * vq, {"latent_std": jnp.std(z), **metrics}, z
 
 

@@ -5,7 +5,6 @@ ViT-L/14's text side. The weights are the Linen collection "frozen", which no op
 checkpoint keeps; weights/clip.py reads them from Hugging Face's or OpenAI's file.
 """
 
-import functools
 from typing import Any, ClassVar
 
 import jax
@@ -14,9 +13,9 @@ import numpy as np
 from flax import linen as nn
 
 from ldm_jax.base import errors
-from ldm_jax.models.conditioners import CONDITIONERS, Cond, Conditioner
+from ldm_jax.models.conditioners import CONDITIONERS, Cond, Conditioner, check_ids
 from ldm_jax.models.transformer import TokenTransformer
-from ldm_jax.nn.blocks import dense, same_fields
+from ldm_jax.nn.blocks import dense, layer, same_fields
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's models
@@ -78,7 +77,12 @@ class ClipText(Conditioner):
                 "weights is empty: give a text encoder's, a file or "
                 "hf:openai/clip-vit-large-patch14."
             )
-        self.encoder()
+        check_ids(self, "start", "end", "pad")
+        if self.activation not in ACTIVATIONS:
+            raise errors.UsageError(
+                f"activation={self.activation!r}: choose {' or '.join(ACTIVATIONS)}"
+                f"{errors.nearest(self.activation, ACTIVATIONS)}"
+            )
 
     @nn.nowrap
     def example(self, image, latent):
@@ -99,10 +103,5 @@ class ClipText(Conditioner):
 
     @nn.nowrap
     def encoder(self) -> TokenTransformer:
-        if self.activation not in ACTIVATIONS:
-            raise errors.UsageError(
-                f"activation={self.activation!r}: choose {' or '.join(ACTIVATIONS)}"
-                f"{errors.nearest(self.activation, ACTIVATIONS)}"
-            )
-        block = functools.partial(Block, **same_fields(self, Block))
-        return TokenTransformer(**same_fields(self, TokenTransformer), block=block, parent=None)
+        own = same_fields(self, TokenTransformer)
+        return TokenTransformer(**own, block=layer(Block, self), parent=None)

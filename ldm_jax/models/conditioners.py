@@ -8,16 +8,15 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
       ([b, h, w, 3] and [b, h/f, w/f, c]).
     latent_of: {field: image field}, those of its fields that the stage makes from an image of the
       batch with the first stage. Most have none.
-    reader: the name in weights/readers.py's READERS of the function (conditioner) -> its Linen
-      collection "frozen", weights that it has from elsewhere and that are never trained, averaged
-      or saved with a run. Most have none.
+    reader: the name of a function in the registry READERS of weights/readers.py. It takes the
+      conditioner and returns its Linen collection "frozen": weights from elsewhere, which are never
+      trained, averaged or saved with a run. Most have none.
 
 A new kind of condition is one class here, one maker of its field in `data/` where the records do
 not have it as it is (data/conditions.py), and one line in a config.
 """
 
 import dataclasses
-import functools
 from typing import Any, ClassVar, NamedTuple
 
 import einops
@@ -71,7 +70,7 @@ class ClassEmbedder(Conditioner):
     """One embedding per class, and a last one for the null class. batch["class"]: int [b].
 
     As one token [b, 1, width] for cross-attention, or with `place="vector"` as [b, width], where
-    width must be 4 * the UNet's width.
+    width must be the backbone's `vector_width`, for a UNet 4 * its width.
     """
 
     num_classes: int
@@ -133,10 +132,9 @@ class TokenEmbedder(Conditioner):
         null = np.array([*self.null, *[self.pad] * (self.length - len(self.null))], np.int32)
         ids = jnp.where(drop[:, None], null[: ids.shape[1]], ids)
         mask = (ids != self.pad).at[:, 0].set(True) if self.mask_padding else None
-        block = nn.remat(transformer.Block) if self.remat else transformer.Block
+        block = blocks.layer(transformer.Block, self)
         own = blocks.same_fields(self, transformer.TokenTransformer)
-        own |= {"block": functools.partial(block, **blocks.same_fields(self, transformer.Block))}
-        tokens = transformer.TokenTransformer(**own, name="transformer")(ids, mask)
+        tokens = transformer.TokenTransformer(**own, block=block, name="transformer")(ids, mask)
         if not self.vector:
             return Cond(tokens=tokens, mask=mask)
         counted = jnp.ones(ids.shape) if mask is None else mask
@@ -147,11 +145,10 @@ class TokenEmbedder(Conditioner):
 
     @nn.nowrap
     def check(self):
-        # Under jit an id that the table lacks does not raise.
-        if max(self.pad, *self.null, 0) >= self.vocab_size or len(self.null) > self.length:
+        check_ids(self, "pad", "null")
+        if len(self.null) > self.length:
             raise errors.UsageError(
-                f"pad={self.pad} and null={self.null} must be ids below "
-                f"vocab_size={self.vocab_size}, at most length={self.length} of them."
+                f"null={self.null} has more ids than length={self.length}: give fewer."
             )
 
 
@@ -283,8 +280,8 @@ class Inpainting(Conditioner):
     batch["masked_latents"]: [b, h/f, w/f, c], the first stage's own (unscaled, the mode), which the
     stage encodes from batch["masked_image"] [b, h, w, 3], -1 in the hole. batch["mask"]:
     [b, h, w, 1] or [b, h/f, w/f, 1], 1 in the hole and 0 elsewhere; it is brought to the latents'
-    size by its nearest pixels, and to [-1, 1]. The null condition knows nothing: latents of zero,
-    all hole.
+    size by its nearest pixels, and to [-1, 1]. The null condition is latents of zero and a mask
+    that is all hole.
     """
 
     fields: ClassVar[tuple] = ("masked_latents", "mask")
@@ -306,14 +303,16 @@ class Inpainting(Conditioner):
 
 
 def label_of(group: dict, field: str) -> str | None:
-    """The label under which `config.conditioners` has what reads `field` of the batch, the first of
-    several; None where nothing reads it. Labels are names that a recipe chooses."""
+    """The first label in `config.conditioners` whose conditioner reads `field`, None without one.
+
+    Labels are names that a recipe chooses.
+    """
     reads = lambda label: field in CONDITIONERS.get(group[label]["name"]).fields
     return next(filter(reads, sorted(group)), None)
 
 
 def num_classes(group: dict) -> int:
-    """Classes of what reads the batch's class in `config.conditioners`; 0: nothing does."""
+    """Classes of the conditioner that reads the batch's class; 0 without one."""
     label = label_of(group, "class")
     return group[label].get("num_classes", 0) if label else 0
 
@@ -333,6 +332,18 @@ def merge(conds):
         concat=join(given("concat"), -1),
         mask=join(given("mask") and [seen(c) for c in conds if c.tokens is not None], 1),
     )
+
+
+def check_ids(conditioner, *names):
+    """Raises UsageError for a field, an id or a tuple of ids, that is outside the vocabulary.
+
+    Nothing else would: under jit an id that the table lacks does not raise.
+    """
+    size = conditioner.vocab_size
+    for name in names:
+        ids = getattr(conditioner, name)
+        if not all(0 <= i < size for i in np.ravel(ids)):
+            raise errors.UsageError(f"{name}={ids}: give ids from 0 on, below vocab_size={size}.")
 
 
 def _blank(x, drop):

@@ -30,20 +30,13 @@ class PatchDiscriminator(nn.Module):
             width = self.width * min(2**i, 8)
             stride = 2 if i < self.layers else 1
             x = self._conv(width, i, stride, use_bias=self.norm == "actnorm")(x)
-            x = nn.leaky_relu(self._norm(i)(x), 0.2)
+            x = nn.leaky_relu(NORMS[self.norm](dtype=self.dtype, name=f"norm_{i}")(x), 0.2)
         return self._conv(1, self.layers + 1)(x).astype(jnp.float32)
 
     @nn.nowrap
     def _conv(self, width, i, stride=1, use_bias=True):
         how = {"kernel_init": nn.initializers.normal(0.02), "dtype": self.dtype}
         return nn.Conv(width, (4, 4), stride, 1, use_bias=use_bias, **how, name=f"conv_{i}")
-
-    @nn.nowrap
-    def _norm(self, i):
-        kinds = {"batch": BatchNorm, "group": blocks.GroupNorm, "actnorm": ActNorm}
-        if self.norm not in kinds:
-            raise ValueError(f"norm={self.norm!r} is unknown; known: {sorted(kinds)}.")
-        return kinds[self.norm](dtype=self.dtype, name=f"norm_{i}")
 
 
 class ActNorm(nn.Module):
@@ -63,7 +56,6 @@ class ActNorm(nn.Module):
 class BatchNorm(nn.Module):
     """Ioffe & Szegedy 2015, by the batch's own statistics, in float32. [b, h, w, c] -> same."""
 
-    eps: float = 1e-5
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -74,5 +66,8 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axis=(0, 1, 2))
         var = jnp.mean((x - mean) ** 2, axis=(0, 1, 2))
-        factor = scale * jax.lax.rsqrt(var + self.eps)
+        factor = scale * jax.lax.rsqrt(var + 1e-5)
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+NORMS = {"batch": BatchNorm, "group": blocks.GroupNorm, "actnorm": ActNorm}

@@ -1,4 +1,4 @@
-"""The Inception network that FID means: InceptionV3 as TensorFlow published it on 2015-12-05.
+"""The Inception network of FID: InceptionV3 as TensorFlow published it on 2015-12-05.
 
 Szegedy et al. 2015 (arXiv 1512.00567), with what sets that graph apart from later ones: 1008
 classes, average pooling that leaves the padding out, and max pooling in the last block. Layers are
@@ -118,8 +118,8 @@ BLOCKS = {
 class Inception(nn.Module):
     """Pooled features and logits. x: [b, h, w, 3] in (0..255 - 128) / 128, h and w 75 or more.
 
-    Returns [b, 2048] and [b, 1008], the logits without the last layer's bias: so the Inception
-    Score has always been computed.
+    Returns [b, 2048] and [b, 1008], the logits without the last layer's bias, from which the
+    Inception Score has always been computed.
     """
 
     @nn.compact

@@ -97,19 +97,18 @@ class Backbone(nn.Module):
             elif isinstance(layer, Pool):
                 x = _pool(x, layer)
             elif isinstance(layer, Conv):
-                x = self._conv(layer, f"conv_{layer.index}")(x)
+                x = self._conv(layer, f"conv_{layer.index}", x)
             else:
                 name, half = f"conv_{layer.index}_", layer.width // 2
-                x = self._conv(Conv(0, layer.squeeze, 1, 1, 0), name + "squeeze")(x)
+                x = self._conv(Conv(0, layer.squeeze, 1, 1, 0), name + "squeeze", x)
                 wide = [(Conv(0, half, 1, 1, 0), "expand1x1"), (Conv(0, half), "expand3x3")]
-                x = jnp.concatenate([self._conv(c, name + n)(x) for c, n in wide], axis=-1)
+                x = jnp.concatenate([self._conv(c, name + n, x) for c, n in wide], axis=-1)
         return features
 
     @nn.nowrap
-    def _conv(self, layer, name):
-        side = (layer.kernel, layer.kernel)
-        conv = nn.Conv(layer.width, side, layer.stride, layer.padding, dtype=self.dtype, name=name)
-        return lambda x: nn.relu(conv(x))
+    def _conv(self, layer, name, x):
+        how = layer.width, (layer.kernel,) * 2, layer.stride, layer.padding
+        return nn.relu(nn.Conv(*how, dtype=self.dtype, name=name)(x))
 
 
 def network(params) -> str:

@@ -2,8 +2,8 @@
 
 Layers come in pairs, as in Megatron-LM (Shoeybi et al. 2019, sec. 3): the first makes channels, the
 second reads the same channels and sums over the devices, so that a pair costs one all-reduce. What
-lies between acts on each channel, group or head alone. Heads and groups of the norms that the axis
-divides stay whole; others are gathered.
+lies between acts on each channel, group or head alone. Where the axis divides the number of heads,
+or of a norm's groups, each of them stays on one device; otherwise they are gathered.
 """
 
 RULES = (

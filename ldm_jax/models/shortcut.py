@@ -60,16 +60,11 @@ def started(params, measured: dict):
     measured: `mean`, `into` and `out` of its shortcut and, for a bottleneck that has one, the
       `codebook`.
     """
-    path = {name: measured[name] for name in ("mean", "into", "out")}
-    entries = {name: measured[name] for name in ("codebook",) if name in measured}
-    ends = {"to_latent": params["to_latent"], "decoder": params["decoder"]}
-    ends["to_latent"] = _scaled(ends["to_latent"])
-    ends["decoder"] = ends["decoder"] | {"conv_out": _scaled(ends["decoder"]["conv_out"])}
-    return params | ends | {"beside": path} | entries
-
-
-def _scaled(layer):
-    return layer | {"kernel": ENDS * layer["kernel"]}
+    scaled = lambda layer: layer | {"kernel": ENDS * layer["kernel"]}
+    path, decoder = {name: measured[name] for name in ("mean", "into", "out")}, params["decoder"]
+    decoder = decoder | {"conv_out": scaled(decoder["conv_out"])}
+    own = {"to_latent": scaled(params["to_latent"]), "decoder": decoder, "beside": path}
+    return params | own | {k: v for k, v in measured.items() if k == "codebook"}
 
 
 def _product(x, kernel):

@@ -21,16 +21,17 @@ class UNet(Backbone):
     down, one more on the way up. attention: downsampling factors, not sizes, at which attention
     follows each block; the middle always has it. heads or head_channels, not both: the number of
     heads, or channels per head. cross_attention: SpatialTransformers of `transformer_depth`, which
-    see the tokens, in place of AttentionBlocks. groups: of the group norms; a level with as many
-    channels as groups cannot hear the timestep, unless scale_shift is on. attention_kernel: xla, or
-    cudnn or auto, which are cuDNN's where `attention.choose` says that it can be had.
-    norm_kernel: xla, or pallas for the norms with SiLU behind them.
+    see the tokens, in place of AttentionBlocks. groups: of the group norms; at a level with as many
+    channels as groups they remove what the timestep adds, unless scale_shift is on.
+    attention_kernel: see `attention.choose`. norm_kernel: xla, or pallas for the norms with SiLU
+    behind them.
 
-    The rest reproduces published variants. heads: also one number a level. heads_up: heads on the
-    way up. fill_heads=False: heads of exactly head_channels, even where they do not fill a
-    transformer's width. codebook_logits: the output is logits over so many codebook entries. eps:
-    of the group norms, but not of a transformer's; sin_first, freq_shift: of the time embedding;
-    asymmetric: downsampling pads only below and to the right (all four as in diffusers' DDPM).
+    The other arguments reproduce published variants. heads may also be a tuple, one number for each
+    level. heads_up: heads on the way up. fill_heads=False: heads of exactly head_channels, even
+    where they do not fill a transformer's width. codebook_logits: the output is logits over so many
+    codebook entries. eps: of the group norms, but not of a transformer's; sin_first, freq_shift: of
+    the time embedding; asymmetric: downsampling pads only below and to the right (all four as in
+    diffusers' DDPM).
     """
 
     width: int = 224
@@ -65,7 +66,8 @@ class UNet(Backbone):
     @property
     def width_unit(self):
         heads = self.head_channels or self.heads or 1
-        return math.lcm(self.groups, *(heads if isinstance(heads, tuple) else (heads,)))
+        heads = heads if isinstance(heads, tuple) else (heads,)
+        return math.lcm(self.groups, self.heads_up or 1, *heads)
 
     @property
     def vector_width(self):
@@ -78,6 +80,16 @@ class UNet(Backbone):
                 f"heads={self.heads or 0} and head_channels={self.head_channels or 0}: set one of "
                 "them, the other 0."
             )
+        levels = len(self.mult)
+        if isinstance(self.heads, tuple) and len(self.heads) != levels:
+            raise errors.UsageError(
+                f"heads={self.heads}: give one number, or one for each of the {levels} levels of "
+                f"mult={self.mult}."
+            )
+        ways = (False, True)  # going up
+        places = {(i, way) for i in range(levels) for way in ways if 2**i in self.attention}
+        for level, going_up in sorted(places | {(levels - 1, False)}):
+            self._attention(self.width * self.mult[level], level, going_up)
 
     @nn.compact
     def __call__(self, x, t, tokens=None, vector=None, concat=None, mask=None, train=False):
@@ -129,9 +141,7 @@ class UNet(Backbone):
                 f"got {h}x{w}, nearest: {'x'.join(map(str, nearest))}."
             )
         if self.heads and self.head_channels:
-            raise ValueError(
-                f"heads={self.heads} and head_channels={self.head_channels}: one must be None."
-            )
+            self.check()
 
     @nn.nowrap
     def _embed(self, t, vector):
@@ -156,9 +166,9 @@ class UNet(Backbone):
         head_width = head_width or channels // heads
         # a transformer projects to a width of its own, an attention block has only its channels
         if not heads or not (self.cross_attention or heads * head_width == channels):
-            raise ValueError(
-                f"{channels} channels cannot be split by heads={heads or None}, "
-                f"head_channels={self.head_channels}."
+            raise errors.UsageError(
+                f"{channels} channels (level {level}) cannot be split by heads={heads or None}, "
+                f"head_channels={self.head_channels}: change one of these, or width."
             )
         own = {"heads": heads, "kernel": self.attention_kernel}
         if not self.cross_attention:

@@ -54,14 +54,15 @@ REMAT_SAVES = {
 
 
 def layer(kind, network, static_argnums=(), **fields):
-    """The constructor of a network's layer, of these fields and of all that the two share.
+    """The constructor of a layer of a network: it needs only the name, and fields not given here.
 
-    kind: the layer's class. Where `network.remat`, the layer is rematerialised: the backward pass
-    computes its inside again, but for what `network.remat_saves`, a key of REMAT_SAVES, names.
+    kind: the layer's class. It gets `fields`, and those fields of the network that it has too.
+    Where `network.remat`, the layer is rematerialised: the backward pass computes its inside again,
+    except for what `network.remat_saves`, a key of REMAT_SAVES, names. A network may lack both.
     """
     fields = same_fields(network, kind) | fields
-    if network.remat:
-        policy = REMAT_SAVES[network.remat_saves]
+    if getattr(network, "remat", False):
+        policy = REMAT_SAVES[getattr(network, "remat_saves", "")]
         kind = nn.remat(kind, policy=policy, static_argnums=static_argnums)
     return functools.partial(kind, **fields)
 

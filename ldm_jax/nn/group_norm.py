@@ -86,7 +86,7 @@ def _backward_kernel(
     scale, bias = tiles.channels(scale_ref), tiles.channels(bias_ref)
 
     def normal(at):
-        """The normalised x and the gradient of scale * it + bias, both 0 outside."""
+        """The normalised x, and the gradient at scale * x + bias; both are 0 outside the group."""
         x = jnp.where(tiles.mask(at), (tiles.read(x_ref, at) - mean) * factor, 0.0)
         dy = tiles.read(dy_ref, at)
         if silu:

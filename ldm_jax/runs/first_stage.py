@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from ldm_jax.base import defaults, errors
 from ldm_jax.engine import checkpoint
 from ldm_jax.metrics import linear, scores
-from ldm_jax.models import lpips, tiny  # noqa: F401  (tiny registers itself)
-from ldm_jax.models.autoencoder import AUTOENCODERS
+from ldm_jax.models import discriminator, lpips, tiny  # noqa: F401  (tiny registers itself)
+from ldm_jax.models.autoencoder import ATTENTION, AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
-from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.shortcut import SHORTCUTS
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.runs import kinds, opened, start
@@ -19,8 +18,6 @@ from ldm_jax.runs.check import one_of
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
 from ldm_jax.weights.readers import READERS
-
-NORMS = ("batch", "group", "actnorm")  # of models.discriminator
 
 
 class AutoencodeKind(kinds.Kind):
@@ -38,7 +35,9 @@ class AutoencodeKind(kinds.Kind):
         BOTTLENECKS.get(self.network(config).bottleneck)
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
-        one_of("config.discriminator.norm", config.discriminator.norm, NORMS)
+        one_of("config.discriminator.norm", config.discriminator.norm, discriminator.NORMS)
+        kind = config.model.get("attention_kind", "softmax")
+        one_of("config.model.attention_kind", kind, ATTENTION)
         if config.loss.decoder_only:
             _check_decoder_only(config)
         with errors.of("config.loss"):
@@ -64,7 +63,7 @@ class AutoencodeKind(kinds.Kind):
         return autoencode.Autoencode(
             model=self.network(config),
             loss=autoencode.Loss(**config.loss),
-            discriminator=PatchDiscriminator(**config.discriminator, dtype=dtype),
+            discriminator=discriminator.PatchDiscriminator(**config.discriminator, dtype=dtype),
             size=config.data.size,
             perceive=perceive,
             lpips=weights,

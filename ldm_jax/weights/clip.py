@@ -43,14 +43,9 @@ def read(conditioner: ClipText) -> dict:
     file = weights_file(hub.folder(conditioner.weights, FILES[0]))
     state, ids = tensorfile.read(file), jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: conditioner.encoder().init(jax.random.key(0), ids))["params"]
-    try:
+    sizes = ", ".join(f"{k}={getattr(conditioner, k)}" for k in SIZES)
+    with errors.of(f"The clip conditioner's {sizes} have to be those of {file}"):
         return {"encoder": from_state(state, conditioner.depth, shapes)}
-    except errors.UsageError as e:
-        sizes = ", ".join(f"{k}={getattr(conditioner, k)}" for k in SIZES)
-        raise errors.UsageError(
-            f"{file} is another text encoder than the clip conditioner's of {sizes}, which have to "
-            f"be the file's. {e}"
-        ) from e
 
 
 def weights_file(path) -> pathlib.Path:
@@ -60,7 +55,7 @@ def weights_file(path) -> pathlib.Path:
 
 
 def table(depth: int):
-    """Hugging Face's names, literal."""
+    """The table of Hugging Face's names, which are literal."""
     layers = [(f"encoder.layers.{i}.", f"block_{i}/") for i in range(depth)]
     return [
         Rule("embeddings.token_embedding", "table", "table"),

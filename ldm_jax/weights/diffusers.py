@@ -10,7 +10,8 @@ from ldm_jax.weights.rules import Rule, within
 
 SCHEDULES = dict(scaled_linear="scaled_linear", linear="linear", squaredcos_cap_v2="cosine")
 PREDICTIONS = dict(epsilon="eps", sample="x0", v_prediction="v")
-# Our time grids as a DDIM scheduler says them; "exact" and "trailing" are one where S divides T.
+# Our time grids in the words of a DDIM scheduler. "exact" and "trailing" are the same where the
+# number of sampling steps divides that of training steps.
 SPACINGS = {
     "legacy": dict(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False),
     "exact": dict(timestep_spacing="trailing", set_alpha_to_one=True),
@@ -55,7 +56,7 @@ _TRANSFORMER_BLOCK = [
 
 
 def autoencoder_table(model) -> list[Rule]:
-    """AutoencoderKL's and VQModel's. model: our `config.model`."""
+    """The table of AutoencoderKL and VQModel. model: our `config.model`."""
     rules = [
         Rule("quant_conv", "to_latent", "1x1"),
         Rule("post_quant_conv", "from_latent", "1x1"),
@@ -67,9 +68,9 @@ def autoencoder_table(model) -> list[Rule]:
 
 
 def unet_table(model) -> list[Rule]:
-    """UNet2DModel's and UNet2DConditionModel's, of `use_linear_projection: False`.
+    """The table of UNet2DModel and UNet2DConditionModel, with `use_linear_projection: False`.
 
-    Reading, it serves the other kind too: a 1x1 convolution is a dense layer.
+    It also reads weights with True, because a 1x1 convolution is a dense layer.
     """
     attention = transformer(model["transformer_depth"]) if model["cross_attention"] else _ATTENTION
     times = [Rule(f"time_embedding.linear_{i}", f"time_{i}", "dense") for i in (1, 2)]
@@ -77,7 +78,7 @@ def unet_table(model) -> list[Rule]:
 
 
 def transformer(depth) -> list[Rule]:
-    """A spatial transformer's, of so many blocks; it has the same keys in official checkpoints."""
+    """The table of a spatial transformer, whose keys are the same in official checkpoints."""
     places = [(f"transformer_blocks.{i}.", f"block_{i}/") for i in range(depth)]
     return [
         Rule("norm", "norm", "norm"),
@@ -87,7 +88,7 @@ def transformer(depth) -> list[Rule]:
 
 
 def bert_table(depth) -> list[Rule]:
-    """LDMBertModel's."""
+    """The table of LDMBertModel."""
     layer = [
         Rule("self_attn_layer_norm", "norm_1", "norm"),
         *(Rule(f"self_attn.{x}_proj", f"attn/{x}", "dense") for x in ("q", "k", "v", "out")),

@@ -46,7 +46,7 @@ def unet_model(config) -> dict:
 
 
 def process(scheduler) -> dict:
-    """A scheduler's config as ours of the forward process."""
+    """A scheduler's config as our `config.process`."""
     name = scheduler.get("_class_name", "scheduler")
     refuse_unless(scheduler, name, trained_betas=(None,))
     refuse_unless(scheduler, name, beta_schedule=("linear", *diffusers.SCHEDULES))
@@ -62,7 +62,7 @@ def process(scheduler) -> dict:
 
 
 def sampling(scheduler, notes) -> dict:
-    """What of a scheduler's config our samplers do; the notes say what they do not."""
+    """A scheduler's config as our `config.sample`; the notes get what our samplers do not do."""
     name = scheduler.get("_class_name", "scheduler")
     silent = diffusers.SPACING_DEFAULTS | {"set_alpha_to_one": name != "PNDMScheduler"}
     given = {k: scheduler.get(k, v) for k, v in silent.items()}

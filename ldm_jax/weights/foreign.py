@@ -36,7 +36,7 @@ def defaults(network) -> dict:
 def unusual(network, **arguments) -> dict:
     """Those arguments of a network of ours that differ from its defaults.
 
-    They are of variants that few models are, and a config says them only where it has to.
+    They belong to rare variants, so a config names them only where it has to.
     """
     usual = defaults(network)
     return {key: value for key, value in arguments.items() if value != usual[key]}

@@ -1,4 +1,4 @@
-"""diffusers' models and pipelines in: their configs in our words, their weights by the tables."""
+"""Reads diffusers' models and pipelines. diffusers_config.py translates their configs."""
 
 import pathlib
 import re

@@ -31,14 +31,12 @@ def load(backbone, heads):
     state = _read(backbone, *BACKBONE) | _read(heads, *HEADS)
     net, image = _network(state), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     shapes = jax.eval_shape(lpips.LPIPS(net).init, jax.random.key(0), image, image)["params"]
-    try:
+    with errors.of(f"LPIPS weights {backbone} and {heads}, of {net}"):
         return rules.convert(state, table(net), expected=shapes)
-    except errors.UsageError as e:
-        raise errors.UsageError(f"LPIPS weights {backbone} and {heads}, of {net}: {e}") from e
 
 
 def table(net):
-    """Of torchvision's positions, or those of LPIPS, which are the same."""
+    """The table, for torchvision's keys and LPIPS's alike: both number the layers the same."""
     key = BACKBONE[0] + r"(\d+)"
     return [
         Rule(key, rf"{net}/conv_\1", "conv"),
@@ -55,7 +53,5 @@ def _network(state):
 
 def _read(path, keys, origin):
     """The arrays of a file whose names begin as `keys`."""
-    try:
+    with errors.of(f"LPIPS weights (get {origin})"):
         return {k: v for k, v in tensorfile.read(path).items() if re.match(keys, k)}
-    except errors.UsageError as e:
-        raise errors.UsageError(f"LPIPS weights: {e} Get {origin}.") from e

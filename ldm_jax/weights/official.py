@@ -24,7 +24,7 @@ FIRST_STAGES = ("AutoencoderKL", "VQModel", "VQModelInterface")
 
 
 def open_checkpoint(config, checkpoint, *, heads: int = 0, tokenizer: str = "") -> Foreign:
-    """A yaml and a state dict's file.
+    """The stage that a yaml and the file of a state dict describe.
 
     heads: overrules the yaml, see `official_config.heads_of`. tokenizer: the folder of the
       vocabulary of a CLIP text encoder inside.
@@ -80,9 +80,9 @@ def second_stage(params, state, heads=0, tokenizer="") -> Foreign:
     legacy = net.get("use_spatial_transformer", False) and net.get("legacy", True)
     if legacy and net.get("num_head_channels", -1) != -1 and not heads:
         notes.append(
-            "num_head_channels with a spatial transformer: today's official code makes "
-            f"{net['num_head_channels']} channels a head of it, and so does this run; weights from "
-            "before April 2022 (cin256 on VQ-f8, layout2img, text2img256) want --heads=1."
+            "num_head_channels with a spatial transformer: as in today's official code, this run's "
+            f"heads have {net['num_head_channels']} channels each; weights from before April 2022 "
+            "(cin256 on VQ-f8, layout2img, text2img256) need --heads=1."
         )
     rules = [
         *within([(r"model\.diffusion_model\.", "unet/")], compvis.unet(**unet_args)),
@@ -172,7 +172,7 @@ def _process(params, state) -> dict:
 
 
 def _unread(conditioners, net):
-    """Keys that stand for something which we do not build."""
+    """Keys of parts that we do not build."""
     ours = {"class", "text_ids", "layout_ids", "segmentation"} & conditioners.keys()
     whole = () if ours and not net.get("num_classes") else (r"cond_stage_model\..*",)
     head = (r"model\.diffusion_model\.out\..*",) if net.get("n_embed") else ()
@@ -180,7 +180,7 @@ def _unread(conditioners, net):
 
 
 def _averaged(state) -> dict | None:
-    """The state with the EMA's weights in place: their names are the others' without dots."""
+    """The state with the EMA's weights for the trained ones; their names have no dots."""
     if not any(key.startswith("model_ema.diffusion_model") for key in state):
         return None
     shadow = lambda key: "model_ema." + key.removeprefix("model.").replace(".", "")

@@ -1,4 +1,4 @@
-"""CLIP text encoders, in and out: their files lie in the run as they came.
+"""CLIP text encoders, in and out: a run holds their files unchanged.
 
 A converted run holds text_encoder/ and tokenizer/, which its `clip` conditioner names, relative to
 the run. Nothing of them is trained, so their files are copied and not converted.
@@ -53,10 +53,10 @@ def of_pipeline(folder) -> tuple[dict, dict] | None:
 
 
 def inside(state: dict, tokenizer) -> tuple[dict, dict]:
-    """As `of_pipeline`, of an encoder within a larger state dict; its weights are bytes.
+    """As `of_pipeline`, for an encoder within a larger state dict; its weights are given as bytes.
 
-    state: with the keys of Hugging Face's CLIPTextModel, OpenAI's weights: its sizes are those of
-      its arrays, its heads 64 wide. tokenizer: the folder of its vocabulary.
+    state: with the keys of Hugging Face's CLIPTextModel. The sizes are those of its arrays; heads
+      are 64 wide, as in OpenAI's models. tokenizer: the folder of its vocabulary.
     """
     shape = lambda key: state[f"text_model.{key}"].shape
     vocab_size, width = shape("embeddings.token_embedding.weight")

@@ -1,4 +1,4 @@
-"""Runs out: folders that diffusers' `from_pretrained` loads, with the same outputs.
+"""Exports runs as folders that diffusers' `from_pretrained` loads, with the same outputs.
 
 Where diffusers has no such architecture, one UsageError says which part has no counterpart.
 """
@@ -17,7 +17,7 @@ VERSION = "0.30.0"  # of diffusers, at least
 SCHEDULES = {ours: theirs for theirs, ours in diffusers.SCHEDULES.items()}
 PREDICTIONS = {ours: theirs for theirs, ours in diffusers.PREDICTIONS.items()}
 STABLE_DIFFUSION = "StableDiffusionPipeline"
-# Its arguments that a caller may bring instead: embeddings go in as prompt_embeds.
+# Its parts that a run may lack; a caller then gives embeddings, as prompt_embeds.
 ABSENT = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
 AUTOENCODERS = {"kl": "AutoencoderKL", "vq": "VQModel"}  # by their bottleneck
 
@@ -33,7 +33,8 @@ def write_first_stage(folder, model, params, scale=1.0, size=None):
 def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     """A pipeline's folder: unet/, vae/ or vqvae/, scheduler/, conditioners, model_index.json.
 
-    config: the run's. first: (its config's model, its params {"model": tree}), None for pixels.
+    config: the run's. first: its first stage's (config.model, params {"model": tree}), None for
+    pixels.
     Returns the class to load it with.
     """
     net = params["unet"]
@@ -215,7 +216,7 @@ def _write_bert(folder, kwargs, params):
     _write_model(folder / "bert", config, state, "model.safetensors")
 
 
-# Of conditioners that have weights of their own.
+# Writers of the conditioners that have trained weights.
 _CONDITIONER_WRITERS = {"class": _write_class_tokens, "text": _write_bert}
 
 

@@ -214,9 +214,17 @@ def test_a_vector_of_the_tokens_is_the_mean_of_those_that_count(filled):
     assert not np.allclose(long.vector, null.vector, atol=1e-3)
 
 
-@pytest.mark.parametrize("changes", [dict(pad=20), dict(null=(1, 20)), dict(null=(1,) * 8)])
-def test_null_ids_that_the_table_lacks_are_refused(text, changes):
-    with pytest.raises(ValueError, match="vocab_size=20"):
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(pad=20), "pad=20.*vocab_size=20"),
+        (dict(null=(1, 20)), "null=.*vocab_size=20"),
+        (dict(null=(-1,)), "null=.*vocab_size=20"),
+        (dict(null=(1,) * 8), "length=7"),
+    ],
+)
+def test_null_ids_that_the_table_lacks_are_refused(text, changes, message):
+    with pytest.raises(errors.UsageError, match=message):
         text([1, 2, 3], **changes)
 
 
@@ -228,6 +236,7 @@ def test_null_ids_that_the_table_lacks_are_refused(text, changes):
         ("rescaler", dict(method="cubic"), "'nearest'"),
         ("clip", dict(weights=""), "weights is empty.*hf:openai"),
         ("clip", dict(weights="file", activation="gleu"), "did you mean 'gelu'"),
+        ("clip", dict(weights="file", pad=60_000), "pad=60000.*vocab_size"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_computed(name, changes, message):

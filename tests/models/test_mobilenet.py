@@ -45,6 +45,6 @@ def test_the_registered_extractor_takes_any_image_size(weights):
 def test_missing_or_foreign_weights_say_what_is_expected(tmp_path):
     with pytest.raises(UsageError, match="MobileNetV2"):
         load(tmp_path / "absent.npz")
-    np.savez(tmp_path / "other.npz", conv_0_weight=np.zeros(3))
+    np.savez(tmp_path / "other.npz", conv_0_weight=np.zeros(3), fc_weight=np.zeros(3))
     with pytest.raises(UsageError, match="holds 1 convs"):
         load(tmp_path / "other.npz")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.base import errors
 from ldm_jax.models.unet import UNet
 
 KEY = jax.random.key(0)
@@ -120,8 +121,8 @@ def test_bfloat16_compute_keeps_float32_params_and_output():
     "kwargs, size, message",
     [
         ({"mult": (1, 1, 1)}, 10, "divide by 4; got 10x10, nearest: 8x8"),
-        ({"heads": 2, "head_channels": 4}, 8, "one must be None"),
-        ({"heads": 3}, 8, "16 channels cannot be split by heads=3"),
+        ({"heads": 2, "head_channels": 4}, 8, "set one of them"),
+        ({"heads": 3}, 8, "16 channels .level 1. cannot be split by heads=3"),
         ({"heads": None, "head_channels": 5}, 8, "head_channels=5"),
         ({"heads": None, "head_channels": 32, "cross_attention": True}, 8, "heads=None"),
     ],
@@ -134,3 +135,18 @@ def test_impossible_requests_are_refused_in_one_line(kwargs, size, message):
 def test_widths_come_in_steps_that_all_levels_heads_divide():
     assert UNet(groups=4, heads=(2, 3), mult=(1, 2)).width_unit == 12
     assert UNet(groups=4, head_channels=32).width_unit == 32
+    assert UNet(groups=4, heads=2, heads_up=3).width_unit == 12
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"heads": (2, 2, 2)}, "2 levels of mult"),
+        ({"heads": (2, 3)}, "16 channels.*heads=3"),
+        ({"heads_up": 3}, "heads=3"),
+    ],
+)
+def test_heads_that_do_not_fit_the_levels_are_known_before_it_is_called(kwargs, message):
+    _tiny(heads=(2, 4)).check()
+    with pytest.raises(errors.UsageError, match=message):
+        _tiny(**kwargs).check()
