@@ -129,5 +129,5 @@ def test_a_recipe_without_weights_is_refused_in_one_line():
     without = {"first_stage": "identity:4", "conditioners.text.weights": ""}
     config = config_lib.load(f"{ROOT}/configs/sd_v1.py:captions", without)
     assert set(kinds.of(config).model(config).fields) == {"clip_ids"}
-    with pytest.raises(errors.UsageError, match=r"weights is empty.*hf:openai"):
+    with pytest.raises(errors.UsageError, match=r"conditioners.text: weights is empty.*hf:openai"):
         check_lib.check(config, range(100))

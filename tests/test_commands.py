@@ -229,7 +229,7 @@ def test_train_refuses_in_one_line_and_leaves_no_workdir(overrides, words, tmp_p
         (["--config.first_stage=identity", "--config.process.schedule=linaer"], "schedule"),
         (["--config.first_stage=identity", "--config.loss.weight=unifrom"], "'uniform'"),
         (["--config.first_stage=identity", "--config.loss.distance=l3"], "distance"),
-        (["--config.first_stage=identity", "--config.model.heads=2"], "set one of them"),
+        (["--config.first_stage=identity", "--config.model.heads=2"], "config.model: heads=2"),
         (["--config.first_stage=identity", "--config.data.size=17"], "size=17"),
     ],
 )
