@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_one_line(root, capsys):
     (root / "other.json").write_text("{}")
     for argv, message in [
         (["coca"], "did you mean 'coco'"),
-        (["coco", f"--path={root}/set", "--boxes=x"], "--boxes is not for coco"),
+        (["coco", f"--path={root}/set", "--boxes=x"], "--boxes is not a flag of coco"),
         (["coco", f"--path={root}/set", f"--captions={root}/broken.json"], "as JSON"),
         (["coco", f"--path={root}/set", f"--captions={root}/other.json"], "not the files of coco"),
         (["openimages", f"--path={root}/set"], "--boxes is missing"),
