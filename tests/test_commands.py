@@ -224,6 +224,7 @@ def test_train_refuses_in_one_line_and_leaves_no_workdir(overrides, words, tmp_p
     [
         ([], "config.first_stage is empty"),
         (["--config.first_stage={tmp}"], "is not a run"),
+        (["--config.first_stage=identity:4"], "images have 3 channels"),
         (["--config.first_stage=identity", "--config.sample.sampler=dimm"], "did you mean 'ddim'"),
         (["--config.first_stage=identity", "--config.process.prediction=epsi"], "prediction"),
         (["--config.first_stage=identity", "--config.process.schedule=linaer"], "schedule"),

@@ -23,6 +23,7 @@ from ldm_jax.stages.sampling import Sampling
 from ldm_jax.weights import readers
 
 MOST_NOISE = 0.2  # mean share of the posterior's noise that goes unmentioned
+IMAGE_CHANNELS = 3
 DEAD = 0.9  # share at which a channel counts as dead
 
 
@@ -44,6 +45,11 @@ class DiffuseKind(kinds.Kind):
         for label, conditioner in self.conditioners(config).items():
             with errors.of(f"config.conditioners.{label}"):
                 conditioner.check()
+        if codecs.is_identity(config.first_stage) and model.codec.channels != IMAGE_CHANNELS:
+            raise errors.UsageError(
+                f"config.first_stage={config.first_stage}: images have {IMAGE_CHANNELS} channels; "
+                "give 'identity' or the run of a first stage."
+            )
         model.sampling.method(model.process)
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):
