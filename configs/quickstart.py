@@ -2,14 +2,15 @@
 
     bash launch/quickstart.sh
 
-trains both stages, samples and evaluates. Expect a held-out PSNR above 24 dB, and above 80 % of the
+trains both stages, samples and evaluates. Expect a held-out PSNR above 31 dB, and above 95 % of the
 samples to show the shape and the colour that they were asked for.
 """
 
 from configs import base
 from ldm_jax.base import config as config_lib
 
-STEPS = {"first_stage": 600, "ldm": 1_000}
+STEPS = {"first_stage": 400, "ldm": 1_800}
+MUON = dict(name="muon", lr=0.02)  # in the place of Adam's 2e-3: docs/results.md
 
 
 def get_config(arg=None):
@@ -34,19 +35,31 @@ def first_stage():
     config.steps.update(total=total, log=50, eval=total // 2, checkpoint=250)
     config.model.update(width=16, mult=(1, 2, 4), blocks=1, mid_attention=False)
     # A posterior that starts narrow learns colours within hundreds of steps, not thousands.
-    config.model.update(z_channels=4, latent_channels=4, posterior_logvar=-6.0)
-    # The KL's weight is far above the paper's 1e-6: smooth latents are denoised after fewer steps.
-    config.loss.update(perceptual_weight=0.0, disc_weight=0.0, kl_weight=0.2)
-    schedule = dict(lr=2e-3, schedule="cosine", warmup=50, b1=0.9, b2=0.99, clip=0.0, ema=0.99)
-    config.optim.autoencoder.update(name="adam", **schedule)
+    # Beside a path that starts from the data, two channels say all that small shapes need. With
+    # four, the KL term turned the other two into noise, which a denoiser had to learn to draw.
+    config.model.update(z_channels=2, latent_channels=2, posterior_logvar=-6.0, shortcut="linear")
+    # The KL's weight is far above the paper's 1e-6, so that the decoder bears what a denoiser that
+    # was trained for minutes gets wrong.
+    config.loss.update(perceptual_weight=0.0, disc_weight=0.0, kl_weight=0.5)
+    schedule = dict(schedule="cosine", warmup=50, b1=0.9, b2=0.99, clip=0.0, ema=0.99)
+    config.optim.autoencoder.update(**MUON, **schedule)
     return config
 
 
 def ldm():
+    config = second_stage()
+    total = STEPS["ldm"]
+    config.steps.update(total=total, eval=total // 2)
+    config.optim.denoiser.update(**MUON)
+    config.optim.denoiser.ns_steps = 3
+    return config
+
+
+def second_stage():
+    """What the tasks and the ablation begin from too: briefer, and by Adam."""
     config = _scenes(base.ldm())
     config.batch_size = 32
-    total = STEPS["ldm"]
-    config.steps.update(total=total, log=50, eval=total // 2, checkpoint=250)
+    config.steps.update(total=1_000, log=50, eval=500, checkpoint=250)
     config.latents.batches = 8
     config.model.update(width=64, mult=(1, 2), blocks=1, attention=(2,), head_channels=32)
     config.model.update(cross_attention=True, groups=8)
@@ -58,6 +71,6 @@ def ldm():
     )
     config.process.prediction = "v"
     config.loss.cond_dropout = 0.1
-    config.sample.update(steps=25, guidance=4.0)
+    config.sample.update(steps=25, guidance=2.0)
     config.optim.denoiser.update(lr=2e-3, schedule="cosine", warmup=100, clip=1.0, ema=0.999)
     return config

@@ -33,7 +33,7 @@ def get_config(arg=None):
 
 def _task(steps: int, objects: int = 1):
     """The quickstart's second stage without its conditions."""
-    config = quickstart.ldm()
+    config = quickstart.second_stage()
     config.steps.update(total=steps, eval=steps // 2)
     config.data.objects = objects
     config.conditioners = dict()

@@ -147,6 +147,7 @@ class Fields:
 SAMPLING = dict(
     sampling=Fields("ldm_jax.stages.sampling", "Sampling"),
     weaker=Text("Run of a less trained model of the same kind, to guide away from.", ""),
+    decoder=Text("Run of a first stage that decodes, trained with loss.decoder_only.", ""),
     seed=Integer("Seed of the noise.", 0, least=0),
     ema=Switch("Use the moving average of the weights, if the run keeps one.", True),
 )

@@ -89,7 +89,7 @@ def _scenes_first(f):
 
 
 def _scenes_ldm(f):
-    config = quickstart.ldm()
+    config = quickstart.second_stage()
     mult, attention, config.batch_size, lr = SCENES_LDM[f]
     config.model.update(mult=mult, attention=attention, heads=1, head_channels=0, groups=4)
     config.optim.denoiser.lr = lr

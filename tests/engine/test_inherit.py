@@ -51,6 +51,16 @@ def source(tmp_path):
     return save(tmp_path / "source", state), state
 
 
+def test_a_player_may_start_from_the_average_alone(source):
+    run, theirs = source
+    for decay in (0.99, 0.0):  # whether or not the new run keeps an average
+        ours, shapes = begin([NET], {"net": decay})
+        state, _ = inherit.weights(ours, run, shapes, averaged=["net"])
+        assert same(state["params"]["net"], theirs["ema"]["net"])
+        assert state["ema"].keys() == ours["ema"].keys()
+        assert all(same(own, theirs["ema"]["net"]) for own in state["ema"].values())
+
+
 def test_weights_and_averages_come_along_and_the_rest_starts_anew(source):
     run, theirs = source
     ours, shapes = begin([NET, JUDGE], {"net": 0.99, "judge": 0.0})
