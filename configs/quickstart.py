@@ -14,8 +14,8 @@ MUON = dict(name="muon", lr=0.02)  # in the place of Adam's 2e-3: docs/results.m
 
 
 def get_config(arg=None):
-    """first_stage or ldm (which wants --config.first_stage=RUN)."""
-    return config_lib.variants(arg, first_stage=first_stage, ldm=ldm)
+    """first_stage; ldm or brief, which want --config.first_stage=RUN."""
+    return config_lib.variants(arg, first_stage=first_stage, ldm=ldm, brief=brief)
 
 
 def _scenes(config):
@@ -47,16 +47,20 @@ def first_stage():
 
 
 def ldm():
-    config = second_stage()
+    config = brief()
     total = STEPS["ldm"]
     config.steps.update(total=total, eval=total // 2)
     config.optim.denoiser.update(**MUON)
     config.optim.denoiser.ns_steps = 3
+    config.sample.guidance = 2.0
     return config
 
 
-def second_stage():
-    """What the tasks and the ablation begin from too: briefer, and by Adam."""
+def brief():
+    """1,000 steps by Adam, for latents that say less (configs/tasks.py:first_stage).
+
+    The tasks, the ablation and the tables of docs/samplers.md begin from it.
+    """
     config = _scenes(base.ldm())
     config.batch_size = 32
     config.steps.update(total=1_000, log=50, eval=500, checkpoint=250)
@@ -71,6 +75,6 @@ def second_stage():
     )
     config.process.prediction = "v"
     config.loss.cond_dropout = 0.1
-    config.sample.update(steps=25, guidance=2.0)
+    config.sample.update(steps=25, guidance=4.0)
     config.optim.denoiser.update(lr=2e-3, schedule="cosine", warmup=100, clip=1.0, ema=0.999)
     return config

@@ -105,7 +105,7 @@ def test_a_task_trains_from_its_recipe(task, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_held_out_batches_have_the_fields_that_the_task_reads(task):
-    config, source = resolved(task, first_stage=f"{ROOT}/configs/quickstart.py:first_stage")
+    config, source = resolved(task, first_stage=f"{ROOT}/configs/tasks.py:first_stage")
     stage = kinds.of(config).model(config)
     assert set(stage.fields) == TASKS[task]
     assert set(conditions_of.make(config, source).fields) == TASKS[task]
@@ -119,7 +119,7 @@ def test_held_out_batches_have_the_fields_that_the_task_reads(task):
 
 
 def test_the_first_stage_says_how_small_the_small_image_is():
-    config, source = resolved("superres", first_stage=f"{ROOT}/configs/quickstart.py:first_stage")
+    config, source = resolved("superres", first_stage=f"{ROOT}/configs/tasks.py:first_stage")
     fields, _ = conditions_of.make(config, source).of_source(source, 2)
     assert fields["low_res"].shape == (2, 4, 4, 3)
 

@@ -8,7 +8,7 @@ columns of Tab. 13; wants --config.first_stages.* and --config.ldms.* with data)
 
 from ml_collections import ConfigDict
 
-from configs import ablation, debug, photos, quickstart
+from configs import ablation, debug, photos, quickstart, tasks
 from ldm_jax.base import config as config_lib
 
 F = (1, 2, 4, 8, 16, 32)
@@ -81,7 +81,7 @@ def tiny():
 
 
 def _scenes_first(f):
-    config = quickstart.first_stage()
+    config = tasks.first_stage()
     channels, mult = SCENES_FIRST[f]
     config.model.update(mult=mult, z_channels=channels, latent_channels=channels)
     config.steps.update(total=300, eval=300)
@@ -89,7 +89,7 @@ def _scenes_first(f):
 
 
 def _scenes_ldm(f):
-    config = quickstart.second_stage()
+    config = quickstart.brief()
     mult, attention, config.batch_size, lr = SCENES_LDM[f]
     config.model.update(mult=mult, attention=attention, heads=1, head_channels=0, groups=4)
     config.optim.denoiser.lr = lr
