@@ -32,7 +32,7 @@ def first_stage():
     config = _scenes(base.first_stage())
     config.batch_size = 16
     total = STEPS["first_stage"]
-    config.steps.update(total=total, log=50, eval=total // 2, checkpoint=250)
+    config.steps.update(total=total, log=50, eval=total, checkpoint=250)
     config.model.update(width=16, mult=(1, 2, 4), blocks=1, mid_attention=False)
     # A posterior that starts narrow learns colours within hundreds of steps, not thousands.
     # Beside a path that starts from the data, two channels say all that small shapes need. With
@@ -49,7 +49,7 @@ def first_stage():
 def ldm():
     config = brief()
     total = STEPS["ldm"]
-    config.steps.update(total=total, eval=total // 2)
+    config.steps.update(total=total, eval=total)
     config.optim.denoiser.update(**MUON)
     config.optim.denoiser.ns_steps = 3
     config.sample.guidance = 2.0
