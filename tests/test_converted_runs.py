@@ -134,11 +134,11 @@ def test_training_goes_on_from_a_converted_first_stage(first_stage, tmp_path):
     assert_equal(weights(out)["autoencoder"], weights(first_stage)["autoencoder"])
 
 
-def test_a_decoder_is_trained_for_the_latents_of_a_converted_ldm_and_draws(ldm, tmp_path, capfd):
+def test_a_decoder_is_trained_for_the_latents_of_a_converted_ldm(ldm, tmp_path, capfd):
     out, first = tmp_path / "on", ldm / "first_stage"
     argv = [f"--config={first}/config.json", f"--workdir={out}", "--config.loss.disc_weight=0.0"]
     argv += [*SHORT, "--config.loss.decoder_only=True", "--config.optim.autoencoder.lr=0.01"]
-    argv += ["--config.loss.perceptual_weight=0.0"]
+    argv += ["--config.loss.perceptual_weight=0.0", "--config.data.size=16"]
     assert call(train, *argv) == cli.EXIT_USAGE
     assert "--config.init_from=RUN" in capfd.readouterr().err
     argv += [f"--config.init_from={first}"]
