@@ -36,6 +36,9 @@ def open_source(source: str, **kwargs) -> "Source":
     return factory(**kwargs)
 
 
+PIPELINE = ("size",)  # keys that the pipeline reads too, whatever a source takes
+
+
 def check_flags(data: dict, flags: Iterable[str]):
     """Raises UsageError for a flag `data.KEY` that means nothing to the source that `data` names.
 
@@ -47,7 +50,7 @@ def check_flags(data: dict, flags: Iterable[str]):
     for key in (flag.removeprefix("data.") for flag in flags if flag.startswith("data.")):
         others = {name: taken[key] for name, taken in takes.items() if key in taken}
         off = not data[key] or data[key] in [taken.default for taken in others.values()]
-        if others and key not in own and not off:
+        if others and key not in (*own, *PIPELINE) and not off:
             raise errors.UsageError(
                 f"--config.data.{key}={data[key]} means nothing to the data source "
                 f"{data['source']!r}, only to {', '.join(others)}: leave it out."

@@ -247,3 +247,8 @@ def test_metadata_that_does_not_fit_is_a_usage_error(root):
     (root / "metadata.jsonl").write_text('{"file": "gone.png"\n')
     with pytest.raises(errors.UsageError, match=r"metadata.jsonl:1"):
         sources.open_source("folder", path=str(root))
+
+
+def test_the_size_of_pictures_may_be_set_for_every_source():
+    for name in sources.SOURCES.names():
+        sources.check_flags({"source": name, "size": 48}, ["data.size"])
