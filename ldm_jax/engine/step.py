@@ -17,6 +17,7 @@ import optax
 from ldm_jax.base import errors, shard
 from ldm_jax.engine import optim
 
+AFTER = 1_000_003  # folded into a step's key for what follows the update; losses fold small numbers
 HOST = "pinned_host"  # jax's name of the host's memory that devices read
 
 
@@ -144,7 +145,7 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
             updates, opt = own.tx.update(grads[name], before[1], before[0])
             after = optax.apply_updates(before[0], updates), opt
             if player.after:
-                after = player.after(after[0], grads[name], jax.random.fold_in(key, 1)), opt
+                after = player.after(after[0], grads[name], jax.random.fold_in(key, AFTER)), opt
             if player.begins:
                 rest = functools.partial(jnp.where, step < player.begins)
                 after = jax.tree.map(rest, (before[0], _rested(before[1])), after)

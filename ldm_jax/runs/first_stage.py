@@ -14,7 +14,7 @@ from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.shortcut import SHORTCUTS
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.runs import kinds, opened, start
-from ldm_jax.runs.check import one_of
+from ldm_jax.runs.check import divides, one_of
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
 from ldm_jax.weights.readers import READERS
@@ -40,8 +40,12 @@ class AutoencodeKind(kinds.Kind):
         one_of("config.model.attention_kind", kind, ATTENTION)
         if config.loss.decoder_only:
             _check_decoder_only(config)
+        if config.loss.terms.get("halved"):
+            f = self.network(config).f
+            divides(config.data.size, 2 * f, f"twice f={f}, as config.loss.terms.halved is set")
         with errors.of("config.loss"):
             autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
+            self.model(config).check()
 
     def divisor(self, config):
         return self.network(config).f, "the downsampling factor f of config.model"

@@ -89,12 +89,27 @@ class Autoencode:
     def bottleneck(self):
         return BOTTLENECKS.get(self.model.bottleneck)
 
+    def check(self):
+        """Raises UsageError for settings of the loss that are negative, or do nothing here."""
+        loss = self.loss
+        wanted = {
+            "restart": (loss.restart, self.bottleneck.entries, "a codebook"),
+            "perceptual_crop": (loss.perceptual_crop, loss.perceptual_weight, "perceptual_weight"),
+            "disc_terms": (sum(loss.disc_terms.values()), loss.disc_weight, "disc_weight"),
+        }
+        for name, (value, there, what) in wanted.items():
+            if value < 0:
+                raise errors.UsageError(f"{name}={value} must be at least 0.")
+            if value and not there:
+                raise errors.UsageError(f"{name}={value} does nothing without {what}: set it to 0.")
+
     def stage(self) -> api.Stage:
         """Its players: the autoencoder, and the discriminator where it has a weight."""
         own = self.init_autoencoder, self.autoencoder_loss, self.measure
         # Second stages read the average: it is the average's encoder that must stay as it is.
         more = {"averaged": self.loss.decoder_only}
-        more["after"] = self.restart if self._restarts else None
+        revived = self._restarts and not self.loss.decoder_only
+        more["after"] = self.restart if revived else None
         players = [api.Player("autoencoder", *own, **more)]
         if self.loss.disc_weight:
             its = self.init_discriminator, self.discriminator_loss

@@ -21,10 +21,10 @@ TERMS = registry.Registry("loss term")
 
 
 def value(name: str, x, x_hat, step, **more):
-    """What the term `name` says; more: all that it may name."""
+    """The value of the term `name`. more: what it may name, of which it gets what it names."""
     term = TERMS.get(name)
     named = list(inspect.signature(term).parameters)[3:]
-    return term(x, x_hat, step, **{key: more[key] for key in named})
+    return term(x, x_hat, step, **{key: more[key] for key in named if key in more})
 
 
 @TERMS.register("halved")

@@ -61,6 +61,11 @@ def test_lecam_pulls_each_kind_of_logits_towards_the_others_mean():
     np.testing.assert_allclose(of_fake, [-4, -4])
 
 
+def test_a_term_keeps_the_defaults_of_what_it_is_not_given(monkeypatch):
+    monkeypatch.setitem(terms.TERMS._entries, "mine", lambda x, y, step, power=2, key=None: power)
+    assert terms.value("mine", 0, 0, 0, z=1, key=KEY) == 2
+
+
 def test_accuracy_counts_both_kinds():
     assert float(adversary.accuracy(jnp.array([1.0, -1.0]), jnp.array([-1.0, -2.0]))) == 0.75
 
