@@ -114,6 +114,51 @@ def test_a_pipeline_comes_back_the_same(tmp_path, first, conditioners, changes, 
     np.testing.assert_allclose(b.decode(z), a.decode(z), atol=1e-5)
 
 
+SHIFTED = {"scale": [0.4, 1.7], "shift": [3.0, -0.5]}
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_a_scale_of_every_channel_comes_back(tmp_path, pipeline):
+    """In the autoencoder's two ends for a pipeline, as none knows it; otherwise in its config."""
+    beneath = tiny_run(tmp_path / "first", "first_stage")
+    kind = {"class": dict(name="class", num_classes=5, width=8)}
+    if not pipeline:
+        kind["class"].update(width=64, place="vector")
+    more = {} if pipeline else UNCONDITIONAL
+    more = more | {"latents.per_channel": "True", "sample.spacing": "trailing"}
+    source = tiny_run(tmp_path / "ldm", "ldm", kind, first_stage=str(beneath), **more)
+    record = json.loads((source / "latents.json").read_text()) | SHIFTED
+    (source / "latents.json").write_text(json.dumps(record))
+    convert_ok("export", f"--run={source}", f"--out={tmp_path / 'out'}")
+    index = tmp_path / "out" / "model_index.json"
+    if not pipeline:
+        index.write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"]}))
+    convert_ok("diffusers", f"--checkpoint={tmp_path / 'out'}", f"--out={tmp_path / 'back'}")
+    back = json.loads((tmp_path / "back" / "latents.json").read_text())
+    if pipeline:
+        assert back["scale"] == 1.0 and "shift" not in back
+    else:
+        assert (
+            back["scale"] == pytest.approx(SHIFTED["scale"]) and back["shift"] == SHIFTED["shift"]
+        )
+    a, b = ldm_jax.load(source), ldm_jax.load(tmp_path / "back")
+    z = draw(a, cond=FIELDS["class"], guidance=2.0)
+    np.testing.assert_allclose(draw(b, cond=FIELDS["class"], guidance=2.0), z, atol=1e-5)
+    np.testing.assert_allclose(b.decode(z), a.decode(z), atol=1e-4)
+    images = np.asarray(a.decode(z))
+    np.testing.assert_allclose(b.encode(images), a.encode(images), atol=1e-4)
+
+
+def test_a_codebook_cannot_take_a_scale_of_every_channel_to_diffusers(tmp_path, capfd):
+    beneath = tiny_run(tmp_path / "first", "vq")
+    more = UNCONDITIONAL | {"latents.per_channel": "True"}
+    run = tiny_run(tmp_path / "ldm", "ldm", first_stage=str(beneath), **more)
+    record = json.loads((run / "latents.json").read_text()) | SHIFTED
+    (run / "latents.json").write_text(json.dumps(record))
+    assert convert.run(["export", f"--run={run}", f"--out={tmp_path / 'out'}"]) == 2
+    assert "VQModel has one scale for all channels" in capfd.readouterr().err
+
+
 def test_class_tokens_lie_beside_the_pipeline_as_the_official_table(tmp_path):
     beneath = tiny_run(tmp_path / "first", "first_stage")
     kwargs = {"class": dict(name="class", num_classes=5, width=8)}
@@ -192,6 +237,40 @@ def test_a_scheduler_says_how_to_sample(golden, tmp_path, changes, process, spac
     assert config.sample.sampler == ("plms" if "_class_name" in changes else "ddim")
     assert ("no time grid here" in said) == (spacing is None)
     assert json.loads((tmp_path / "run" / "latents.json").read_text())["scale"] == 0.18215
+
+
+@pytest.mark.parametrize(
+    ("vae", "scale", "shift"),
+    [
+        (dict(scaling_factor=0.5, shift_factor=0.25), [0.5] * 4, [0.25] * 4),
+        (
+            dict(scaling_factor=0.5, latents_mean=[1, 2, 3, 4], latents_std=[1, 2, 4, 8]),
+            [0.5, 0.25, 0.125, 0.0625],
+            [1, 2, 3, 4],
+        ),
+        (dict(latents_mean=[1, 2, 3, 4]), "no latents_std beside", None),
+        (
+            dict(latents_mean=[1] * 4, latents_std=[1] * 4, shift_factor=2.0),
+            "shift_factor=2.0",
+            None,
+        ),
+        (dict(latents_mean=[1] * 3, latents_std=[1] * 4), "latents_mean", None),
+    ],
+    ids=str,
+)
+def test_diffusers_normalisations_are_read(golden, tmp_path, vae, scale, shift, capfd):
+    """As Stable Diffusion XL and 3 write them: z = (latent - mean) scaling_factor / std."""
+    parts = dict(unet="unet2dcond_sd2_linearproj", vae="autoencoder_kl_sd_legacykeys")
+    folder = assemble(golden, tmp_path / "pipe", SD, **parts)
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | vae))
+    argv = ["diffusers", f"--checkpoint={folder}", f"--out={tmp_path / 'run'}"]
+    if shift is None:
+        assert convert.run(argv) == 2 and scale in capfd.readouterr().err
+        return
+    assert convert.run(argv) == 0
+    found = json.loads((tmp_path / "run" / "latents.json").read_text())
+    assert found["scale"] == pytest.approx(scale) and found["shift"] == pytest.approx(shift)
 
 
 def test_zero_terminal_snr_with_eps_is_refused(golden, tmp_path, capfd):

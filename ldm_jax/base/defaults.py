@@ -74,11 +74,11 @@ def optimizer(**changes) -> dict:
     defaults = dict(
         name="adamw",  # adam | adamw | muon
         lr=1e-4,
-        schedule="constant",  # constant | cosine | linear
+        schedule="constant",  # constant | cosine | linear | inverse_sqrt
         warmup=0,
         start=0.0,  # share of lr that the warm-up begins with; 0: 1 / warmup
         floor=0.0,  # share of lr that the decay ends at
-        length=0,  # step at which the decay ends; 0: the last step of training
+        length=0,  # step at which the decay ends, or inverse_sqrt begins; 0: the last one
         b1=0.9,
         b2=0.999,
         mu_dtype="",  # of the first moment: bfloat16 halves its memory; "" is float32
@@ -147,6 +147,9 @@ def ldm() -> ConfigDict:
     config.first_stage = ""  # a run, or "identity" for pixel diffusion (f = 1)
     config.latents = dict(
         scale=0.0,  # factor that latents are multiplied by; 0: 1 / std, which is measured
+        per_channel=False,  # measure mean and std of every channel, in place of one std
+        mean=(),  # of every channel, given, beside std
+        std=(),
         batches=64,  # that the std is measured over
         cache="",  # folder that `encode` wrote: training reads its moments instead of images
     )
@@ -175,18 +178,23 @@ def ldm() -> ConfigDict:
         timesteps=1000,
         beta_start=0.0015,
         beta_end=0.0195,
-        prediction="eps",  # eps | x0 | v
+        prediction="eps",  # eps | x0 | v | flow
         zero_terminal_snr=False,
-        density="uniform",  # distribution that training draws timesteps from
+        density="uniform",  # that training draws timesteps from: uniform | shifted | logit_normal
+        density_shift=1.0,  # of shifted: above 1 noisy levels are trained more often
+        density_mean=0.0,  # of logit_normal: the mean of log(sigma / alpha)
+        density_std=1.0,  # of logit_normal
     )
     config.loss = dict(
         distance="l2",  # l1 | l2
-        weight="uniform",  # uniform | min_snr | vlb
+        weight="uniform",  # uniform | min_snr | v | flow | vlb
         gamma=5.0,  # of weight min_snr
+        cap=400.0,  # largest weight of v and flow
         cond_dropout=0.0,  # share of the batch that is trained under the null condition
         elbo_weight=0.0,  # of the variational bound, which is added to the loss
         logvar=0.0,  # log variance of the error, for every timestep
         learn_logvar=False,
+        logvar_features=0,  # learned: linear in so many features of t; 0: a number per timestep
     )
     config.sample = dict(
         sampler="ddim",
@@ -195,6 +203,7 @@ def ldm() -> ConfigDict:
         guidance=1.0,
         spacing="exact",  # time grid
         rho=7.0,  # of spacing karras
+        shift=1.0,  # of spacing shifted: above 1 more steps are spent on noisy levels
         rule="linear",  # how guidance combines the two predictions
         rescale=0.0,  # 0 to 1: how far guided predictions return to the spread of unguided ones
         interval=(),  # (low, high): noise levels sigma at which guidance acts; () is all

@@ -23,10 +23,11 @@ ADDED = {
     "model.groups": dict(norm_kernel="xla", remat_saves=""),
     "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, decoder_only=False)
     | dict(terms=dict(halved=0.0, turned=0.0), disc_terms=dict(r1=0.0, lecam=0.0)),
-    "loss.weight": dict(gamma=5.0),
-    "latents.scale": dict(cache=""),
-    "process.schedule": dict(density="uniform"),
-    "sample.sampler": dict(rho=7.0, rule="linear", clip=0.0, tile=0),
+    "loss.weight": dict(gamma=5.0, cap=400.0, logvar_features=0),
+    "latents.scale": dict(cache="", per_channel=False, mean=[], std=[]),
+    "process.schedule": dict(density="uniform", density_shift=1.0)
+    | dict(density_mean=0.0, density_std=1.0),
+    "sample.sampler": dict(rho=7.0, shift=1.0, rule="linear", clip=0.0, tile=0),
 }
 
 

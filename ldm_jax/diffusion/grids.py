@@ -99,13 +99,27 @@ def karras(process, steps: int, *, last: int = 0, rho: float = 7.0) -> Grid:
     log_s = -0.5 * np.log(process.snr[: process.timesteps - terminal])
     ends = np.exp(log_s[[-1, last]] / rho)
     ramp = rho * np.log(np.linspace(*ends, steps - terminal))
-    timesteps = np.interp(ramp, log_s, np.arange(len(log_s)))
-    share = 1.0 / (1.0 + np.exp(2.0 * ramp))  # of the variance that is signal
-    variance = np.interp(timesteps, np.arange(process.timesteps), process.variance)
-    top = [process.timesteps - 1] * terminal
-    signal = (*process.signal[top], *(variance * share), CLEAN[0])
-    noise = (*process.noise[top], *(variance * (1.0 - share)), CLEAN[1])
-    return Grid((*map(float, top), *timesteps.tolist()), _floats(signal), _floats(noise))
+    return _between(process, terminal, np.interp(ramp, log_s, np.arange(len(log_s))), ramp)
+
+
+@GRIDS.register("shifted")
+def shifted(process, steps: int, *, shift: float = 1.0) -> Grid:
+    """The times u of `exact`, moved to s u / (1 + (s - 1) u), for s = shift.
+
+    s > 1 spends more steps on noisier levels, as large latents want (Esser et al. 2024, arXiv
+    2403.03206, eq. 23). Both ends stay. The network is told fractions of timesteps.
+    """
+    if not 1 <= shift < np.inf:
+        raise UsageError(f"shift={shift} must be at least 1.")
+    terminal = int(process.signal[-1] == 0.0)
+    u = (np.array(exact(process, steps).timesteps[terminal:]) + 1) / process.timesteps
+    timesteps = shift * u / (1 + (shift - 1) * u) * process.timesteps - 1
+    log_s = -0.5 * np.log(process.snr[: process.timesteps - terminal])
+    if terminal and np.any(timesteps > len(log_s) - 1):
+        raise UsageError(f"shift={shift} leaves no level between pure noise and its first step.")
+    return _between(
+        process, terminal, timesteps, np.interp(timesteps, np.arange(len(log_s)), log_s)
+    )
 
 
 @GRIDS.register("legacy")
@@ -134,6 +148,16 @@ def _grid(process, rising, end=CLEAN):
     falling = [int(t) for t in rising][::-1]
     signal, noise = (*process.signal[falling], end[0]), (*process.noise[falling], end[1])
     return Grid(tuple(falling), _floats(signal), _floats(noise))
+
+
+def _between(process, terminal, timesteps, log_s):
+    """T-1 where it is `terminal`, then fractions of timesteps, of log(sigma / alpha) log_s."""
+    share = 1.0 / (1.0 + np.exp(2.0 * log_s))  # of the variance that is signal
+    variance = np.interp(timesteps, np.arange(process.timesteps), process.variance)
+    top = [process.timesteps - 1] * terminal
+    signal = (*process.signal[top], *(variance * share), CLEAN[0])
+    noise = (*process.noise[top], *(variance * (1.0 - share)), CLEAN[1])
+    return Grid((*map(float, top), *timesteps.tolist()), _floats(signal), _floats(noise))
 
 
 def _floats(levels):

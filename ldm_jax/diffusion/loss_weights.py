@@ -29,6 +29,30 @@ def min_snr(process, *, gamma=5.0):
     return np.minimum(process.snr, gamma) * process.gain
 
 
+@WEIGHTS.register("v")
+def v(process, *, cap=400.0):
+    """The squared error of v (Salimans & Ho 2022), whatever is predicted; see `_as_error`."""
+    return _as_error(process, process.variance / process.noise, cap)
+
+
+@WEIGHTS.register("flow")
+def flow(process, *, cap=400.0):
+    """The squared error of eps - x_0 (Liu et al. 2022), whatever is predicted; see `_as_error`."""
+    alpha, sigma = process.tables
+    return _as_error(process, ((alpha + sigma) / sigma) ** 2, cap)
+
+
+def _as_error(process, of_x0, cap):
+    """The weight that makes the prediction's error that of a quantity, at most `cap`.
+
+    of_x0: (d quantity / d x_0)^2 at fixed x_t. The bound only matters where an error of x_0 at
+    little noise, or of eps at little signal, would count without limit; 400 is that of dividing by
+    sigma or alpha no smaller than 0.05.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.minimum(np.nan_to_num(of_x0 * process.gain, nan=cap, posinf=cap), cap)
+
+
 @WEIGHTS.register("vlb")
 def vlb(process):
     """The exact term of the variational bound (Ho et al. 2020, eq. 12), at any prediction.

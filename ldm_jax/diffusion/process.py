@@ -7,6 +7,7 @@ the conversions, also take fractions (float `t`), which some time grids visit.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.schedules import SCHEDULES
 
 PREDICTIONS = Registry("prediction")
-DENSITIES = Registry("time density")  # (key, shape, timesteps, **its own options) -> t, integers
+DENSITIES = Registry("time density")  # (process, **its own options) -> shares, float64 [timesteps]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +65,62 @@ PREDICTIONS.register("v")(  # Salimans & Ho 2022 (arXiv 2202.00512), sec. 4 and 
         ),
     )
 )
+PREDICTIONS.register("flow")(  # the velocity of rectified flow (Liu et al. 2022, arXiv 2209.03003)
+    Prediction(
+        target=lambda x_0, eps, alpha, sigma: eps - x_0,
+        to_x0=lambda u, x_t, alpha, sigma: (x_t - sigma * u) / (alpha + sigma),
+        gain=lambda alpha, sigma: (sigma / (alpha + sigma)) ** 2,
+    )
+)
 
 
 @DENSITIES.register("uniform")
-def uniform(key, shape, timesteps):
+def uniform(process):
     """Every timestep alike (Ho et al. 2020, algorithm 1)."""
-    return jax.random.randint(key, shape, 0, timesteps)
+    return np.ones(process.timesteps)
+
+
+@DENSITIES.register("shifted")
+def shifted(process, *, density_shift=1.0):
+    """Uniform times u, moved to s u / (1 + (s - 1) u), for s = density_shift.
+
+    s > 1 trains noisier levels, as larger latents want (Esser et al. 2024, arXiv 2403.03206, eq.
+    23; they move the levels of rectified flow, whose times these are).
+    """
+    if not density_shift > 0:
+        raise UsageError(f"density_shift={density_shift} must be above 0.")
+    ends = np.arange(process.timesteps + 1) / process.timesteps
+    return np.diff(ends / (density_shift - (density_shift - 1) * ends))
+
+
+@DENSITIES.register("logit_normal")
+def logit_normal(process, *, density_mean=0.0, density_std=1.0):
+    """log(sigma / alpha) ~ N(density_mean, density_std^2), cut off where the schedule ends.
+
+    On the levels of rectified flow that is the logit-normal time of Esser et al. 2024 (arXiv
+    2403.03206, eq. 19). On any schedule it is the noise of EDM (Karras et al. 2022, table 1). Their
+    P_mean is for data of deviation 0.5: density_mean = P_mean + log 2, density_std = P_std.
+    """
+    if not density_std > 0:
+        raise UsageError(f"density_std={density_std} must be above 0.")
+    with np.errstate(divide="ignore"):
+        level = -0.5 * np.log(process.snr)
+    finite = level[np.isfinite(level)]
+    edges = np.interp(np.arange(len(finite) + 1) - 0.5, np.arange(len(finite)), finite)
+    if len(finite) < len(level):  # pure noise takes all that is above
+        edges = np.append(edges, np.inf)
+    share = np.diff(_normal_cdf((edges - density_mean) / density_std))
+    if share.sum() < 0.5:
+        raise UsageError(
+            f"density_mean={density_mean}, density_std={density_std}: only {share.sum():.0%} of it "
+            f"lies within the noise levels of schedule={process.schedule!r}, where "
+            f"log(sigma / alpha) is {level[0]:.2f} to {level[-1]:.2f}."
+        )
+    return share
+
+
+def _normal_cdf(x):
+    return np.vectorize(lambda x: 0.5 * math.erfc(-x / math.sqrt(2)))(x)
 
 
 def make_process(
@@ -83,7 +134,7 @@ def make_process(
     for option, value in options.items():
         if not SCHEDULES.takers(option) and not DENSITIES.takers(option):
             raise UsageError(f"{option}={value}: no schedule and no time density takes it.")
-    DENSITIES.taken(density, **process.options_of(DENSITIES))
+    process.shares  # noqa: B018 (refuses what does not fit)
     if reason := PREDICTIONS.get(prediction).refuse(*process.tables):
         own = SCHEDULES.taken(schedule, **process.options_of(SCHEDULES))
         given = "".join(f", {name}={value}" for name, value in own.items())
@@ -121,8 +172,10 @@ class Process:
 
     def draw_times(self, key, shape):
         """Timesteps to train at, integers of this shape, from the process's time density."""
-        options = self.options_of(DENSITIES)
-        return DENSITIES.call(self.density, key, shape, self.timesteps, **options)
+        if np.ptp(self.shares) == 0:
+            return jax.random.randint(key, shape, 0, self.timesteps)
+        until = jnp.asarray(np.cumsum(self.shares)[:-1], jnp.float32)
+        return jnp.searchsorted(until, jax.random.uniform(key, shape), side="right")
 
     def alpha(self, t):
         """The factor of x_0 in x_t, float32, in the shape of t."""
@@ -146,9 +199,34 @@ class Process:
         """The loss weight of `WEIGHTS[kind]` for the squared error of this prediction, [b]."""
         return _lookup(WEIGHTS.call(kind, self, **options), t)
 
+    def features(self, count: int):
+        """Fourier features of the noise level, float64 [T, count], of mean square 1.
+
+        sqrt(2) cos(2 pi (f log(sigma / alpha) / 4 + phi)), f normal and phi uniform, both drawn
+        once and for all (Karras et al. 2024, arXiv 2312.02696, appendix B). Pure noise counts as a
+        level of 10.
+        """
+        draw = np.random.default_rng(0)
+        f, phi = draw.standard_normal(count), draw.uniform(size=count)
+        with np.errstate(divide="ignore"):
+            level = np.minimum(-0.5 * np.log(self.snr), 10.0) / 4
+        return np.sqrt(2) * np.cos(2 * np.pi * (level[:, None] * f + phi))
+
     def options_of(self, registry) -> dict:
         """Those of the options that any entry of the registry takes."""
         return {name: value for name, value in self.options if registry.takers(name)}
+
+    @functools.cached_property
+    def shares(self):
+        """How often training visits each timestep, float64 [T], of sum 1."""
+        table = DENSITIES.call(self.density, self, **self.options_of(DENSITIES))
+        fits = np.shape(table) == (self.timesteps,) and np.all(table >= 0)
+        if not (fits and 0 < np.sum(table) < np.inf):
+            raise UsageError(
+                f"density={self.density!r} must give {self.timesteps} finite shares, none below 0 "
+                "and one above."
+            )
+        return table / np.sum(table)
 
     @property
     def signal(self):

@@ -3,9 +3,9 @@
 A schedule is (timesteps, **its own options) -> (alpha^2, sigma^2), float64 [timesteps] each, for
 x_t = alpha_t x_0 + sigma_t eps: the variances of signal and noise, of which betas give the first
 without rounding. Index 0 is one step of noise, not none: sigma > 0 everywhere, and alpha / sigma
-falls. Any such process will do. Those below preserve the variance, alpha^2 + sigma^2 = 1, and come
-from betas, under their true names: the official code calls `scaled_linear` "linear" and `linear`
-"sqrt_linear", which only the converter of its checkpoints knows.
+falls. Any such process will do. All below but `straight` preserve the variance, alpha^2 + sigma^2
+= 1. Those that come from betas have their true names: the official code calls `scaled_linear`
+"linear" and `linear` "sqrt_linear", which only the converter of its checkpoints knows.
 """
 
 import numpy as np
@@ -83,3 +83,24 @@ def cosine(beta_start, beta_end, timesteps, offset=8e-3):
     time = np.arange(timesteps + 1, dtype=np.float64) / timesteps
     curve = np.cos((time + offset) / (1 + offset) * np.pi / 2) ** 2
     return np.clip(1.0 - curve[1:] / curve[:-1], 0.0, 0.999)
+
+
+@SCHEDULES.register("straight")
+def straight(timesteps):
+    """x_t = (1 - u) x_0 + u eps (Liu et al. 2022, arXiv 2209.03003); u = (t + 1) / T, so up to 1.
+
+    Rectified flow as it is published, for networks that were trained on it elsewhere. Beside
+    prediction `flow` it is the objective of SiT, SD3 and Flux.
+    """
+    u = np.arange(1, timesteps + 1, dtype=np.float64) / timesteps
+    return (1 - u) ** 2, u**2
+
+
+@SCHEDULES.register("rectified")
+def rectified(timesteps):
+    """The noise levels of `straight` at a variance of 1: x_t divided by sqrt((1 - u)^2 + u^2).
+
+    The same process to every sampler, with inputs that a network likes and with which `v` works.
+    """
+    signal, noise = straight(timesteps)
+    return signal / (signal + noise), noise / (signal + noise)

@@ -14,7 +14,7 @@ import optax
 
 from ldm_jax.base import errors, registry
 
-# (peak, steps, share of the peak at the end) -> optax schedule
+# (peak, steps, **its own options) -> optax schedule; steps: of training, after the warm-up
 SCHEDULES = registry.Registry("learning-rate schedule")
 OPTIMIZERS = registry.Registry("optimizer")  # (rate, **its own options) -> optax transformation
 # (decay, warmup) -> update(average, params, step), the average after optimizer step `step`, from 0
@@ -22,18 +22,29 @@ AVERAGES = registry.Registry("average of the weights")
 
 
 @SCHEDULES.register("constant")
-def constant(lr, steps, floor):
+def constant(lr, steps):
     return optax.constant_schedule(lr)
 
 
 @SCHEDULES.register("cosine")
-def cosine(lr, steps, floor):
-    return optax.cosine_decay_schedule(lr, max(steps, 1), alpha=floor)
+def cosine(lr, steps, *, floor=0.0, length=0):
+    return optax.cosine_decay_schedule(lr, max(length or steps, 1), alpha=floor)
 
 
 @SCHEDULES.register("linear")
-def linear(lr, steps, floor):
-    return optax.linear_schedule(lr, floor * lr, max(steps, 1))
+def linear(lr, steps, *, floor=0.0, length=0):
+    return optax.linear_schedule(lr, floor * lr, max(length or steps, 1))
+
+
+@SCHEDULES.register("inverse_sqrt")
+def inverse_sqrt(lr, steps, *, floor=0.0, length=0):
+    """lr up to step `length`, then lr / sqrt(step / length) (Karras et al. 2024, arXiv 2312.02696).
+
+    It does not need to know when training ends. Steps count from the end of the warm-up.
+    """
+    if not length:
+        raise errors.UsageError("schedule='inverse_sqrt' needs length, the step that it begins at.")
+    return lambda step: lr * jnp.maximum(floor, jnp.sqrt(length / jnp.maximum(step, length)))
 
 
 @OPTIMIZERS.register("adam")
@@ -55,19 +66,29 @@ def adamw(rate, b1=0.9, b2=0.999, weight_decay=0.0, mu_dtype=""):
 
 
 @OPTIMIZERS.register("muon")
-def muon(rate, b1=0.9, b2=0.999, beta=0.95, ns_steps=5, adam_share=0.1, weight_decay=0.0):
+def muon(
+    rate,
+    b1=0.9,
+    b2=0.999,
+    beta=0.95,
+    ns_steps=5,
+    adam_share=0.1,
+    weight_decay=0.0,
+    mu_dtype="",
+):
     """Muon (Jordan et al. 2024) for kernels, Adam with Nesterov's momentum for all else.
 
     A kernel's momentum (of decay `beta`) is orthogonalised as the matrix from all inputs of a
     neuron, of a convolution over its window too, to its outputs. ns_steps: Newton-Schulz iterations
     of that, which cost a small network as much as its gradients. adam_share: Adam's learning rate,
-    as a share of Muon's.
+    as a share of Muon's. weight_decay: of kernels alone. mu_dtype: see `adam`.
     """
     return optax.contrib.muon(
         rate,
         beta=beta,
         ns_steps=ns_steps,
         weight_decay=weight_decay,
+        mu_dtype=_moment(mu_dtype),
         adam_b1=b1,
         adam_b2=b2,
         adam_learning_rate=lambda step: adam_share * rate(step),
@@ -154,18 +175,20 @@ def make_schedule(
     floor: float = 0.0,
     length: int = 0,
 ) -> optax.Schedule:
-    """Linear warm-up over `warmup` steps, then the named schedule up to step `length` or `total`.
+    """Linear warm-up over `warmup` steps, then the named schedule.
 
     lr: peak learning rate per step (never multiplied by batch or device count).
     start: share of lr at step 0, from where lr is reached at step `warmup`, as in the official
       schedules; 0 starts at lr / warmup and reaches lr a step earlier, so that none is wasted.
-    floor: share of lr where the decay ends.
+    length: step at which a decay ends, or, of inverse_sqrt, begins; 0: steps.total.
+    floor: share of lr below which no decay leads.
     """
     if warmup > total:
         raise errors.UsageError(f"warmup={warmup} is longer than steps.total={total}.")
     if length and warmup > length:
         raise errors.UsageError(f"warmup={warmup} is longer than length={length} of the decay.")
-    main = SCHEDULES.get(schedule)(lr, (length or total) - warmup, floor)
+    after = {"floor": floor, "length": max(length - warmup, 1) if length else 0}
+    main = SCHEDULES.call(schedule, lr, total - warmup, **after)
     if not warmup:
         return main
     ramp = (

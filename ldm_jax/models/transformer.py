@@ -12,12 +12,11 @@ from flax import linen as nn
 
 from ldm_jax.nn import attention, blocks
 
-TABLE_INIT = nn.initializers.normal(0.02)
-
 
 class TokenTransformer(nn.Module):
     """ids: int [b, n], n <= length -> [b, n, width] after the last norm.
 
+    table_std: standard deviation that the embeddings of tokens and positions start with.
     block: makes a layer, given its name. The layer is called with x [b, n, width] and, where there
     is one, the mask [b, n], which is False at tokens that must not be attended to.
     """
@@ -27,13 +26,15 @@ class TokenTransformer(nn.Module):
     width: int
     depth: int
     block: Callable[..., nn.Module]
+    table_std: float = 0.02
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, ids, mask=None):
-        how = dict(embedding_init=TABLE_INIT, dtype=self.dtype, name="table")
+        init = nn.initializers.normal(self.table_std)
+        how = dict(embedding_init=init, dtype=self.dtype, name="table")
         table = nn.Embed(self.vocab_size, self.width, **how)
-        positions = self.param("positions", TABLE_INIT, (self.length, self.width))
+        positions = self.param("positions", init, (self.length, self.width))
         x = table(ids) + positions[: ids.shape[1]].astype(self.dtype)
         seen = () if mask is None else (mask,)
         for i in range(self.depth):

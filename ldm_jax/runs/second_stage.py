@@ -5,7 +5,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ldm_jax.base import defaults, errors, tree, upgrade
 from ldm_jax.base import record as record_lib
@@ -18,7 +17,7 @@ from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.runs import codecs, conditions, data, kinds, opened
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import diffuse
+from ldm_jax.stages import diffuse, scaling
 from ldm_jax.stages.sampling import Sampling
 from ldm_jax.weights import readers
 
@@ -50,6 +49,7 @@ class DiffuseKind(kinds.Kind):
                 f"config.first_stage={config.first_stage}: images have {IMAGE_CHANNELS} channels; "
                 "give 'identity' or the run of a first stage."
             )
+        _check_latents(config.latents, model.codec.channels)
         model.sampling.method(model.process)
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):
@@ -127,7 +127,11 @@ class DiffuseKind(kinds.Kind):
         return first_stage, conditioners
 
     def frozen_shapes(self, config, codec=None):
-        scale = {"scale": jax.ShapeDtypeStruct((), jnp.float32)}
+        channels = self.model(config, codec).codec.channels
+        shape = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+        scale = {"scale": shape(())}
+        if _by_channel(config):
+            scale = dict.fromkeys(("scale", "shift"), shape((channels,)))
         return frozen_lib.shapes(self.frozen(config, codec)) | scale
 
     def begin(self, config, source, record, cache=None):
@@ -144,29 +148,37 @@ class DiffuseKind(kinds.Kind):
                 record.write(latents=latents)
             return latents
 
-        scale = hosts.on_first(measured, seconds=3600)["scale"]
-        return self.stage(config, weights | {"scale": jnp.float32(scale)})
+        latents = hosts.on_first(measured, seconds=3600)
+        return self.stage(config, weights | scaling.arrays(latents))
 
     def evaluated(self, config, record):
         if not record.latents:
             raise errors.UsageError(f"{record.shown} was never trained: it holds no latents.json.")
         weights, _ = frozen_lib.read(self.frozen(config), record.frozen, record.shown)
-        return self.stage(config, weights | {"scale": np.float32(record.latents["scale"])})
+        return self.stage(config, weights | scaling.arrays(record.latents))
 
     def _statistics(self, config, source, params, origin, cache) -> dict:
         """Scale and moments of the latents: inherited, given, or measured on some batches."""
         if config.init_from:
             inherited = record_lib.Record(config.init_from).latents
             if inherited.pop("origin", {}).get("digest") == origin["digest"]:
+                if ("shift" in inherited) != _by_channel(config):
+                    raise errors.UsageError(
+                        f"config.init_from={config.init_from} was trained on latents with "
+                        f"{'a' if 'shift' in inherited else 'no'} scale of every channel: set "
+                        f"config.latents.per_channel={'shift' in inherited}, without mean and std."
+                    )
                 return inherited
-        if config.latents.scale:
-            return {"scale": config.latents.scale}
+        if given := _given(config.latents):
+            return given
         # One host reads whole batches, so that the scale is the same on any number of hosts.
         found = data.make(config, source, ("image",), dict(host=0, hosts=1), cache).train(0)
         with found as batches:
             some = itertools.islice(batches, config.latents.batches)
             key = jax.random.key(config.seed)
-            return diffuse.latent_statistics(self.codec(config), params, some, key)
+            return scaling.measure(
+                self.codec(config), params, some, key, config.latents.per_channel
+            )
 
     def batch(self, config, cached=False, codec=None):
         model, b, size = self.model(config, codec), config.batch_size, config.data.size
@@ -213,7 +225,7 @@ class DiffuseKind(kinds.Kind):
         _, origin = frozen_lib.read(self.frozen(config), {}, record.shown)
         if not isinstance(source.first_stage, str):  # inside, wherever the run will be
             origin["first_stage"] = record.inside(config.first_stage)
-        record.write(latents={"scale": source.scale, "origin": origin})
+        record.write(latents=_given(config.latents) | {"origin": origin})
 
     def forward(self, config):
         model, b, size = self.model(config), config.batch_size, config.data.size
@@ -234,12 +246,38 @@ class DiffuseKind(kinds.Kind):
             beneath, _ = codecs.read_params(config.first_stage)
             first = dict(record_lib.Record(config.first_stage).config.model), {"model": beneath}
         whole = config.to_dict() | {"f": codec.f}
-        return to_diffusers.write_second_stage(
-            folder, whole, params, first, record.latents["scale"]
-        )
+        return to_diffusers.write_second_stage(folder, whole, params, first, record.latents)
 
 
 kinds.KINDS.register("diffuse")(DiffuseKind())
+
+
+def _by_channel(config) -> bool:
+    """Whether every channel of the latents has its own scale, and a shift."""
+    return bool(config.latents.per_channel or config.latents.std)
+
+
+def _given(latents) -> dict:
+    """What latents.json says of a scale that the config gives; {} where it is to be measured."""
+    if latents.std:
+        return scaling.of_moments(latents.mean, latents.std)
+    return {"scale": latents.scale} if latents.scale else {}
+
+
+def _check_latents(latents, channels):
+    given = {name: tuple(latents[name]) for name in ("mean", "std")}
+    ways = {"scale": latents.scale, "per_channel": latents.per_channel, "std": given["std"]}
+    chosen = [f"config.latents.{name}={value}" for name, value in ways.items() if value]
+    if len(chosen) > 1:
+        raise errors.UsageError(f"{' and '.join(chosen)}: give one of them.")
+    for name, numbers in given.items():
+        if len(numbers) != (channels if any(given.values()) else 0):
+            raise errors.UsageError(
+                f"config.latents.{name}={numbers}: needs a number for each of the {channels} "
+                "channels, in mean and in std."
+            )
+    if not all(s > 0 for s in given["std"]):
+        raise errors.UsageError(f"config.latents.std={given['std']} must be above 0.")
 
 
 def _warn_of_noise(shares, first_stage):

@@ -1,12 +1,13 @@
 """The second stage: a denoiser of latents with conditioners (Rombach et al. 2022, sec. 3.2-3.3).
 
-    z = scale * encode(image)
+    z = scale * encode(image)                    (stages/scaling.py)
     x_t = alpha_t z + sigma_t eps
     loss = |network(x_t, t, cond) - target|^2
 
-`frozen` holds the first stage's weights and the scale: {"first_stage": tree, "scale": scalar}. It
-also holds "conditioners", the weights of those that have some from elsewhere, and for sampling
-"guide", the parameters of a weaker denoiser of the same shapes, where there are any.
+`frozen` holds the first stage's weights and the latents' scale: {"first_stage": tree, "scale":
+scalar}, or for every channel its own, {"scale": [c], "shift": [c]}. It also holds "conditioners",
+the weights of those that have some from elsewhere, and for sampling "guide", the parameters of a
+weaker denoiser of the same shapes, where there are any.
 """
 
 import dataclasses
@@ -19,10 +20,9 @@ from ldm_jax.base import errors, registry
 from ldm_jax.diffusion import editing, guidance, samplers
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import Process
-from ldm_jax.models.bottleneck import noise_share
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.models.denoiser import Denoiser
-from ldm_jax.stages import api
+from ldm_jax.stages import api, scaling
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.sampling import Sampling
 
@@ -37,12 +37,15 @@ TIME_BANDS = 4  # evaluation looks at every image once in each quarter of the ti
 class Loss:
     """One field is one key of `config.loss`.
 
-    distance: l2 or l1, per element; weight: a name of diffusion.loss_weights; gamma: min_snr's.
+    distance: l2 or l1, per element; weight: a name of diffusion.loss_weights, of whose options
+      gamma and cap are.
     cond_dropout: share of rows trained with the null condition, for classifier-free guidance, by
       the conditioners that have no `dropout` of their own.
     elbo_weight: on the variational bound, added to that (the official `original_elbo_weight`).
     learn_logvar: learn the log variance of every timestep's error, from `logvar`; otherwise it
-      stays there.
+      stays there. logvar_features: 0 learns a number per timestep, as the official code does; N
+      learns a linear map of N Fourier features, which is smooth in t, and so settles within a short
+      training (Karras et al. 2024, arXiv 2312.02696, appendix B).
     """
 
     distance: str
@@ -51,11 +54,18 @@ class Loss:
     elbo_weight: float = 0.0
     logvar: float = 0.0
     learn_logvar: bool = False
+    logvar_features: int = 0
     gamma: float = 5.0
+    cap: float = 400.0
 
     def __post_init__(self):
         DISTANCES.get(self.distance)
-        WEIGHTS.taken(self.weight, gamma=self.gamma)
+        WEIGHTS.taken(self.weight, gamma=self.gamma, cap=self.cap)
+        if self.logvar_features < 0 or (self.logvar_features and not self.learn_logvar):
+            raise errors.UsageError(
+                f"logvar_features={self.logvar_features} must be 0, or above 0 with "
+                "learn_logvar=True."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Diffuse:
     sampling: Sampling | None = None
 
     def stage(self, frozen) -> api.Stage:
-        """frozen: {"first_stage": tree, "scale": scalar[, "conditioners": tree]}."""
+        """frozen: see the module."""
         return api.Stage(
             fields=("image", *self.fields),
             players=(api.Player("denoiser", self.init, self.denoiser_loss),),
@@ -91,7 +101,10 @@ class Diffuse:
     def init(self, key):
         params = self.initial(key)["params"]
         if self.loss and self.loss.learn_logvar:
-            params["logvar"] = jnp.full((self.process.timesteps,), self.loss.logvar)
+            size, start = self.process.timesteps, self.loss.logvar
+            if self.loss.logvar_features:
+                size, start = self.loss.logvar_features, 0.0
+            params["logvar"] = jnp.full((size,), start)
         return params
 
     @property
@@ -123,18 +136,18 @@ class Diffuse:
 
     def encode(self, frozen, images, key=None):
         """[b, h, w, 3] -> the latents that the denoiser sees, scaled to unit variance."""
-        return self.codec.encode(frozen["first_stage"], images, key) * frozen["scale"]
+        return scaling.scaled(frozen, self.codec.encode(frozen["first_stage"], images, key))
 
     def decode(self, frozen, z):
         """Undoes `encode`; [b, h, w, 3], not clipped."""
-        return self.codec.decode(frozen["first_stage"], z / frozen["scale"])
+        return self.codec.decode(frozen["first_stage"], scaling.unscaled(frozen, z))
 
     def denoiser_loss(self, params, frozen, batch, key, step, shared):
         """The weighted error of the prediction at one random timestep a row."""
         encode_key, t_key, eps_key, drop_key, dropout_key = jax.random.split(key, 5)
         # Gradients stop here: the first stage is frozen.
         z = self.codec.encode_batch(frozen["first_stage"], batch, encode_key)
-        z = jax.lax.stop_gradient(z * frozen["scale"])
+        z = jax.lax.stop_gradient(scaling.scaled(frozen, z))
         t = self.process.draw_times(t_key, (len(z),))
         drop = self.denoiser.draw_drop(drop_key, len(z), self.loss.cond_dropout)
         eps = jax.random.normal(eps_key, z.shape)
@@ -149,13 +162,21 @@ class Diffuse:
         """
         error = self.error_at(params, z, t, eps, fields, drop, dropout_key, frozen)
         weight = functools.partial(self.process.weight, t)
-        fixed = jnp.full((self.process.timesteps,), self.loss.logvar)
-        logvar = params["denoiser"].get("logvar", fixed)[t]
-        main = weight(self.loss.weight, gamma=self.loss.gamma)
+        logvar = self.logvar_at(params, t)
+        main = weight(self.loss.weight, gamma=self.loss.gamma, cap=self.loss.cap)
         loss = main * error / jnp.exp(logvar) + logvar
         if self.loss.elbo_weight:
             loss += self.loss.elbo_weight * weight("vlb") * error
         return jnp.mean(loss), error
+
+    def logvar_at(self, params, t):
+        """The log variance of the error at timesteps t, [b]."""
+        fixed = jnp.full((self.process.timesteps,), self.loss.logvar)
+        learned = params["denoiser"].get("logvar", fixed)
+        if self.loss.logvar_features:
+            features = jnp.float32(self.process.features(self.loss.logvar_features))
+            return self.loss.logvar + features[t] @ learned
+        return learned[t]
 
     def error_at(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
         """Mean distance between prediction and target over h, w, c; [b]."""
@@ -297,44 +318,3 @@ def _collection(frozen) -> dict:
     """The Linen collection of the conditioners' weights from elsewhere, where there are any."""
     own = (frozen or {}).get("conditioners")
     return {"frozen": own} if own else {}
-
-
-def latent_statistics(codec: Codec, params, batches, key) -> dict:
-    """Scale and moments of a data set's latents, sampled as in training, over all given batches.
-
-    batches: iterable of {"image": [b, h, w, 3]}, or of cached `moments` alike. The scale is 1 / std
-    about the pooled mean of everything (the official code takes one batch on one process); `mean`
-    and `std` are per channel, and so is `noise`, the share of the variance that is the posterior's.
-    """
-
-    @jax.jit
-    def encode(params, batch, key):
-        moments = codec.batch_moments(params, batch)
-        return codec.latents(moments, key), codec.bottleneck.variance(moments)
-
-    count, total, squares, noise = 0, 0.0, 0.0, 0.0
-    for i, batch in enumerate(batches):
-        z, variance = jax.device_get(encode(params, batch, jax.random.fold_in(key, i)))
-        z, variance = z.astype("float64"), variance.astype("float64")
-        count += z.size // z.shape[-1]
-        total += z.sum((0, 1, 2))
-        squares += (z**2).sum((0, 1, 2))
-        noise += variance.sum((0, 1, 2))
-    if not count:
-        raise errors.UsageError("No images to measure the latents' scale on.")
-    mean = total / count
-    std = (squares / count - mean**2).clip(0) ** 0.5
-    pooled = (squares.mean() / count - mean.mean() ** 2) ** 0.5
-    if not pooled > 0:
-        raise errors.UsageError(
-            "The latents are constant or not finite, so they have no scale; check the first stage "
-            "and the data."
-        )
-    share = noise_share(noise / count, (std**2 - noise / count).clip(0))
-    return {
-        "scale": float(1 / pooled),
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-        "noise": share.tolist(),
-        "latents": int(count),
-    }

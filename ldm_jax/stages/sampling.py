@@ -11,7 +11,7 @@ WHOLE = 2  # images up to so many times the training size are drawn in one piece
 
 CHOICES = {  # field: the registry that its value names an entry of, and the fields that are options
     "sampler": (samplers.SAMPLERS, ("eta",)),
-    "spacing": (grids.GRIDS, ("rho",)),
+    "spacing": (grids.GRIDS, ("rho", "shift")),
     "rule": (guidance.GUIDANCES, ("rescale",)),
 }
 
@@ -25,7 +25,8 @@ def _field(default, help: str, **limits):
 class Sampling:
     """One field is one key of `config.sample`, and a flag of every command that draws images.
 
-    See guidance.linear for `rescale`, guidance.within for `interval`, grids.karras for `rho`.
+    See guidance.linear for `rescale`, guidance.within for `interval`, grids for `rho` and
+    `shift`.
     `clip` bounds scaled latents, as pixel models want it. strength: share of the steps that are
     taken, the last ones, where an image is the beginning.
     """
@@ -47,6 +48,7 @@ class Sampling:
         0, "Side of the tiles in pixels; 0 takes tiles for large images alone.", least=0
     )
     rho: float = _field(7.0, "How the karras grid spaces its noise levels.")
+    shift: float = _field(1.0, "How far the shifted grid moves to noise; 1 not at all.", least=1)
     rule: str = _field("linear", "Name of the rule by which guidance combines two predictions.")
 
     def __post_init__(self):
@@ -73,7 +75,7 @@ class Sampling:
 
     def grid(self, process: Process) -> grids.Grid:
         """The time grid; bad names and numbers are a UsageError."""
-        grid = grids.GRIDS.call(self.spacing, process, self.steps, rho=self.rho)
+        grid = grids.GRIDS.call(self.spacing, process, self.steps, rho=self.rho, shift=self.shift)
         return grid.last(max(1, round(self.strength * len(grid))))
 
     def method(self, process: Process) -> samplers.Method:

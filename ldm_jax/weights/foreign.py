@@ -13,7 +13,7 @@ class Foreign:
     config: changes to the first_stage() or ldm() of base/defaults.py, nested.
     tables: {player: (state, rules, ignored keys)}, as rules.convert takes them; ema likewise.
     first_stage: of a second stage, the Foreign beneath it, or "identity:CHANNELS".
-    scale: of a second stage's latents. files: {place in the run: file to copy, text, or bytes}.
+    files: {place in the run: file to copy, text, or bytes}.
     notes: lines that the user should read.
     """
 
@@ -22,7 +22,6 @@ class Foreign:
     tables: dict[str, tuple]
     ema: dict[str, tuple] = dataclasses.field(default_factory=dict)
     first_stage: Any = None
-    scale: float = 1.0
     step: int = 0
     files: dict = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)

@@ -40,8 +40,6 @@ def _pipeline(folder) -> Foreign:
     first = None
     if vae := within_it("vae", "vqvae"):
         first = vae, folders.read_json(vae / "config.json")
-        shifts = dict.fromkeys(("shift_factor", "latents_mean", "latents_std"), (None,))
-        refuse_unless(first[1], vae.name, **shifts)
     encoder = within_it(diffusers.CLASSES, "bert", "text_encoder")
     scheduler = folders.read_json(folder / "scheduler" / "scheduler_config.json")
     config = folders.read_json(folder / "unet" / "config.json")
@@ -104,9 +102,9 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> F
             found[label] = kwargs
             rules += within([(r"tokens\.", f"conditioners_{label}/")], table)
             state |= {f"tokens.{k}": v for k, v in given.items()}
-    scale, factor, beneath = 1.0, 1, f"identity:{channels}"
+    latents, factor, beneath = {"scale": 1.0}, 1, f"identity:{channels}"
     if first:
-        scale, beneath = first[1].get("scaling_factor", SCALING_FACTOR), _first_stage(*first)
+        latents, beneath = _latents(first[1]), _first_stage(*first)
         factor = 2 ** (len(first[1]["block_out_channels"]) - 1)
     size = _size(config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1))
     changes = {
@@ -114,12 +112,48 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> F
         "conditioners": found,
         "process": translate.process(scheduler) if scheduler else {},
         "data": {"size": size * factor},
-        "latents": {"scale": scale},
+        "latents": latents,
         "sample": translate.sampling(scheduler, notes) if scheduler else {},
         "optim": {"denoiser": {"ema": 0.0}},
     }
     tables, more = {"denoiser": (state, rules, ())}, {"files": files, "notes": notes}
-    return Foreign("diffuse", changes, tables, first_stage=beneath, scale=scale, **more)
+    return Foreign("diffuse", changes, tables, first_stage=beneath, **more)
+
+
+def _latents(config) -> dict:
+    """How a pipeline normalises the latents of an autoencoder with this config, as ours says it.
+
+    z = (latent - latents_mean) scaling_factor / latents_std, or (latent - shift_factor)
+    scaling_factor; see diffusers' pipelines of Stable Diffusion XL and 3.
+    """
+    given = {key: config.get(key) for key in ("shift_factor", "latents_mean", "latents_std")}
+    scale = float(config.get("scaling_factor") or SCALING_FACTOR)
+    if not any(given.values()):
+        return {"scale": scale}
+    if (given["latents_mean"] is None) != (given["latents_std"] is None):
+        lacks = "latents_mean" if given["latents_mean"] is None else "latents_std"
+        raise errors.UsageError(f"The autoencoder's config has no {lacks} beside its counterpart.")
+    channels = config.get("vq_embed_dim") or config["latent_channels"]
+
+    def every(key, value):
+        value = np.float64(value).reshape(-1)
+        if len(value) not in (1, channels):
+            raise errors.UsageError(
+                f"The autoencoder's config has {len(value)} numbers in {key} for its {channels} "
+                "channels."
+            )
+        return np.broadcast_to(value, (channels,))
+
+    if given["latents_std"] is None:
+        mean, std = every("shift_factor", given["shift_factor"]), np.ones(channels)
+    elif given["shift_factor"]:
+        raise errors.UsageError(
+            f"The autoencoder's config has shift_factor={given['shift_factor']} beside "
+            "latents_mean: it is not clear what is meant."
+        )
+    else:
+        mean, std = (every(key, given[key]) for key in ("latents_mean", "latents_std"))
+    return {"mean": tuple(mean.tolist()), "std": tuple((std / scale).tolist())}
 
 
 def _tokens(config, encoder, notes):

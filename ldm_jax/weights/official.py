@@ -113,7 +113,6 @@ def second_stage(params, state, heads=0, tokenizer="") -> Foreign:
         tables={"denoiser": (state, rules, ignore)},
         ema={"denoiser": (averaged, rules, ignore)} if averaged else {},
         first_stage=beneath,
-        scale=float(scale),
         step=int(state.get("global_step", 0)),
         files=files,
         notes=notes,

@@ -19,22 +19,24 @@ PREDICTIONS = {ours: theirs for theirs, ours in diffusers.PREDICTIONS.items()}
 STABLE_DIFFUSION = "StableDiffusionPipeline"
 # Its parts that a run may lack; a caller then gives embeddings, as prompt_embeds.
 ABSENT = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+PLAIN = {"scale": 1.0}  # what latents.json says where latents stay as they are
 AUTOENCODERS = {"kl": "AutoencoderKL", "vq": "VQModel"}  # by their bottleneck
 
 
-def write_first_stage(folder, model, params, scale=1.0, size=None):
-    """An AutoencoderKL or VQModel. params: the model's, as {"model": tree}."""
-    config = autoencoder_config(model, scale, size)
+def write_first_stage(folder, model, params, latents=PLAIN, size=None):
+    """An AutoencoderKL or VQModel. params: {"model": tree}; latents: see autoencoder_config."""
+    config = autoencoder_config(model, latents, size)
     state = rules.export(params, diffusers.autoencoder_table(model))
     _write_model(folder, config, state)
     return config["_class_name"]
 
 
-def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
+def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str:
     """A pipeline's folder: unet/, vae/ or vqvae/, scheduler/, conditioners, model_index.json.
 
     config: the run's. first: its first stage's (config.model, params {"model": tree}), None for
-    pixels.
+    pixels. latents: the run's latents.json. These pipelines know one scale for all channels, so
+    that a scale of every channel is multiplied into the autoencoder's two ends.
     Returns the class to load it with.
     """
     net = params["unet"]
@@ -68,9 +70,12 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     if first:
         kl = AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL"
         slot = "vae" if config["model"]["cross_attention"] and kl else "vqvae"
+    pipeline = _pipeline(slot, unet, config["conditioners"], latents)
+    if first:
+        if pipeline and kl and "shift" in latents:
+            first, latents = (first[0], _normalised(first[1], latents)), PLAIN
         side = config["data"]["size"]
-        parts[slot] = write_first_stage(folder / slot, *first, scale=scale, size=side)
-    pipeline = _pipeline(slot, unet, config["conditioners"])
+        parts[slot] = write_first_stage(folder / slot, *first, latents=latents, size=side)
     if not pipeline:
         return "its parts, each by its own class"
     index = {"_class_name": pipeline, "_diffusers_version": VERSION}
@@ -85,8 +90,11 @@ def write_second_stage(folder, config, params, first=None, scale=1.0) -> str:
     return pipeline
 
 
-def autoencoder_config(model, scale=1.0, size=None) -> dict:
-    """The config.json of a first stage with these arguments of ours."""
+def autoencoder_config(model, latents=PLAIN, size=None) -> dict:
+    """The config.json of a first stage with these arguments of ours, and this scale of its latents.
+
+    latents: {"scale": number}, or {"scale": [c], "shift": [c]}.
+    """
     model = defaults(Autoencoder) | {"name": "autoencoder"} | dict(model)
     _same(model, "first stage", name="autoencoder", attention_kind="softmax", resample_conv=True)
     _same(model, "first stage", tanh_out=False, shortcut="")
@@ -108,8 +116,16 @@ def autoencoder_config(model, scale=1.0, size=None) -> dict:
         "latent_channels": model["z_channels"],
         "mid_block_add_attention": model["mid_attention"],
         "sample_size": size,
-        "scaling_factor": scale,
+        "scaling_factor": latents["scale"],
     }
+    if "shift" in latents:
+        if not kl:
+            raise errors.UsageError(
+                "diffusers' VQModel has one scale for all channels, and this run has one for each: "
+                "it cannot be exported."
+            )
+        std = [1 / scale for scale in latents["scale"]]
+        config |= dict(scaling_factor=1.0, latents_mean=latents["shift"], latents_std=std)
     codebook = {
         "num_vq_embeddings": model["codebook_size"],
         "vq_embed_dim": model["latent_channels"],
@@ -179,11 +195,23 @@ def scheduler_config(process, spacing="legacy") -> dict:
     } | grid
 
 
-def _pipeline(slot, unet, conditioners):
+def _normalised(params, latents) -> dict:
+    """The parameters of a KL autoencoder whose latents come out as the denoiser sees them."""
+    scale, shift = np.float32(latents["scale"]), np.float32(latents["shift"])
+    own, back = params["model"]["to_latent"], params["model"]["from_latent"]
+    mean, logvar = np.split(np.asarray(own["bias"]), 2)
+    kernel = np.asarray(own["kernel"]) * np.append(scale, np.ones_like(scale))
+    own = {"kernel": kernel, "bias": np.append((mean - shift) * scale, logvar + 2 * np.log(scale))}
+    kernel = np.asarray(back["kernel"])
+    back = {"kernel": kernel / scale[:, None], "bias": back["bias"] + shift @ kernel}
+    return {"model": params["model"] | {"to_latent": own, "from_latent": back}}
+
+
+def _pipeline(slot, unet, conditioners, latents):
     """The pipeline that samples such a model; None where diffusers has only its parts."""
     plain = unet["_class_name"] == "UNet2DModel" and not conditioners
     if not slot:
-        return "DDIMPipeline" if plain else None
+        return "DDIMPipeline" if plain and latents["scale"] == 1.0 else None
     if unet["in_channels"] != unet["out_channels"]:
         return None
     return "LDMPipeline" if plain else STABLE_DIFFUSION if slot == "vae" else None

@@ -85,6 +85,28 @@ def test_karras_levels_are_even_in_a_power_of_the_noise_ratio(process, steps):
         np.testing.assert_allclose(np.diff(roots), np.diff(roots)[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("process", [PROCESS, TERMINAL], ids=["plain", "zero_terminal_snr"])
+def test_the_shifted_grid_moves_exacts_times_and_keeps_its_ends(process):
+    plain, moved = grids.exact(process, 20), grids.shifted(process, 20, shift=3.0)
+    assert grids.shifted(process, 20).timesteps == pytest.approx(plain.timesteps)
+    u = (np.array(plain.timesteps) + 1) / 1000
+    np.testing.assert_allclose((np.array(moved.timesteps) + 1) / 1000, 3 * u / (1 + 2 * u))
+    assert moved.signal[0] == pytest.approx(plain.signal[0])
+
+
+@pytest.mark.parametrize("shift", [0.5, 0.0, np.inf, np.nan, 1e6])
+def test_shifts_that_leave_no_grid_are_refused(shift):
+    with pytest.raises(UsageError, match=f"shift={shift}"):
+        grids.shifted(TERMINAL, 20, shift=shift)
+
+
+def test_flows_grid_is_the_published_one():
+    """sigma' = s sigma / (1 + (s - 1) sigma), of 1, 1 - 1/S, ... (Esser et al. 2024, eq. 23)."""
+    grid = grids.shifted(make_process("straight", prediction="flow"), 10, shift=3.0)
+    sigma = np.arange(10, 0, -1) / 10
+    np.testing.assert_allclose(np.sqrt(grid.noise[:-1]), 3 * sigma / (1 + 2 * sigma), rtol=2e-4)
+
+
 def test_the_last_steps_of_a_grid_are_a_grid():
     grid = grids.exact(PROCESS, 50)
     last = grid.last(3)

@@ -8,7 +8,7 @@ from ldm_jax.diffusion import process as processes
 from ldm_jax.diffusion import schedules
 
 PREDICTIONS = processes.PREDICTIONS.names()
-SCHEDULES = schedules.SCHEDULES.names()
+SCHEDULES = sorted(schedules.SCHEDULES.takers("beta_start"))
 TIMES = jnp.array([0, 1, 10, 400, 700])
 
 
@@ -35,6 +35,19 @@ def test_a_process_preserves_variance_and_only_adds_noise(schedule):
     np.testing.assert_allclose(process.alpha(t) ** 2 + process.sigma(t) ** 2, 1.0, atol=3e-7)
     assert np.all(np.diff(process.signal) < 0)
     assert 0.9 < process.signal[0] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction"), [("rectified", "v"), ("rectified", "flow"), ("straight", "flow")]
+)
+def test_a_perfect_prediction_of_a_flow_gives_back_x0_even_from_pure_noise(schedule, prediction):
+    process = processes.make_process(schedule, prediction=prediction)
+    t = jnp.append(TIMES, 999)
+    x_0, eps = arrays(len(t), 4, 4, 3)
+    x_t = process.corrupt(x_0, t, eps)
+    np.testing.assert_allclose(x_t[-1], eps[-1], atol=1e-6)
+    back = process.to_x0(process.target(x_0, eps, t), x_t, t)
+    np.testing.assert_allclose(back, x_0, atol=3e-6)
 
 
 def test_corrupted_unit_variance_stays_unit_variance():

@@ -35,6 +35,13 @@ def test_linear_and_constant():
     assert optim.make_schedule(2.0, schedule="constant", warmup=0, total=10)(7) == 2.0
 
 
+def test_the_inverse_square_root_falls_by_half_in_four_times_the_steps():
+    how = dict(schedule="inverse_sqrt", warmup=10, length=110, total=10_000)
+    lr = optim.make_schedule(3.0, **how)
+    np.testing.assert_allclose([lr(0), lr(10), lr(110), lr(410)], [0.3, 3.0, 3.0, 1.5], rtol=1e-6)
+    assert float(optim.make_schedule(3.0, floor=0.2, **how)(10_000)) == pytest.approx(0.6)
+
+
 OFFICIAL = {  # LambdaWarmUpCosine and LambdaLinear, as the yamls set them
     "cosine_inpaint": dict(
         lr=0.1, schedule="cosine", warmup=1000, start=0.01, floor=0.001, length=50_000
@@ -67,6 +74,8 @@ def make(total=10, lr=0.1, **settings):
         ({"name": "adan"}, "did you mean 'adam'"),
         ({"average": "emma"}, "did you mean 'ema'"),
         ({"warmup": 11}, "warmup=11 is longer"),
+        ({"schedule": "inverse_sqrt"}, "'inverse_sqrt' needs length"),
+        ({"floor": 0.1}, "floor=0.1 does nothing with learning-rate schedule 'constant'"),
         ({"warmup": 5, "length": 4}, "length=4 of the decay"),
         (
             {"name": "adam", "weight_decay": 0.1},

@@ -183,6 +183,20 @@ def test_a_dropped_caption_is_the_empty_one(text):
     )
 
 
+def test_embeddings_that_start_large_tell_words_apart():
+    """Otherwise what the first layers add, which is alike for all words, drowns them."""
+    ids, cosine = {"text_ids": jnp.array([[9, 8, 7, 6, 5]])}, {}
+    for std in (0.02, 1.0):
+        model = _make("text").clone(table_std=std, depth=2)
+        params = model.init(jax.random.key(0), ids, KEEP[:1])
+        rows = model.apply(params, ids, KEEP[:1]).tokens[0]
+        rows /= jnp.linalg.norm(rows, axis=1, keepdims=True)
+        cosine[std] = float(jnp.mean((rows @ rows.T)[jnp.triu_indices(5, 1)]))
+    assert abs(cosine[1.0]) < 0.5 < cosine[0.02]
+    with pytest.raises(errors.UsageError, match=r"table_std=0\.0 must be above 0"):
+        _make("text").clone(table_std=0.0).check()
+
+
 def test_padding_is_not_seen(text):
     long, short = text([9, 8, 7, 0, 0, 0, 0]), text([9, 8, 7])
     np.testing.assert_array_equal(long.mask, [[1, 1, 1, 0, 0, 0, 0]])

@@ -9,7 +9,8 @@ import pytest
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.models.bottleneck import BOTTLENECKS
+from ldm_jax.base.errors import UsageError
+from ldm_jax.diffusion.process import make_process
 from ldm_jax.runs import kinds
 from ldm_jax.stages import diffuse
 from ldm_jax.stages.codec import Codec
@@ -98,6 +99,39 @@ def test_the_bound_and_a_log_variance_join_the_loss(stage, params, images):
     assert made["logvar"].shape == ramp.shape
 
 
+def test_a_smooth_log_variance_starts_as_the_fixed_one_and_joins_the_loss(stage, params, images):
+    t, eps = jnp.array([0, 1, 500, 999]), jnp.ones_like(images)
+    args = SCALE * images, t, eps, {"class": IDS}, jnp.zeros(4, bool)
+    loss_of = lambda **terms: dataclasses.replace(
+        stage, loss=dataclasses.replace(stage.loss, logvar=0.5, **terms)
+    )
+    other = loss_of(learn_logvar=True, logvar_features=8)
+    made = jax.jit(other.init)(KEY)["logvar"]
+    assert made.shape == (8,)
+    own = lambda weights: {"denoiser": params["denoiser"] | {"logvar": weights}}
+    fixed, error = jax.jit(loss_of().loss_at)(params, *args)
+    assert float(jax.jit(other.loss_at)(own(made), *args)[0]) == pytest.approx(
+        float(fixed), rel=1e-6
+    )
+    weights = jnp.linspace(-0.2, 0.3, 8)
+    logvar = 0.5 + stage.process.features(8)[np.array(t)] @ np.array(weights)
+    want = float(np.mean(error / np.exp(logvar) + logvar))
+    assert float(jax.jit(other.loss_at)(own(weights), *args)[0]) == pytest.approx(want, rel=1e-5)
+    with pytest.raises(
+        UsageError, match="logvar_features=8 must be 0, or above 0 with learn_logvar"
+    ):
+        loss_of(logvar_features=8)
+
+
+def test_features_of_the_noise_level_tell_timesteps_that_were_never_seen():
+    process = make_process(schedule="rectified", prediction="v")
+    curve = np.log(process.noise + 0.01)  # spans 4.6
+    seen, table = np.arange(0, 1000, 10), process.features(128)
+    weights = np.linalg.lstsq(table[seen], curve[seen], rcond=1e-6)[0]
+    assert np.abs(table @ weights - curve)[50:950].max() < 0.02
+    assert np.mean(table**2) == pytest.approx(1.0, abs=0.1)
+
+
 @pytest.fixture(scope="module")
 def sample(stage, params):
     """sample(numbers, ids, guidance): four images by their numbers."""
@@ -161,33 +195,6 @@ class Noisy(Codec):
         return moments if key is None else moments + 3 * jax.random.normal(key, moments.shape)
 
 
-class Shifted(Codec):
-    """Posteriors with modes of known, different statistics, and half as much noise as signal."""
-
-    bottleneck = BOTTLENECKS.get("kl")
-
-    def moments(self, params, x):
-        mode = x * jnp.array([1.0, 2.0, 3.0]) + jnp.array([0.0, 5.0, -1.0])
-        noise = jnp.log(0.5 * jnp.var(mode, (0, 1, 2)))
-        return jnp.concatenate([mode, jnp.broadcast_to(noise, mode.shape)], -1)
-
-
-@pytest.mark.parametrize("sizes", [(4,), (1, 3), (2, 1, 1)])
-def test_latent_statistics_pool_over_everything(images, sizes):
-    batches = [{"image": part} for part in np.split(images, np.cumsum(sizes)[:-1])]
-    found = diffuse.latent_statistics(Shifted(), {}, batches, KEY)
-    z = [
-        Shifted().encode_batch({}, batch, jax.random.fold_in(KEY, i))
-        for i, batch in enumerate(batches)
-    ]
-    z = np.concatenate(z).astype(np.float64)
-    assert found["scale"] == pytest.approx(1 / z.std(), rel=1e-6)
-    np.testing.assert_allclose(found["mean"], z.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found["std"], z.std((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(found["noise"], 1 / 3, atol=0.08)
-    assert found["latents"] == 4 * 8 * 8
-
-
 def test_evaluation_counts_the_posteriors_noise_as_training_does(stage, params, images):
     """Zeros for v have the error a^2 + s^2 var(z): greater by the noise of latents, at any time."""
     params = jax.tree.map(jnp.zeros_like, params)
@@ -196,14 +203,6 @@ def test_evaluation_counts_the_posteriors_noise_as_training_does(stage, params, 
         dataclasses.replace(stage, codec=codec).evaluate(params, FROZEN, batch, KEY)["error"]
     )
     assert float(errors_of(Noisy())) > 1.5 * float(errors_of(Codec(None)))
-
-
-def test_no_images_and_constant_images_have_no_scale():
-    with pytest.raises(errors.UsageError, match="No images"):
-        diffuse.latent_statistics(Codec(None), {}, [], KEY)
-    constant = {"image": np.zeros((2, 8, 8, 3), np.float32)}
-    with pytest.raises(errors.UsageError, match="constant"):
-        diffuse.latent_statistics(Codec(None), {}, [constant], KEY)
 
 
 @pytest.mark.parametrize(
