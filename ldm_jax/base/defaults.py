@@ -106,7 +106,7 @@ def first_stage() -> ConfigDict:
         latent_channels=3,
         posterior_logvar=0.0,  # log variance that kl starts from and that noise keeps
         codebook_size=8192,  # vq
-        shortcut="",  # linear: a linear path beside the network, initialised from the data
+        shortcut="",  # linear | levels: a linear path beside the network, started from the data
         groups=32,  # of GroupNorm
         norm_kernel="xla",  # xla | pallas: GroupNorm and SiLU in one kernel; on one device only
         dropout=0.0,

@@ -22,7 +22,7 @@ def min_snr(process, *, gamma=5.0):
     """min(SNR, gamma) on the error of x_0 (Hang et al. 2023, arXiv 2303.09556, eq. 7).
 
     That is min(SNR, gamma) / SNR for eps and / (SNR + 1) for v. Under zero terminal SNR the last
-    timestep gets weight 0: the network is never trained at the very point where sampling begins.
+    timestep, where sampling begins, has weight 0 and would not be trained: Diffuse.check refuses.
     """
     if process.prediction == "eps":  # the closed form of x_0's weight times gain, free of overflow
         return np.minimum(1.0, gamma / process.snr)

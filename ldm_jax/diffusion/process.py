@@ -197,7 +197,11 @@ class Process:
 
     def weight(self, t, kind="uniform", **options):
         """The loss weight of `WEIGHTS[kind]` for the squared error of this prediction, [b]."""
-        return _lookup(WEIGHTS.call(kind, self, **options), t)
+        return _lookup(self.weights(kind, **options), t)
+
+    def weights(self, kind="uniform", **options):
+        """The table that `weight` looks into, float64 [T]."""
+        return WEIGHTS.call(kind, self, **options)
 
     def features(self, count: int):
         """Fourier features of the noise level, float64 [T, count], of mean square 1.

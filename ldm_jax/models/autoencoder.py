@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from ldm_jax.base import registry
 from ldm_jax.models.bottleneck import BOTTLENECKS
-from ldm_jax.models.shortcut import SHORTCUTS
+from ldm_jax.models.shortcut import SHORTCUTS, patches
 from ldm_jax.nn import attention, blocks
 
 AUTOENCODERS = registry.Registry("autoencoder")
@@ -107,8 +107,12 @@ class Autoencoder(_Levels):
         """[b, h/f, w/f, c] -> [b, h, w, 3]. quantise: first, where the bottleneck does."""
         z = z.astype(jnp.float32)
         z = self.between.quantise(self.own, z) if quantise else z
-        x = self.decoder(self.from_latent(z), train).astype(jnp.float32)
-        x = x + self.beside.decode(z) if self.shortcut else x
+        if not self.shortcut:
+            x = self.decoder(self.from_latent(z), train).astype(jnp.float32)
+        else:
+            path = self.beside.decode(z)
+            shown = path if self.beside.shown else None
+            x = path + self.decoder(self.from_latent(z), train, shown).astype(jnp.float32)
         return jnp.tanh(x) if self.tanh_out else x
 
     def __call__(self, x, train=False):
@@ -163,14 +167,20 @@ class Encoder(_Half):
 
 
 class Decoder(_Half):
-    """[b, h/f, w/f, c] -> [b, h, w, out_channels]."""
+    """[b, h/f, w/f, c] -> [b, h, w, out_channels].
+
+    path: an image [b, h, w, out_channels] that every level sees, as patches of its pixels.
+    """
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x, train=False, path=None):
         block, attend = self.layers()
         x = blocks.conv3x3(self.width * self.mult[-1], "conv_in", dtype=self.dtype)(x)
         x = self.middle(x, train)
         for level, mult in reversed(list(enumerate(self.mult))):
+            if path is not None:
+                seen = patches(path, 2**level)
+                x = x + blocks.dense(x.shape[-1], f"up_{level}_path", dtype=self.dtype)(seen)
             for i in range(self.blocks + 1):
                 x = block(width=self.width * mult, name=f"up_{level}_block_{i}")(x, None, train)
                 if 2**level in self.attention:

@@ -8,6 +8,7 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
       ([b, h, w, 3] and [b, h/f, w/f, c]).
     latent_of: {field: image field}, those of its fields that the stage makes from an image of the
       batch with the first stage. Most have none.
+    scaled: whether those have the denoiser's scale, or the first stage's own.
     reader: the name of a function in the registry READERS of weights/readers.py. It takes the
       conditioner and returns its Linen collection "frozen": weights from elsewhere, which are never
       trained, averaged or saved with a run. Most have none.
@@ -58,6 +59,7 @@ class Conditioner(nn.Module):
 
     fields: ClassVar[tuple] = ()
     latent_of: ClassVar[dict] = {}
+    scaled: ClassVar[bool] = False
     reader: ClassVar[str] = ""
 
     @nn.nowrap
@@ -282,12 +284,15 @@ class LowResolution(Conditioner):
 class Inpainting(Conditioner):
     """Latents of the image with the hole blackened, and the mask, both concatenated.
 
-    batch["masked_latents"]: [b, h/f, w/f, c], the first stage's own (unscaled, the mode), which the
-    stage encodes from batch["masked_image"] [b, h, w, 3], -1 in the hole. batch["mask"]:
-    [b, h, w, 1] or [b, h/f, w/f, 1], 1 in the hole and 0 elsewhere; it is brought to the latents'
-    size by its nearest pixels, and to [-1, 1]. The null condition is latents of zero and a mask
-    that is all hole.
+    batch["masked_latents"]: [b, h/f, w/f, c], the mode, which the stage encodes from
+    batch["masked_image"] [b, h, w, 3], -1 in the hole. batch["mask"]: [b, h, w, 1] or
+    [b, h/f, w/f, 1], 1 in the hole and 0 elsewhere; it is brought to the latents' size by its
+    nearest pixels, and to [-1, 1]. The null condition is latents of zero and a mask that is all
+    hole. scaled: whether the masked latents have the denoiser's scale, as in Stable Diffusion;
+    otherwise they have the first stage's own, as in the paper's model, whose scale is 1.
     """
+
+    scaled: bool = False
 
     fields: ClassVar[tuple] = ("masked_latents", "mask")
     latent_of: ClassVar[dict] = {"masked_latents": "masked_image"}

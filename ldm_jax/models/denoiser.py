@@ -75,6 +75,12 @@ class Denoiser(nn.Module):
         """{field: image field} of the fields that are latents of an image of the batch."""
         return {k: v for conditioner in self.conditioners for k, v in conditioner.latent_of.items()}
 
+    @property
+    def scaled(self) -> set:
+        """Those of `latent_of` that have the denoiser's scale, not the first stage's own."""
+        own = (conditioner for conditioner in self.conditioners if conditioner.scaled)
+        return {field for conditioner in own for field in conditioner.latent_of}
+
     @nn.nowrap
     def example(self, image, latent):
         """Zero fields for images [b, h, w, 3] and latents [b, h/f, w/f, c] of these shapes."""

@@ -6,6 +6,8 @@ With a linear path beside it that starts from these, it begins there. DC-AE's re
 reason. `config.model.shortcut` names a path; published models have none.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -32,12 +34,14 @@ class Linear(nn.Module):
     """An affine map from patches of f x f pixels to the latent's channels, and one back.
 
     Both are float32. The parameters: mean [d], of patches; into [d, channels] and out
-    [channels, d], for d = f * f * image_channels.
+    [channels, d], for d = f * f * image_channels. shown: whether the decoder sees the path's image.
     """
 
     f: int
     channels: int
     image_channels: int = 3
+
+    shown: ClassVar[bool] = False
 
     def setup(self):
         d, draw = self.f**2 * self.image_channels, nn.initializers.lecun_normal()
@@ -52,6 +56,17 @@ class Linear(nn.Module):
     def decode(self, z):
         """[b, h/f, w/f, channels] -> [b, h, w, image_channels]."""
         return images(_product(z, self.out) + self.mean, self.f)
+
+
+@SHORTCUTS.register("levels")
+class Levels(Linear):
+    """The same paths, and every level of the decoder sees the image of the second one.
+
+    It then mends this image, the seams between patches above all, instead of guessing at it from
+    the latents: the larger f, the more that is worth (docs/results.md).
+    """
+
+    shown: ClassVar[bool] = True
 
 
 def started(params, measured: dict):

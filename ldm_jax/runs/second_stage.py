@@ -41,6 +41,8 @@ class DiffuseKind(kinds.Kind):
         model = self.model(config)
         with errors.of("config.model"):
             model.denoiser.backbone.check()
+        with errors.of("config.loss"):
+            model.check()
         for label, conditioner in self.conditioners(config).items():
             with errors.of(f"config.conditioners.{label}"):
                 conditioner.check()

@@ -15,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax.base import errors, registry
 from ldm_jax.diffusion import editing, guidance, samplers
@@ -79,6 +80,20 @@ class Diffuse:
     loss: Loss | None = None
     sampling: Sampling | None = None
 
+    def check(self):
+        """Raises UsageError for a weight that lets some timestep go untrained, or has no bound."""
+        own = dict(gamma=self.loss.gamma, cap=self.loss.cap)
+        tables = {"weight": (self.loss.weight, self.process.weights(self.loss.weight, **own))}
+        if self.loss.elbo_weight:
+            tables["elbo_weight"] = (self.loss.elbo_weight, self.process.weights("vlb"))
+        for name, (value, table) in tables.items():
+            trained = self.process.shares > 0
+            if len(bad := np.flatnonzero(trained & ~((table > 0) & (table < np.inf)))):
+                raise errors.UsageError(
+                    f"{name}={value!r} gives timestep {bad[-1]} of process.schedule="
+                    f"{self.process.schedule!r} the weight {table[bad[-1]]:g}: take another one."
+                )
+
     def stage(self, frozen) -> api.Stage:
         """frozen: see the module."""
         return api.Stage(
@@ -118,13 +133,15 @@ class Diffuse:
         return self.denoiser.example((b, height, width, 3), latent)
 
     def encode_fields(self, frozen, batch):
-        """The batch, with those fields added that are latents (unscaled) of one of its images."""
-        latents = {
-            field: jax.lax.stop_gradient(self.codec.encode(frozen["first_stage"], batch[image]))
-            for field, image in self.denoiser.latent_of.items()
-            if image in batch
-        }
-        return batch | latents
+        """The batch, with those fields added that are latents of one of its images."""
+
+        def encoded(field, image):
+            latents = self.codec.encode(frozen["first_stage"], batch[image])
+            latents = scaling.scaled(frozen, latents) if field in self.denoiser.scaled else latents
+            return jax.lax.stop_gradient(latents)
+
+        given = {k: image for k, image in self.denoiser.latent_of.items() if image in batch}
+        return batch | {field: encoded(field, image) for field, image in given.items()}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return height // self.codec.f, width // self.codec.f, self.codec.channels

@@ -57,10 +57,11 @@ def test_centres_are_never_worse_than_the_mean():
     assert error(many.reconstruct(x), x) < 0.5 * error(one.reconstruct(x), x)
 
 
+@pytest.mark.parametrize("path", ["linear", "levels"])
 @pytest.mark.parametrize("bottleneck", ["kl", "vq", "none"])
-def test_it_starts_where_components_end(bottleneck):
+def test_it_starts_where_components_end(bottleneck, path):
     x = smooth()
-    model = Autoencoder(**SMALL, bottleneck=bottleneck, shortcut="linear")
+    model = Autoencoder(**SMALL, bottleneck=bottleneck, shortcut=path)
     params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     measured, _ = start.arrays(x, model, seed=0)
     begun = shortcut.started(params, measured)
@@ -81,6 +82,26 @@ def test_codes_start_from_the_data_and_are_used():
         BOTTLENECKS.get("vq").counts(p, model.apply({"params": p}, x, method="encode")).sum(0) > 0
     )
     assert used(shortcut.started(params, measured)) > 0.8 > used(params)
+
+
+def test_every_level_of_the_decoder_sees_the_paths_image_and_is_the_plain_one_without():
+    x, model = smooth(2), Autoencoder(**SMALL, shortcut="levels")
+    params = model.init(jax.random.key(0), x)["params"]
+    seen = {name for name in params["decoder"] if name.endswith("_path")}
+    assert seen == {"up_0_path", "up_1_path", "up_2_path"}
+    assert params["decoder"]["up_2_path"]["kernel"].shape == (3 * 4 * 4, 8 * 2)
+    reconstruct = lambda model, params: np.asarray(model.apply({"params": params}, x))
+    rest = {k: v for k, v in params["decoder"].items() if k not in seen}
+    plain = reconstruct(model.clone(shortcut="linear"), params | {"decoder": rest})
+    for name in seen:
+        blind = params["decoder"] | {
+            k: jax.tree.map(jnp.zeros_like, params["decoder"][k]) for k in seen - {name}
+        }
+        assert np.abs(reconstruct(model, params | {"decoder": blind}) - plain).max() > 1e-3
+    blind = params["decoder"] | {
+        k: jax.tree.map(jnp.zeros_like, params["decoder"][k]) for k in seen
+    }
+    np.testing.assert_array_equal(reconstruct(model, params | {"decoder": blind}), plain)
 
 
 def test_without_it_nothing_changes():

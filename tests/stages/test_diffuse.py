@@ -11,6 +11,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.base.errors import UsageError
 from ldm_jax.diffusion.process import make_process
+from ldm_jax.models import conditioners
 from ldm_jax.runs import kinds
 from ldm_jax.stages import diffuse
 from ldm_jax.stages.codec import Codec
@@ -162,6 +163,31 @@ def test_guidance_one_is_plain_conditional_sampling(sample):
     plain = sample([0, 1, 2, 3], IDS, 1.0)
     np.testing.assert_allclose(sample([0, 1, 2, 3], IDS, 1.0000001), plain, atol=1e-4)
     assert np.abs(sample([0, 1, 2, 3], IDS, 2.0) - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["uniform", "min_snr", "v", "flow", "vlb"])
+@pytest.mark.parametrize("schedule", ["scaled_linear", "zero_terminal_snr", "rectified"])
+def test_only_a_weight_that_leaves_pure_noise_untrained_is_refused(stage, schedule, kind):
+    process = make_process(prediction="v", zero_terminal_snr=True)
+    if schedule != "zero_terminal_snr":
+        process = make_process(schedule=schedule, prediction="v")
+    terms = dataclasses.replace(stage.loss, weight=kind)
+    made = dataclasses.replace(stage, process=process, loss=terms)
+    if kind == "min_snr" and process.signal[-1] == 0:
+        with pytest.raises(UsageError, match=r"weight='min_snr' gives timestep 999 .* weight 0"):
+            made.check()
+    else:
+        made.check()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_masked_latents_have_the_denoisers_scale_where_it_is_asked_for(stage, images, scaled):
+    hole = conditioners.Inpainting(scaled=scaled)
+    made = dataclasses.replace(
+        stage, denoiser=dataclasses.replace(stage.denoiser, conditioners=(hole,))
+    )
+    found = made.encode_fields(FROZEN, {"masked_image": images})["masked_latents"]
+    np.testing.assert_allclose(found, (SCALE if scaled else 1.0) * images, rtol=1e-6)
 
 
 def test_pixel_diffusion_trains(stage, params, images):
