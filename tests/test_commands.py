@@ -201,6 +201,7 @@ def test_sample_and_evaluate_want_a_fitting_run(first_stage, tmp_path, refused):
         (["--config.data.holdout=1.0"], "holdout=1.0"),
         (["--config.data.crop=middle"], "crop"),
         (["--config.seed=-1"], "seed=-1"),
+        (["--config.init_grow=True"], "give the run to start from as config.init_from=RUN"),
         (["--config.loss.perceptual_weight=1.0"], "vgg16-397923af.pth"),
         (["--config.loss.restart=5"], "config.loss: restart=5 does nothing without a codebook"),
         (["--config.loss.perceptual_crop=-8"], "perceptual_crop=-8 must be at least 0"),
@@ -235,6 +236,19 @@ def test_train_refuses_in_one_line_and_leaves_no_workdir(overrides, words, tmp_p
         (["--config.first_stage=identity", "--config.loss.distance=l3"], "distance"),
         (["--config.first_stage=identity", "--config.model.heads=2"], "config.model: heads=2"),
         (["--config.first_stage=identity", "--config.data.size=17"], "size=17"),
+        (
+            ["--config.first_stage=identity", "--config.latents.std=(1.0,)"],
+            "each of the 3 channels",
+        ),
+        (
+            ["--config.first_stage=identity", "--config.process.density_shift=2"],
+            "does nothing with",
+        ),
+        (
+            ["--config.first_stage=identity", "--config.process.zero_terminal_snr=True"]
+            + ["--config.process.prediction=v", "--config.loss.weight=min_snr"],
+            "config.loss: weight='min_snr' gives timestep 999",
+        ),
     ],
 )
 def test_a_second_stage_is_refused_alike(overrides, words, tmp_path, refused):

@@ -13,6 +13,7 @@ def common() -> ConfigDict:
             seed=0,
             plugins=(),  # names of modules of your own, which register conditioners, sources, ...
             init_from="",  # a run; training starts from its weights
+            init_grow=False,  # also where networks differ: what is new starts fresh, or at zero
             data=dict(
                 source="scenes",  # scenes | folder | tar | arrayrecord | tfds
                 path="",  # folder, tar, arrayrecord; tfds: its data_dir

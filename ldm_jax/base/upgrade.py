@@ -11,7 +11,7 @@ PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; thei
 
 # {an old key: the keys beside it that were added later, with values of the earlier behaviour}
 ADDED = {
-    "seed": dict(init_from="", plugins=[], offload=False)
+    "seed": dict(init_from="", init_grow=False, plugins=[], offload=False)
     | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary=""),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),

@@ -43,7 +43,8 @@ class Settings:
     check_replicas: steps between comparisons of what devices hold twice, which come before every
       checkpoint too, see replicas.Replicas; 0 never compares.
     keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
-    init_from: a run whose weights a new run starts from, see inherit; "": none.
+    init_from, init_grow: a run whose weights a new run starts from, "" for none, and whether its
+      networks may differ; see inherit.
     """
 
     workdir: pathlib.Path
@@ -56,6 +57,7 @@ class Settings:
     keep: int = 2
     keep_every: int = 0
     init_from: str = ""
+    init_grow: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

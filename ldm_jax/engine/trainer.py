@@ -61,9 +61,11 @@ class Trainer:
         state = self.programs.init(self.key, shard.put_replicated(measured, self.mesh))
         if source:
             averaged = [player.name for player in self.stage.players if player.averaged]
-            state, origin = inherit.weights(state, source, self.programs.state, averaged)
+            how = dict(averaged=averaged, grow=self.settings.init_grow)
+            state, origin = inherit.weights(state, source, self.programs.state, **how)
             if jax.process_index() == 0:
                 Record(self.settings.workdir).write(init_from=origin)
+                print(*inherit.news(origin), sep="\n", end="", flush=True)
         return state, {}
 
     def _begin_records(self, data, meta):

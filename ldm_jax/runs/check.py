@@ -28,6 +28,11 @@ def check(config: ConfigDict, source):
         )
     if not 0 <= config.seed < 2**32:
         raise errors.UsageError(f"config.seed={config.seed}: give a number from 0 to {2**32 - 1}.")
+    if config.init_grow and not config.init_from:
+        raise errors.UsageError(
+            "config.init_grow=True does nothing alone: give the run to start from as "
+            "config.init_from=RUN."
+        )
     data = config.data
     transforms.standard(data.size, data.crop, data.flip, data.interpolation)
     loop.Intervals(**config.steps)

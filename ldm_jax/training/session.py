@@ -49,14 +49,15 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     if workdir_lib.begun(workdir):
         workdir_lib.can_resume(workdir)
     elif config.init_from:
-        inherit.check(config.init_from, kind.shapes(config))
+        inherit.check(config.init_from, kind.shapes(config), config.init_grow)
     hosts.on_first(lambda: workdir_lib.claim(record, config, source, allow))
     platforms.cache_compilations(workdir / "compilation_cache")
 
     # Stage, data and settings
     stage = kind.begin(config, source, record, cache)
     data = data_lib.make(config, source, stage.fields, cache=cache)
-    names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas", "init_from"
+    names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas"
+    names += "init_from", "init_grow"
     own = {name: config[name] for name in names} | config.checkpoints.to_dict()
     settings = loop.Settings(workdir, loop.Intervals(**config.steps), **own)
 

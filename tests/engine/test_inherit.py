@@ -10,6 +10,9 @@ import pytest
 from ldm_jax.base import errors, tree
 from ldm_jax.engine import checkpoint, inherit, optim
 from ldm_jax.engine import step as step_lib
+from ldm_jax.models import conditioners
+from ldm_jax.models.denoiser import Denoiser
+from ldm_jax.models.unet import UNet
 from ldm_jax.stages import api
 
 PLACE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -100,6 +103,86 @@ def test_an_average_that_one_side_lacks_is_made_or_left_out(source, tmp_path):
 def test_networks_that_differ_are_refused_by_name_and_shape(source, other, words):
     with pytest.raises(errors.UsageError, match=words):
         inherit.check(source[0], {other.name: jax.eval_shape(other.init, jax.random.key(0))})
+
+
+def layer(name, inputs, **more):
+    def init(key):
+        kernel = jax.random.normal(key, (3, 3, inputs, 2))
+        return {"conv": {"kernel": kernel}} | {
+            leaf: {"w": jax.random.normal(key, shape)} for leaf, shape in more.items()
+        }
+
+    return api.Player(name, init, None)
+
+
+def test_a_network_may_grow(tmp_path):
+    """New inputs start at zero, new layers at random, others are left behind; averages likewise."""
+    old, _ = begin([layer("net", 4, same=(2,), gone=(3,))], {"net": 0.9}, seed=1)
+    old["ema"] = jax.tree.map(lambda x: x / 2, old["ema"])
+    run = save(tmp_path / "small", old)
+    ours, shapes = begin([layer("net", 7, same=(2,), new=(5,))], {"net": 0.99})
+    state, origin = inherit.weights(ours, run, shapes, grow=True)
+    for kind in ("params", "ema"):
+        net, theirs = state[kind]["net"], old[kind]["net"]
+        kernel = np.asarray(net["conv"]["kernel"])
+        np.testing.assert_array_equal(kernel[:, :, :4], theirs["conv"]["kernel"])
+        assert np.all(kernel[:, :, 4:] == 0)
+        assert same(net["same"], theirs["same"])
+        assert same(net["new"], ours["params"]["net"]["new"])
+        assert "gone" not in net
+    assert origin["grown"] == ["net/conv/kernel"]
+    assert origin["fresh"] == ["net/new/w"] and origin["left"] == ["net/gone/w"]
+    assert len(inherit.news(origin)) == 4 and json.dumps(origin)
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers)
+
+
+def test_a_model_of_pictures_becomes_one_of_inpainting_that_draws_as_it_did(tmp_path):
+    shape = dict(width=8, mult=(1, 2), blocks=1, attention=(2,), heads=2, groups=4)
+    x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([5, 700])
+    hole = {"masked_latents": 2 + x, "mask": jnp.ones((2, 16, 16, 1))}
+    plain, painter = (
+        Denoiser(UNet(**shape, name="unet"), conds) for conds in ((), (conditioners.Inpainting(),))
+    )
+
+    def as_player(model, fields):
+        return api.Player("net", lambda key: model.initial(key, x, t, fields)["params"], None)
+
+    def begun(model, fields, seed):
+        state, _ = begin([as_player(model, fields)], {"net": 0.0}, seed)
+        noise = lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape)
+        state["params"] = jax.tree.map(noise, state["params"])  # the last layer starts at zero
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=PLACE)
+        return state, jax.tree.map(shape, state)
+
+    old, _ = begun(plain, {}, 0)
+    run = save(tmp_path / "plain", old)
+    fresh, shapes = begun(painter, hole, 1)
+    state, origin = inherit.weights(fresh, run, shapes, grow=True)
+    assert origin["grown"] == ["net/unet/conv_in/kernel"] and not origin["fresh"] + origin["left"]
+    drop = jnp.zeros(2, bool)
+    draw = lambda model, state, fields: model.apply(
+        {"params": state["params"]["net"]}, x, t, fields, drop
+    )
+    want = draw(plain, old, {})
+    assert np.abs(want).max() > 0.1
+    np.testing.assert_allclose(draw(painter, state, hole), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (layer("net", 3), r"net/conv/kernel has shape \(3, 3, 4, 2\) .* cannot be inherited"),
+        (layer("net", 4, same=(3,)), "net/same/w .* cannot be inherited"),
+    ],
+)
+def test_a_network_does_not_shrink_or_change(tmp_path, other, words):
+    run = save(tmp_path / "small", begin([layer("net", 4, same=(2,))], {"net": 0.0})[0])
+    shapes = {"net": jax.eval_shape(other.init, jax.random.key(0))}
+    with pytest.raises(errors.UsageError, match=words):
+        inherit.check(run, shapes, grow=True)
+    with pytest.raises(errors.UsageError, match=r"or config.init_grow=True"):
+        inherit.check(run, shapes)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
