@@ -245,8 +245,12 @@ def test_train_refuses_in_one_line_and_leaves_no_workdir(overrides, words, tmp_p
             "does nothing with",
         ),
         (
-            ["--config.first_stage=identity", "--config.process.zero_terminal_snr=True"]
-            + ["--config.process.prediction=v", "--config.loss.weight=min_snr"],
+            [
+                "--config.first_stage=identity",
+                "--config.loss.weight=min_snr",
+                "--config.process.zero_terminal_snr=True",
+                "--config.process.prediction=v",
+            ],
             "config.loss: weight='min_snr' gives timestep 999",
         ),
     ],
