@@ -19,9 +19,10 @@ from calling import call
 
 import ldm_jax
 from ldm_jax import cli, sample
+from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.data import sources
-from ldm_jax.jobs import conditioning, job, outputs
+from ldm_jax.jobs import conditioning, job, outputs, settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NUM, SHARD, STEPS = 21, 8, 2
@@ -290,3 +291,24 @@ def test_one_device_draws_what_eight_draw(run, whole, tmp_path):
     command = [sys.executable, "-m", "ldm_jax.sample", *flags]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert np.abs(pixels(tmp_path).astype(int) - pixels(whole)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("cond_dropout", "conditioners", "guidance", "warns"),
+    [
+        (0.0, {"class": {}}, 2.0, True),
+        (0.0, {"class": {}}, 1.0, False),
+        (0.1, {"class": {}}, 2.0, False),
+        (0.0, {"class": {}, "text": {"dropout": 0.2}}, 2.0, False),
+        (0.1, {"class": {"dropout": 0.0}}, 2.0, True),
+        (0.0, {}, 2.0, False),
+    ],
+)
+def test_guidance_away_from_a_null_that_was_never_trained_is_said(
+    cond_dropout, conditioners, guidance, warns
+):
+    config = config_lib.from_dict(
+        {"loss": {"cond_dropout": cond_dropout}, "conditioners": conditioners}
+    )
+    line = settings.untrained_null(config, guidance)
+    assert ("never saw" in line) == warns == bool(line)

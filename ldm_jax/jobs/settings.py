@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import sys
 from typing import Any
 
 import jax
@@ -58,7 +59,22 @@ def read(wanted: Wanted, **changes) -> Settings:
     kinds.expect(config, "diffuse", f"--run={wanted.run}")
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     sampling.grid(make_process(**config.process))
+    trained_here = bool(record_lib.Record(wanted.run).data)
+    if trained_here and not wanted.weaker and (line := untrained_null(config, sampling.guidance)):
+        print(line, file=sys.stderr, flush=True)
     return Settings(wanted, config, sampling, read_size(wanted.size, config))
+
+
+def untrained_null(config, guidance: float) -> str:
+    """A warning where guidance leads away from a null condition that training never showed."""
+    rates = [conditioner.get("dropout") for conditioner in config.conditioners.values()]
+    shown = any(config.loss.cond_dropout if rate is None else rate for rate in rates)
+    if guidance == 1.0 or shown or not rates:
+        return ""
+    return (
+        f"warning: guidance={guidance} leads away from the null condition, which this run never "
+        "saw (config.loss.cond_dropout=0): draw with guidance 1, or away from a weaker run."
+    )
 
 
 def read_size(text: str, config) -> tuple[int, int]:
