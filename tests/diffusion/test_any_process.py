@@ -189,26 +189,24 @@ def test_weights_are_those_of_x0_by_the_predictions_gain(weight):
     np.testing.assert_allclose(made.weight(t, weight), as_x0 * s**2, rtol=1e-4)
 
 
+DDIM, HEUN = dict(sampler="ddim", steps=250), dict(sampler="heun", steps=40)
+UNIPC = dict(sampler="unipc", steps=80, spacing="karras", rho=5.0)
+SHIFTED = dict(sampler="dpmpp_2m", steps=120, spacing="shifted", shift=1.5)
+PATHS = [
+    ("straight", "flow", 0.02, (DDIM, HEUN, UNIPC, SHIFTED)),
+    ("straight", "x0", 0.02, (HEUN,)),
+]
+PATHS += [("rectified", "v", 0.02, (DDIM, UNIPC)), ("exploding", "eps", 0.06, (DDIM, HEUN, UNIPC))]
+
+
 @pytest.mark.parametrize(
-    ("schedule", "prediction", "tolerance"),
-    [
-        ("straight", "flow", 0.02),
-        ("rectified", "v", 0.02),
-        ("straight", "x0", 0.02),
-        ("exploding", "eps", 0.06),
-    ],
+    ("schedule", "prediction", "tolerance", "how"),
+    [(*path, how) for *path, ways in PATHS for how in ways],
 )
-@pytest.mark.parametrize(
-    "how", [dict(sampler="ddim", steps=250), dict(sampler="heun", steps=40),
-            dict(sampler="unipc", steps=80, spacing="karras", rho=5.0),
-            dict(sampler="dpmpp_2m", steps=120, spacing="shifted", shift=1.5)], ids=str
-)  # fmt: skip
-def test_samplers_take_noise_to_the_data(how, schedule, prediction, tolerance):
+def test_samplers_take_noise_to_the_data(schedule, prediction, tolerance, how):
     """Between Gaussians the probability flow is affine: x_0 = MEAN + DEVIATION * noise."""
-    model, keys = (
-        stage(schedule=schedule, prediction=prediction),
-        jax.random.split(jax.random.key(2), 2),
-    )
+    model = stage(schedule=schedule, prediction=prediction)
+    keys = jax.random.split(jax.random.key(2), 2)
     noise = jax.random.normal(jax.random.key(3), (2, SIZE, SIZE, 3))
     size = dict(height=SIZE, width=SIZE, noise=noise)
     x_0 = model.sample({}, FROZEN, keys, sampling=Sampling(**how), **size)

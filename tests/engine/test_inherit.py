@@ -146,7 +146,8 @@ def test_a_model_of_pictures_becomes_one_of_inpainting_that_draws_as_it_did(tmp_
     )
 
     def as_player(model, fields):
-        return api.Player("net", lambda key: model.initial(key, x, t, fields)["params"], None)
+        init = jax.jit(lambda key: model.initial(key, x, t, fields)["params"])
+        return api.Player("net", init, None)
 
     def begun(model, fields, seed):
         state, _ = begin([as_player(model, fields)], {"net": 0.0}, seed)
@@ -161,7 +162,7 @@ def test_a_model_of_pictures_becomes_one_of_inpainting_that_draws_as_it_did(tmp_
     state, origin = inherit.weights(fresh, run, shapes, grow=True)
     assert origin["grown"] == ["net/unet/conv_in/kernel"] and not origin["fresh"] + origin["left"]
     drop = jnp.zeros(2, bool)
-    draw = lambda model, state, fields: model.apply(
+    draw = lambda model, state, fields: jax.jit(model.apply)(
         {"params": state["params"]["net"]}, x, t, fields, drop
     )
     want = draw(plain, old, {})

@@ -188,8 +188,8 @@ def test_embeddings_that_start_large_tell_words_apart():
     ids, cosine = {"text_ids": jnp.array([[9, 8, 7, 6, 5]])}, {}
     for std in (0.02, 1.0):
         model = _make("text").clone(table_std=std, depth=2)
-        params = model.init(jax.random.key(0), ids, KEEP[:1])
-        rows = model.apply(params, ids, KEEP[:1]).tokens[0]
+        params = jax.jit(model.init)(jax.random.key(0), ids, KEEP[:1])
+        rows = jax.jit(model.apply)(params, ids, KEEP[:1]).tokens[0]
         rows /= jnp.linalg.norm(rows, axis=1, keepdims=True)
         cosine[std] = float(jnp.mean((rows @ rows.T)[jnp.triu_indices(5, 1)]))
     assert abs(cosine[1.0]) < 0.5 < cosine[0.02]
