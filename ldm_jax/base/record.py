@@ -82,7 +82,7 @@ class Record:
 
     @property
     def latents(self) -> dict:
-        """{"scale", ..., "origin": digests and where they come from}; {} where none is recorded."""
+        """{"scale"[, "shift"], ..., "origin": digests and where from}; {} without one."""
         return self._read("latents.json")
 
     @property

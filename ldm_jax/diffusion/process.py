@@ -7,13 +7,13 @@ the conversions, also take fractions (float `t`), which some time grids visit.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from ldm_jax.base.errors import UsageError
 from ldm_jax.base.registry import Registry
@@ -109,7 +109,7 @@ def logit_normal(process, *, density_mean=0.0, density_std=1.0):
     edges = np.interp(np.arange(len(finite) + 1) - 0.5, np.arange(len(finite)), finite)
     if len(finite) < len(level):  # pure noise takes all that is above
         edges = np.append(edges, np.inf)
-    share = np.diff(_normal_cdf((edges - density_mean) / density_std))
+    share = np.diff(scipy.special.ndtr((edges - density_mean) / density_std))
     if share.sum() < 0.5:
         raise UsageError(
             f"density_mean={density_mean}, density_std={density_std}: only {share.sum():.0%} of it "
@@ -117,10 +117,6 @@ def logit_normal(process, *, density_mean=0.0, density_std=1.0):
             f"log(sigma / alpha) is {level[0]:.2f} to {level[-1]:.2f}."
         )
     return share
-
-
-def _normal_cdf(x):
-    return np.vectorize(lambda x: 0.5 * math.erfc(-x / math.sqrt(2)))(x)
 
 
 def make_process(

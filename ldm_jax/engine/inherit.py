@@ -40,8 +40,10 @@ def weights(state, run, shapes, averaged=(), grow: bool = False):
         return _common(run, saved, wanted, grow)
 
     found, step = checkpoint.read(run, select)
-    origin = {"init_from": str(run), "step": step, "digest": tree.digest(found["params"])}
-    origin |= {"players": sorted(found["params"]), "ema": sorted(found.get("ema", {}))}
+    means = found.get("ema", {})
+    began = found["params"] | {name: means[name] for name in averaged if name in means}
+    origin = {"init_from": str(run), "step": step, "digest": tree.digest(began)}
+    origin |= {"players": sorted(began), "ema": sorted(means)}
     whole = lambda kind: {
         name: _grown(own, state["params"][name]) for name, own in found.get(kind, {}).items()
     }

@@ -5,7 +5,7 @@
     images = run.sample(8, steps=50, guidance=2.0, cond={"class": ids})
 
 Images are [n, h, w, 3] floats in [-1, 1]. Runs of both stages have encode and decode; a second
-stage's latents are scaled (`z * scale`), a first stage's are not.
+stage's latents are scaled (stages/scaling.py), a first stage's are not.
 """
 
 import dataclasses

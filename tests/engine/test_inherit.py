@@ -58,7 +58,8 @@ def test_a_player_may_start_from_the_average_alone(source):
     run, theirs = source
     for decay in (0.99, 0.0):  # whether or not the new run keeps an average
         ours, shapes = begin([NET], {"net": decay})
-        state, _ = inherit.weights(ours, run, shapes, averaged=["net"])
+        state, origin = inherit.weights(ours, run, shapes, averaged=["net"])
+        assert origin["digest"] == tree.digest({"net": theirs["ema"]["net"]})
         assert same(state["params"]["net"], theirs["ema"]["net"])
         assert state["ema"].keys() == ours["ema"].keys()
         assert all(same(own, theirs["ema"]["net"]) for own in state["ema"].values())
