@@ -90,7 +90,7 @@ def test_every_level_of_the_decoder_sees_the_paths_image_and_is_the_plain_one_wi
     own = params["decoder"]
     seen = {name: own[name] for name in own if name.endswith("_path")}
     assert {name: layer["kernel"].shape for name, layer in seen.items()} == {
-        "up_0_path": (3, 8),
+        "up_0_path": (3, 8 * 2),  # a level starts with the width of the one before
         "up_1_path": (3 * 2 * 2, 8 * 2),
         "up_2_path": (3 * 4 * 4, 8 * 2),
     }
