@@ -2,13 +2,14 @@
 
     python -m ldm_jax.convert compvis   --config=MODEL.yaml --checkpoint=MODEL.ckpt --out=RUN
     python -m ldm_jax.convert diffusers --checkpoint=FOLDER --out=RUN
+    python -m ldm_jax.convert dit       --checkpoint=MODEL.pt --out=RUN
     python -m ldm_jax.convert taef2     --checkpoint=FOLDER --out=RUN
     python -m ldm_jax.convert export    --run=RUN --out=FOLDER
 
 compvis reads the official checkpoints (.ckpt, .safetensors, .npz), diffusers the folder of a model
-or of a pipeline, taef2 the two files of a tiny autoencoder. The other commands take a converted run
-as any other run. Code in a checkpoint is never executed. --config.key=value changes the config of
-the run that is written.
+or of a pipeline, dit the file of an official diffusion transformer, taef2 the two files of a tiny
+autoencoder. The other commands take a converted run as any other run. Code in a checkpoint is never
+executed. --config.key=value changes the config of the run that is written.
 """
 
 import functools
@@ -16,14 +17,17 @@ import pathlib
 
 from ldm_jax import cli
 
-KINDS = ("compvis", "diffusers", "taef2", "export")
+KINDS = ("compvis", "diffusers", "dit", "taef2", "export")
 FLAGS = dict(
     config=cli.Text("The official yaml of the model, for compvis."),
     checkpoint=cli.Text("The file or folder to read."),
     run=cli.Text("The run to read, for export."),
     out=cli.Text("The folder to write."),
     heads=cli.Integer(
-        "Attention heads, if they differ from the yaml's (weights before April 2022).", 0, least=0
+        "Attention heads, if they differ from the yaml's (weights before April 2022) or from those "
+        "of the published DiTs.",
+        0,
+        least=0,
     ),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),
     ema=cli.Switch("Export the moving average of the weights, where there is one.", True),
@@ -41,6 +45,8 @@ def main(kind, args, overrides):
         if kind == "compvis":
             cli.require(args, "config")
             given = dict(config=args.config, heads=args.heads, tokenizer=args.tokenizer)
+        if kind == "dit":
+            given = dict(heads=args.heads)
         summary = conversion.convert(kind, args.checkpoint, args.out, overrides, **given)
     notes = [f"note: {note}" for note in summary.get("notes", ())]
     cli.finish(pathlib.Path(args.out) / "summary.json", summary, notes)

@@ -274,3 +274,92 @@ def test_their_stable_diffusion_parts_become_a_run(tmp_path, prediction):
     cond = {"tokens": tokens, "null_tokens": null}
     draw = dict(steps=20, guidance=3.0, spacing=run.config.sample.spacing, noise=NOISE, cond=cond)
     close(images, run.sample(2, **draw), 1e-3)
+
+
+def dit(**changes):
+    """A DiTPipeline, small and random; every block embeds the timestep in its own way."""
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=2,
+    )
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=2,
+        num_layers=3,
+        sample_size=8,
+        num_embeds_ada_norm=5,
+        **changes,
+    )
+    scheduler = diffusers.DDIMScheduler(**SCHEDULER)
+    return diffusers.DiTPipeline(randomised(transformer), randomised(vae), scheduler)
+
+
+def tied(pipe):
+    """All blocks with the first one's embeddings, as the published weights have them."""
+    blocks = pipe.transformer.transformer_blocks
+    for block in blocks[1:]:
+        block.norm1.emb.load_state_dict(blocks[0].norm1.emb.state_dict())
+    return pipe
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_their_dit_becomes_a_run_and_goes_back(tmp_path, monkeypatch, tie, outputs):
+    pipe = dit(out_channels=outputs)
+    pipe = tied(pipe) if tie else pipe
+    pipe.save_pretrained(tmp_path / "pipe")
+    convert_ok("diffusers", f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'run'}")
+    run = ldm_jax.load(tmp_path / "run")
+    ids, t = np.array([2, 5]), np.array([3, 700])  # the last is the null class
+    given = dict(timestep=torch.from_numpy(t), class_labels=torch.from_numpy(ids))
+    with torch.no_grad():
+        want = ours(pipe.transformer(theirs(NOISE), **given).sample)[..., :2]
+    close(run.denoise(NOISE, t, {"class": ids}), want, 1e-4)
+    drawn = classes_drawn(pipe, monkeypatch)
+    how = dict(steps=10, spacing=run.config.sample.spacing, noise=NOISE)
+    close(run.sample(2, cond={"class": np.array([1, 4])}, **how), drawn, 1e-4)
+    convert_ok("export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'back'}")
+    close(
+        classes_drawn(diffusers.DiTPipeline.from_pretrained(tmp_path / "back"), monkeypatch),
+        drawn,
+        1e-4,
+    )
+
+
+def classes_drawn(pipe, monkeypatch):
+    module = sys.modules[type(pipe).__module__]
+    monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: theirs(NOISE))
+    how = dict(guidance_scale=1.0, num_inference_steps=10, output_type="np")
+    return 2 * pipe([1, 4], **how).images - 1
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_their_flow_scheduler_is_euler_on_our_process(tmp_path, shift):
+    pipe = dit()
+    pipe.save_pretrained(tmp_path / "pipe")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.save_pretrained(tmp_path / "pipe" / "scheduler")
+    convert_ok("diffusers", f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'run'}")
+    run = ldm_jax.load(tmp_path / "run")
+
+    def flow(transformer, scheduler):
+        scheduler.set_timesteps(12)
+        x, classes = theirs(NOISE), torch.tensor([1, 4])
+        for t in scheduler.timesteps:
+            with torch.no_grad():
+                velocity = transformer(x, timestep=t.expand(2), class_labels=classes).sample
+            x = scheduler.step(velocity, t, x).prev_sample
+        return ours(x)
+
+    want = flow(pipe.transformer, scheduler)
+    sample = run.config.sample
+    how = dict(spacing=sample.spacing, sampler=sample.sampler, noise=NOISE, latents=True)
+    drawn = run.sample(2, steps=12, cond={"class": np.array([1, 4])}, **how)
+    close(drawn, want, 2e-4)
+    convert_ok("export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'back'}")
+    back = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "back" / "transformer")
+    of = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained
+    close(flow(back, of(tmp_path / "back" / "scheduler")), want, 1e-5)

@@ -6,10 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# The name of a module that scans over layers: each leaf below has a first axis of layers.
+STACK = "layers"
+
 
 def path_name(path) -> str:
     """A jax key path as one readable string: `opt/denoiser/0/mu/unet/conv_in/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def rank(path, leaf) -> int:
+    """Number of axes of the leaf at a jax key path, of one layer if it is of a stack of layers."""
+    return leaf.ndim - (STACK in path_name(path).split("/"))
 
 
 def named_leaves(tree) -> list[tuple[str, jax.Array]]:

@@ -111,9 +111,32 @@ def shifted(process, steps: int, *, shift: float = 1.0) -> Grid:
     """
     if not 1 <= shift < np.inf:
         raise UsageError(f"shift={shift} must be at least 1.")
+    u = (np.array(exact(process, steps).timesteps) + 1) / process.timesteps
+    return _moved(process, u, shift)
+
+
+@GRIDS.register("flow_match")
+def flow_match(process, steps: int, *, shift: float = 1.0) -> Grid:
+    """diffusers' FlowMatchEulerDiscreteScheduler: its times of rectified flow, moved as `shifted`.
+
+    They are equally spaced from 1 down to the first timestep's, where that is moved once already,
+    as it comes from its table of training.
+    """
+    if not 0 < shift < np.inf:
+        raise UsageError(f"shift={shift} must be above 0.")
+    _check(process, steps)
+    least = _later(1 / process.timesteps, shift)
+    return _moved(process, np.linspace(1.0, least, steps), shift)
+
+
+def _later(u, shift):
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def _moved(process, u, shift):
+    """The grid of falling times u from 1 on, of timestep u T - 1, moved by `shift`."""
     terminal = int(process.signal[-1] == 0.0)
-    u = (np.array(exact(process, steps).timesteps[terminal:]) + 1) / process.timesteps
-    timesteps = shift * u / (1 + (shift - 1) * u) * process.timesteps - 1
+    timesteps = np.maximum(_later(u[terminal:], shift) * process.timesteps - 1, 0.0)
     log_s = -0.5 * np.log(process.snr[: process.timesteps - terminal])
     if terminal and np.any(timesteps > len(log_s) - 1):
         raise UsageError(f"shift={shift} leaves no level between pure noise and its first step.")

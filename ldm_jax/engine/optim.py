@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldm_jax.base import errors, registry
+from ldm_jax.base import errors, registry, tree
 
 # (peak, steps, **its own options) -> optax schedule; steps: of training, after the warm-up
 SCHEDULES = registry.Registry("learning-rate schedule")
@@ -60,7 +60,8 @@ def adam(rate, b1=0.9, b2=0.999, mu_dtype=""):
 def adamw(rate, b1=0.9, b2=0.999, weight_decay=0.0, mu_dtype=""):
     """Adam with decoupled weight decay; mu_dtype: see `adam`."""
     # Decay acts on kernels and tables only; norms, biases and scalars keep their scale.
-    mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    kernel = lambda path, leaf: tree.rank(path, leaf) > 1
+    mask = lambda params: jax.tree_util.tree_map_with_path(kernel, params)
     decay = dict(weight_decay=weight_decay, mask=mask)
     return optax.adamw(rate, b1, b2, mu_dtype=_moment(mu_dtype), **decay)
 
@@ -101,9 +102,10 @@ def _matrices(params):
     numbers = optax.contrib.MuonDimensionNumbers
 
     def matrix(path, leaf):
-        if path[-1].key != "kernel" or leaf.ndim < 2:
+        first, last = leaf.ndim - tree.rank(path, leaf), leaf.ndim - 1  # layers come before
+        if path[-1].key != "kernel" or last < first + 1:
             return None
-        return numbers(reduction_axis=tuple(range(leaf.ndim - 1)), output_axis=leaf.ndim - 1)
+        return numbers(reduction_axis=tuple(range(first, last)), output_axis=last)
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 

@@ -18,6 +18,7 @@ RULES = (
     (r"/mlp_out/kernel$", "rows"),
     # AttentionBlock; its qkv and GatedMLP's proj hold several maps side by side
     (r"/qkv/kernel$", "stored"),
+    (r"(^|_|/)ada/kernel$", "stored"),
     (r"/mlp/proj/kernel$", "stored"),
     (r"attn(_\d+)?/proj/kernel$", "rows"),
 )

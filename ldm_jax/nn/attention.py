@@ -115,6 +115,7 @@ class CrossAttention(nn.Module):
     head_width: int
     dtype: Any = jnp.float32
     kernel: str = "xla"
+    zero_init: bool = False
 
     @nn.compact
     def __call__(self, x, tokens=None, mask=None):
@@ -124,7 +125,8 @@ class CrossAttention(nn.Module):
         maps = [dense(inner, n, **how)(y) for n, y in zip("qkv", (x, source, source))]
         q, k, v = (einops.rearrange(y, "b n (i d) -> b n i d", i=self.heads) for y in maps)
         y = einops.rearrange(attend(q, k, v, mask, self.kernel), "b n i d -> b n (i d)")
-        return dense(x.shape[-1], "out", dtype=self.dtype)(y)
+        init = ZERO_INIT if self.zero_init else KERNEL_INIT
+        return dense(x.shape[-1], "out", dtype=self.dtype, kernel_init=init)(y)
 
 
 class GatedMLP(nn.Module):

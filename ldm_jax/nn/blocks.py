@@ -80,15 +80,16 @@ class DenseParts(nn.Module):
     parts: int
     width: int
     use_bias: bool = True
+    kernel_init: Any = KERNEL_INIT
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        columns = self.parts * self.width
-        kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], columns)).astype(self.dtype)
+        shape = x.shape[-1], self.parts * self.width
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         parts = [x.astype(self.dtype) @ part for part in jnp.split(kernel, self.parts, axis=1)]
         if self.use_bias:
-            bias = self.param("bias", ZERO_INIT, (columns,)).astype(self.dtype)
+            bias = self.param("bias", ZERO_INIT, shape[1:]).astype(self.dtype)
             parts = [y + part for y, part in zip(parts, jnp.split(bias, self.parts))]
         return parts
 

@@ -14,8 +14,8 @@ from ldm_jax.base import disk, errors, output, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint
 from ldm_jax.runs import kinds
+from ldm_jax.weights import dit, official, rules, taesd
 from ldm_jax.weights import from_diffusers as diffusers_reader
-from ldm_jax.weights import official, rules, taesd
 
 FIRST_STAGE = "first_stage"  # where a converted second stage keeps its first one
 OPENERS = {
@@ -23,6 +23,7 @@ OPENERS = {
         config, checkpoint, **how
     ),
     "diffusers": diffusers_reader.open_checkpoint,
+    "dit": dit.open_checkpoint,
     "taef2": taesd.open_checkpoint,
 }
 

@@ -18,6 +18,9 @@ SPACINGS = {
     "trailing": dict(timestep_spacing="trailing", set_alpha_to_one=True),
     "leading": dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True),
 }
+SHIFTED = ("shifted", "flow_match")  # our time grids with a shift, as its flow schedulers have
+# Rectified flow, whose Euler steps are DDIM's.
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 # What a DDIM scheduler does where its config is silent; PNDM differs in the last.
 SPACING_DEFAULTS = dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True)
 SAMPLERS = dict(

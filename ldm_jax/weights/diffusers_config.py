@@ -11,6 +11,10 @@ UNSET += ("encoder_hid_dim_type", "addition_embed_type", "timestep_post_act")
 OFF = ("center_input_sample", "class_embeddings_concat")
 OFF += ("dual_cross_attention", "only_cross_attention")
 
+# What a scheduler of rectified flow may not switch on.
+FLOW_OFF = ("use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "stochastic_sampling")
+FLOW_OFF += ("use_exponential_sigmas", "use_beta_sigmas")
+
 
 def unet_model(config) -> dict:
     """UNet2DModel's or UNet2DConditionModel's config as the arguments of our UNet."""
@@ -48,6 +52,9 @@ def unet_model(config) -> dict:
 def process(scheduler) -> dict:
     """A scheduler's config as our `config.process`."""
     name = scheduler.get("_class_name", "scheduler")
+    if name in diffusers.FLOW_SCHEDULERS:
+        timesteps = scheduler.get("num_train_timesteps", 1000)
+        return dict(schedule="straight", prediction="flow", timesteps=timesteps)
     refuse_unless(scheduler, name, trained_betas=(None,))
     refuse_unless(scheduler, name, beta_schedule=("linear", *diffusers.SCHEDULES))
     refuse_unless(scheduler, name, prediction_type=("epsilon", *diffusers.PREDICTIONS))
@@ -64,6 +71,9 @@ def process(scheduler) -> dict:
 def sampling(scheduler, notes) -> dict:
     """A scheduler's config as our `config.sample`; the notes get what our samplers do not do."""
     name = scheduler.get("_class_name", "scheduler")
+    if name in diffusers.FLOW_SCHEDULERS:
+        refuse_unless(scheduler, name, **dict.fromkeys(FLOW_OFF, (False,)), shift_terminal=(None,))
+        return dict(sampler="ddim", spacing="flow_match", shift=float(scheduler.get("shift", 1.0)))
     silent = diffusers.SPACING_DEFAULTS | {"set_alpha_to_one": name != "PNDMScheduler"}
     given = {k: scheduler.get(k, v) for k, v in silent.items()}
     sampler = diffusers.SAMPLERS.get(name, "ddim")

@@ -7,13 +7,14 @@ import numpy as np
 
 from ldm_jax.base import errors, tensorfile
 from ldm_jax.models.autoencoder import Autoencoder
-from ldm_jax.weights import compvis, diffusers, folders, text_encoders
+from ldm_jax.weights import compvis, diffusers, dit, folders, text_encoders
 from ldm_jax.weights import diffusers_config as translate
 from ldm_jax.weights.foreign import Foreign, refuse_unless, unusual
 from ldm_jax.weights.rules import Rule, within
 
 # What diffusers itself fills in for a config that does not say.
 SCALING_FACTOR = 0.18215
+NETWORKS = ("unet", "transformer")  # what a pipeline calls its denoiser
 # Names of attention layers before diffusers 0.15.
 OLD_NAMES = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
 
@@ -25,7 +26,8 @@ def open_checkpoint(folder) -> Foreign:
         return _pipeline(folder)
     config = folders.read_json(folder / "config.json")
     readers = dict.fromkeys(("AutoencoderKL", "VQModel"), _first_stage)
-    readers |= dict.fromkeys(("UNet2DModel", "UNet2DConditionModel"), _second_stage)
+    readers |= dict.fromkeys(("UNet2DModel", "UNet2DConditionModel"), _unet)
+    readers |= dict.fromkeys(("DiTTransformer2DModel", "Transformer2DModel"), _dit)
     name = config.get("_class_name")
     if name not in readers:
         known = ", ".join(readers)
@@ -34,16 +36,27 @@ def open_checkpoint(folder) -> Foreign:
 
 
 def _pipeline(folder) -> Foreign:
-    if not folders.read_json(folder / "model_index.json").get("unet"):
-        raise errors.UsageError(f"{folder} is a pipeline without a unet: not a latent diffusion.")
+    index = folders.read_json(folder / "model_index.json")
+    network = next((name for name in NETWORKS if index.get(name)), None)
+    if not network:
+        raise errors.UsageError(
+            f"{folder} is a pipeline without {' or '.join(NETWORKS)}: not a latent diffusion."
+        )
     within_it = lambda *names: next((folder / n for n in names if (folder / n).is_dir()), None)
     first = None
     if vae := within_it("vae", "vqvae"):
         first = vae, folders.read_json(vae / "config.json")
     encoder = within_it(diffusers.CLASSES, "bert", "text_encoder")
     scheduler = folders.read_json(folder / "scheduler" / "scheduler_config.json")
-    config = folders.read_json(folder / "unet" / "config.json")
-    return _second_stage(folder / "unet", config, first, scheduler, encoder)
+    config = folders.read_json(folder / network / "config.json")
+    if network == "unet":
+        return _unet(folder / network, config, first, scheduler, encoder)
+    kind = config.get("_class_name")
+    if not (kind == "DiTTransformer2DModel" or config.get("norm_type") == "ada_norm_zero"):
+        raise errors.UsageError(
+            f"{folder}: its transformer, a {kind}, is not supported; DiTTransformer2DModel is."
+        )
+    return _dit(folder / network, config, first, scheduler)
 
 
 def _first_stage(folder, config) -> Foreign:
@@ -74,8 +87,8 @@ def _first_stage(folder, config) -> Foreign:
     return Foreign("autoencode", {"model": model, "data": {"size": size}}, tables)
 
 
-def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
-    notes = [] if scheduler else ["No scheduler beside the UNet: the process is a guess of ours."]
+def _unet(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
+    notes = []
     model = translate.unet_model(config)
     state = {f"unet.{k}": v for k, v in _weights(folder).items()}
     rules = within([(r"unet\.", "")], diffusers.unet_table(model))
@@ -102,22 +115,47 @@ def _second_stage(folder, config, first=None, scheduler=None, encoder=None) -> F
             found[label] = kwargs
             rules += within([(r"tokens\.", f"conditioners_{label}/")], table)
             state |= {f"tokens.{k}": v for k, v in given.items()}
-    latents, factor, beneath = {"scale": 1.0}, 1, f"identity:{channels}"
-    if first:
-        latents, beneath = _latents(first[1]), _first_stage(*first)
-        factor = 2 ** (len(first[1]["block_out_channels"]) - 1)
-    size = _size(config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1))
-    changes = {
-        "model": model,
-        "conditioners": found,
+    changes = {"model": model, "conditioners": found}
+    size, side = config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1)
+    beneath = _beneath(first, channels)
+    return _second_stage(
+        changes, (state, rules, ()), beneath, (size, side), scheduler, files, notes
+    )
+
+
+def _dit(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
+    state = _weights(folder)
+    model, classes, rules, notes = dit.from_diffusers(config, state)
+    flow = (scheduler or {}).get("_class_name") in diffusers.FLOW_SCHEDULERS
+    if flow:  # their time of timestep t is t + 1
+        model["time_offset"] = 1
+    changes = {"model": model, "conditioners": {"class": classes}}
+    beneath, size = _beneath(first, config.get("in_channels", 4)), config.get("sample_size", 32)
+    side = (size, model["patch"])
+    return _second_stage(changes, (state, rules, ()), beneath, side, scheduler, {}, notes)
+
+
+def _beneath(first, channels):
+    """(the first stage, config.latents, f) of a pipeline's autoencoder, or of none."""
+    if not first:
+        return f"identity:{channels}", {"scale": 1.0}, 1
+    return _first_stage(*first), _latents(first[1]), 2 ** (len(first[1]["block_out_channels"]) - 1)
+
+
+def _second_stage(changes, tables, beneath, side, scheduler, files, notes) -> Foreign:
+    """side: of the latents, as the config says it, and what it has to divide by."""
+    first, latents, factor = beneath
+    if not scheduler:
+        notes.append("No scheduler beside the network: the process is a guess of ours.")
+    changes |= {
         "process": translate.process(scheduler) if scheduler else {},
-        "data": {"size": size * factor},
+        "data": {"size": _size(*side) * factor},
         "latents": latents,
         "sample": translate.sampling(scheduler, notes) if scheduler else {},
         "optim": {"denoiser": {"ema": 0.0}},
     }
-    tables, more = {"denoiser": (state, rules, ())}, {"files": files, "notes": notes}
-    return Foreign("diffuse", changes, tables, first_stage=beneath, **more)
+    more = {"first_stage": first, "files": files, "notes": notes}
+    return Foreign("diffuse", changes, {"denoiser": tables}, **more)
 
 
 def _latents(config) -> dict:

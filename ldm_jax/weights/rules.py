@@ -24,6 +24,8 @@ class Rule(NamedTuple):
     foreign convolution), "norm", "table" (an embedding), "array", where the path is the leaf
     itself, or "bare": an array whose key is complete, without `.weight`.
     part, parts: this layer is one of several joined along the output, like q, k and v.
+    layer, layers: ours is a stack of so many layers along its first axis, and this is one of them;
+    0 layers: it is no stack.
     reorder: applied to the foreign array, weight and bias alike, before anything else.
     """
 
@@ -32,6 +34,8 @@ class Rule(NamedTuple):
     kind: str
     part: int = 0
     parts: int = 1
+    layer: int = 0
+    layers: int = 0
     reorder: Callable | None = None
 
 
@@ -74,9 +78,10 @@ def convert(state, rules, ignore=(), expected=None):
         match, rule = hit
         leaf = "/bias" if match[match.re.groups] else WEIGHT_LEAF[rule.kind]
         path = match.expand(rule.path) + leaf
-        pieces.setdefault(path, {})[rule.part] = (key, _ours(array, rule, leaf), rule.parts)
+        place = rule.layer, rule.part
+        pieces.setdefault(path, {})[place] = (key, _ours(array, rule, leaf), rule)
     flat = {path: _join(path, parts) for path, parts in pieces.items()}
-    keys = {path: ", ".join(key for key, *_ in parts.values()) for path, parts in pieces.items()}
+    keys = {path: _some([key for key, *_ in parts.values()]) for path, parts in pieces.items()}
     _check(flat, keys, unknown, expected)
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -91,7 +96,9 @@ def export(params, rules):
             if path not in leaves:
                 continue
             key = rule.key + {"/bias": ".bias"}.get(leaf, "" if rule.kind == "bare" else ".weight")
-            part = np.split(np.asarray(leaves[path]), rule.parts, axis=-1)[rule.part]
+            own = np.asarray(leaves[path])
+            own = own[rule.layer] if rule.layers else own
+            part = np.split(own, rule.parts, axis=-1)[rule.part]
             state[key] = np.ascontiguousarray(_theirs(part, rule, leaf))
             used.add(path)
     if left := sorted(leaves.keys() - used):
@@ -122,11 +129,17 @@ def _theirs(array, rule, leaf):
 
 
 def _join(path, parts):
-    number = next(iter(parts.values()))[2]
-    if sorted(parts) != list(range(number)):
-        raise errors.UsageError(f"Checkpoint has {len(parts)} of the {number} parts of {path}.")
-    arrays = [parts[i][1] for i in range(number)]
-    return arrays[0] if number == 1 else np.concatenate(arrays, axis=-1)
+    *_, rule = next(iter(parts.values()))
+    places = [(i, j) for i in range(rule.layers or 1) for j in range(rule.parts)]
+    if sorted(parts) != places:
+        raise errors.UsageError(
+            f"Checkpoint has {len(parts)} of the {len(places)} parts of {path}."
+        )
+    arrays = [parts[place][1] for place in places]
+    if rule.parts > 1:
+        rows = range(0, len(arrays), rule.parts)
+        arrays = [np.concatenate(arrays[i : i + rule.parts], axis=-1) for i in rows]
+    return np.stack(arrays) if rule.layers else arrays[0]
 
 
 def _check(flat, keys, unknown, expected):

@@ -9,7 +9,7 @@ from ldm_jax.base import errors
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.conditioners import TextEmbedder
 from ldm_jax.models.unet import UNet
-from ldm_jax.weights import diffusers, folders, rules, text_encoders
+from ldm_jax.weights import diffusers, dit, folders, rules, text_encoders
 from ldm_jax.weights.foreign import defaults
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -32,13 +32,15 @@ def write_first_stage(folder, model, params, latents=PLAIN, size=None):
 
 
 def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str:
-    """A pipeline's folder: unet/, vae/ or vqvae/, scheduler/, conditioners, model_index.json.
+    """A pipeline's folder: its denoiser, autoencoder, scheduler, conditioners, model_index.json.
 
     config: the run's. first: its first stage's (config.model, params {"model": tree}), None for
     pixels. latents: the run's latents.json. These pipelines know one scale for all channels, so
     that a scale of every channel is multiplied into the autoencoder's two ends.
     Returns the class to load it with.
     """
+    if config["model"]["name"] == "dit":
+        return _write_dit(folder, config, params, first, latents)
     net = params["unet"]
     unet = unet_config(config, net)
     table, state = diffusers.unet_table(config["model"]), {"unet": net}
@@ -63,10 +65,8 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
     encoder = text_encoders.write(folder, clip) if clip else {}
     for write, kwargs, tree in outside:
         write(folder, kwargs, tree)
-    scheduler = scheduler_config(config["process"], config["sample"]["spacing"])
-    folders.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-
-    slot, parts = None, {"scheduler": "DDIMScheduler", "unet": unet["_class_name"]}
+    scheduler = _write_scheduler(folder, config)
+    slot, parts = None, {"scheduler": scheduler, "unet": unet["_class_name"]}
     if first:
         kl = AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL"
         slot = "vae" if config["model"]["cross_attention"] and kl else "vqvae"
@@ -175,10 +175,76 @@ def unet_config(config, net) -> dict:
     }
 
 
+def _write_dit(folder, config, params, first, latents) -> str:
+    """As `write_second_stage`, of a diffusion transformer conditioned on a class."""
+    classes = {label: dict(own) for label, own in config["conditioners"].items()}
+    own = next(iter(classes.values()), {})
+    if len(classes) != 1 or (own.get("name"), own.get("place")) != ("class", "vector"):
+        raise errors.UsageError(
+            "diffusers' DiT is conditioned on a class that is added to the timestep (name='class', "
+            f"place='vector'), and this run on {', '.join(classes) or 'nothing'}: it cannot be "
+            "exported."
+        )
+    (label,), net = classes, params["dit"]
+    table = params[f"conditioners_{label}"]
+    channels, size = net["patch_in"]["kernel"].shape[2], config["data"]["size"] // config["f"]
+    about = dit.diffusers_config(config["model"], channels, size, own["num_classes"])
+    about["_diffusers_version"] = VERSION
+    state = rules.export(
+        {"dit": net, "conditioners_class": table}, dit.diffusers_table(config["model"])
+    )
+    _write_model(folder / "transformer", about, state)
+    scheduler = _write_scheduler(folder, config, dit.time_offset(config["model"]))
+    if not first:
+        return "its parts, each by its own class"
+    if "shift" in latents and AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL":
+        first, latents = (first[0], _normalised(first[1], latents)), PLAIN
+    kind = write_first_stage(folder / "vae", *first, latents=latents, size=config["data"]["size"])
+    if kind != "AutoencoderKL" or scheduler != "DDIMScheduler":
+        return "its parts, each by its own class"
+    parts = {"transformer": about["_class_name"], "vae": kind, "scheduler": scheduler}
+    index = {"_class_name": "DiTPipeline", "_diffusers_version": VERSION}
+    index |= {name: ["diffusers", part] for name, part in parts.items()}
+    folders.write_json(folder / "model_index.json", index)
+    return "DiTPipeline" + ("" if own["num_classes"] == 1000 else ", with guidance_scale=1")
+
+
+def _write_scheduler(folder, config, offset: int = 0) -> str:
+    """Writes scheduler/, and returns its class. offset: see `flow_scheduler_config`."""
+    process, sample = config["process"], config["sample"]
+    if (process["schedule"], process["prediction"]) == ("straight", "flow"):
+        found = flow_scheduler_config(process, sample, offset)
+    else:
+        found = scheduler_config(process, sample["spacing"])
+    folders.write_json(folder / "scheduler" / "scheduler_config.json", found)
+    return found["_class_name"]
+
+
+def flow_scheduler_config(process, sample, offset: int) -> dict:
+    """Rectified flow, by Euler's steps. offset: what the network adds to its timesteps."""
+    if offset != 1:
+        raise errors.UsageError(
+            "diffusers tells a flow model the timestep t + 1 where this run's network was told t: "
+            "only a DiT that was trained with config.model.time_offset=1 can be exported."
+        )
+    shifts = sample["spacing"] in diffusers.SHIFTED
+    return {
+        "_class_name": diffusers.FLOW_SCHEDULERS[0],
+        "_diffusers_version": VERSION,
+        "num_train_timesteps": process["timesteps"],
+        "shift": sample["shift"] if shifts else 1.0,
+    }
+
+
 def scheduler_config(process, spacing="legacy") -> dict:
     """A DDIM scheduler on the run's time grid; "legacy" is as the official code samples."""
     if process["schedule"] not in SCHEDULES:
         raise errors.UsageError(f"diffusers has no schedule like {process['schedule']!r}.")
+    if process["prediction"] not in PREDICTIONS:
+        raise errors.UsageError(
+            f"diffusers' DDIM has no prediction like {process['prediction']!r}; 'flow' goes with "
+            "schedule 'straight'."
+        )
     # where its DDIM has no such grid, the one that differs least
     grid = diffusers.SPACINGS.get(spacing, diffusers.SPACINGS["exact"])
     return {
