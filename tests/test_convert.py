@@ -34,7 +34,7 @@ def golden(tmp_path_factory):
 QUICK = (
     *("cond_", "disc_", "ldmbert", "kl_f2_linattn", "vq_f2", "unet_adm", "ddim_S10_concat"),
     *("pipeline", "vqmodel_ldm", "unet2d_ddpm_style", "unet2dcond_sd2"),
-    *("ema_", "loss_pieces"),
+    *("ema_", "loss_pieces", "dit"),
 )
 CASES = [
     pytest.param(name, marks=() if name.startswith(QUICK) else pytest.mark.slow)

@@ -215,6 +215,28 @@ def ldm() -> ConfigDict:
     return config
 
 
+def dit(**changes) -> dict:
+    """The `model` group of a diffusion transformer in the place of the UNet, by default XL/2."""
+    defaults = dict(
+        name="dit",
+        width=1152,
+        depth=28,
+        heads=16,
+        patch=2,  # side of a patch, in positions of the latent
+        cross_attention=False,  # to tokens; a class can be added to the timestep instead
+        qk_norm=False,  # queries and keys divided by their root mean square
+        rope=False,  # queries and keys turned by their position, beside the sinusoids
+        separate=False,  # every layer embeds the timestep by itself, as diffusers may
+        freq_shift=1,  # of the timestep's sinusoids, as diffusers has it; officially 0
+        time_offset=0,  # added to the timestep; 1 as diffusers' flow models have it
+        mlp_eps=1e-6,  # of the norm before the MLP
+        attention_kernel="xla",  # xla | cudnn | auto
+        remat=False,  # recompute the activations inside layers in the backward pass
+        remat_saves="",  # what remat keeps: "" nothing | products: of matrices
+    )
+    return defaults | changes
+
+
 def class_condition(width: int) -> dict:
     """A class as one token. num_classes=-1 takes the data's; 0 classes make it unconditional."""
     return {"class": dict(name="class", num_classes=-1, width=width)}

@@ -72,12 +72,14 @@ class ClassEmbedder(Conditioner):
     """One embedding per class, and a last one for the null class. batch["class"]: int [b].
 
     As one token [b, 1, width] for cross-attention, or with `place="vector"` as [b, width], where
-    width must be the backbone's `vector_width`, for a UNet 4 * its width.
+    width must be the backbone's `vector_width`, for a UNet 4 * its width. table_std: deviation that
+    the embeddings start with.
     """
 
     num_classes: int
     width: int = 512
     place: str = "tokens"
+    table_std: float = 1.0
 
     fields: ClassVar[tuple] = ("class",)
 
@@ -93,7 +95,8 @@ class ClassEmbedder(Conditioner):
     @nn.compact
     def __call__(self, batch, drop):
         self.check()
-        how = dict(embedding_init=nn.initializers.normal(1.0), dtype=self.dtype, name="table")
+        init = nn.initializers.normal(self.table_std)
+        how = dict(embedding_init=init, dtype=self.dtype, name="table")
         table = nn.Embed(self.num_classes + 1, self.width, **how)
         emb = table(jnp.where(drop, self.num_classes, batch["class"]))
         return Cond(tokens=emb[:, None]) if self.place == "tokens" else Cond(vector=emb)
