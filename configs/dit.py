@@ -1,4 +1,4 @@
-"""DiT (Peebles & Xie 2023, arXiv 2212.09748): class-conditional ImageNet, a transformer as denoiser.
+"""DiT (Peebles & Xie 2023, arXiv 2212.09748): class-conditional ImageNet by a transformer.
 
     python -m ldm_jax.train --config=configs/dit.py:xl2 --workdir=RUN \\
         --config.first_stage=SD_VAE_RUN --config.data.path=TFDS_DIR

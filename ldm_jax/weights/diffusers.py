@@ -8,31 +8,6 @@ import itertools
 
 from ldm_jax.weights.rules import Rule, within
 
-SCHEDULES = dict(scaled_linear="scaled_linear", linear="linear", squaredcos_cap_v2="cosine")
-PREDICTIONS = dict(epsilon="eps", sample="x0", v_prediction="v")
-# Our time grids in the words of a DDIM scheduler. "exact" and "trailing" are the same where the
-# number of sampling steps divides that of training steps.
-SPACINGS = {
-    "legacy": dict(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False),
-    "exact": dict(timestep_spacing="trailing", set_alpha_to_one=True),
-    "trailing": dict(timestep_spacing="trailing", set_alpha_to_one=True),
-    "leading": dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True),
-}
-SHIFTED = ("shifted", "flow_match")  # our time grids with a shift, as its flow schedulers have
-# Rectified flow, whose Euler steps are DDIM's.
-FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
-# What a DDIM scheduler does where its config is silent; PNDM differs in the last.
-SPACING_DEFAULTS = dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True)
-SAMPLERS = dict(
-    DDIMScheduler="ddim",
-    DDPMScheduler="ddpm",
-    PNDMScheduler="plms",
-    EulerDiscreteScheduler="euler",
-    EulerAncestralDiscreteScheduler="euler_ancestral",
-    HeunDiscreteScheduler="heun",
-    DPMSolverMultistepScheduler="dpmpp_2m",
-    UniPCMultistepScheduler="unipc",
-)
 # Where a run's class tokens stand in a pipeline's folder: diffusers has no such part.
 CLASSES = "class_embedder"
 RES = [

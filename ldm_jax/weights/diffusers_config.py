@@ -2,7 +2,6 @@
 
 from ldm_jax.base import errors
 from ldm_jax.models.unet import UNet
-from ldm_jax.weights import diffusers
 from ldm_jax.weights.foreign import refuse_unless, unusual
 
 # What a UNet's config may not set, and what it may not switch on.
@@ -10,10 +9,6 @@ UNSET = ("class_embed_type", "time_embedding_dim", "time_cond_proj_dim", "attn_n
 UNSET += ("encoder_hid_dim_type", "addition_embed_type", "timestep_post_act")
 OFF = ("center_input_sample", "class_embeddings_concat")
 OFF += ("dual_cross_attention", "only_cross_attention")
-
-# What a scheduler of rectified flow may not switch on.
-FLOW_OFF = ("use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "stochastic_sampling")
-FLOW_OFF += ("use_exponential_sigmas", "use_beta_sigmas")
 
 
 def unet_model(config) -> dict:
@@ -47,49 +42,6 @@ def unet_model(config) -> dict:
         freq_shift=config.get("freq_shift", 0),
         asymmetric=config.get("downsample_padding", 1) == 0,
     )
-
-
-def process(scheduler) -> dict:
-    """A scheduler's config as our `config.process`."""
-    name = scheduler.get("_class_name", "scheduler")
-    if name in diffusers.FLOW_SCHEDULERS:
-        timesteps = scheduler.get("num_train_timesteps", 1000)
-        return dict(schedule="straight", prediction="flow", timesteps=timesteps)
-    refuse_unless(scheduler, name, trained_betas=(None,))
-    refuse_unless(scheduler, name, beta_schedule=("linear", *diffusers.SCHEDULES))
-    refuse_unless(scheduler, name, prediction_type=("epsilon", *diffusers.PREDICTIONS))
-    return dict(
-        schedule=diffusers.SCHEDULES[scheduler.get("beta_schedule", "linear")],
-        timesteps=scheduler.get("num_train_timesteps", 1000),
-        beta_start=scheduler.get("beta_start", 1e-4),
-        beta_end=scheduler.get("beta_end", 0.02),
-        prediction=diffusers.PREDICTIONS[scheduler.get("prediction_type", "epsilon")],
-        zero_terminal_snr=scheduler.get("rescale_betas_zero_snr", False),
-    )
-
-
-def sampling(scheduler, notes) -> dict:
-    """A scheduler's config as our `config.sample`; the notes get what our samplers do not do."""
-    name = scheduler.get("_class_name", "scheduler")
-    if name in diffusers.FLOW_SCHEDULERS:
-        refuse_unless(scheduler, name, **dict.fromkeys(FLOW_OFF, (False,)), shift_terminal=(None,))
-        return dict(sampler="ddim", spacing="flow_match", shift=float(scheduler.get("shift", 1.0)))
-    silent = diffusers.SPACING_DEFAULTS | {"set_alpha_to_one": name != "PNDMScheduler"}
-    given = {k: scheduler.get(k, v) for k, v in silent.items()}
-    sampler = diffusers.SAMPLERS.get(name, "ddim")
-    if name not in diffusers.SAMPLERS:
-        notes.append(f"{name} is none of our samplers: this run samples by DDIM.")
-    if scheduler.get("thresholding"):
-        notes.append(f"{name} thresholds x_0 at every step; our samplers do not.")
-    clips = scheduler.get("clip_sample", name in ("DDIMScheduler", "DDPMScheduler"))
-    clip = float(scheduler.get("clip_sample_range", 1.0)) if clips else 0.0
-    if clips and sampler == "ddim":
-        notes.append(f"{name} clips x_0 but keeps its eps; here eps follows the clipped x_0.")
-    for spacing, theirs in diffusers.SPACINGS.items():
-        if theirs.items() <= given.items():
-            return {"sampler": sampler, "spacing": spacing, "clip": clip}
-    notes.append(f"{name} with {given}: no time grid here is that one, 'exact' takes its place.")
-    return {"sampler": sampler, "clip": clip}
 
 
 def _heads(config, widths, cross) -> dict:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ldm_jax.base import errors, tensorfile
 from ldm_jax.models.autoencoder import Autoencoder
-from ldm_jax.weights import compvis, diffusers, dit, folders, text_encoders
+from ldm_jax.weights import compvis, diffusers, dit, folders, schedulers, text_encoders
 from ldm_jax.weights import diffusers_config as translate
 from ldm_jax.weights.foreign import Foreign, refuse_unless, unusual
 from ldm_jax.weights.rules import Rule, within
@@ -126,7 +126,7 @@ def _unet(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
 def _dit(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
     state = _weights(folder)
     model, classes, rules, notes = dit.from_diffusers(config, state)
-    flow = (scheduler or {}).get("_class_name") in diffusers.FLOW_SCHEDULERS
+    flow = (scheduler or {}).get("_class_name") in schedulers.FLOW_SCHEDULERS
     if flow:  # their time of timestep t is t + 1
         model["time_offset"] = 1
     changes = {"model": model, "conditioners": {"class": classes}}
@@ -148,10 +148,10 @@ def _second_stage(changes, tables, beneath, side, scheduler, files, notes) -> Fo
     if not scheduler:
         notes.append("No scheduler beside the network: the process is a guess of ours.")
     changes |= {
-        "process": translate.process(scheduler) if scheduler else {},
+        "process": schedulers.process(scheduler) if scheduler else {},
         "data": {"size": _size(*side) * factor},
         "latents": latents,
-        "sample": translate.sampling(scheduler, notes) if scheduler else {},
+        "sample": schedulers.sampling(scheduler, notes) if scheduler else {},
         "optim": {"denoiser": {"ema": 0.0}},
     }
     more = {"first_stage": first, "files": files, "notes": notes}

@@ -9,13 +9,11 @@ from ldm_jax.base import errors
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.conditioners import TextEmbedder
 from ldm_jax.models.unet import UNet
-from ldm_jax.weights import diffusers, dit, folders, rules, text_encoders
+from ldm_jax.weights import diffusers, dit, folders, rules, schedulers, text_encoders
 from ldm_jax.weights.foreign import defaults
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.30.0"  # of diffusers, at least
-SCHEDULES = {ours: theirs for theirs, ours in diffusers.SCHEDULES.items()}
-PREDICTIONS = {ours: theirs for theirs, ours in diffusers.PREDICTIONS.items()}
 STABLE_DIFFUSION = "StableDiffusionPipeline"
 # Its parts that a run may lack; a caller then gives embeddings, as prompt_embeds.
 ABSENT = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
@@ -65,7 +63,7 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
     encoder = text_encoders.write(folder, clip) if clip else {}
     for write, kwargs, tree in outside:
         write(folder, kwargs, tree)
-    scheduler = _write_scheduler(folder, config)
+    scheduler = _write_scheduler(folder, schedulers.config_of(config))
     slot, parts = None, {"scheduler": scheduler, "unet": unet["_class_name"]}
     if first:
         kl = AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL"
@@ -194,7 +192,8 @@ def _write_dit(folder, config, params, first, latents) -> str:
         {"dit": net, "conditioners_class": table}, dit.diffusers_table(config["model"])
     )
     _write_model(folder / "transformer", about, state)
-    scheduler = _write_scheduler(folder, config, dit.time_offset(config["model"]))
+    offset = dit.time_offset(config["model"])
+    scheduler = _write_scheduler(folder, schedulers.config_of(config, offset))
     if not first:
         return "its parts, each by its own class"
     if "shift" in latents and AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL":
@@ -209,56 +208,10 @@ def _write_dit(folder, config, params, first, latents) -> str:
     return "DiTPipeline" + ("" if own["num_classes"] == 1000 else ", with guidance_scale=1")
 
 
-def _write_scheduler(folder, config, offset: int = 0) -> str:
-    """Writes scheduler/, and returns its class. offset: see `flow_scheduler_config`."""
-    process, sample = config["process"], config["sample"]
-    if (process["schedule"], process["prediction"]) == ("straight", "flow"):
-        found = flow_scheduler_config(process, sample, offset)
-    else:
-        found = scheduler_config(process, sample["spacing"])
-    folders.write_json(folder / "scheduler" / "scheduler_config.json", found)
-    return found["_class_name"]
-
-
-def flow_scheduler_config(process, sample, offset: int) -> dict:
-    """Rectified flow, by Euler's steps. offset: what the network adds to its timesteps."""
-    if offset != 1:
-        raise errors.UsageError(
-            "diffusers tells a flow model the timestep t + 1 where this run's network was told t: "
-            "only a DiT that was trained with config.model.time_offset=1 can be exported."
-        )
-    shifts = sample["spacing"] in diffusers.SHIFTED
-    return {
-        "_class_name": diffusers.FLOW_SCHEDULERS[0],
-        "_diffusers_version": VERSION,
-        "num_train_timesteps": process["timesteps"],
-        "shift": sample["shift"] if shifts else 1.0,
-    }
-
-
-def scheduler_config(process, spacing="legacy") -> dict:
-    """A DDIM scheduler on the run's time grid; "legacy" is as the official code samples."""
-    if process["schedule"] not in SCHEDULES:
-        raise errors.UsageError(f"diffusers has no schedule like {process['schedule']!r}.")
-    if process["prediction"] not in PREDICTIONS:
-        raise errors.UsageError(
-            f"diffusers' DDIM has no prediction like {process['prediction']!r}; 'flow' goes with "
-            "schedule 'straight'."
-        )
-    # where its DDIM has no such grid, the one that differs least
-    grid = diffusers.SPACINGS.get(spacing, diffusers.SPACINGS["exact"])
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": VERSION,
-        "num_train_timesteps": process["timesteps"],
-        "beta_start": process["beta_start"],
-        "beta_end": process["beta_end"],
-        "beta_schedule": SCHEDULES[process["schedule"]],
-        "prediction_type": PREDICTIONS[process["prediction"]],
-        "rescale_betas_zero_snr": process["zero_terminal_snr"],
-        "clip_sample": False,
-        "steps_offset": 1,  # StableDiffusionPipeline insists; it counts for "leading" alone
-    } | grid
+def _write_scheduler(folder, config) -> str:
+    path = folder / "scheduler" / "scheduler_config.json"
+    folders.write_json(path, {"_diffusers_version": VERSION} | config)
+    return config["_class_name"]
 
 
 def _normalised(params, latents) -> dict:

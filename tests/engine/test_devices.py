@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import shard
+from ldm_jax.base import defaults, shard
 from ldm_jax.engine import step
 from ldm_jax.runs import kinds
 
@@ -51,6 +51,18 @@ def second_stage():
     )
 
 
+@pytest.fixture(scope="module")
+def transformer():
+    config = config_lib.load(f"{DEBUG}:ldm", {"first_stage": "identity"})
+    config.data.size = SIZE
+    config.unlock()
+    config.model = defaults.dit(width=16, depth=2, heads=2, patch=2, cross_attention=True)
+    config.conditioners["class"].num_classes = 4
+    return config, kinds.of(config).model(config).stage(
+        {"first_stage": {}, "scale": np.float32(0.7)}
+    )
+
+
 def train(config, stage, mesh: str, accumulate: int) -> dict:
     """`{metric: [STEPS]}`."""
     sizes = MESHES[mesh]
@@ -79,9 +91,10 @@ def batch(now: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def on_one_device(first_stage, second_stage):
+def on_one_device(first_stage, second_stage, transformer):
     """The references, each computed once: (stage, accumulate) -> result."""
     stages, known = {"first_stage": first_stage, "second_stage": second_stage}, {}
+    stages["transformer"] = transformer
 
     def result(name, accumulate):
         if (name, accumulate) not in known:
@@ -97,6 +110,7 @@ def on_one_device(first_stage, second_stage):
         ("first_stage", "data8", 2),
         ("first_stage", "data2_fsdp2_spatial2", 2),
         ("second_stage", "data2_fsdp2_tensor2", 1),
+        ("transformer", "data2_fsdp2_tensor2", 1),
         *(
             pytest.param(name, mesh, accumulate, marks=pytest.mark.slow)
             for name, mesh, accumulate in [

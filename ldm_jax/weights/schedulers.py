@@ -1,0 +1,125 @@
+"""diffusers' schedulers: their configs as our `config.process` and `config.sample`, and back."""
+
+from ldm_jax.base import errors
+from ldm_jax.weights.foreign import refuse_unless
+
+SCHEDULES = dict(scaled_linear="scaled_linear", linear="linear", squaredcos_cap_v2="cosine")
+PREDICTIONS = dict(epsilon="eps", sample="x0", v_prediction="v")
+# Our time grids in the words of a DDIM scheduler. "exact" and "trailing" are the same where the
+# number of sampling steps divides that of training steps.
+SPACINGS = {
+    "legacy": dict(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False),
+    "exact": dict(timestep_spacing="trailing", set_alpha_to_one=True),
+    "trailing": dict(timestep_spacing="trailing", set_alpha_to_one=True),
+    "leading": dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True),
+}
+SHIFTED = ("shifted", "flow_match")  # our time grids with a shift, as its flow schedulers have
+# Schedulers of rectified flow, whose Euler steps are DDIM's.
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+# What a DDIM scheduler does where its config is silent; PNDM differs in the last.
+SPACING_DEFAULTS = dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True)
+SAMPLERS = dict(
+    DDIMScheduler="ddim",
+    DDPMScheduler="ddpm",
+    PNDMScheduler="plms",
+    EulerDiscreteScheduler="euler",
+    EulerAncestralDiscreteScheduler="euler_ancestral",
+    HeunDiscreteScheduler="heun",
+    DPMSolverMultistepScheduler="dpmpp_2m",
+    UniPCMultistepScheduler="unipc",
+)
+THEIR_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items()}
+THEIR_PREDICTIONS = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+# What a scheduler of rectified flow may not switch on.
+FLOW_OFF = ("use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "stochastic_sampling")
+FLOW_OFF += ("use_exponential_sigmas", "use_beta_sigmas")
+
+
+def process(scheduler) -> dict:
+    """A scheduler's config as our `config.process`."""
+    name = scheduler.get("_class_name", "scheduler")
+    if name in FLOW_SCHEDULERS:
+        timesteps = scheduler.get("num_train_timesteps", 1000)
+        return dict(schedule="straight", prediction="flow", timesteps=timesteps)
+    refuse_unless(scheduler, name, trained_betas=(None,))
+    refuse_unless(scheduler, name, beta_schedule=("linear", *SCHEDULES))
+    refuse_unless(scheduler, name, prediction_type=("epsilon", *PREDICTIONS))
+    return dict(
+        schedule=SCHEDULES[scheduler.get("beta_schedule", "linear")],
+        timesteps=scheduler.get("num_train_timesteps", 1000),
+        beta_start=scheduler.get("beta_start", 1e-4),
+        beta_end=scheduler.get("beta_end", 0.02),
+        prediction=PREDICTIONS[scheduler.get("prediction_type", "epsilon")],
+        zero_terminal_snr=scheduler.get("rescale_betas_zero_snr", False),
+    )
+
+
+def sampling(scheduler, notes) -> dict:
+    """A scheduler's config as our `config.sample`; the notes get what our samplers do not do."""
+    name = scheduler.get("_class_name", "scheduler")
+    if name in FLOW_SCHEDULERS:
+        refuse_unless(scheduler, name, **dict.fromkeys(FLOW_OFF, (False,)), shift_terminal=(None,))
+        return dict(sampler="ddim", spacing="flow_match", shift=float(scheduler.get("shift", 1.0)))
+    silent = SPACING_DEFAULTS | {"set_alpha_to_one": name != "PNDMScheduler"}
+    given = {k: scheduler.get(k, v) for k, v in silent.items()}
+    sampler = SAMPLERS.get(name, "ddim")
+    if name not in SAMPLERS:
+        notes.append(f"{name} is none of our samplers: this run samples by DDIM.")
+    if scheduler.get("thresholding"):
+        notes.append(f"{name} thresholds x_0 at every step; our samplers do not.")
+    clips = scheduler.get("clip_sample", name in ("DDIMScheduler", "DDPMScheduler"))
+    clip = float(scheduler.get("clip_sample_range", 1.0)) if clips else 0.0
+    if clips and sampler == "ddim":
+        notes.append(f"{name} clips x_0 but keeps its eps; here eps follows the clipped x_0.")
+    for spacing, theirs in SPACINGS.items():
+        if theirs.items() <= given.items():
+            return {"sampler": sampler, "spacing": spacing, "clip": clip}
+    notes.append(f"{name} with {given}: no time grid here is that one, 'exact' takes its place.")
+    return {"sampler": sampler, "clip": clip}
+
+
+def config_of(config, offset: int = 0) -> dict:
+    """The scheduler_config.json of a run. offset: what its network adds to its timesteps."""
+    process, sample = config["process"], config["sample"]
+    if (process["schedule"], process["prediction"]) == ("straight", "flow"):
+        return _flow(process, sample, offset)
+    return _ddim(process, sample["spacing"])
+
+
+def _flow(process, sample, offset: int) -> dict:
+    """Rectified flow, by Euler's steps."""
+    if offset != 1:
+        raise errors.UsageError(
+            "diffusers tells a flow model the timestep t + 1 where this run's network was told t: "
+            "only a DiT that was trained with config.model.time_offset=1 can be exported."
+        )
+    shifts = sample["spacing"] in SHIFTED
+    return {
+        "_class_name": FLOW_SCHEDULERS[0],
+        "num_train_timesteps": process["timesteps"],
+        "shift": sample["shift"] if shifts else 1.0,
+    }
+
+
+def _ddim(process, spacing) -> dict:
+    """A DDIM scheduler on the run's time grid; "legacy" is as the official code samples."""
+    if process["schedule"] not in THEIR_SCHEDULES:
+        raise errors.UsageError(f"diffusers has no schedule like {process['schedule']!r}.")
+    if process["prediction"] not in THEIR_PREDICTIONS:
+        raise errors.UsageError(
+            f"diffusers' DDIM has no prediction like {process['prediction']!r}; 'flow' goes with "
+            "schedule 'straight'."
+        )
+    # where its DDIM has no such grid, the one that differs least
+    grid = SPACINGS.get(spacing, SPACINGS["exact"])
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": process["timesteps"],
+        "beta_start": process["beta_start"],
+        "beta_end": process["beta_end"],
+        "beta_schedule": THEIR_SCHEDULES[process["schedule"]],
+        "prediction_type": THEIR_PREDICTIONS[process["prediction"]],
+        "rescale_betas_zero_snr": process["zero_terminal_snr"],
+        "clip_sample": False,
+        "steps_offset": 1,  # StableDiffusionPipeline insists; it counts for "leading" alone
+    } | grid
