@@ -32,7 +32,7 @@ def sentences(cells, key: str, axes: dict) -> list[str]:
 
 
 def off_budget(cells) -> list[str]:
-    """A sentence for each share of the budget that is far from all, with the cells that spent it."""
+    """Sentences about the cells that spent considerably less or more than their budget."""
     spent = collections.defaultdict(list)
     for cell in cells:
         share = results.flops(cell, cell["steps"]) / cell["budget"]["amount"]

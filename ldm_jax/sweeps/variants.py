@@ -8,15 +8,23 @@ SURE = 0.05  # corrected p below which a difference counts as shown
 
 
 class Variant(NamedTuple):
-    """A label of each axis. values: of one measure at the end of training, {seed: Value}."""
+    """A label of each axis.
+
+    values: of one measure at the end of training, {seed: Value}. share: whether that lies between 0
+    and 1.
+    """
 
     labels: dict[str, str]
     name: str
     values: dict[int, results.Value]
+    share: bool = False
 
     @property
     def mean(self) -> results.Value:
-        return inference.mean([*self.values.values()])
+        found = inference.mean([*self.values.values()])
+        if not self.share or found.low is None:
+            return found
+        return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
 
     @property
     def f(self) -> int:
@@ -40,11 +48,11 @@ class Effect(NamedTuple):
 
 def of(cells, key: str) -> list[Variant]:
     """The variants of finished cells, in the order in which they come. key: of the measure."""
-    found = {}
+    found, share = {}, key in results.SHARES
     for cell in cells:
         row = results.final(cell)
         name = cell["cell"].rpartition("_")[0]
-        variant = found.setdefault(name, Variant(cell["labels"], name, {}))
+        variant = found.setdefault(name, Variant(cell["labels"], name, {}, share))
         variant.values[cell["seed"]] = results.measure(row["measures"], key, row["num"])
     return [*found.values()]
 
