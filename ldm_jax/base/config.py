@@ -91,9 +91,10 @@ def override(config, key: str, text: str, flag: str = "--config", of: str = "con
     """
     node = find(config, key, flag, of)
     if isinstance(node, config_dict.ConfigDict):
+        group = key if of == "config" else f"{of}.{key}"
         raise errors.UsageError(
             f"{flag}.{key}={text}: this is a group; set one of its keys: "
-            f"{', '.join(f'{key}.{k}' for k in sorted(node))}."
+            f"{', '.join(f'{group}.{k}' for k in sorted(node))}."
         )
     value = text if isinstance(node, str) else _literal(text)
     if isinstance(node, tuple) and not isinstance(value, (tuple, list)):

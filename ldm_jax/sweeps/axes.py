@@ -95,7 +95,7 @@ def apply(axes: list[Axis], labels: dict[str, str], data: dict) -> dict:
                 for name, common in data.items() if value else ():
                     config_lib.assign(tree[stage], f"data.{name}", common, stage)
             elif tree[stage]:
-                with errors.of(f"config.axes: {axis.name}"):
+                with errors.of("config.axes"):
                     config_lib.assign(tree[stage], rest, value, stage)
     return tree
 

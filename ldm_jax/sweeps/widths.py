@@ -22,10 +22,10 @@ def parameters(ldm: ConfigDict, codec: Codec) -> int:
 
 
 def fit_vectors(ldm: ConfigDict, codec: Codec):
-    """Makes the vectors of conditioners as wide as the backbone adds them."""
-    for conditioner in ldm.conditioners.values():
-        if conditioner.get("place") == "vector":
-            conditioner.width = backbone(ldm, codec).vector_width
+    """Makes the vectors of conditioners as wide as the backbone adds them, if it adds any."""
+    vectors = [c for c in ldm.conditioners.values() if c.get("place") == "vector"]
+    for conditioner in vectors:
+        conditioner.width = backbone(ldm, codec).vector_width or conditioner.width
 
 
 def with_width(ldm: ConfigDict, codec: Codec, width: int) -> ConfigDict:
