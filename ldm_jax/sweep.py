@@ -6,10 +6,10 @@
     python -m ldm_jax.sweep ... --config.axes="ldm.process.prediction=v,eps; ..."  # what varies
 
 A cell is a first stage, a latent cache, a denoiser, samples at several points of training and with
-several step counts, and their evaluation. Each part is made by one of the other commands, which is
-printed with its flags. Finished parts are not made again, so the same command resumes an
-interrupted sweep, and cells share first stages and caches. --config.key=value changes the sweep's
-config.
+several step counts, and their evaluation. Cells differ in f, in the seed, or in any other keys of
+their configs. Each part is made by one of the other commands, which is printed with its flags.
+Finished parts are not made again, so the same command resumes an interrupted sweep, and cells share
+first stages and caches. --config.key=value changes the sweep's config.
 
 DIR holds first_stages/, latents/, cells/ and the report: index.html, results.csv, summary.json.
 """

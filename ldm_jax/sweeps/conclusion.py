@@ -177,7 +177,7 @@ def _seeds(cells, found: list[Variant]) -> list[str]:
     stages = collections.defaultdict(set)
     for cell in cells:
         if cell["first_stage"]:
-            stages[cell["cell"].rpartition("_")[0]].add(cell["first_stage"]["name"])
+            stages[results.variant(cell)].add(cell["first_stage"]["name"])
     if any(len(names) == 1 for names in stages.values()):
         return [
             "All seeds of a variant share a first stage: the intervals do not hold the spread "

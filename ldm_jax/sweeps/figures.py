@@ -7,11 +7,6 @@ from ldm_jax.sweeps import results
 SIZE = (6.4, 4.2)  # inches
 
 
-def variant(cell) -> str:
-    """A cell's name without its seed."""
-    return cell["cell"].rpartition("_")[0]
-
-
 def _axes(title: str, x: str, y: str, log: bool = True):
     figure = Figure(figsize=SIZE, layout="constrained")
     scale = "log" if log else "linear"
@@ -28,8 +23,8 @@ def _line(axes, cells, cell, x, rows, key):
         # The interval of a share is asymmetric, and by rounding it may not even contain the share.
         both = [(max(v.value - v.low, 0), max(v.high - v.value, 0)) for v in values]
         errors = [*zip(*both)]
-    names = [*dict.fromkeys(variant(c) for c in cells)]
-    colour, label = f"C{names.index(variant(cell)) % 10}", variant(cell)
+    names, label = [*dict.fromkeys(map(results.variant, cells))], results.variant(cell)
+    colour = f"C{names.index(label) % 10}"
     label = None if label in axes.get_legend_handles_labels()[1] else label
     axes.errorbar(x, middle, errors, marker="o", capsize=2, color=colour, label=label)
     axes.legend(fontsize="small")

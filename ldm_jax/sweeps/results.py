@@ -71,6 +71,11 @@ def measure(measures: dict, key: str, num: int) -> Value | None:
     return Value(value)
 
 
+def variant(cell: dict) -> str:
+    """The cell's name without its seed."""
+    return cell["cell"].rpartition("_")[0]
+
+
 def keys(cells) -> list[str]:
     """The measures of samples that all rows of all cells have, in the table's order."""
     rows = [row["measures"] for cell in cells for row in cell["rows"]]

@@ -51,7 +51,7 @@ def of(cells, key: str) -> list[Variant]:
     found, share = {}, key in results.SHARES
     for cell in cells:
         row = results.final(cell)
-        name = cell["cell"].rpartition("_")[0]
+        name = results.variant(cell)
         variant = found.setdefault(name, Variant(cell["labels"], name, {}, share))
         variant.values[cell["seed"]] = results.measure(row["measures"], key, row["num"])
     return [*found.values()]

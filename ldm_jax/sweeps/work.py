@@ -28,7 +28,7 @@ def choose(sweep, name: str) -> list:
 
 def describe(chosen, sweep, argv) -> list[str]:
     """A line about each cell, then for each the command that runs it: `argv` with --cell."""
-    wide, costs = max(20, *(len(cell.name) for cell in chosen)), {}
+    wide, costs = max([20, *(len(cell.name) for cell in chosen)]), {}
     lines = [f"# {'cell':{wide}} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}"]
     for cell in chosen:
         if cell.variant not in costs:  # a seed costs nothing
