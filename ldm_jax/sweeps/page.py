@@ -95,12 +95,13 @@ def _effects(cells, axes, key) -> str:
     found = variants_lib.effects(variants_lib.of(cells, key), axes, key)
     if not found:
         return ""
-    head = ["axis", "value", "against", "difference", "p, corrected", "so it is"]
+    head = ["axis", "value", "against", "difference", "corrected", "so it is"]
     rows = []
-    for e in found:
-        p, verdict = "-", {"none": "not shown to differ"}.get(e.verdict, e.verdict)
-        p = p if e.p is None else conclusion.probability(e.p).removeprefix("p = ")
-        rows.append([e.axis, e.label, e.baseline, e.difference.value, p, verdict])
+    for effect in found:
+        p = "-" if effect.p is None else conclusion.probability(effect.p)
+        row = [effect.axis, effect.label, effect.baseline, effect.difference.value, p]
+        verdict = "not shown to differ" if effect.verdict == "none" else effect.verdict
+        rows.append([*row, verdict])
     return f"<h3>{html.escape(results.MEASURES[key][0])}</h3>" + _html_table(head, rows)
 
 

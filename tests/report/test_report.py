@@ -97,6 +97,10 @@ def test_wilsons_interval():
     assert results.measure({}, "fid", 100) is None
 
 
+def test_the_spread_of_subsets_is_not_taken_for_an_error():
+    assert results.measure({"kid": 1.0, "kid_std": 1e-16}, "kid", 100) == (1.0, None, None)
+
+
 def test_the_page_needs_nothing_beside_it(tmp_path):
     from PIL import Image
 
