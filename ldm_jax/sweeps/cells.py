@@ -141,10 +141,11 @@ def _variant(sweep, axes, labels) -> Cell:
             f"config.first_stages.f{f}.model.mult={tuple(first.model.mult)} has f={codec.f}."
         )
     labels = _final(labels, axes, codec)
-    with errors.of(variant_name(labels)):
-        if first:
+    if first:
+        with errors.of(f"{variant_name(labels)}: first_stage"):
             source = data_lib.open_source(first.data)
             check_lib.check(data_lib.resolve(first, source), source)
+    with errors.of(f"{variant_name(labels)}: ldm"):
         ldm.first_stage = UNTRAINED if first else codecs.IDENTITY
         source = data_lib.open_source(ldm.data)
         ldm = data_lib.resolve(ldm, source)
