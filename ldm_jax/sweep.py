@@ -3,12 +3,13 @@
     python -m ldm_jax.sweep --sweep=configs/sweeps/downsampling.py:tiny --workdir=DIR [--dry_run]
     python -m ldm_jax.sweep ... --cell=f4_kl_c4_s0    # one cell alone: a job of a cluster's array
     python -m ldm_jax.sweep ... --report              # the report of the cells that are finished
+    python -m ldm_jax.sweep ... --config.axes="ldm.process.prediction=v,eps; ..."  # what varies
 
 A cell is a first stage, a latent cache, a denoiser, samples at several points of training and with
-several step counts, and their evaluation. Each part is made by one of the other commands, which is
-printed with its flags. Finished parts are not made again, so the same command resumes an
-interrupted sweep, and cells share first stages and caches. --config.key=value changes the sweep's
-config.
+several step counts, and their evaluation. Cells differ in f, in the seed, or in any other keys of
+their configs. Each part is made by one of the other commands, which is printed with its flags.
+Finished parts are not made again, so the same command resumes an interrupted sweep, and cells share
+first stages and caches. --config.key=value changes the sweep's config.
 
 DIR holds first_stages/, latents/, cells/ and the report: index.html, results.csv, summary.json.
 """
@@ -17,7 +18,6 @@ import os
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import config as config_lib
 from ldm_jax.base import platforms
 
 FLAGS = dict(
@@ -33,9 +33,10 @@ def main(args, overrides):
     cli.require(args, "sweep", "workdir")
     if not args.dry_run:
         cli.check_writable("--workdir", args.workdir)
+    from ldm_jax.sweeps import axes
     from ldm_jax.sweeps import work as work_lib
 
-    sweep, workdir = config_lib.load(args.sweep, overrides), pathlib.Path(args.workdir)
+    sweep, workdir = axes.load(args.sweep, overrides), pathlib.Path(args.workdir)
     chosen = work_lib.choose(sweep, args.cell)
     if args.dry_run:
         argv = ["python", "-m", "ldm_jax.sweep", f"--sweep={args.sweep}", f"--workdir={workdir}"]

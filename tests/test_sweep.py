@@ -22,7 +22,7 @@ from ldm_jax.cost import programs
 from ldm_jax.models import backbones
 from ldm_jax.models.unet import UNet
 from ldm_jax.stages.codec import Codec
-from ldm_jax.sweeps import cells
+from ldm_jax.sweeps import cells, widths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SWEEP = f"{ROOT}/configs/sweeps/downsampling.py:debug"
@@ -67,14 +67,14 @@ def test_a_sweep_asks_the_backbone_what_its_width_decides(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES._entries, "narrow", Narrow)
     quick = config_lib.load(f"{ROOT}/configs/quickstart.py:ldm")
     quick.model.name = "narrow"
-    assert cells.backbone(quick, Codec(None)).width_unit == 24
-    wider = cells.with_width(quick, Codec(None), 96)
+    assert widths.backbone(quick, Codec(None)).width_unit == 24
+    wider = widths.with_width(quick, Codec(None), 96)
     assert wider.model.width == 96 and wider.conditioners.class_vector.width == 48
 
 
 def test_what_is_added_to_the_timestep_follows_the_width():
     quick = config_lib.load(f"{ROOT}/configs/quickstart.py:ldm")
-    wider = cells.with_width(quick, Codec(None), 96)
+    wider = widths.with_width(quick, Codec(None), 96)
     assert wider.model.width == 96 and wider.conditioners.class_vector.width == 384
     assert quick.conditioners.class_vector.width == 256
 

@@ -6,9 +6,8 @@ Presets: tiny (two CPU cores, about an hour: coloured shapes at 32x32), small (o
 columns of Tab. 13; wants --config.first_stages.* and --config.ldms.* with data), debug (seconds).
 """
 
-from ml_collections import ConfigDict
-
 from configs import ablation, debug, photos, quickstart, tasks
+from configs.sweeps.base import sweep
 from ldm_jax.base import config as config_lib
 
 F = (1, 2, 4, 8, 16, 32)
@@ -16,38 +15,6 @@ F = (1, 2, 4, 8, 16, 32)
 
 def get_config(arg=None):
     return config_lib.variants(arg, tiny=tiny, small=small, paper=paper, debug=pocket)
-
-
-def sweep(first_stages: dict, ldms: dict) -> ConfigDict:
-    """Every key of a sweep. first_stages, ldms: {f: config}."""
-    return ConfigDict(
-        dict(
-            f=tuple(ldms),
-            bottlenecks=("kl",),  # kl | vq
-            channels=(),  # of the latents; () leaves them to first_stages
-            seeds=(0,),  # of the second stage and its samples
-            parameters=0,  # of every denoiser, by its width; 0 leaves the widths
-            tolerance=0.1,  # of parameters
-            # What each denoiser may spend. flops: of training, by XLA's count; steps; seconds, by
-            # the speed of a few steps.
-            budget=dict(kind="flops", amount=1e15, max_steps=10_000_000),
-            points=4,  # times in training, evenly spread, at which samples are judged
-            sampling=dict(
-                num=5_000,
-                batch_size=100,
-                steps=(10, 20, 50, 100, 200),  # at the end of training
-                curve=100,  # one of them, at all points
-                flags=(),  # further ones of ldm_jax.sample
-            ),
-            evaluate=dict(  # further flags of ldm_jax.evaluate
-                first_stage=(), samples=()
-            ),
-            encode=dict(batch_size=64, shard_size=4096),
-            first_stages={f"f{f}": config for f, config in first_stages.items()},
-            ldms={f"f{f}": config for f, config in ldms.items()},
-        ),
-        type_safe=False,
-    )
 
 
 # f: (latent channels, mult of the autoencoder)

@@ -84,32 +84,69 @@ def variants(arg: str | None, **known):
     return known[arg or next(iter(known))]()
 
 
-def override(config, key: str, text: str):
-    """Sets `config.a.b` from the text of a flag, keeping the type of the value there."""
-    node, parts = config, key.split(".")
-    for i, part in enumerate(parts):
-        known = list(node.keys()) if isinstance(node, config_dict.ConfigDict) else []
-        if part not in known:
-            parent = ".".join(["config", *parts[:i]])
-            raise errors.UsageError(
-                f"--config.{key}: {parent} has no key {part!r}{errors.nearest(part, known)} "
-                f"(known: {', '.join(sorted(known)) or 'none, it is a value'})."
-            )
-        node = node[part]
+def override(config, key: str, text: str, flag: str = "--config", of: str = "config"):
+    """Sets `config.a.b` from the text of a flag, keeping the type of the value there.
+
+    flag, of: what the config is called where a key is given, and in words.
+    """
+    node = find(config, key, flag, of)
     if isinstance(node, config_dict.ConfigDict):
+        group = key if of == "config" else f"{of}.{key}"
         raise errors.UsageError(
-            f"--config.{key}={text}: this is a group; set one of its keys: "
-            f"{', '.join(f'{key}.{k}' for k in sorted(node))}."
+            f"{flag}.{key}={text}: this is a group; set one of its keys: "
+            f"{', '.join(f'{group}.{k}' for k in sorted(node))}."
         )
     value = text if isinstance(node, str) else _literal(text)
     if isinstance(node, tuple) and not isinstance(value, (tuple, list)):
         value = names(value) if isinstance(value, str) else (value,)
+    _set(config, key, value, f"{flag}.{key}={text}")
+
+
+def assign(config, key: str, value, of: str = "config"):
+    """Sets `config.a.b` to a value. Text is read as `override` reads it.
+
+    A dict changes the keys of the group that is there. With a `name` it replaces the group: another
+    entry of a registry has keys of its own.
+    """
+    if isinstance(value, str):
+        return override(config, key, value, of, of)
+    node = find(config, key, of, of)
+    if not isinstance(node, config_dict.ConfigDict):
+        return _set(config, key, value, f"{of}.{key}={value}")
+    if not isinstance(value, dict):
+        raise errors.UsageError(f"{of}.{key}={value}: this is a group; give a dict of its keys.")
+    if "name" in value:
+        parent, _, last = key.rpartition(".")
+        group = find(config, parent, of, of) if parent else config
+        with group.ignore_type():
+            group[last] = config_dict.ConfigDict(value)
+        return None
+    for inner, changed in value.items():
+        assign(config, f"{key}.{inner}", changed, of)
+
+
+def find(config, key: str, flag: str = "--config", of: str = "config"):
+    """The value or the group `config.a.b`; an unknown key is a UsageError with the nearest one."""
+    node, parts = config, key.split(".")
+    for i, part in enumerate(parts):
+        known = list(node.keys()) if isinstance(node, config_dict.ConfigDict) else []
+        if part not in known:
+            parent = ".".join([of, *parts[:i]])
+            raise errors.UsageError(
+                f"{flag}.{key}: {parent} has no key {part!r}{errors.nearest(part, known)} "
+                f"(known: {', '.join(sorted(known)) or 'none, it is a value'})."
+            )
+        node = node[part]
+    return node
+
+
+def _set(config, key: str, value, said: str):
+    node = find(config, key)
     try:
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError) as e:
         raise errors.UsageError(
-            f"--config.{key}={text}: wants {type(node).__name__} (now {node!r}), "
-            f"got {type(value).__name__}."
+            f"{said}: wants {type(node).__name__} (now {node!r}), got {type(value).__name__}."
         ) from e
 
 

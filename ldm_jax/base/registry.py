@@ -40,6 +40,16 @@ class Registry:
         """Calls the entry `name` with `args` and those of `options` that it takes; see `taken`."""
         return self.get(name)(*args, **self.taken(name, **options))
 
+    def make(self, name: str, /, **fields):
+        """Calls the entry `name` with all of `fields`; one that it lacks is a UsageError."""
+        known = inspect.signature(self.get(name)).parameters
+        if unknown := sorted(fields.keys() - known.keys()):
+            raise errors.UsageError(
+                f"{self.kind} {name!r} has no key {unknown[0]!r}"
+                f"{errors.nearest(unknown[0], known)}."
+            )
+        return self.get(name)(**fields)
+
     def taken(self, name: str, **options) -> dict:
         """Those of `options` that the entry `name` takes.
 

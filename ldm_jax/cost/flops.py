@@ -16,6 +16,15 @@ def count(function, *args) -> float:
     return float(_count(jax.make_jaxpr(function)(*args).jaxpr))
 
 
+def repeated(function, *args) -> float:
+    """Those operations of `count` that XLA's cost analysis leaves out.
+
+    It counts what a loop compiles to once: the body, as often as it is unrolled.
+    """
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return float(_count(jaxpr) - _count(jaxpr, once=True))
+
+
 def inner(equation) -> list[core.Jaxpr]:
     """The jaxprs inside one equation: bodies of loops, branches, functions that it calls."""
     found, kinds = jax.tree.leaves(equation.params), (core.Jaxpr, core.ClosedJaxpr)
@@ -32,7 +41,8 @@ def of_convolution(equation) -> float:
     return 2 * math.prod(out.aval.shape) * taps * inputs / math.prod(params["lhs_dilation"])
 
 
-def _count(jaxpr) -> float:
+def _count(jaxpr, once: bool = False) -> float:
+    """once: loops count as they are compiled, see `repeated`."""
     total = 0
     for equation in jaxpr.eqns:
         name, params, within = equation.primitive.name, equation.params, inner(equation)
@@ -44,7 +54,13 @@ def _count(jaxpr) -> float:
             outputs = math.prod(equation.outvars[0].aval.shape)
             total += 2 * outputs * math.prod(sides[i] for i in contracting)
         elif name == "cond":  # one branch runs: the costliest is assumed
-            total += max(map(_count, within))
+            total += max(_count(branch, once) for branch in within)
         else:
-            total += (params["length"] if name == "scan" else 1) * sum(map(_count, within))
+            times = _times(params, once) if name == "scan" else 1
+            total += times * sum(_count(body, once) for body in within)
     return total
+
+
+def _times(scan: dict, once: bool) -> int:
+    length, unroll = scan["length"], scan["unroll"]
+    return unroll + length % unroll if once and unroll < length else length

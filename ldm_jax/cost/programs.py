@@ -63,16 +63,18 @@ def training_flops(config, codec=None, cached: bool = True) -> float:
     """Floating-point operations of one training step of a config, with all losses and optimizers.
 
     XLA counts them before it optimises the program, so the number does not depend on the machine.
-    A multiplication and an addition count as two, the padding of convolutions does not count.
+    A multiplication and an addition count as two, the padding of convolutions does not count. The
+    body of a loop, such as the blocks of a scanned network, counts as often as it runs.
     codec: the first stage of a second stage, which need not be trained; cached: whether batches
     come from a latent cache.
     """
     config = config.copy_and_resolve_references()
-    config.accumulate = 1  # micro-batches run in a loop, whose body XLA counts once
+    config.accumulate = 1  # of what runs inside a loop, only products are counted once a turn
     cpu = jax.devices("cpu")[:1]
     with jax.default_device(cpu[0]):
         program = training(config, shard.make_mesh(devices=cpu), codec, cached)
-        return float(program.lower().cost_analysis()["flops"])
+        loops = flops.repeated(program.function, *program.arguments.values())
+        return float(program.lower().cost_analysis()["flops"]) + loops
 
 
 def sampling(config, mesh, batch_size: int) -> Program:

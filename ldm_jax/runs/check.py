@@ -14,8 +14,12 @@ AT_LEAST_1 = ("batch_size", "accumulate", "eval.records", "eval.batch_size")
 AT_LEAST_0 = ("max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
 
 
-def check(config: ConfigDict, source):
-    """Raises UsageError for the first thing that is wrong. source: the data, opened."""
+def check(config: ConfigDict, source, codec=None):
+    """Raises UsageError for the first thing that is wrong.
+
+    source: the data, opened. codec: of a second stage, in the place of the first stage that the
+    config names, which may be untrained.
+    """
     for least, keys in ((1, AT_LEAST_1), (0, AT_LEAST_0)):
         for key in keys:
             value = operator.attrgetter(key)(config)
@@ -40,9 +44,9 @@ def check(config: ConfigDict, source):
         optim.make(player, config.steps.total)
     one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
     one_of("config.model.remat_saves", config.model.get("remat_saves", ""), blocks.REMAT_SAVES)
-    kind = kinds.of(config)
-    kind.check(config, source)
-    divides(data.size, *kind.divisor(config))
+    kind, given = kinds.of(config), {"codec": codec} if codec else {}
+    kind.check(config, source, **given)
+    divides(data.size, *kind.divisor(config, **given))
     if len(source) * (1 - data.holdout) < 1:
         raise errors.UsageError(f"config.data.holdout={data.holdout} leaves no training records.")
 

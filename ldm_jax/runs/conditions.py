@@ -36,15 +36,16 @@ def make_conditioners(config: ConfigDict) -> dict:
     return made
 
 
-def make(config: ConfigDict, source=None, fields=None) -> conditions.Conditions:
+def make(config: ConfigDict, source=None, fields=None, codec=None) -> conditions.Conditions:
     """How the condition fields of a config are made of records; see data/conditions.py.
 
     source: for the names of its classes and the words of its captions; None knows neither.
     fields: of the batch, if not all of them are wanted.
+    codec: in the place of the first stage that the config names, which may be untrained.
     """
     data, makers, wanted = config.data, [], []
     kind = kinds.of(config)
-    codec, image = kind.codec(config), (1, data.size, data.size, 3)
+    codec, image = codec or kind.codec(config), (1, data.size, data.size, 3)
     latent = (1, data.size // codec.f, data.size // codec.f, codec.channels)
     for label, conditioner in kind.conditioners(config).items():
         example = jax.eval_shape(lambda c=conditioner, i=image, z=latent: c.example(i, z))

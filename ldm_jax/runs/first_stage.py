@@ -53,7 +53,7 @@ class AutoencodeKind(kinds.Kind):
     def network(self, config):
         """The autoencoder, a Linen module."""
         kwargs = dict(config.model)
-        return AUTOENCODERS.get(kwargs.pop("name"))(**kwargs, dtype=jnp.dtype(config.dtype))
+        return AUTOENCODERS.make(kwargs.pop("name"), **kwargs, dtype=jnp.dtype(config.dtype))
 
     def stage(self, config, frozen):
         return self.model(config, frozen.get("lpips")).stage()

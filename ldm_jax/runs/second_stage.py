@@ -36,9 +36,9 @@ class DiffuseKind(kinds.Kind):
     def defaults(self):
         return defaults.ldm()
 
-    def check(self, config, source):
+    def check(self, config, source, codec=None):
         codecs.check_trained(config.first_stage)
-        model = self.model(config)
+        model = self.model(config, codec)
         with errors.of("config.model"):
             model.denoiser.backbone.check()
         with errors.of("config.loss"):
@@ -60,10 +60,10 @@ class DiffuseKind(kinds.Kind):
                 f"{classes}, but the data has {len(source.classes)} classes: take other data, or a "
                 "model of so many."
             )
-        conditions.make(config, source)
+        conditions.make(config, source, codec=codec)
 
-    def divisor(self, config):
-        model = self.model(config)
+    def divisor(self, config, codec=None):
+        model = self.model(config, codec)
         f, levels = model.codec.f, model.denoiser.backbone.divisor
         return f * levels, f"f={f} times {levels} (what {config.model.name} divides by)"
 
@@ -80,7 +80,7 @@ class DiffuseKind(kinds.Kind):
         how = dict(dtype=jnp.dtype(config.dtype), name=name)
         return diffuse.Diffuse(
             denoiser=Denoiser(
-                backbone=BACKBONES.get(name)(out_channels=codec.channels, **kwargs, **how),
+                backbone=BACKBONES.make(name, out_channels=codec.channels, **kwargs, **how),
                 conditioners=tuple(self.conditioners(config).values()),
             ),
             process=make_process(**config.process),

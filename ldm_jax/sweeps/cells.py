@@ -1,42 +1,43 @@
-"""The cells of a sweep, the names of the runs that they share, their widths and their lengths.
+"""The cells of a sweep, the names of the runs that they share, and their lengths.
 
-A sweep's config (configs/sweeps/) holds whole configs of both stages for every f. A cell is a
-combination of f, bottleneck, latent channels and seed. First stages and latent caches are named
-after a digest of all that they depend on, so cells with equal ones share them.
+A sweep's config (configs/sweeps/) holds whole configs of both stages for every f, and the axes that
+change them (axes.py). A variant is a label of each axis; a cell is a variant and a seed. First
+stages and latent caches are named after a digest of all that they depend on, so cells with equal
+ones share them.
 """
 
 import hashlib
-import itertools
 import operator
 from typing import NamedTuple
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors, tree
+from ldm_jax.base import errors
 from ldm_jax.runs import check as check_lib
 from ldm_jax.runs import codecs, kinds
 from ldm_jax.runs import data as data_lib
 from ldm_jax.stages.codec import Codec
+from ldm_jax.sweeps import axes as axes_lib
+from ldm_jax.sweeps import widths
 
 BUDGETS = ("flops", "steps", "seconds")
-MAX_WIDTH = 4096  # channels
 WARMUP = 0.1  # share of the steps that a warm-up may take at most
+PREFIXES = {"f": "f", "channels": "c"}  # of labels that are numbers
+UNTRAINED = "first_stage"  # stands in a denoiser's config for the run that is still to be trained
 
 
 class Cell(NamedTuple):
     """One point of the sweep.
 
+    labels: {axis: label}, with the bottleneck and the channels that the first stage really has.
     first_stage: config of the first stage; None for pixels (f = 1).
     ldm: config of the second stage with its final width; its steps and the path of its first stage
       are set when it is trained, see work.py.
     codec: the first stage without weights; parameters: of the denoiser with its conditioners.
     """
 
-    f: int
-    bottleneck: str
+    labels: dict[str, str]
     seed: int
     first_stage: ConfigDict | None
     ldm: ConfigDict
@@ -45,8 +46,8 @@ class Cell(NamedTuple):
 
     @property
     def variant(self) -> str:
-        """The name without the seed: f4_kl_c4."""
-        return f"f{self.f}_{self.bottleneck}_c{self.codec.channels}"
+        """The name without the seed: f4_kl_c4, or f4_kl_c4_v_muon with further axes."""
+        return variant_name(self.labels)
 
     @property
     def name(self) -> str:
@@ -55,15 +56,23 @@ class Cell(NamedTuple):
 
     @property
     def first_stage_name(self) -> str:
-        return f"{self.variant}-{digest(self.first_stage)}"
+        return f"{self._codec_name}-{digest(self.first_stage)}"
 
     @property
     def cache_name(self) -> str:
-        return f"{self.variant}-{digest(self.first_stage, self.ldm.data)}"
+        return f"{self._codec_name}-{digest(self.first_stage, self.ldm.data)}"
 
     def run_name(self, sweep) -> str:
         length = {"budget": sweep.budget.to_dict(), "points": sweep.points}
         return f"{self.name}-{digest(self.first_stage, self.ldm, length)}"
+
+    @property
+    def _codec_name(self) -> str:
+        return variant_name({axis: self.labels[axis] for axis in ("f", "bottleneck", "channels")})
+
+
+def variant_name(labels: dict[str, str]) -> str:
+    return "_".join(f"{PREFIXES.get(axis, '')}{label}" for axis, label in labels.items())
 
 
 def digest(*configs) -> str:
@@ -73,28 +82,39 @@ def digest(*configs) -> str:
 
 
 def cells(sweep: ConfigDict) -> list[Cell]:
-    """All cells, ordered by f, bottleneck, channels, seed. A wrong config is a UsageError.
+    """All cells, ordered by f, bottleneck, channels, further axes, seed.
 
-    The seed is that of the second stage: cells that differ in the seed alone share a first stage.
+    The seed is that of the second stage, and with `seed_first_stages` of the first one too.
+
+    Raises:
+      UsageError: for a wrong config, and for what training would refuse in any cell.
     """
     check(sweep)
-    found = {}
-    axes = itertools.product(sweep.f, sweep.bottlenecks, sweep.channels or (0,), sweep.seeds)
-    for f, bottleneck, channels, seed in axes:
-        if f == 1:  # pixel diffusion has no bottleneck and no latent channels
-            bottleneck, channels = "pixels", 0
-        cell = _cell(sweep, f, bottleneck, channels, seed)
-        found.setdefault(cell.name, cell)
-    return list(found.values())
+    axes, found, names = axes_lib.of(sweep), {}, {}
+    for labels in axes_lib.combinations(axes, sweep.design):
+        variant = _variant(sweep, axes, labels)
+        if variant.variant in found:  # what changes first stages alone says nothing about pixels
+            continue
+        same = digest(variant.first_stage, variant.ldm)
+        if same in names:
+            raise errors.UsageError(
+                f"config.axes: {names[same]} and {variant.variant} are the same, key by key: give "
+                "labels that differ."
+            )
+        names[same] = variant.variant
+        found[variant.variant] = [_seeded(variant, seed, sweep) for seed in sweep.seeds]
+    return [cell for group in found.values() for cell in group]
 
 
 def check(sweep: ConfigDict):
     """Raises UsageError for a wrong value of the sweep's own keys."""
-    if sweep.budget.kind not in BUDGETS:
-        hint = errors.nearest(sweep.budget.kind, BUDGETS)
-        raise errors.UsageError(
-            f"config.budget.kind={sweep.budget.kind!r}: use one of {', '.join(BUDGETS)}{hint}"
-        )
+    for key, value, known in (
+        ("budget.kind", sweep.budget.kind, BUDGETS),
+        ("design", sweep.design, axes_lib.DESIGNS),
+    ):
+        if value not in known:
+            hint = errors.nearest(value, known)
+            raise errors.UsageError(f"config.{key}={value!r}: use one of {', '.join(known)}{hint}")
     for key in ("budget.amount", "budget.max_steps", "points", "sampling.num"):
         if not (value := operator.attrgetter(key)(sweep)) > 0:
             raise errors.UsageError(f"config.{key}={value} must be above 0.")
@@ -112,70 +132,47 @@ def check(sweep: ConfigDict):
             )
 
 
-def _cell(sweep, f, bottleneck, channels, seed) -> Cell:
-    first, codec = None, Codec(None)
-    if f > 1:
-        first = unlocked(sweep.first_stages[f"f{f}"])
-        first.model.bottleneck = bottleneck
-        if channels:
-            first.model.update(z_channels=channels, latent_channels=channels)
-        codec = kinds.of(first).codec(first)
-        if codec.f != f:
-            raise errors.UsageError(
-                f"config.first_stages.f{f}.model.mult={tuple(first.model.mult)} has f={codec.f}."
-            )
-    ldm = unlocked(sweep.ldms[f"f{f}"])
-    ldm.update(seed=seed, first_stage=codecs.IDENTITY)
-    ldm = data_lib.resolve(ldm, data_lib.open_source(ldm.data))
-    lowest = f * backbone(ldm, codec).divisor
-    check_lib.divides(ldm.data.size, lowest, f"f={f} times what {ldm.model.name} divides by")
-    if sweep.parameters:
-        ldm = solve_width(ldm, codec, sweep.parameters, sweep.tolerance)
-    return Cell(f, bottleneck, seed, first, ldm, codec, parameters(ldm, codec))
-
-
-def parameters(ldm: ConfigDict, codec: Codec) -> int:
-    """Scalars of the denoiser and its conditioners."""
-    model = kinds.of(ldm).model(ldm, codec)
-    return tree.count(jax.eval_shape(model.init, jax.random.key(0)))
-
-
-def solve_width(ldm: ConfigDict, codec: Codec, target: int, tolerance: float) -> ConfigDict:
-    """The config with the width whose parameters come nearest to `target`.
-
-    Raises:
-      UsageError: no width, in steps that its groups and heads allow, comes within `tolerance`.
-    """
-    unit = backbone(ldm, codec).width_unit
-    of_width = lambda k: with_width(ldm, codec, k * unit)
-    count = lambda k: parameters(of_width(k), codec)
-    # All channels are multiples of the width, so the number of parameters is a quadratic function
-    # of it, which three points determine.
-    quadratic = np.polynomial.Polynomial.fit((1, 2, 3), [count(k) for k in (1, 2, 3)], 2)
-    widths = np.arange(1, MAX_WIDTH // unit + 1)
-    best = int(widths[np.argmin(np.abs(quadratic(widths) - target))])
-    off = count(best) / target - 1
-    if abs(off) > tolerance:
+def _variant(sweep, axes, labels) -> Cell:
+    """The cell of a variant before it has its seed, with all that training would refuse refused."""
+    first, ldm = axes_lib.apply(axes, labels, sweep.data).values()
+    codec = kinds.of(first).codec(first) if first else Codec(None)
+    if (f := int(labels["f"])) != codec.f:
         raise errors.UsageError(
-            f"config.parameters={target}: the nearest width of this {ldm.model.name} is "
-            f"{best * unit}, {off:+.0%} off, in steps of {unit}: change another of its sizes, or "
-            "raise config.tolerance."
+            f"config.first_stages.f{f}.model.mult={tuple(first.model.mult)} has f={codec.f}."
         )
-    return of_width(best)
+    labels = _final(labels, axes, codec)
+    if first:
+        with errors.of(f"{variant_name(labels)}: first_stage"):
+            source = data_lib.open_source(first.data)
+            check_lib.check(data_lib.resolve(first, source), source)
+    with errors.of(f"{variant_name(labels)}: ldm"):
+        ldm.first_stage = UNTRAINED if first else codecs.IDENTITY
+        source = data_lib.open_source(ldm.data)
+        ldm = data_lib.resolve(ldm, source)
+        widths.fit_vectors(ldm, codec)
+        if sweep.parameters:
+            ldm = widths.solve(ldm, codec, sweep.parameters, sweep.tolerance)
+        check_lib.check(ldm, source, codec)
+    return Cell(labels, 0, first, ldm, codec, widths.parameters(ldm, codec))
 
 
-def with_width(ldm: ConfigDict, codec: Codec, width: int) -> ConfigDict:
-    """A copy of another width, with vectors as wide as that backbone adds them."""
-    ldm = unlocked(ldm)
-    ldm.model.width = width
-    for conditioner in ldm.conditioners.values():
-        if conditioner.get("place") == "vector":
-            conditioner.width = backbone(ldm, codec).vector_width
-    return ldm
+def _final(labels, axes, codec) -> dict[str, str]:
+    """Labels that are true of this first stage, in the order of names."""
+    said = {axis.name: labels.get(axis.name, "") for axis in axes}
+    if codec.model is None:
+        stages = (axis.name for axis in axes if axis.values and axes_lib.only_first_stage(axis))
+        said |= dict.fromkeys(stages, axes_lib.PIXELS)
+    said["bottleneck"] = codec.model.bottleneck if codec.model else axes_lib.PIXELS
+    return said | {"channels": str(codec.channels)}
 
 
-def backbone(ldm: ConfigDict, codec: Codec):
-    return kinds.of(ldm).model(ldm, codec).denoiser.backbone
+def _seeded(variant: Cell, seed: int, sweep) -> Cell:
+    first, ldm = variant.first_stage, unlocked(variant.ldm)
+    ldm.seed = seed
+    if first and sweep.seed_first_stages:
+        first = unlocked(first)
+        first.seed = seed
+    return variant._replace(seed=seed, first_stage=first, ldm=ldm)
 
 
 def dated(ldm: ConfigDict, steps: int, points: int) -> ConfigDict:

@@ -16,15 +16,17 @@ def _axes(title: str, x: str, y: str, log: bool = True):
 
 
 def _line(axes, cells, cell, x, rows, key):
-    """Draws one cell's rows over x, with error bars; each f has a colour."""
+    """Draws one cell's rows over x, with error bars; each variant has a colour and one label."""
     values = [results.measure(row["measures"], key, row["num"]) for row in rows]
     middle, errors = [v.value for v in values], None
     if all(v.low is not None for v in values):
         # The interval of a share is asymmetric, and by rounding it may not even contain the share.
         both = [(max(v.value - v.low, 0), max(v.high - v.value, 0)) for v in values]
         errors = [*zip(*both)]
-    colour = f"C{sorted({c['f'] for c in cells}).index(cell['f'])}"
-    axes.errorbar(x, middle, errors, marker="o", capsize=2, color=colour, label=cell["cell"])
+    names, label = [*dict.fromkeys(map(results.variant, cells))], results.variant(cell)
+    colour = f"C{names.index(label) % 10}"
+    label = None if label in axes.get_legend_handles_labels()[1] else label
+    axes.errorbar(x, middle, errors, marker="o", capsize=2, color=colour, label=label)
     axes.legend(fontsize="small")
 
 
@@ -61,11 +63,12 @@ def distortion(cells, key: str) -> Figure | None:
         return None
     label, _ = results.FIRST_STAGE[key]
     figure, axes = _axes(f"First stages: {label}", "numbers in the latents of an image", label)
-    for cell in having:
+    for cell in {cell["first_stage"]["name"]: cell for cell in having}.values():
         numbers = (cell["size"] // cell["f"]) ** 2 * cell["channels"]
         at = numbers, results.first_stage(cell)[key]
         axes.scatter(*at, color="C0")
-        axes.annotate(f" {cell['cell'].rpartition('_')[0]}", at, fontsize="small")
+        name = cell["first_stage"]["name"].rpartition("-")[0]
+        axes.annotate(f" {name}", at, fontsize="small")
     return figure
 
 

@@ -7,6 +7,7 @@ import pathlib
 
 from ldm_jax.base import disk, errors
 from ldm_jax.sweeps import conclusion, figures, results
+from ldm_jax.sweeps import variants as variants_lib
 
 STYLE = """body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse}
@@ -15,8 +16,11 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%}
 figure{display:inline-block;margin:.5em;vertical-align:top;max-width:34em}"""
 
 
-def write(workdir, cells: list[dict]) -> dict:
-    """Writes index.html and results.csv; returns the summary. cells: their summaries, by f."""
+def write(workdir, cells: list[dict], axes: dict) -> dict:
+    """Writes index.html and results.csv; returns the summary.
+
+    cells: their summaries, in the order of the sweep. axes: {axis: labels}, the baseline first.
+    """
     workdir = pathlib.Path(workdir)
     found = results.keys(cells)
     if not found:
@@ -25,33 +29,38 @@ def write(workdir, cells: list[dict]) -> dict:
             "config.evaluate.samples the flags that measure one."
         )
     key = found[0]
-    said = conclusion.sentences(conclusion.entries(cells, key), key, cells[0]["budget"])
-    said += conclusion.off_budget(cells)
-    ranks = conclusion.predictors(cells, key)
+    said = conclusion.sentences(cells, key, axes) + conclusion.off_budget(cells)
+    ranks, variants = conclusion.predictors(cells, key), variants_lib.of(cells, key)
     disk.write_text(workdir / "results.csv", results.table(cells))
-    disk.write_text(workdir / "index.html", page(cells, found, said, ranks))
+    disk.write_text(workdir / "index.html", page(cells, axes, found, said, ranks))
     return {
         "measure": key,
         "conclusion": said,
         "rank_correlation": {name: rho for name, (rho, _) in ranks.items()},
         "values": {c["cell"]: results.final(c)["measures"][key] for c in cells},
+        "variants": {v.name: v.mean._asdict() | {"seeds": len(v.values)} for v in variants},
+        "effects": [_summary(effect) for effect in variants_lib.effects(variants, axes, key)],
     }
 
 
-def page(cells, keys, said, ranks) -> str:
+def page(cells, axes, keys, said, ranks) -> str:
     plots = []
     for key in keys:
         plots += [figures.training(cells, key, x) for x in ("steps", "flops")]
         plots.append(figures.throughput(cells, key))
     distortions = [figures.distortion(cells, key) for key in results.FIRST_STAGE]
+    title = f"Sweep over {', '.join(variants_lib.varied(axes)) or 'seeds'}"
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>Ablation over f</title><style>{STYLE}</style></head><body>",
-        "<h1>Ablation over the downsampling factor f</h1>",
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
         "<h2>Conclusion</h2>",
         *(f"<p>{html.escape(sentence)}</p>" for sentence in said),
-        "<h2>At the end of training</h2>",
-        _table(cells, keys),
+        "<h2>Variants, over their seeds</h2>",
+        _variants(cells, axes, keys),
+        *(_effects(cells, axes, key) for key in keys),
+        "<h2>Cells, at the end of training</h2>",
+        _table(cells, axes, keys),
         "<h2>Quality, training and throughput</h2>",
         *map(_figure, plots),
         "<h2>First stages</h2>",
@@ -67,14 +76,52 @@ def page(cells, keys, said, ranks) -> str:
     return "\n".join(parts)
 
 
-def _table(cells, keys) -> str:
-    head = ["cell", "parameters", "steps", "batch", "training FLOPs", "samples/s"]
+def _variants(cells, axes, keys) -> str:
+    """A row for each variant: the means over its seeds."""
+    columns = [variants_lib.of(cells, key) for key in keys]
+    shown = variants_lib.varied(axes)
+    head = ["variant", *shown, "seeds", *(results.MEASURES[key][0] for key in keys)]
+    rows = [
+        [own[0].name, *(own[0].labels[axis] for axis in shown), len(own[0].values)]
+        + [variant.mean for variant in own]
+        for own in zip(*columns)
+    ]
+    note = "In brackets 95 % intervals: Student's t over seeds, or of the samples if that is wider."
+    return _html_table(head, rows) + f"<p>{note}</p>"
+
+
+def _effects(cells, axes, key) -> str:
+    """A row for each value of an axis against the axis' baseline; empty without any."""
+    found = variants_lib.effects(variants_lib.of(cells, key), axes, key)
+    if not found:
+        return ""
+    head = ["axis", "value", "against", "difference", "corrected", "so it is"]
+    rows = []
+    for effect in found:
+        p = "-" if effect.p is None else conclusion.probability(effect.p)
+        row = [effect.axis, effect.label, effect.baseline, effect.difference.value, p]
+        verdict = "not shown to differ" if effect.verdict == "none" else effect.verdict
+        rows.append([*row, verdict])
+    return f"<h3>{html.escape(results.MEASURES[key][0])}</h3>" + _html_table(head, rows)
+
+
+def _summary(effect) -> dict:
+    numbers = {"difference": effect.difference.value.value, "p": effect.p}
+    numbers |= {"low": effect.difference.value.low, "high": effect.difference.value.high}
+    words = {name: getattr(effect, name) for name in ("axis", "label", "baseline", "verdict")}
+    return words | numbers | {"seeds": effect.difference.seeds}
+
+
+def _table(cells, axes, keys) -> str:
+    shown = variants_lib.varied(axes)
+    head = ["cell", *shown, "parameters", "steps", "batch", "training FLOPs", "samples/s"]
     head += [results.MEASURES[key][0] for key in keys]
     rows = []
     for cell in cells:
         last, steps = results.final(cell), cell["steps"]
         speed = last["images_per_second"]
-        row = [cell["cell"], f"{cell['parameters']:,}", f"{steps:,}", cell["batch_size"]]
+        row = [cell["cell"], *(cell["labels"][axis] for axis in shown)]
+        row += [f"{cell['parameters']:,}", f"{steps:,}", cell["batch_size"]]
         row += [f"{results.flops(cell, steps):.3g}", f"{speed:.3g}" if speed else "-"]
         rows.append(row + [results.measure(last["measures"], k, last["num"]) for k in keys])
     note = f"<p>{cells[0]['rows'][0]['num']} samples each; in brackets 95 % intervals.</p>"

@@ -31,6 +31,8 @@ FIRST_STAGE = {
     "latent_high_frequency": ("latents' power at high frequencies, share", False),
 }
 SHARES = ("class_accuracy",)  # shares of independent samples, which have a binomial error
+# Their `_std` is the spread between subsets of one set of samples, not the error of their mean.
+SPREADS = ("kid", "kid_mobilenet", "inception_score")
 Z = 1.96  # half of a 95 % interval, in standard errors
 
 
@@ -58,7 +60,7 @@ def measure(measures: dict, key: str, num: int) -> Value | None:
     value = measures[key]
     if f"{key}_low" in measures:
         return Value(value, measures[f"{key}_low"], measures[f"{key}_high"])
-    if f"{key}_std" in measures:
+    if f"{key}_std" in measures and key not in SPREADS:
         margin = Z * measures[f"{key}_std"]
         return Value(value, value - margin, value + margin)
     if key in SHARES:
@@ -67,6 +69,11 @@ def measure(measures: dict, key: str, num: int) -> Value | None:
         margin = Z / scale * math.sqrt(value * (1 - value) / num + (Z / (2 * num)) ** 2)
         return Value(value, max(0.0, middle - margin), min(1.0, middle + margin))
     return Value(value)
+
+
+def variant(cell: dict) -> str:
+    """The cell's name without its seed."""
+    return cell["cell"].rpartition("_")[0]
 
 
 def keys(cells) -> list[str]:
@@ -87,7 +94,8 @@ def flops(cell: dict, step: int) -> float:
 
 def table(cells) -> str:
     """All rows of all cells as CSV."""
-    own = ("cell", "f", "bottleneck", "channels", "seed", "parameters", "flops_per_step")
+    labels = dict.fromkeys(axis for cell in cells for axis in cell["labels"])
+    own = ("cell", *labels, "seed", "parameters", "flops_per_step")
     first = [k for k in FIRST_STAGE if any(k in first_stage(c) for c in cells)]
     header = [*own, "step", "flops", "sampling_steps", "num", "images_per_second"]
     header += [name for key in keys(cells) for name in (key, f"{key}_low", f"{key}_high")]
@@ -97,7 +105,7 @@ def table(cells) -> str:
     writer.writeheader()
     for cell in cells:
         for row in cell["rows"]:
-            line = cell | row | {"flops": flops(cell, row["step"])}
+            line = cell | row | cell["labels"] | {"flops": flops(cell, row["step"])}
             for key in keys(cells):
                 found = measure(row["measures"], key, row["num"])
                 line |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}

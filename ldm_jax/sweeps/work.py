@@ -11,6 +11,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output
 from ldm_jax.base import record as record_lib
 from ldm_jax.cost import programs
+from ldm_jax.sweeps import axes as axes_lib
 from ldm_jax.sweeps import cells, page
 
 CALIBRATION = 30  # steps that are timed to plan a budget of seconds
@@ -27,12 +28,16 @@ def choose(sweep, name: str) -> list:
 
 def describe(chosen, sweep, argv) -> list[str]:
     """A line about each cell, then for each the command that runs it: `argv` with --cell."""
-    lines = [f"# {'cell':20} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}"]
+    wide, costs = max([20, *(len(cell.name) for cell in chosen)]), {}
+    lines = [f"# {'cell':{wide}} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}"]
     for cell in chosen:
-        flops, width = programs.training_flops(cell.ldm, cell.codec), cell.ldm.model.width
+        if cell.variant not in costs:  # a seed costs nothing
+            costs[cell.variant] = programs.training_flops(cell.ldm, cell.codec)
+        flops, width = costs[cell.variant], cell.ldm.model.get("width", "-")
         measured = sweep.budget.kind == "seconds"
         steps = "measured" if measured else cells.steps(sweep.budget, flops)
-        lines.append(f"# {cell.name:20} {cell.parameters:10} {width:5} {flops:10.3g} {steps:>8}")
+        line = f"{cell.name:{wide}} {cell.parameters:10} {width:>5} {flops:10.3g} {steps:>8}"
+        lines.append(f"# {line}")
     return lines + [shlex.join([*argv, f"--cell={cell.name}"]) for cell in chosen]
 
 
@@ -41,7 +46,8 @@ def write_report(workdir: pathlib.Path, works):
     done = [read(work.folder) for work in works if work.finished()]
     if not done:
         raise errors.UsageError(f"--workdir={workdir} holds no finished cells: run the sweep.")
-    summary = page.write(workdir, done) | {"cells": f"{len(done)} of {len(works)}"}
+    axes = {axis.name: [*axis.values] for axis in axes_lib.of(works[0].sweep)}
+    summary = page.write(workdir, done, axes) | {"cells": f"{len(done)} of {len(works)}"}
     output.finish(workdir / "summary.json", summary, [f"report: {workdir / 'index.html'}"])
 
 
@@ -77,7 +83,10 @@ class Work:
         summary = {
             "cell": self.cell.name,
             "judgement": self.judgement,
-            **{key: getattr(self.cell, key) for key in ("f", "bottleneck", "seed", "parameters")},
+            "labels": self.cell.labels,
+            "seed": self.cell.seed,
+            "parameters": self.cell.parameters,
+            "f": self.cell.codec.f,
             "channels": self.cell.codec.channels,
             "size": config.data.size,
             "budget": dict(self.sweep.budget),

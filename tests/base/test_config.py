@@ -123,3 +123,19 @@ def test_the_config_of_a_run_is_a_recipe(tmp_path):
     assert config.init_from == "x" and config.model == config_lib.load(f"{DEBUG}:ldm").model
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
     assert record_lib.read(tmp_path).first_stage == str(tmp_path / "inside")
+
+
+def test_a_dict_changes_a_group_and_with_a_name_replaces_it():
+    config = config_lib.load(f"{DEBUG}:ldm")
+    config_lib.assign(config, "process", {"prediction": "eps", "density_mean": 1})
+    assert config.process.prediction == "eps" and config.process.density_mean == 1.0
+    assert config.process.schedule == "scaled_linear"
+    config_lib.assign(config, "model", {"name": "other", "depth": 3})
+    assert config.model.to_dict() == {"name": "other", "depth": 3}
+    config_lib.assign(config, "batch_size", "16")
+    assert config.batch_size == 16
+    for key, value in {"process.predicton": "v", "process": {"predicton": "v"}}.items():
+        with pytest.raises(errors.UsageError, match="did you mean 'prediction'"):
+            config_lib.assign(config, key, value)
+    with pytest.raises(errors.UsageError, match="wants int"):
+        config_lib.assign(config, "batch_size", (1, 2))

@@ -36,6 +36,15 @@ def test_products_are_xlas_count():
     assert flops.count(function, *args) == xla(function, *args) == by_hand
 
 
+@pytest.mark.parametrize("unroll", [1, 3, 7])
+def test_with_the_turns_that_xla_leaves_out_a_loop_is_counted_whole(unroll):
+    turn = lambda x, _: (x @ x, None)
+    function = lambda x: jax.lax.scan(turn, x, None, length=7, unroll=unroll)[0]
+    whole = xla(function, shape(64, 64)) + flops.repeated(function, shape(64, 64))
+    assert whole == pytest.approx(7 * 2 * 64**3, rel=1e-4)
+    assert flops.count(function, shape(64, 64)) == 7 * 2 * 64**3
+
+
 def test_a_gradient_costs_three_times_the_function():
     args = shape(64, 32), shape(32, 48)
     loss = lambda x, w: jnp.sum((x @ w) ** 2)

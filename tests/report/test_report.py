@@ -8,6 +8,7 @@ import pytest
 
 from ldm_jax.sweeps import conclusion, page, results
 
+AXES = {"f": ["1", "2", "4", "8", "32"], "bottleneck": ["kl"], "channels": []}
 BUDGET = {"kind": "flops", "amount": 1000.0, "max_steps": 100}
 
 
@@ -24,7 +25,8 @@ def cell(f, accuracy, seed=0, psnr=20.0, png="gone.png", **measures):
         "cache_bytes": 10, "measures": {"psnr_db": psnr, "ssim": 0.5},
     }  # fmt: skip
     return {
-        "cell": f"f{f}_kl_c4_s{seed}", "f": f, "bottleneck": "kl", "channels": 4, "seed": seed,
+        "cell": f"f{f}_kl_c4_s{seed}", "f": f, "channels": 4, "seed": seed,
+        "labels": {"f": str(f), "bottleneck": "kl", "channels": "4"},
         "parameters": 1000, "size": 32, "flops_per_step": 10.0, "steps": 100, "batch_size": 8,
         "curve": 5, "budget": BUDGET, "train_seconds": 90.0, "rows": rows,
         "first_stage": first if f > 1 else None,
@@ -32,23 +34,26 @@ def cell(f, accuracy, seed=0, psnr=20.0, png="gone.png", **measures):
 
 
 def say(*cells, key="class_accuracy"):
-    return " ".join(conclusion.sentences(conclusion.entries(cells, key), key, BUDGET))
+    return " ".join(conclusion.sentences(cells, key, AXES))
 
 
 def test_an_interior_optimum_is_named_with_its_margin_and_its_certainty():
     said = say(cell(1, 0.3), cell(4, 0.8), cell(8, 0.6), cell(32, 0.2))
     assert said.startswith("Under equal training FLOPs (1e+03 for each denoiser), f = 4 does best")
     assert "0.8 [0.758" in said and "The next is f = 8 with 0.6" in said
-    assert "a difference of 0.2, which is clear (probability 100%" in said
+    assert re.search(r"a difference of 0\.2 \[0\.13.*, 0\.26.*\], shown \(p < 0\.0001\)", said)
+    assert "corrected for the 6 pairs of variants" in said
     assert "Pixels (f = 1) reach 0.3" in said
-    assert "interior, both ends of the range do worse: against f = 1 a difference of 0.5" in said
+    assert "interior, both ends of the range do worse: against f = 1 a difference of 0.5 [" in said
     assert "One seed was trained" in said
 
 
 def test_what_is_not_interior_and_what_is_not_settled_is_said_as_plainly():
     said = say(cell(1, 0.81), cell(4, 0.8), cell(8, 0.6))
-    assert "f = 1 does best" in said and "settles nothing" in said
+    assert "f = 1 does best" in said and "not shown (p = 1)" in said
     assert "not interior: the best f is the smallest that was tried" in said
+    unsure = say(cell(1, 0.80), cell(4, 0.81), cell(8, 0.6))
+    assert "that both ends of the range do worse is not shown" in unsure
     assert "largest" in say(cell(1, 0.2), cell(4, 0.3), cell(8, 0.9))
     assert "cannot tell" in say(cell(1, 0.2), cell(4, 0.3))
     assert "f = 4, 8 tie for the best" in say(cell(1, 0.2), cell(4, 0.3), cell(8, 0.3))
@@ -64,13 +69,13 @@ def test_smaller_distances_win_and_without_intervals_nothing_is_sure():
     assert "FID 10 [6.08, 13.92]" in say(*with_error, key="fid")
 
 
-def test_seeds_widen_the_interval_to_their_spread():
+def test_what_the_intervals_leave_out_is_said():
     spread = [cell(4, accuracy, seed) for seed, accuracy in enumerate((0.5, 0.7, 0.9))]
-    [entry] = conclusion.entries(spread, "class_accuracy")
-    assert entry.seeds == 3 and entry.value.value == pytest.approx(0.7)
-    assert entry.value.error == pytest.approx(0.2 / 3**0.5)
     said = say(*spread, *(cell(8, 0.6, seed) for seed in range(3)))
-    assert "One seed" not in said
+    assert "One seed" not in said and "All seeds of a variant share a first stage" in said
+    for one in spread:
+        one["first_stage"]["name"] += str(one["seed"])
+    assert "share a first stage" not in say(*spread, *(cell(1, 0.6, seed) for seed in range(3)))
 
 
 def test_a_budget_that_was_not_spent_is_said():
@@ -92,12 +97,16 @@ def test_wilsons_interval():
     assert results.measure({}, "fid", 100) is None
 
 
+def test_the_spread_of_subsets_is_not_taken_for_an_error():
+    assert results.measure({"kid": 1.0, "kid_std": 1e-16}, "kid", 100) == (1.0, None, None)
+
+
 def test_the_page_needs_nothing_beside_it(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save(tmp_path / "grid.png")
     cells = [cell(1, 0.3), cell(4, 0.8, png=str(tmp_path / "grid.png")), cell(8, 0.6)]
-    summary = page.write(tmp_path, cells)
+    summary = page.write(tmp_path, cells, AXES)
     text = (tmp_path / "index.html").read_text()
     assert "f = 4 does best" in text and "no longer there" in text
     sources = re.findall(r'src="([^"]{0,30})', text)

@@ -1,0 +1,86 @@
+"""What the denoiser learns and how, one choice at a time at equal FLOPs (docs/ablation.md).
+
+    python -m ldm_jax.sweep --sweep=configs/sweeps/objectives.py:shapes --workdir=runs/objectives
+
+Presets: shapes (two CPU cores; the quickstart's shapes and first stage), photos (64-pixel
+photographs with their classes; wants --config.data.path=DIR, --config.data.source=tar where it is
+no folder, and --config.evaluate.samples="('--weights=FILE',)" for fd_mobilenet), debug (a minute
+or two).
+
+--config.axes="prediction=eps,v; latents" takes some of the axes and of their values, the baseline
+first; --config.design=grid takes every combination.
+"""
+
+from configs import debug as pocket
+from configs import photos as photographs
+from configs import quickstart
+from configs.sweeps.base import sweep
+from ldm_jax.base import config as config_lib
+
+PROCESS, OPTIM = "ldm.process", "ldm.optim.denoiser"
+AXES = {
+    "prediction": {
+        "v": {f"{PROCESS}.prediction": "v"},
+        "eps": {f"{PROCESS}.prediction": "eps"},
+        "flow": {f"{PROCESS}.prediction": "flow", f"{PROCESS}.schedule": "rectified"},
+    },
+    "density": {"uniform": {}, "logit-normal": {f"{PROCESS}.density": "logit_normal"}},
+    "optimizer": {  # Adam with the recipe's rate
+        "adamw": {f"{OPTIM}.name": "adamw"},
+        "muon": {f"{OPTIM}.name": "muon", f"{OPTIM}.lr": 0.02, f"{OPTIM}.ns_steps": 3},
+    },
+    "latents": {"scale": {}, "per-channel": {"ldm.latents.per_channel": True}},
+}
+
+
+def get_config(arg=None):
+    return config_lib.variants(arg, shapes=shapes, photos=photos, debug=debug)
+
+
+def _star(f, first_stage, ldm, axes=AXES):
+    ldm.optim.denoiser.ns_steps = 5  # Muon's; a key has to be there for an axis to change it
+    config = sweep({f: first_stage}, {f: ldm}, axes)
+    config.design = "star"
+    config.points = 2
+    return config
+
+
+def shapes():
+    """Coloured shapes at 32x32; 18 denoisers of some 700 steps, by Adam 2e-3 or Muon 0.02."""
+    config = _star(4, quickstart.first_stage(), quickstart.brief())
+    config.seeds = (0, 1, 2)
+    config.budget.amount = 1e13
+    config.sampling.update(num=512, batch_size=64, steps=(25,), curve=25, flags=("--guidance=2",))
+    return config
+
+
+def photos():
+    """Photographs at 64x64; a first stage that starts from its data, denoisers of 10.9M."""
+    first, ldm = photographs.first_stage(), photographs.ldm()
+    first.steps.update(total=1_200, eval=600)
+    first.loss.disc_weight = 0.0
+    first.model.shortcut = "linear"
+    first.optim.autoencoder.update(quickstart.MUON)
+    ldm.batch_size = 16
+    config = _star(4, first, ldm)
+    config.seeds = (0, 1, 2)
+    config.data = dict(source="folder", path="")
+    config.budget.amount = 4e13
+    config.sampling.update(num=512, batch_size=64, steps=(25,), curve=25, flags=("--guidance=1.5",))
+    return config
+
+
+def debug():
+    """Networks too small to be of use, f = 2, two axes."""
+    first, ldm = pocket.first_stage(), pocket.ldm()
+    first.loss.disc_weight = 0.0
+    first.steps.total = 4
+    ldm.model.update(mult=(1,), attention=(), head_channels=0, heads=1, groups=4)
+    prediction = {label: AXES["prediction"][label] for label in ("v", "flow")}
+    axes = {"prediction": prediction, "optimizer": AXES["optimizer"]}
+    config = _star(2, first, ldm, axes)
+    config.seeds = (0, 1)
+    config.budget.update(amount=1e9, max_steps=20)
+    config.sampling.update(num=16, batch_size=8, steps=(2,), curve=2)
+    config.encode.update(batch_size=16, shard_size=32)
+    return config
