@@ -11,9 +11,9 @@ or two).
 first; --config.design=grid takes every combination.
 """
 
+from configs import base, quickstart
 from configs import debug as pocket
 from configs import photos as photographs
-from configs import quickstart
 from configs.sweeps.base import sweep
 from ldm_jax.base import config as config_lib
 
@@ -33,6 +33,14 @@ AXES = {
 }
 
 
+def transformers(width, *patches, **sizes) -> dict:
+    """The values of an axis: the recipe's UNet, and DiTs to which the class is added."""
+    classes = {"class": dict(name="class", num_classes=-1, width=width, place="vector")}
+    dit = lambda patch: base.dit(width=width, patch=patch, qk_norm=True, rope=True, **sizes)
+    each = {f"dit-p{p}": {"ldm.model": dit(p), "ldm.conditioners": classes} for p in patches}
+    return {"unet": {}} | each
+
+
 def get_config(arg=None):
     return config_lib.variants(arg, shapes=shapes, photos=photos, debug=debug)
 
@@ -47,7 +55,8 @@ def _star(f, first_stage, ldm, axes=AXES):
 
 def shapes():
     """Coloured shapes at 32x32; 18 denoisers of some 700 steps, by Adam 2e-3 or Muon 0.02."""
-    config = _star(4, quickstart.first_stage(), quickstart.brief())
+    axes = AXES | {"network": transformers(192, 1, 2, depth=6, heads=6)}
+    config = _star(4, quickstart.first_stage(), quickstart.brief(), axes)
     config.seeds = (0, 1, 2)
     config.budget.amount = 1e13
     config.sampling.update(num=512, batch_size=64, steps=(25,), curve=25, flags=("--guidance=2",))
@@ -62,7 +71,8 @@ def photos():
     first.model.shortcut = "linear"
     first.optim.autoencoder.update(quickstart.MUON)
     ldm.batch_size = 16
-    config = _star(4, first, ldm)
+    axes = AXES | {"network": transformers(256, 2, depth=10, heads=8)}
+    config = _star(4, first, ldm, axes)
     config.seeds = (0, 1, 2)
     config.data = dict(source="folder", path="")
     config.budget.amount = 4e13
