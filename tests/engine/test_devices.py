@@ -107,7 +107,6 @@ def on_one_device(first_stage, second_stage, transformer):
 @pytest.mark.parametrize(
     ("name", "mesh", "accumulate"),
     [
-        ("first_stage", "data8", 2),
         ("first_stage", "data2_fsdp2_spatial2", 2),
         ("second_stage", "data2_fsdp2_tensor2", 1),
         ("transformer", "data2_fsdp2_tensor2", 1),
@@ -115,6 +114,7 @@ def on_one_device(first_stage, second_stage, transformer):
             pytest.param(name, mesh, accumulate, marks=pytest.mark.slow)
             for name, mesh, accumulate in [
                 ("first_stage", "data8", 1),
+                ("first_stage", "data8", 2),
                 ("first_stage", "data2_fsdp4", 2),
                 ("first_stage", "data2_fsdp4", 1),
                 ("first_stage", "data2_fsdp2_tensor2", 2),
