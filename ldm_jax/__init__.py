@@ -8,7 +8,7 @@ images = run.sample(16, steps=50, guidance=2.0, cond={"class": ids})
 __version__ = "0.1.0"
 
 
-def load(path, ema: bool = True):
+def load(path, ema: bool | float = True):
     """Opens a run of either stage (see ldm_jax.runs.opened); ema=False takes the raw weights."""
     from ldm_jax.runs import opened
 

@@ -26,7 +26,9 @@ FLAGS = dict(
         "Attention heads, if they differ from the yaml's (weights before April 2022).", 0, least=0
     ),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),
-    ema=cli.Switch("Export the moving average of the weights, where there is one.", True),
+    ema=cli.Average(
+        "Export the average of the weights, if there is one; --ema=0.07: of that length."
+    ),
 )
 
 

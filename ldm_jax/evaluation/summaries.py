@@ -10,7 +10,8 @@ import numpy as np
 
 from ldm_jax.base import disk, errors, platforms, raster, shard, tensorfile, watch
 from ldm_jax.base import record as record_lib
-from ldm_jax.engine import checkpoint
+from ldm_jax.engine import snapshots
+from ldm_jax.evaluation import distances as distances_lib
 from ldm_jax.evaluation import held_out as held_out_lib
 from ldm_jax.evaluation import imagesets, measures, protocol, rival, suite
 from ldm_jax.evaluation import reference as reference_lib
@@ -34,6 +35,7 @@ class Evaluation:
     reference_records: int = 50_000
     bootstrap: int = 20
     lpips: tuple[str, ...] = ()
+    ema: tuple[float, ...] = ()
 
     def request(self) -> measures.Request:
         """Reads the weights of the features."""
@@ -45,13 +47,18 @@ class Evaluation:
 def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     """The stage's measures over all held-out records, with averaged weights.
 
+    Of several lengths of the average, the figures are those of the last, and `by_ema` has all.
+
     other: a summary to be compared with later, so that a difference in protocol is found at once.
     """
     seconds = watch.stopwatch()
     record = record_lib.Record(wanted.run)
     path, config = record.path, record.config
     kind = kinds.of(config)
-    if kind.draws and (wanted.weights or wanted.lpips):
+    lengths = tuple(wanted.ema) or (True,)
+    for length in lengths:
+        snapshots.check(path, length)
+    if kind.draws and (wanted.lpips or (wanted.weights and not wanted.ema)):
         raise errors.UsageError(f"{path} is {kind.title}: sample from it, then --samples=FOLDER.")
     if wanted.lpips:
         _measure_lpips(config, wanted.lpips)
@@ -62,9 +69,14 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     held_out = data_lib.held_out(config, source)
     count, size = len(held_out), (config.data.size,) * 2
     origin = protocol.origin(held_out, count, size, config.data.interpolation)
-    params, step = checkpoint.read_params(path)
-    subject = {"run": str(path), "step": step}
-    protocols = protocol.protocol(_measurement(config, origin, request), subject)
+    params, step = snapshots.read_params(path, ema=lengths[0])
+    subject = {"run": str(path), "step": step} | ({"ema": lengths} if wanted.ema else {})
+    measurement, drawn = _measurement(config, origin, request if not kind.draws else None), None
+    if kind.draws and request:
+        suite.check(request.metrics, request.extractor.classes, True, True)
+        drawn = distances_lib.Distances(request, config, source, mesh)
+        measurement["drawn"] = drawn.measurement
+    protocols = protocol.protocol(measurement, subject)
     if other:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
 
@@ -72,17 +84,30 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     stage = kind.evaluated(config, record)
     batches = lambda: data_lib.held_out_batches(config, held_out, stage.fields, count)
     records = held_out_lib.HeldOutRecords(stage, batches, mesh)
-    measured = records.measure(*jax.device_put((params, stage.frozen), shard.replicated(mesh)))
-    figures, latents = {}, {}
-    for name, (mean, error) in measured.items():
-        figures |= {name: mean, f"{name}_std": error}
-    if not kind.draws:
+
+    def measure(params):
+        """(figures, what else a summary says) of these weights."""
+        figures, given = {}, jax.device_put((params, stage.frozen), shard.replicated(mesh))
+        for name, (mean, error) in records.measure(*given).items():
+            figures |= {name: mean, f"{name}_std": error}
+        if drawn:
+            return figures | drawn.figures(*given), {}
+        if kind.draws:
+            return figures, {}
         codec, own = kind.codec(config), params[kind.player]["model"]
         latents, distances = _of_first_stage(codec, own, batches, origin, request)
-        figures |= distances
+        return figures | distances, latents
+
+    by_ema = {}
+    for i, length in enumerate(lengths):
+        if i:
+            params, _ = snapshots.read_params(path, ema=length)
+        figures, latents = measure(params)
+        by_ema[f"{length:g}"] = figures
     if kind.rival(config):
         figures |= rival.psnr_db(config, source, count)
     summary = subject | {"records": count} | latents | protocol.stored(figures, protocols)
+    summary |= {"by_ema": by_ema} if len(lengths) > 1 else {}
     return summary | {"seconds": seconds()}
 
 
