@@ -5,13 +5,10 @@
         --features=inception --weights=FILE [--metrics=fd,kid,prc,dc,is,fd_infinity]
 
 --run measures what training measures too, over all held-out records: reconstructions and latents of
-a first stage, with --weights also distances between images and reconstructions (rfid,
-rfd_mobilenet); the denoising error of a second stage. If the run keeps averages along power
-functions, --ema=0.03,0.05,0.07 measures it at averages of these lengths, with --weights also by the
-images that each draws, and plots the figures over the lengths (ema.png). --samples measures the
-figures of --metrics; if the run was trained on the procedural scenes, also class_accuracy, for
-which a checker recognises shape and colour from the pixels. summary.json says by which protocol
-each figure was measured.
+a first stage, with --weights also distances of images from reconstructions (rfid, rfd_mobilenet);
+the denoising error of a second stage. --ema=0.05,0.07 measures averages of these lengths, and plots
+the figures over them. --samples measures the figures of --metrics; of procedural scenes also
+class_accuracy, by a checker of shape and colour. summary.json says how each figure was measured.
 --against=SUMMARY compares with another evaluation, and refuses one with another protocol.
 """
 
@@ -32,9 +29,7 @@ FLAGS = dict(
     reference_records=cli.Integer("Records of the reference at most.", 50_000, least=2),
     bootstrap=cli.Integer("Bootstrap rounds for the error of fd; 0 for no error.", 20, least=0),
     lpips=cli.Listed("BACKBONE,HEADS: two files of weights for LPIPS of a first stage."),
-    ema=cli.Listed(
-        "Lengths of averages to measure --run at; by default its own.", each=float, least=0
-    ),
+    ema=cli.Listed("Lengths of averages to measure --run at.", each=float, least=0),
     plugins=cli.Listed("Modules of your own to import first, as config.plugins."),
     against=cli.Text("Summary of an evaluation to compare with."),
     out=cli.Text("Folder to write to; by default evaluation/ in the run's or samples' folder."),
@@ -45,11 +40,6 @@ def main(args, overrides):
     cli.refuse_overrides(overrides)
     if len([name for name in ("run", "samples", "summary") if args[name].value]) != 1:
         raise errors.UsageError("Give one of --run=RUN, --samples=PATH and --summary=FILE.")
-    if args.ema and not args.run:
-        raise errors.UsageError(
-            f"--ema={','.join(f'{n:g}' for n in args.ema)} is for --run=RUN; samples are drawn by "
-            "an average already (sample --ema)."
-        )
     cli.mirror(args)
     config_lib.import_plugins(args.plugins, "--plugins")
     from ldm_jax.evaluation import lengths, protocol, summaries
@@ -60,15 +50,10 @@ def main(args, overrides):
         cli.require(args, "against")
         return print(*compare(summaries.read(args.summary, "--summary")), sep="\n")
     path = pathlib.Path(args.run or args.samples)
-    out = args.out or (path if path.is_dir() else path.with_suffix("")) / "evaluation"
+    out = str(args.out or (path if path.is_dir() else path.with_suffix("")) / "evaluation")
     cli.check_writable("--out", out)
-    measure = summaries.of_run if args.run else summaries.of_samples
-    summary = measure(cli.fill(summaries.Evaluation, args), other)
-    if "by_ema" in summary:
-        summary["ema_png"] = str(pathlib.Path(out) / "ema.png")
-        lengths.plot(summary, pathlib.Path(out) / "ema.png")
-    lines = [*lengths.words(summary), *compare(summary)]
-    cli.finish(pathlib.Path(out) / "summary.json", summary, lines)
+    found = summaries.measure(cli.fill(summaries.Evaluation, args, out=out), other)
+    cli.finish(pathlib.Path(out, "summary.json"), found, lengths.words(found) + compare(found))
 
 
 if __name__ == "__main__":

@@ -136,21 +136,20 @@ def _combined(part, combinations, steps: list[int]):
     """{player: tree}, or None where a step is damaged, which is then taken from `steps`."""
     place, found = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), {}
     for player, summands in combinations.items():
-        total = None
         for step, length, c in summands:
 
             def select(saved, player=player, length=length):
                 return {player: {length: shard.abstract(saved[player][length], place)}}
 
+            def add(total, x, c=c):
+                # On the host, where the order of a sum does not depend on the device.
+                return np.add(total, np.float32(c) * np.asarray(x), out=total)
+
             if (snapshot := part(step, select)) is None:
                 steps.remove(step)
                 return None
-            # On the host, where the order of a sum does not depend on the device.
-            times = lambda x, c=c: np.float32(c) * np.asarray(x)
-            if total is None:
-                total = jax.tree.map(times, snapshot[player][length])
-            else:
-                add = lambda sum_, x, times=times: np.add(sum_, times(x), out=sum_)
-                total = jax.tree.map(add, total, snapshot[player][length])
-        found[player] = jax.tree.map(jnp.asarray, total)
-    return found
+            own = snapshot[player][length]
+            if player not in found:
+                found[player] = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), own)
+            found[player] = jax.tree.map(add, found[player], own)
+    return jax.tree.map(jnp.asarray, found)

@@ -18,13 +18,13 @@ def words(summary: dict) -> list[str]:
     ]
 
 
-def plot(summary: dict, file):
+def plot(by_ema: dict, file):
     """Writes a PNG with a panel for every figure, over the lengths in ascending order.
 
     There are no error bars: all lengths meet the same records and noise, so that their differences
     are far surer than a figure itself.
     """
-    found = sorted((float(length), figures) for length, figures in summary["by_ema"].items())
+    found = sorted((float(length), figures) for length, figures in by_ema.items())
     lengths, each = zip(*found)
     names = _names(each[0])
     rows, columns = math.ceil(len(names) / COLUMNS), min(len(names), COLUMNS)

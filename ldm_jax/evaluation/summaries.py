@@ -14,6 +14,7 @@ from ldm_jax.engine import snapshots
 from ldm_jax.evaluation import distances as distances_lib
 from ldm_jax.evaluation import held_out as held_out_lib
 from ldm_jax.evaluation import imagesets, measures, protocol, rival, suite
+from ldm_jax.evaluation import lengths as lengths_lib
 from ldm_jax.evaluation import reference as reference_lib
 from ldm_jax.metrics import latents as latents_lib
 from ldm_jax.runs import data as data_lib
@@ -36,6 +37,7 @@ class Evaluation:
     bootstrap: int = 20
     lpips: tuple[str, ...] = ()
     ema: tuple[float, ...] = ()
+    out: str = ""
 
     def request(self) -> measures.Request:
         """Reads the weights of the features."""
@@ -44,10 +46,16 @@ class Evaluation:
         )
 
 
+def measure(wanted: Evaluation, other: dict | None = None) -> dict:
+    """What can be measured of a run or of a set of samples; other: as of `of_run`."""
+    return (of_run if wanted.run else of_samples)(wanted, other)
+
+
 def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     """The stage's measures over all held-out records, with averaged weights.
 
-    Of several lengths of the average, the figures are those of the last, and `by_ema` has all.
+    Of several lengths of the average, the figures are those of the last, `by_ema` has all, and a
+    plot of them is written into the folder `out`.
 
     other: a summary to be compared with later, so that a difference in protocol is found at once.
     """
@@ -85,7 +93,7 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     batches = lambda: data_lib.held_out_batches(config, held_out, stage.fields, count)
     records = held_out_lib.HeldOutRecords(stage, batches, mesh)
 
-    def measure(params):
+    def measured(params):
         """(figures, what else a summary says) of these weights."""
         figures, given = {}, jax.device_put((params, stage.frozen), shard.replicated(mesh))
         for name, (mean, error) in records.measure(*given).items():
@@ -102,18 +110,26 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     for i, length in enumerate(lengths):
         if i:
             params, _ = snapshots.read_params(path, ema=length)
-        figures, latents = measure(params)
+        figures, latents = measured(params)
         by_ema[f"{length:g}"] = figures
     if kind.rival(config):
         figures |= rival.psnr_db(config, source, count)
     summary = subject | {"records": count} | latents | protocol.stored(figures, protocols)
-    summary |= {"by_ema": by_ema} if len(lengths) > 1 else {}
+    if len(lengths) > 1:
+        picture = pathlib.Path(wanted.out) / "ema.png"
+        lengths_lib.plot(by_ema, picture)
+        summary |= {"by_ema": by_ema, "ema_png": str(picture)}
     return summary | {"seconds": seconds()}
 
 
 def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
     """What can be measured of a set of samples; other: as of `of_run`."""
     seconds = watch.stopwatch()
+    if wanted.ema:
+        raise errors.UsageError(
+            f"--ema={','.join(f'{length:g}' for length in wanted.ema)} is for --run=RUN: samples "
+            "were drawn by an average already (sample --ema)."
+        )
     request = wanted.request() if wanted.weights or wanted.metrics else None
     samples = imagesets.open_set(wanted.samples, "--samples")
     manifest = disk.read_json(samples.job.out / "manifest.json") if samples.job else {}
