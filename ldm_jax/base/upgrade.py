@@ -44,8 +44,6 @@ def config(saved: dict) -> dict:
             group[name] = list(config_lib.names(group[name]))
     for player in saved.get("optim", {}).values():
         player.setdefault("average", "ema")
-        if "ema" in player:
-            player["ema"] = config_lib.one_or_several(player["ema"])
     return saved
 
 
