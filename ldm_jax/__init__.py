@@ -9,7 +9,10 @@ __version__ = "0.1.0"
 
 
 def load(path, ema: bool | float = True):
-    """Opens a run of either stage (see ldm_jax.runs.opened); ema=False takes the raw weights."""
+    """Opens a run of either stage (see ldm_jax.runs.opened).
+
+    ema=False takes the raw weights; ema=0.07 an average of that length, of runs with average=power.
+    """
     from ldm_jax.runs import opened
 
     return opened.load(path, ema=ema)

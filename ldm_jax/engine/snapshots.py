@@ -90,7 +90,7 @@ def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool | floa
         while found is None:
             combinations = _combinations(run, ema, players, steps)
             found = _combined(part, combinations, steps)
-    names = players or tuple(Record(run).config.optim)
+    names = players or tuple(checkpoint.saved(run)["params"])
     if others := tuple(name for name in names if name not in found):
         found |= checkpoint.read_params(run, others)[0]
     return found, steps[-1]
