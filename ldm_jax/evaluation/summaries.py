@@ -73,7 +73,7 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
             params, _ = snapshots.read_params(path, ema=length)
         figures, about = measures_of(params)
         by_ema[f"{length:g}"] = figures
-    figures |= measures_of.rival()
+    figures = figures | measures_of.rival()
     summary = subject | {"records": measures_of.count} | about
     summary |= protocol.stored(figures, protocols)
     if len(lengths) > 1:

@@ -131,6 +131,14 @@ def test_a_length_that_was_kept_comes_back_and_any_other_is_their_combination(un
         assert step == 40 and params["line"]["w"] == state[kind]["line"]["w"]
 
 
+def test_a_combination_is_what_the_same_training_keeps_directly(uncut, tmp_path):
+    train(tmp_path / "direct", line=LINE | {"ema": 0.07})
+    read = lambda run, ema: float(snapshots.read_params(run, ema=ema)[0]["line"]["w"])
+    directly, raw = (read(tmp_path / "direct", ema) for ema in (True, False))
+    assert raw == read(uncut[0], False), "an average changes nothing of the training"
+    assert abs(read(uncut[0], 0.07) - directly) < 0.01 * abs(directly - raw)
+
+
 def test_a_damaged_snapshot_is_left_out(uncut, tmp_path, caplog):
     run = shutil.copytree(uncut[0], tmp_path / "run")
     meta = run / "averages" / "30" / "meta" / "metadata"
