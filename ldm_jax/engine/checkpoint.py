@@ -80,9 +80,9 @@ class Checkpoints:
                 continue
             restored, problem = None, ""
             try:
-                restored = _read_step(
-                    self._manager, step, self._names, lambda _: abstract, ocp.args.StandardRestore
-                )
+                found = _saved_shapes(self.directory, step, self._names)
+                whole = lambda _: abstract
+                restored = _read_step(self._manager, step, found, whole, ocp.args.StandardRestore)
             except Exception as e:  # orbax reports damage with whatever its storage raises
                 if self._shapes_differ(step, abstract):
                     raise errors.UsageError(
@@ -239,13 +239,19 @@ def read(run, select):
 
 
 @contextlib.contextmanager
-def reading(run, folder: str = FOLDER):
-    """part(step, select) -> what `select` wants of a step (see `read`), or None: it is damaged."""
-    directory, known = place(run, folder), Record(run).parameter_names
+def reading(run, folder: str = FOLDER, alike: bool = False):
+    """part(step, select) -> what `select` wants of a step (see `read`), or None: it is damaged.
+
+    alike: all steps have the same shapes, which are then read only once.
+    """
+    directory, known, shapes = place(run, folder), Record(run).parameter_names, None
 
     def part(step, select):
+        nonlocal shapes
         try:
-            return _read_step(manager, step, known, select, _part)[0]
+            found = shapes or _saved_shapes(directory, step, known)
+            shapes = found if alike else None
+            return _read_step(manager, step, found, select, _part)[0]
         except errors.UsageError:
             raise
         except Exception as e:  # orbax reports damage with whatever its storage raises
@@ -282,14 +288,14 @@ def _unreadable(run):
     return errors.UsageError(f"{run}: no readable checkpoint in {run}/checkpoints; train it first.")
 
 
-def _read_step(manager, step, known, select, restoring):
+def _read_step(manager, step, shapes, select, restoring):
     """`(state, meta)` of one step, whose checksums are right.
 
-    known: old names of parameters, see upgrade.
+    shapes: what `_saved_shapes` says of it.
     select: the saved state (shapes and dtypes) -> what is wanted of it, as ShapeDtypeStructs.
     restoring: what is wanted -> the arguments with which orbax restores it.
     """
-    found, names = _saved_shapes(manager.directory, step, known)
+    found, names = shapes
     wanted = upgrade.renamed(select(found), {new: old for old, new in names.items()})
     args = ocp.args.Composite(state=restoring(wanted), meta=ocp.args.JsonRestore())
     restored = manager.restore(step, args=args)

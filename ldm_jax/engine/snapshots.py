@@ -85,7 +85,7 @@ def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool | floa
     if isinstance(ema, bool):
         return checkpoint.read_params(run, players, ema=ema)
     steps = checkpoint.finished(run, FOLDER)
-    with checkpoint.reading(run, FOLDER) as part:
+    with checkpoint.reading(run, FOLDER, alike=True) as part:
         found = None
         while found is None:
             combinations = _combinations(run, ema, players, steps)
@@ -97,7 +97,7 @@ def read_params(run, players: tuple[str, ...] | None = None, *, ema: bool | floa
 
 
 def _combinations(run, length: float, players, steps: list[int]) -> dict:
-    """{player: [(step, length as text, coefficient), ...]}, in the order of the steps."""
+    """{player: {step: {length as text: coefficient}}}, without those that are nothing."""
     optimizers, said = Record(run).config.optim, f"ema={length:g} of {remote.shown(run)}"
     kept = {
         name: lengths
@@ -129,27 +129,31 @@ def _combination(said, length, lengths, steps):
             f"{said}: {len(steps)} snapshots of averages of {', '.join(map(str, lengths))} miss "
             f"{missed:.0%} of its profile; {remedy}."
         )
-    return [(step, f"{own:g}", c) for (step, own), c in zip(each, x) if abs(c) > NOTHING]
+    found = {}
+    for (step, own), c in zip(each, x):
+        if abs(c) > NOTHING:
+            found.setdefault(step, {})[f"{own:g}"] = c
+    return found
 
 
 def _combined(part, combinations, steps: list[int]):
     """{player: tree}, or None where a step is damaged, which is then taken from `steps`."""
     place, found = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), {}
     for player, summands in combinations.items():
-        for step, length, c in summands:
+        for step, parts in summands.items():
 
-            def select(saved, player=player, length=length):
-                return {player: {length: shard.abstract(saved[player][length], place)}}
-
-            def add(total, x, c=c):
-                # On the host, where the order of a sum does not depend on the device.
-                return np.add(total, np.float32(c) * np.asarray(x), out=total)
+            def select(saved, player=player, parts=parts):
+                own = {length: saved[player][length] for length in parts}
+                return {player: shard.abstract(own, place)}
 
             if (snapshot := part(step, select)) is None:
                 steps.remove(step)
                 return None
-            own = snapshot[player][length]
-            if player not in found:
-                found[player] = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), own)
-            found[player] = jax.tree.map(add, found[player], own)
+            for length, c in parts.items():
+                own = snapshot[player][length]
+                if player not in found:
+                    found[player] = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), own)
+                # On the host, where the order of a sum does not depend on the device.
+                add = lambda sum_, x, c=c: np.add(sum_, np.float32(c) * np.asarray(x), out=sum_)
+                found[player] = jax.tree.map(add, found[player], own)
     return jax.tree.map(jnp.asarray, found)
