@@ -8,8 +8,11 @@ images = run.sample(16, steps=50, guidance=2.0, cond={"class": ids})
 __version__ = "0.1.0"
 
 
-def load(path, ema: bool = True):
-    """Opens a run of either stage (see ldm_jax.runs.opened); ema=False takes the raw weights."""
+def load(path, ema: bool | float = True):
+    """Opens a run of either stage (see ldm_jax.runs.opened).
+
+    ema=False takes the raw weights; ema=0.07 an average of that length, of runs with average=power.
+    """
     from ldm_jax.runs import opened
 
     return opened.load(path, ema=ema)

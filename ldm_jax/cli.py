@@ -5,6 +5,7 @@ flags into one call. Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "
 (preempted, and saved).
 """
 
+import contextlib
 import dataclasses
 import errno
 import importlib
@@ -68,6 +69,23 @@ class Switch(Text):
 
     def define(self, name, values):
         flags.DEFINE_boolean(name, self.default, self.help, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Average(Text):
+    """Which weights of a run: --ema, --noema, or the length of an average, --ema=0.07."""
+
+    default: object = True
+
+    def define(self, name, values):
+        flag = flags.Flag(self, self, name, self.default, self.help, boolean=True)
+        flags.DEFINE_flag(flag, values)
+
+    def parse(self, argument):
+        for parser in (flags.BooleanParser(), flags.FloatParser(0.0)):
+            with contextlib.suppress(ValueError, TypeError):
+                return parser.parse(argument)
+        raise ValueError("give --ema, --noema, or a length of the average: --ema=0.07")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +167,7 @@ SAMPLING = dict(
     weaker=Text("Run of a less trained model of the same kind, to guide away from.", ""),
     decoder=Text("Run of a first stage that decodes, trained with loss.decoder_only.", ""),
     seed=Integer("Seed of the noise.", 0, least=0),
-    ema=Switch("Use the moving average of the weights, if the run keeps one.", True),
+    ema=Average("The average of the weights, if the run keeps one; --ema=0.07: of that length."),
 )
 
 

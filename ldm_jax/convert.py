@@ -30,7 +30,9 @@ FLAGS = dict(
         least=0,
     ),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),
-    ema=cli.Switch("Export the moving average of the weights, where there is one.", True),
+    ema=cli.Average(
+        "Export the average of the weights, if there is one; --ema=0.07: of that length."
+    ),
 )
 
 

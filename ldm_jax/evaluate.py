@@ -5,10 +5,10 @@
         --features=inception --weights=FILE [--metrics=fd,kid,prc,dc,is,fd_infinity]
 
 --run measures what training measures too, over all held-out records: reconstructions and latents of
-a first stage, with --weights also distances between images and reconstructions (rfid,
-rfd_mobilenet); the denoising error of a second stage. --samples measures the figures of --metrics;
-if the run was trained on the procedural scenes, also class_accuracy, for which a checker recognises
-shape and colour from the pixels. summary.json says by which protocol each figure was measured.
+a first stage, with --weights also distances of images from reconstructions (rfid, rfd_mobilenet);
+the denoising error of a second stage. --ema=0.05,0.07 measures averages of these lengths, and plots
+the figures over them. --samples measures the figures of --metrics; of procedural scenes also
+class_accuracy, by a checker of shape and colour. summary.json says how each figure was measured.
 --against=SUMMARY compares with another evaluation, and refuses one with another protocol.
 """
 
@@ -29,6 +29,7 @@ FLAGS = dict(
     reference_records=cli.Integer("Records of the reference at most.", 50_000, least=2),
     bootstrap=cli.Integer("Bootstrap rounds for the error of fd; 0 for no error.", 20, least=0),
     lpips=cli.Listed("BACKBONE,HEADS: two files of weights for LPIPS of a first stage."),
+    ema=cli.Listed("Lengths of averages to measure --run at.", each=float, least=0),
     plugins=cli.Listed("Modules of your own to import first, as config.plugins."),
     against=cli.Text("Summary of an evaluation to compare with."),
     out=cli.Text("Folder to write to; by default evaluation/ in the run's or samples' folder."),
@@ -41,7 +42,7 @@ def main(args, overrides):
         raise errors.UsageError("Give one of --run=RUN, --samples=PATH and --summary=FILE.")
     cli.mirror(args)
     config_lib.import_plugins(args.plugins, "--plugins")
-    from ldm_jax.evaluation import protocol, summaries
+    from ldm_jax.evaluation import lengths, protocol, summaries
 
     other = summaries.read(args.against, "--against") if args.against else None
     compare = lambda summary: protocol.compare(summary, other, args.against) if other else []
@@ -49,11 +50,10 @@ def main(args, overrides):
         cli.require(args, "against")
         return print(*compare(summaries.read(args.summary, "--summary")), sep="\n")
     path = pathlib.Path(args.run or args.samples)
-    out = args.out or (path if path.is_dir() else path.with_suffix("")) / "evaluation"
+    out = str(args.out or (path if path.is_dir() else path.with_suffix("")) / "evaluation")
     cli.check_writable("--out", out)
-    measure = summaries.of_run if args.run else summaries.of_samples
-    summary = measure(cli.fill(summaries.Evaluation, args), other)
-    cli.finish(pathlib.Path(out) / "summary.json", summary, compare(summary))
+    found = summaries.measure(cli.fill(summaries.Evaluation, args, out=out), other)
+    cli.finish(pathlib.Path(out, "summary.json"), found, lengths.words(found) + compare(found))
 
 
 if __name__ == "__main__":

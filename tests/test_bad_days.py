@@ -147,6 +147,8 @@ def test_the_doctor_weighs_checkpoints_against_the_disk(tmp_path):
     with pytest.raises(errors.RunError, match="4 checkpoints take"):
         machine.disk_for(2**60, tmp_path)
     assert "1.00 GiB" in machine.disk_for(2**30, None)
+    with pytest.raises(errors.RunError, match="all snapshots of averages take"):
+        machine.disk_for(2**30, tmp_path, snapshots=2**60)
 
 
 def test_a_run_says_where_its_time_went(pixel_run):

@@ -150,6 +150,12 @@ def _set(config, key: str, value, said: str):
         ) from e
 
 
+def one_or_several(value):
+    """A value of a config that stays free to be a number or a tuple of them."""
+    value = tuple(value) if isinstance(value, list) else value
+    return config_dict.FieldReference(value, field_type=(int, float, tuple))
+
+
 def names(text: str) -> tuple[str, ...]:
     """Splits a list of names as flags give it: "fd,kid" -> ("fd", "kid"); "" -> ()."""
     return tuple(filter(None, text.split(",")))

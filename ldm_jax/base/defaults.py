@@ -5,6 +5,8 @@ Where a feature can be switched off, its empty value does so: 0, "", () or dict(
 
 from ml_collections import ConfigDict
 
+from ldm_jax.base import config as config_lib
+
 
 def common() -> ConfigDict:
     """What both stages share."""
@@ -47,7 +49,9 @@ def common() -> ConfigDict:
                 samples=0,  # images drawn for the metrics; 0: as many as eval.records
                 every=0,  # steps between metrics, a multiple of steps.eval; 0: every evaluation
             ),
-            checkpoints=dict(keep=2, keep_every=0),
+            # Newest checkpoints kept; each whose step keep_every divides is kept for good, too.
+            # snapshots: of averages of kind power, spread over the training; 0: none.
+            checkpoints=dict(keep=2, keep_every=0, snapshots=64),
             # Seconds that a phase may take before the process ends with exit code 42; 0: no limit.
             # stuck is the limit of a step on several hosts while no host reports another phase.
             limits=dict(start=3_600, compile=7_200, data=600, step=1_800, eval=7_200, save=3_600)
@@ -85,10 +89,11 @@ def optimizer(**changes) -> dict:
         mu_dtype="",  # of the first moment: bfloat16 halves its memory; "" is float32
         weight_decay=0.0,
         clip=0.0,  # largest norm of the gradient; 0: no clipping
-        average="ema",  # kind of the average of the weights, for evaluation and sampling
-        ema=0.0,  # decay of the average; 0: no average
+        average="ema",  # ema | power: the average of the weights, for evaluation and sampling
+        ema=0.0,  # its decay, 0: no average; of power its lengths: (0.05, 0.10)
     )
-    return defaults | changes
+    found = defaults | changes
+    return found | {"ema": config_lib.one_or_several(found["ema"])}
 
 
 def first_stage() -> ConfigDict:

@@ -42,7 +42,11 @@ class Record:
         Paths of a first stage or a text encoder inside the run, which converted runs have, are
         relative in config.json and absolute here.
         """
-        config = config_lib.from_dict(self._saved())
+        saved = self._saved()
+        for player in saved.get("optim", {}).values():
+            if "ema" in player:  # as its default is, see base/defaults.py
+                player["ema"] = config_lib.one_or_several(player["ema"])
+        config = config_lib.from_dict(saved)
         places = [(config, "first_stage")]
         for conditioner in config.get("conditioners", {}).values():
             places += [(conditioner, "weights"), (conditioner, "tokenizer")]

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 SCHEME = "gs://"
 PERIOD = 30  # seconds between uploads of what has changed
 PATIENCE = 300  # seconds for one object; transient errors are retried until then
-ELSEWHERE = ("checkpoints", "compilation_cache")  # large, or read by libraries that know gs://
+# Folders that are large, or read by libraries that know gs://
+ELSEWHERE = ("checkpoints", "averages", "compilation_cache")
 
 _mirrors: dict[str, "_Mirror"] = {}  # by URL without a trailing slash
 

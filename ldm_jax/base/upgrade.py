@@ -15,6 +15,7 @@ ADDED = {
     | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary=""),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
+    "checkpoints.keep": dict(snapshots=0),
     "limits.step": dict(stuck=0),
     "mesh.data": dict(spatial=1, tensor=1),
     "model.bottleneck": dict(name="autoencoder"),

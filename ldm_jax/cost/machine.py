@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from ldm_jax.base import errors, remote, tree, watch
 from ldm_jax.cost import programs
-from ldm_jax.engine import hosts
+from ldm_jax.engine import hosts, optim
+from ldm_jax.engine import step as step_lib
 from ldm_jax.runs import check as check_lib
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import mesh as mesh_lib
@@ -87,19 +88,26 @@ def step(config, workdir) -> str:
     """Compiles the training step, and reports its memory and the size of a checkpoint."""
     seconds = watch.stopwatch()
     data_lib.resolve(config, data_lib.open_source(config.data))
+    lengths = {name: own for name, one in config.optim.items() if (own := optim.lengths(one))}
     program = programs.training(config, mesh_lib.make_mesh(config))
     memory = program.lower().compile().memory_analysis()
-    disk = disk_for(tree.nbytes(program.arguments["state"]), workdir)
+    state = program.arguments["state"]
+    snapshots = config.checkpoints.snapshots * tree.nbytes(step_lib.averages(state, lengths))
+    disk = disk_for(tree.nbytes(state), workdir, snapshots)
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
     return f"compiled in {seconds():.0f} s, {tree.size(used)} of a device's memory; {disk}"
 
 
-def disk_for(size: int, workdir) -> str:
-    """Raises RunError where the checkpoints would fill the disk."""
-    wanted = STEPS_KEPT * size
+def disk_for(size: int, workdir, snapshots: int = 0) -> str:
+    """Raises RunError where the checkpoints would fill the disk.
+
+    size: bytes of a checkpoint; snapshots: of all snapshots of averages together.
+    """
+    wanted = STEPS_KEPT * size + snapshots
     if workdir and (free := shutil.disk_usage(workdir).free) < wanted:
+        what = f"{STEPS_KEPT} checkpoints" + " and all snapshots of averages" * (snapshots > 0)
         raise errors.RunError(
-            f"{workdir} has {tree.size(free)} free; {STEPS_KEPT} checkpoints take "
-            f"{tree.size(wanted)}."
+            f"{workdir} has {tree.size(free)} free; {what} take {tree.size(wanted)}."
         )
-    return f"a checkpoint takes {tree.size(size)}"
+    both = f"a checkpoint takes {tree.size(size)}"
+    return both + (f", all snapshots of averages {tree.size(snapshots)}" if snapshots else "")

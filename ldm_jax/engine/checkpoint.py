@@ -20,6 +20,8 @@ from ldm_jax.engine import hosts
 
 logger = logging.getLogger(__name__)
 
+FOLDER = "checkpoints"  # of a run
+
 
 class Checkpoints:
     """The steps under one directory.
@@ -33,10 +35,13 @@ class Checkpoints:
     def __init__(self, directory, *, keep: int = 2, every: int = 0):
         self.directory = remote.place(directory)
         self._names = Record(pathlib.Path(directory).parent).parameter_names
+        # Hosts meet under these names: those of two directories must not be mistaken.
+        meetings = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=every or None,
             cleanup_tmp_directories=True,
+            multiprocessing_options=meetings,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         self._problem = ""  # why the newest save failed
@@ -68,16 +73,16 @@ class Checkpoints:
         until: the newest step that will do, unless all are newer: then the oldest. The later ones
           are set aside as `N.bad`.
         """
-        steps = hosts.on_first(lambda: list(self._manager.all_steps()))
-        for step in sorted(steps, reverse=True):
+        steps = self.steps()
+        for step in reversed(steps):
             if until is not None and step > max(until, min(steps)):
                 self._set_aside(step, "bad", f"the run goes back to step {until} or before")
                 continue
             restored, problem = None, ""
             try:
-                restored = _read_step(
-                    self._manager, step, self._names, lambda _: abstract, ocp.args.StandardRestore
-                )
+                found = _saved_shapes(self.directory, step, self._names)
+                whole = lambda _: abstract
+                restored = _read_step(self._manager, step, found, whole, ocp.args.StandardRestore)
             except Exception as e:  # orbax reports damage with whatever its storage raises
                 if self._shapes_differ(step, abstract):
                     raise errors.UsageError(
@@ -92,6 +97,16 @@ class Checkpoints:
             self._set_aside(step, "corrupt", problems[0])
         return None
 
+    def steps(self) -> list[int]:
+        """The finished steps, in ascending order; the same on all hosts."""
+        return sorted(hosts.on_first(lambda: list(self._manager.all_steps())))
+
+    def forget_after(self, step: int):
+        """Deletes the steps after `step`, for a run that takes other ones from there."""
+        if late := [later for later in self.steps() if later > step]:
+            hosts.on_first(lambda: [(self.directory / str(later)).rmtree() for later in late])
+            self._reopen()
+
     def _shapes_differ(self, step, abstract) -> bool:
         try:
             saved, _ = _saved_shapes(self.directory, step, self._names)
@@ -103,6 +118,10 @@ class Checkpoints:
         logger.error("Checkpoint %d is %s (%s); trying the one before.", step, kind, reason)
         folder = self.directory / str(step)
         hosts.on_first(lambda: str(folder.rename(_free(folder.with_suffix(f".{kind}")))))
+        self._reopen()
+
+    def _reopen(self):
+        """Looks at the directory anew."""
         self._manager.close()
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
@@ -211,28 +230,57 @@ def read(run, select):
     Raises:
       UsageError: no checkpoint there, or none that can be read.
     """
-    directory, steps = _steps(run)
-    known = Record(run).parameter_names
+    _, steps = _steps(run)
+    with reading(run) as part:
+        for step in sorted(steps, reverse=True):
+            if (found := part(step, select)) is not None:
+                return found, step
+    raise _unreadable(run)
+
+
+@contextlib.contextmanager
+def reading(run, folder: str = FOLDER, alike: bool = False):
+    """part(step, select) -> what `select` wants of a step (see `read`), or None: it is damaged.
+
+    alike: all steps have the same shapes, which are then read only once.
+    """
+    directory, known, shapes = place(run, folder), Record(run).parameter_names, None
+
+    def part(step, select):
+        nonlocal shapes
+        try:
+            found = shapes or _saved_shapes(directory, step, known)
+            shapes = found if alike else None
+            return _read_step(manager, step, found, select, _part)[0]
+        except errors.UsageError:
+            raise
+        except Exception as e:  # orbax reports damage with whatever its storage raises
+            logger.error("%s/%d cannot be read (%s).", directory, step, errors.reason(e))
+            return None
+
     # Read only: tidying up would delete what a trainer is writing at this moment.
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(directory, options=options) as manager:
-        for step in sorted(steps, reverse=True):
-            try:
-                return _read_step(manager, step, known, select, _part)[0], step
-            except errors.UsageError:
-                raise
-            except Exception as e:
-                logger.error("%s/%d cannot be read (%s).", directory, step, errors.reason(e))
-    raise _unreadable(run)
+        yield part
+
+
+def place(run, folder: str = FOLDER) -> epath.Path:
+    """Where the steps of a run lie."""
+    return remote.place(pathlib.Path(remote.local(run)) / folder)
+
+
+def finished(run, folder: str = FOLDER) -> list[int]:
+    """The finished steps of a run, in ascending order."""
+    directory = place(run, folder)
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
 
 
 def _steps(run):
     """The directory of a run's checkpoints, and their steps, at least one."""
-    directory = remote.place(pathlib.Path(remote.local(run)) / "checkpoints")
-    steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
+    steps = finished(run)
     if not steps:
         raise _unreadable(run)
-    return directory, steps
+    return place(run), steps
 
 
 def _unreadable(run):
@@ -240,14 +288,14 @@ def _unreadable(run):
     return errors.UsageError(f"{run}: no readable checkpoint in {run}/checkpoints; train it first.")
 
 
-def _read_step(manager, step, known, select, restoring):
+def _read_step(manager, step, shapes, select, restoring):
     """`(state, meta)` of one step, whose checksums are right.
 
-    known: old names of parameters, see upgrade.
+    shapes: what `_saved_shapes` says of it.
     select: the saved state (shapes and dtypes) -> what is wanted of it, as ShapeDtypeStructs.
     restoring: what is wanted -> the arguments with which orbax restores it.
     """
-    found, names = _saved_shapes(manager.directory, step, known)
+    found, names = shapes
     wanted = upgrade.renamed(select(found), {new: old for old, new in names.items()})
     args = ocp.args.Composite(state=restoring(wanted), meta=ocp.args.JsonRestore())
     restored = manager.restore(step, args=args)

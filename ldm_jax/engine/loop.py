@@ -43,6 +43,7 @@ class Settings:
     check_replicas: steps between comparisons of what devices hold twice, which come before every
       checkpoint too, see replicas.Replicas; 0 never compares.
     keep, keep_every: newest checkpoints kept; and each divisible by `keep_every`, for good.
+    snapshots: of the averages along power functions, over the whole training; see snapshots.py.
     init_from, init_grow: a run whose weights a new run starts from, "" for none, and whether its
       networks may differ; see inherit.
     """
@@ -56,6 +57,7 @@ class Settings:
     check_replicas: int = 0
     keep: int = 2
     keep_every: int = 0
+    snapshots: int = 0
     init_from: str = ""
     init_grow: bool = False
 
@@ -111,6 +113,7 @@ def train(run: trainer.Trainer):
                 leave = requested(step) and step < steps.total
                 if steps.due(step, steps.checkpoint) or leave:
                     run.save(step)
+                run.snapshot(step)
                 if leave:
                     problem = run.finish_saving(step)
                     word = f"NOT saved ({problem})" if problem else "saved"

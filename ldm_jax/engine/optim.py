@@ -5,6 +5,8 @@ keys of that group: another optimizer is one more function here or in a plugin.
 """
 
 import inspect
+import itertools
+import types
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,12 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from ldm_jax.base import errors, registry, tree
+from ldm_jax.engine import power
 
 # (peak, steps, **its own options) -> optax schedule; steps: of training, after the warm-up
 SCHEDULES = registry.Registry("learning-rate schedule")
 OPTIMIZERS = registry.Registry("optimizer")  # (rate, **its own options) -> optax transformation
-# (decay, warmup) -> update(average, params, step), the average after optimizer step `step`, from 0
+# (ema, warmup) -> update(average, params, step), the average after optimizer step `step`, from 0
 AVERAGES = registry.Registry("average of the weights")
+POWER = "power"  # the average that is kept at several lengths, and combined to others afterwards
 
 
 @SCHEDULES.register("constant")
@@ -131,17 +135,36 @@ def ema(decay: float, warmup: bool = True):
     return update
 
 
+@AVERAGES.register(POWER)
+def power_average(length: float, warmup: bool = True):
+    """The average along a power function, of that length; see power.py.
+
+    It forgets all weights before step 1, inherited ones too: combining averages to one of another
+    length counts on it.
+    """
+    exponent = power.exponent(length)
+
+    def update(average, params, step):
+        share = power.share(exponent, step.astype(jnp.float32) + 1)
+        return jax.tree.map(lambda e, p: e - share * (e - p), average, params)
+
+    return update
+
+
 class Optimizer(NamedTuple):
     """How one player learns.
 
     tx: optax transformation of its gradients.
     rate: step -> learning rate.
     average: (average, params, step) -> the next average of its weights; None keeps no average.
+    lengths: {length as text: as `average`} of averages along power functions, {} of other kinds;
+      the first is `average`.
     """
 
     tx: optax.GradientTransformation
     rate: optax.Schedule
     average: Callable | None
+    lengths: dict[str, Callable] = types.MappingProxyType({})
 
 
 def make(settings: dict, total: int, ema_warmup: bool = True) -> Optimizer:
@@ -151,20 +174,54 @@ def make(settings: dict, total: int, ema_warmup: bool = True) -> Optimizer:
       settings: arguments of `make_schedule`; "name", the optimizer's, and its options, beside which
         those of other optimizers may stand at their defaults; "clip", the bound of the gradients'
         global norm, 0 for none; "average", a name of AVERAGES, and "ema", its decay, 0 for no
-        average.
+        average; the lengths of "power", in ascending order.
       total: training steps.
       ema_warmup: whether averages forget the weights that training starts from; those that start
         as noise should be forgotten, inherited ones are worth keeping.
     """
     settings = dict(settings)
-    average, decay = AVERAGES.get(settings.pop("average", "ema")), settings.pop("ema", 0.0)
+    averages = _averages(settings.pop("average", "ema"), settings.pop("ema", 0.0), ema_warmup)
     name, clip = settings.pop("name", "adamw"), settings.pop("clip", 0.0)
     of_rate = inspect.signature(make_schedule).parameters
     schedule = {key: settings.pop(key) for key in list(settings) if key in of_rate}
     rate = make_schedule(**schedule, total=total)
     tx = OPTIMIZERS.call(name, rate, **settings)
     tx = optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
-    return Optimizer(tx, rate, average(decay, ema_warmup) if decay else None)
+    return Optimizer(tx, rate, *averages)
+
+
+def lengths(settings: dict) -> tuple[float, ...]:
+    """The lengths of the averages of a player, () where they are of another kind than "power"."""
+    return _numbers(settings["ema"]) if settings.get("average") == POWER else ()
+
+
+def _averages(name: str, ema, warmup: bool):
+    """`average` and `lengths` of an Optimizer."""
+    make, numbers = AVERAGES.get(name), _numbers(ema)
+    if name != POWER:
+        if len(numbers) > 1:
+            raise errors.UsageError(
+                f"ema={ema} with average={name!r}: it takes one number, its decay; several lengths "
+                f"are for average={POWER!r}."
+            )
+        return (make(numbers[0], warmup), {}) if any(numbers) else (None, {})
+    if not any(numbers):
+        raise errors.UsageError(f"average={name!r} needs its lengths: set ema=0.05,0.10.")
+    if not all(a < b for a, b in itertools.pairwise(numbers)):
+        raise errors.UsageError(
+            f"ema={ema}: give each length once and the shortest first, which training evaluates: "
+            f"ema={','.join(f'{n:g}' for n in sorted({*numbers}))}."
+        )
+    updates = {f"{number:g}": make(number, warmup) for number in numbers}
+    return updates[f"{numbers[0]:g}"], updates
+
+
+def _numbers(ema) -> tuple[float, ...]:
+    """The number or numbers of a config's `ema`."""
+    numbers = tuple(ema) if isinstance(ema, (tuple, list)) else (ema,)
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        raise errors.UsageError(f"ema={ema!r}: give a number, or several with commas between them.")
+    return numbers
 
 
 def make_schedule(

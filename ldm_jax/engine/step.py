@@ -3,10 +3,14 @@
     state = {"step": int32, "params": {player: tree}, "opt": {player: tree}, "ema": {player: tree}}
     state, metrics = step(state, frozen, batch, key)
 
+A player that keeps averages of several lengths has the first in "ema" and the others in
+state["longer"], {player: {length: tree}}, which no other state has.
+
 `step` is pure. All randomness is `fold_in(key, step)`, so nothing random is ever saved.
 """
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +33,7 @@ class Programs(NamedTuple):
     step: (state, frozen, batch, key) -> (state, metrics), jitted; the state is donated.
     state: its shapes, with shardings.
     rates: {player: step -> learning rate}.
+    lengths: {player: lengths as text} of the players whose averages have lengths, see power.py.
     """
 
     mesh: jax.sharding.Mesh
@@ -36,6 +41,7 @@ class Programs(NamedTuple):
     step: Callable
     state: Any
     rates: dict
+    lengths: dict = types.MappingProxyType({})
 
 
 def programs(
@@ -80,6 +86,7 @@ def programs(
         ),
         state=shard.abstract(shapes, placement),
         rates={name: own.rate for name, own in optimizers.items()},
+        lengths={name: tuple(own.lengths) for name, own in optimizers.items() if own.lengths},
     )
 
 
@@ -106,13 +113,19 @@ def make_init(players, optimizers: dict[str, optim.Optimizer]):
             start = (measured[player.name],) if player.name in measured else ()
             params[player.name] = player.init(jax.random.fold_in(key, i), *start)
         copy = lambda name: jax.tree.map(jnp.copy, params[name])
-        return {
+        longer = {
+            name: {length: copy(name) for length in rest}
+            for name, own in optimizers.items()
+            if (rest := [*own.lengths][1:])
+        }
+        state = {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
             "opt": {name: own.tx.init(params[name]) for name, own in optimizers.items()},
             # A copy: the same buffer under two names cannot be donated.
             "ema": {name: copy(name) for name, own in optimizers.items() if own.average},
         }
+        return state | ({"longer": longer} if longer else {})
 
     return init
 
@@ -152,6 +165,11 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
             new["params"][name], new["opt"][name] = after
             if own.average:
                 new["ema"][name] = own.average(state["ema"][name], new["params"][name], step)
+            if name in state.get("longer", ()):
+                new.setdefault("longer", {})[name] = {
+                    length: own.lengths[length](average, new["params"][name], step)
+                    for length, average in state["longer"][name].items()
+                }
             metrics[f"{name}/grad_norm"] = optax.tree.norm(grads[name])
         # A value that is not finite spoils no weight: the step counts, and changes nothing else.
         good = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
@@ -200,3 +218,12 @@ def _mean_gradients(gradients, parts: int, params, frozen, batch, key, step):
 def averaged(state) -> dict:
     """The params that evaluation and sampling use: the EMA where a player keeps one."""
     return state["params"] | state["ema"]
+
+
+def averages(state, lengths: dict) -> dict:
+    """{player: {length: tree}} of the averages that have lengths; lengths: Programs.lengths."""
+    longer = state.get("longer", {})
+    return {
+        name: {first: state["ema"][name]} | longer.get(name, {})
+        for name, (first, *_) in lengths.items()
+    }

@@ -8,6 +8,7 @@ from clu import parameter_overview
 from ldm_jax.base import disk, remote, shard, tree
 from ldm_jax.base.record import Record
 from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, replicas, rollback
+from ldm_jax.engine import snapshots as snapshots_lib
 from ldm_jax.engine import step as step_lib
 
 RUN_AHEAD = 2  # steps dispatched before the host waits for the oldest
@@ -39,6 +40,10 @@ class Trainer:
         self.key = shard.random_key(settings.seed, self.mesh)
         self.state, meta = self._restored_or_born(history.until)
         self.first = int(self.state["step"])
+        self._snapshots = snapshots_lib.Snapshots(
+            settings.workdir, programs.lengths, settings.snapshots, settings.steps.total
+        )
+        self._snapshots.begin(self.first, self.state)
         news = history.begin(self.first)
         if history.offset:  # else the noise that may have spoilt the steps before would come again
             fold = jax.jit(jax.random.fold_in, out_shardings=shard.replicated(self.mesh))
@@ -169,14 +174,21 @@ class Trainer:
             meta = self._meter.meta()
             if self.settings.check_replicas:
                 self._compare(step, self._everything())
+            self._snapshots.wait()  # no session that goes on from this step would take them again
             self.checkpoints.save(step, self.state, meta | self._spikes.meta())
 
+    def snapshot(self, step):
+        """Starts a snapshot of the averages, where one is due; after the checkpoint of `step`."""
+        if self._snapshots.due(step):
+            with self.phase("save"):
+                self._snapshots.save(step, self.state)
+
     def finish_saving(self, step) -> str:
-        """Waits for the checkpoint of `step`; why it is not there, or ""."""
+        """Waits for the checkpoint and the snapshot of `step`; why one is not there, or ""."""
         with self.phase("save"):
             if self.checkpoints.wait():  # once more: by now a full disk has given up what it can
                 self.save(step)
-            return self.checkpoints.wait()
+            return self.checkpoints.wait() or self._snapshots.wait()
 
     def end(self, step):
         """Closes what is open; the session came to `step`."""
@@ -184,4 +196,5 @@ class Trainer:
         self._ledger.end(step)
         self._batches.close()
         self.logs.close()
+        self._snapshots.close()
         self.checkpoints.close()

@@ -38,6 +38,8 @@ class Distances(loop.Evaluator):
 
     Of a first stage they are of held-out records and their reconstructions; of a second stage, of
     training records and samples under their conditions. The records are the same every time.
+
+    measurement: their part of a protocol, see protocol.py.
     """
 
     def __init__(self, request: measures.Request, config, source, mesh):
@@ -51,6 +53,7 @@ class Distances(loop.Evaluator):
         )
         origin = protocol.origin(records, count, (data.size,) * 2, data.interpolation)
         self._origin = request.extraction | origin
+        self.measurement = request.measurement(count, origin["size"], origin)
         self._due = lambda step: (
             not wanted.every or step % wanted.every == 0 or step == config.steps.total
         )
@@ -79,10 +82,14 @@ class Distances(loop.Evaluator):
     def __call__(self, step: int, params, frozen) -> dict:
         if not self._due(step):
             return {}
+        return {f"val/{name}": value for name, value in self.figures(params, frozen).items()}
+
+    def figures(self, params, frozen) -> dict:
+        """{name: number}, at any time."""
         if self._reference is None:
             self._reference = self._measure_data()
         samples = suite.collect(self._samples(params, frozen))
-        return self._request.figures(samples, self._reference, f"val/{self._prefix}")
+        return self._request.figures(samples, self._reference, self._prefix)
 
     def _samples(self, params, frozen):
         first = 0

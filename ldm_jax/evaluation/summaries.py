@@ -1,24 +1,19 @@
 """What `evaluate` says of a run, and of a set of samples."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 
-import jax
 import numpy as np
 
-from ldm_jax.base import disk, errors, platforms, raster, shard, tensorfile, watch
+from ldm_jax.base import disk, errors, platforms, watch
 from ldm_jax.base import record as record_lib
-from ldm_jax.engine import checkpoint
-from ldm_jax.evaluation import held_out as held_out_lib
-from ldm_jax.evaluation import imagesets, measures, protocol, rival, suite
+from ldm_jax.engine import snapshots
+from ldm_jax.evaluation import imagesets, measures, protocol, run_measures, suite
+from ldm_jax.evaluation import lengths as lengths_lib
 from ldm_jax.evaluation import reference as reference_lib
-from ldm_jax.metrics import latents as latents_lib
-from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds
 from ldm_jax.scenes import checker
-from ldm_jax.stages import autoencode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +29,8 @@ class Evaluation:
     reference_records: int = 50_000
     bootstrap: int = 20
     lpips: tuple[str, ...] = ()
+    ema: tuple[float, ...] = ()
+    out: str = ""
 
     def request(self) -> measures.Request:
         """Reads the weights of the features."""
@@ -42,53 +39,58 @@ class Evaluation:
         )
 
 
+def measure(wanted: Evaluation, other: dict | None = None) -> dict:
+    """What can be measured of a run or of a set of samples; other: as of `of_run`."""
+    return (of_run if wanted.run else of_samples)(wanted, other)
+
+
 def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     """The stage's measures over all held-out records, with averaged weights.
+
+    Of several lengths of the average, the figures are those of the last, `by_ema` has all, and a
+    plot of them is written into the folder `out`.
 
     other: a summary to be compared with later, so that a difference in protocol is found at once.
     """
     seconds = watch.stopwatch()
-    record = record_lib.Record(wanted.run)
-    path, config = record.path, record.config
-    kind = kinds.of(config)
-    if kind.draws and (wanted.weights or wanted.lpips):
+    record, lengths = record_lib.Record(wanted.run), tuple(wanted.ema) or (True,)
+    path, kind = record.path, kinds.of(record.config)
+    for length in lengths:
+        snapshots.check(path, length)
+    if kind.draws and (wanted.lpips or (wanted.weights and not wanted.ema)):
         raise errors.UsageError(f"{path} is {kind.title}: sample from it, then --samples=FOLDER.")
-    if wanted.lpips:
-        _measure_lpips(config, wanted.lpips)
-    request = wanted.request() if wanted.weights else None
-    mesh = shard.make_mesh()
-    shard.check_batch(config.eval.batch_size, mesh, key="config.eval.batch_size")
-    source = data_lib.open_source(config.data)
-    held_out = data_lib.held_out(config, source)
-    count, size = len(held_out), (config.data.size,) * 2
-    origin = protocol.origin(held_out, count, size, config.data.interpolation)
-    params, step = checkpoint.read_params(path)
-    subject = {"run": str(path), "step": step}
-    protocols = protocol.protocol(_measurement(config, origin, request), subject)
+    measures_of = run_measures.RunMeasures(record, wanted.request, wanted.weights, wanted.lpips)
+    params, step = snapshots.read_params(path, ema=lengths[0])
+    subject = {"run": str(path), "step": step} | ({"ema": lengths} if wanted.ema else {})
+    protocols = protocol.protocol(measures_of.measurement, subject)
     if other:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
 
     platforms.cache_compilations(path / "compilation_cache")
-    stage = kind.evaluated(config, record)
-    batches = lambda: data_lib.held_out_batches(config, held_out, stage.fields, count)
-    records = held_out_lib.HeldOutRecords(stage, batches, mesh)
-    measured = records.measure(*jax.device_put((params, stage.frozen), shard.replicated(mesh)))
-    figures, latents = {}, {}
-    for name, (mean, error) in measured.items():
-        figures |= {name: mean, f"{name}_std": error}
-    if not kind.draws:
-        codec, own = kind.codec(config), params[kind.player]["model"]
-        latents, distances = _of_first_stage(codec, own, batches, origin, request)
-        figures |= distances
-    if kind.rival(config):
-        figures |= rival.psnr_db(config, source, count)
-    summary = subject | {"records": count} | latents | protocol.stored(figures, protocols)
+    by_ema = {}
+    for i, length in enumerate(lengths):
+        if i:
+            params, _ = snapshots.read_params(path, ema=length)
+        figures, about = measures_of(params)
+        by_ema[f"{length:g}"] = figures
+    figures = figures | measures_of.rival()
+    summary = subject | {"records": measures_of.count} | about
+    summary |= protocol.stored(figures, protocols)
+    if len(lengths) > 1:
+        picture = pathlib.Path(wanted.out) / "ema.png"
+        lengths_lib.plot(by_ema, picture)
+        summary |= {"by_ema": by_ema, "ema_png": str(picture)}
     return summary | {"seconds": seconds()}
 
 
 def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
     """What can be measured of a set of samples; other: as of `of_run`."""
     seconds = watch.stopwatch()
+    if wanted.ema:
+        raise errors.UsageError(
+            f"--ema={','.join(f'{length:g}' for length in wanted.ema)} is for --run=RUN: samples "
+            "were drawn by an average already (sample --ema)."
+        )
     request = wanted.request() if wanted.weights or wanted.metrics else None
     samples = imagesets.open_set(wanted.samples, "--samples")
     manifest = disk.read_json(samples.job.out / "manifest.json") if samples.job else {}
@@ -132,56 +134,6 @@ def read(path, flag: str) -> dict:
         raise errors.UsageError(f"{flag}={path} is no summary.json of evaluate.") from e
 
 
-def _measurement(config, origin, request) -> dict:
-    """How a run's own measures and, with a request, figures of reconstructions are taken."""
-    n, size = origin["records"], origin["size"]
-    found = {"n": n, "size": size, "reference": origin}
-    if request:
-        suite.check(request.metrics, False, True, True)
-        request.warn(n, n)
-        found = request.measurement(n, size, origin)
-    files = [file for file in config.get("lpips", {}).values() if file]
-    lpips = [tensorfile.digest(file)[:16] for file in files]
-    return found | {"scores": "of unrounded floats", "lpips": lpips}
-
-
-def _of_first_stage(codec, params, batches, origin, request) -> tuple[dict, dict]:
-    """Statistics of the latents of images and, with a request, figures of reconstructions.
-
-    batches: () -> {"image": [b, h, w, 3], "real": [b]}. origin: what the images are.
-    """
-    latents, counts = [], []
-
-    @jax.jit
-    def measure(params, images):
-        moments = codec.moments(params, images)
-        z, noise = codec.latents(moments), codec.bottleneck.variance(moments)
-        pixels = raster.to_uint8(codec.decode(params, z))
-        return z, noise, codec.bottleneck.counts(params, z), pixels
-
-    def originals():
-        for batch in batches():
-            yield np.asarray(raster.to_uint8(batch["image"])), batch["real"]
-
-    def reconstructions():
-        for batch in batches():
-            z, noise, used, pixels = jax.device_get(measure(params, batch["image"]))
-            real = batch["real"] > 0
-            latents.append(latents_lib.Latents.of(z[real], noise[real]))
-            counts.append(used[real].sum(0))
-            yield pixels, batch["real"]
-
-    figures = {}
-    if request:
-        reference = reference_lib.Reference.of(request.gather(originals()), origin)
-        figures = request.figures(request.gather(reconstructions()), reference, "r")
-    else:
-        for _ in reconstructions():
-            pass
-    codebook = latents_lib.codebook(sum(counts)) if len(counts[0]) else {}
-    return functools.reduce(latents_lib.Latents.merge, latents).summary() | codebook, figures
-
-
 def _open_reference(path, size, request, records: int):
     """Of --reference: (origin, images or None, whether it has features, () -> Reference)."""
     if path is None:
@@ -212,13 +164,3 @@ def _of_scenes(run) -> bool:
         return record_lib.read(run).data.source == "scenes"
     except errors.UsageError:  # the run is no longer there; its samples are
         return False
-
-
-def _measure_lpips(config, files):
-    if len(files) != 2:
-        raise errors.UsageError(f"--lpips={','.join(files)}: give two files, BACKBONE,HEADS.")
-    with config.unlocked():
-        config.lpips.update(dict(zip(("backbone", "heads"), files)))
-        # The stage measures LPIPS where it has a weight, whatever that is.
-        config.loss.perceptual_weight = config.loss.perceptual_weight or 1.0
-    autoencode.check(autoencode.Loss(**config.loss), True)

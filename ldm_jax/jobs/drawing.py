@@ -47,6 +47,8 @@ def draw(wanted: Drawing) -> dict | None:
     shard.check_batch(wanted.batch_size, mesh, key="--batch_size")
     run = how.open(mesh)
     about = dataclasses.asdict(how.sampling) | {"seed": wanted.seed, "size": list(how.size)}
+    if not isinstance(wanted.ema, bool):  # whose difference the digest of the weights tells alone
+        about["ema"] = wanted.ema
     origin = {"run": str(wanted.run), "step": run.step, "weights": run.digest}
     if wanted.weaker:
         origin["weaker"] = run.guide_digest

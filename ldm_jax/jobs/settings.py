@@ -11,6 +11,7 @@ import jax
 from ldm_jax.base import errors, platforms
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion.process import make_process
+from ldm_jax.engine import snapshots
 from ldm_jax.runs import kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
@@ -31,7 +32,7 @@ class Wanted:
     size: str = ""
     labels: str = ""
     seed: int = 0
-    ema: bool = True
+    ema: bool | float = True
     weaker: str = ""
     decoder: str = ""
 
@@ -59,6 +60,8 @@ def read(wanted: Wanted, **changes) -> Settings:
     kinds.expect(config, "diffuse", f"--run={wanted.run}")
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     sampling.grid(make_process(**config.process))
+    for run in filter(None, (wanted.run, wanted.weaker)):
+        snapshots.check(run, wanted.ema)
     trained_here = bool(record_lib.Record(wanted.run).data)
     if trained_here and not wanted.weaker and (line := untrained_null(config, sampling.guidance)):
         print(line, file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from ldm_jax.runs import kinds
 
 AT_LEAST_1 = ("batch_size", "accumulate", "eval.records", "eval.batch_size")
 AT_LEAST_0 = ("max_bad_steps", "max_loss_spike", "max_rollbacks", "check_replicas")
+AT_LEAST_0 += ("checkpoints.snapshots",)
 
 
 def check(config: ConfigDict, source, codec=None):
@@ -40,8 +41,9 @@ def check(config: ConfigDict, source, codec=None):
     data = config.data
     transforms.standard(data.size, data.crop, data.flip, data.interpolation)
     loop.Intervals(**config.steps)
-    for player in config.optim.values():
-        optim.make(player, config.steps.total)
+    for name, player in config.optim.items():
+        with errors.of(f"config.optim.{name}"):
+            optim.make(player, config.steps.total)
     one_of("config.dtype", config.dtype, ("float32", "bfloat16"))
     one_of("config.model.remat_saves", config.model.get("remat_saves", ""), blocks.REMAT_SAVES)
     kind, given = kinds.of(config), {"codec": codec} if codec else {}

@@ -7,7 +7,7 @@ identity            pixels (f = 1); identity:4 is the same with four channels in
 """
 
 from ldm_jax.base import errors, record
-from ldm_jax.engine import checkpoint
+from ldm_jax.engine import snapshots
 from ldm_jax.runs import kinds
 from ldm_jax.stages.codec import Codec
 
@@ -28,11 +28,11 @@ def open_codec(first_stage: str) -> Codec:
     return kinds.of(config).codec(config)
 
 
-def read_params(first_stage: str, ema: bool = True):
+def read_params(first_stage: str, ema: bool | float = True):
     """The weights that go with `open_codec`, and the training step they come from."""
     if is_identity(first_stage):
         return {}, 0
-    params, step = checkpoint.read_params(first_stage, ("autoencoder",), ema=ema)
+    params, step = snapshots.read_params(first_stage, ("autoencoder",), ema=ema)
     return params["autoencoder"]["model"], step
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
-from ldm_jax.engine import checkpoint
+from ldm_jax.engine import checkpoint, snapshots
 from ldm_jax.runs import kinds
 from ldm_jax.weights import dit, official, rules, taesd
 from ldm_jax.weights import from_diffusers as diffusers_reader
@@ -50,14 +50,18 @@ def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
     return summary
 
 
-def export(run, out, ema: bool = True) -> dict:
-    """Writes a run into the folder `out` as diffusers loads it; no folder is left on an error."""
+def export(run, out, ema: bool | float = True) -> dict:
+    """Writes a run into the folder `out` as diffusers loads it; no folder is left on an error.
+
+    ema: as of snapshots.read_params.
+    """
     seconds = watch.stopwatch()
+    snapshots.check(run, ema)
     with _new_folder(out) as folder:
         record = record_lib.Record(run)
         config = record.config
         loads_as = kinds.of(config).export(record, config, folder, ema)
-        summary = {"exported": run, "loads_as": loads_as, "seconds": seconds()}
+        summary = {"exported": run, "loads_as": loads_as, "ema": ema, "seconds": seconds()}
         disk.write_json(folder / "summary.json", summary)
     return summary
 

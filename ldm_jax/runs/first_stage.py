@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import defaults, errors
-from ldm_jax.engine import checkpoint
+from ldm_jax.engine import snapshots
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import discriminator, lpips, tiny  # noqa: F401  (tiny registers itself)
 from ldm_jax.models.autoencoder import ATTENTION, AUTOENCODERS
@@ -138,7 +138,7 @@ class AutoencodeKind(kinds.Kind):
     def export(self, record, config, folder, ema=True):
         from ldm_jax.weights import to_diffusers
 
-        params = checkpoint.read_params(record.path, (self.player,), ema=ema)[0][self.player]
+        params = snapshots.read_params(record.path, (self.player,), ema=ema)[0][self.player]
         return to_diffusers.write_first_stage(
             pathlib.Path(folder),
             dict(config.model),

@@ -19,7 +19,7 @@ import numpy as np
 from ldm_jax.base import errors, platforms, raster, shard, tree, upgrade
 from ldm_jax.base.record import Record
 from ldm_jax.diffusion import samplers
-from ldm_jax.engine import checkpoint
+from ldm_jax.engine import snapshots
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.runs import codecs, conditions, kinds
 from ldm_jax.stages.sampling import Sampling
@@ -28,11 +28,13 @@ DECODES = ("decoder", "from_latent")  # what of an autoencoder's parameters foll
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
 
-def load(path, ema: bool = True, mesh=None, weaker=None, decoder=None):
+def load(path, ema: bool | float = True, mesh=None, weaker=None, decoder=None):
     """Opens the run in `path`: a FirstStage or a SecondStage.
 
     Args:
-      ema: the moving average of the weights, where the run keeps one.
+      ema: True takes the moving average of the weights, where the run keeps one, False the weights
+        themselves, a number the average of that length, combined from snapshots of averages along
+        power functions (engine/snapshots.py).
       mesh: puts the weights on all its devices; batches given to the run must then divide.
       weaker: a run of the same model, less trained; guidance then leads away from it instead of
         from the null condition (autoguidance, Karras et al. 2024).
@@ -42,6 +44,8 @@ def load(path, ema: bool = True, mesh=None, weaker=None, decoder=None):
     platforms.quiet_libraries()
     record = Record(path)
     config = record.config
+    for run in filter(None, (path, weaker)):
+        snapshots.check(run, ema)
     return kinds.of(config).open(record, config, ema, mesh, weaker, decoder)
 
 
@@ -56,7 +60,7 @@ class FirstStage:
     def __init__(self, record, config, ema=True, mesh=None):
         self.path, self.config = record.path, config
         self.codec = kinds.of(config).codec(config)
-        params, self.step = checkpoint.read_params(record.path, ("autoencoder",), ema=ema)
+        params, self.step = snapshots.read_params(record.path, ("autoencoder",), ema=ema)
         params = params["autoencoder"]["model"]
         self.digest = tree.digest(params)
         self._params = shard.place(params, mesh)
@@ -82,7 +86,7 @@ class SecondStage:
         frozen = dict(kind.evaluated(config, record).frozen)
         if decoder:
             frozen["first_stage"] = read_decoder(decoder, frozen["first_stage"])
-        params, self.step = checkpoint.read_params(record.path, ("denoiser",), ema=ema)
+        params, self.step = snapshots.read_params(record.path, ("denoiser",), ema=ema)
         self.digest = tree.digest(
             (upgrade.numbered(params, config.conditioners), frozen["first_stage"])
         )
@@ -270,7 +274,7 @@ def read_guide(path, params, ema):
     """A denoiser's weights from the run in `path`, of the same shapes as `params`."""
     record = Record(path)
     kinds.expect(record.config, "diffuse", path)
-    guide, _ = checkpoint.read_params(record.path, ("denoiser",), ema=ema)
+    guide, _ = snapshots.read_params(record.path, ("denoiser",), ema=ema)
     shapes = lambda p: {name: np.shape(leaf) for name, leaf in tree.named_leaves(p)}
     ours, theirs = shapes(params), shapes(guide["denoiser"])
     if ours != theirs:

@@ -10,7 +10,7 @@ from ldm_jax.base import defaults, errors, tree, upgrade
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
 from ldm_jax.diffusion.process import make_process
-from ldm_jax.engine import checkpoint, hosts
+from ldm_jax.engine import hosts, snapshots
 from ldm_jax.models import dit, unet  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.conditioners import label_of
@@ -242,7 +242,7 @@ class DiffuseKind(kinds.Kind):
     def export(self, record, config, folder, ema=True):
         from ldm_jax.weights import to_diffusers
 
-        params = checkpoint.read_params(record.path, (self.player,), ema=ema)[0][self.player]
+        params = snapshots.read_params(record.path, (self.player,), ema=ema)[0][self.player]
         codec, first = self.codec(config), None
         if codec.model:
             beneath, _ = codecs.read_params(config.first_stage)

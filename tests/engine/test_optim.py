@@ -114,7 +114,7 @@ def test_an_optimizer_is_one_function_with_options_of_its_own(descent):
 
 
 def test_the_first_adam_step_moves_by_the_learning_rate():
-    tx, lr, _ = make(warmup=2, name="adam")
+    tx, lr, *_ = make(warmup=2, name="adam")
     grads = {"w": jnp.array([3.0, -2.0])}
     updates, _ = tx.update(grads, tx.init(grads), grads)
     np.testing.assert_allclose(updates["w"], [-lr(0), lr(0)], rtol=1e-5)
