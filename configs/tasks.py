@@ -15,6 +15,7 @@ from ldm_jax.base import config as config_lib
 
 WIDTH = 64  # of the UNet
 TRANSFORMER = dict(width=64, depth=2, heads=4, head_width=16, vector=4 * WIDTH)
+TRANSFORMER |= dict(table_std=1.0)  # officially 0.02, by which words are hardly told apart
 
 
 def get_config(arg=None):
