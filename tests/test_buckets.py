@@ -67,6 +67,7 @@ def test_a_run_on_a_bucket_is_what_it_is_on_a_disk(trained, server, tmp_path):
     assert names(server, "images/") and not names(server, ".ldm_jax")
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_an_empty_machine_through_errors_and_damage(trained, server, caplog):
     """The last step is lost, the one before has flipped bits, and requests fail now and then."""
     for name in names(server, "checkpoints/6/"):

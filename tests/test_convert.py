@@ -33,7 +33,7 @@ def golden(tmp_path_factory):
 # The rest, which say the same of further widths and losses, wait for `-m slow`.
 QUICK = (
     *("cond_", "disc_", "ldmbert", "kl_f2_linattn", "vq_f2", "unet_adm", "ddim_S10_concat"),
-    *("pipeline", "vqmodel_ldm", "unet2d_ddpm_style", "unet2dcond_sd2"),
+    *("vqmodel_ldm", "unet2d_ddpm_style", "unet2dcond_sd2"),
     *("ema_", "loss_pieces", "dit"),
 )
 CASES = [
@@ -302,6 +302,7 @@ def test_a_converted_run_may_move(golden, tmp_path):
     assert run.encode(np.zeros((1, 32, 32, 3))).shape == (1, 8, 8, 4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_holds_clip_takes_prompts(golden, tmp_path, capsys):
     """As Stable Diffusion v1's do; its vocabulary is not in the checkpoint."""
     import ldm_jax

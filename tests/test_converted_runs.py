@@ -124,6 +124,7 @@ def test_training_goes_on_from_a_converted_ldm(ldm, tmp_path):
     assert call(train, *argv, *still) == 0, "the same command again finds it done"
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_converted_first_stage(first_stage, tmp_path):
     assert call(evaluate, f"--run={first_stage}") == 0
     assert summary(first_stage / "evaluation")["psnr_db"] > 0
@@ -134,6 +135,7 @@ def test_training_goes_on_from_a_converted_first_stage(first_stage, tmp_path):
     assert_equal(weights(out)["autoencoder"], weights(first_stage)["autoencoder"])
 
 
+@pytest.mark.slow
 def test_a_decoder_is_trained_for_the_latents_of_a_converted_ldm(ldm, tmp_path, capfd):
     out, first = tmp_path / "on", ldm / "first_stage"
     argv = [f"--config={first}/config.json", f"--workdir={out}", "--config.loss.disc_weight=0.0"]

@@ -1,19 +1,20 @@
 """A run that keeps averages of two lengths, drawn, measured and opened at others by commands."""
 
 import json
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 from calling import call
-from conftest import ROOT
 
 import ldm_jax
 from ldm_jax import evaluate, sample, train
 from ldm_jax.base import disk, record
 from ldm_jax.engine import checkpoint
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "steps.total=8"]
 FLAGS += ["steps.log=4", "steps.eval=8", "steps.checkpoint=8", "eval.records=16"]
 FLAGS += ["latents.batches=1", "checkpoints.snapshots=4", "optim.denoiser.lr=0.01"]

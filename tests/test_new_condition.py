@@ -95,6 +95,7 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("brightness_of_mine", None)
 
 
+@pytest.mark.slow
 def test_a_condition_in_a_file_of_ones_own_is_trained_and_drawn(module, tmp_path):
     # As a recipe the file is executed under another name: there it must not register anything.
     recipe = tmp_path / "recipe.py"

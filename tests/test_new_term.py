@@ -4,6 +4,7 @@ import json
 import sys
 
 import numpy as np
+import pytest
 from calling import call
 
 import ldm_jax
@@ -47,6 +48,7 @@ def get_config(arg=None):
 """
 
 
+@pytest.mark.slow
 def test_a_term_and_a_bottleneck_in_a_file_of_ones_own_are_trained_and_logged(
     tmp_path, monkeypatch
 ):

@@ -51,6 +51,7 @@ def test_they_open_and_do_what_they_did(runs, expected):
     np.testing.assert_allclose(drawn, expected["sample"], **CLOSE)
 
 
+@pytest.mark.slow
 def test_parameters_are_read_by_label_and_restored_into_an_optimizer(runs):
     params, step = checkpoint.read_params(runs / "ldm", ("denoiser",))
     assert step == 6 and set(params["denoiser"]) >= {"conditioners_boxes", "conditioners_class"}

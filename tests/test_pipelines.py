@@ -83,7 +83,10 @@ def draw(run, **settings):
             {"process.zero_terminal_snr": "True"},
             "StableDiffusionPipeline",
         ),
-        ("first_stage", {"text_ids": TEXT}, {}, "StableDiffusionPipeline"),
+        pytest.param(
+            *("first_stage", {"text_ids": TEXT}, {}, "StableDiffusionPipeline"),
+            marks=pytest.mark.slow,
+        ),
         (
             "vq",
             {"class": dict(name="class", num_classes=5, width=64, place="vector")},

@@ -147,6 +147,7 @@ def test_the_npz_is_written_shard_by_shard(tmp_path):
     np.testing.assert_array_equal(whole[:, 0, 0, 0], np.repeat(np.arange(20), size))
 
 
+@pytest.mark.slow
 def test_kill_9_and_sigterm_leave_a_job_that_goes_on(run, whole, tmp_path):
     """Real processes on one device; the same on one device, uncut, is what they must equal."""
     flags = [f"--run={run}", "--batch_size=4", "--num=64", "--shard_size=4", "--steps=20"]

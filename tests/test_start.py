@@ -56,6 +56,7 @@ def test_evaluate_shows_both_over_all_held_out_records(workdir, tmp_path):
     assert {"psnr_db", "components_psnr_db"} <= set(summary["protocol"]["figures"])
 
 
+@pytest.mark.slow
 def test_a_codebook_starts_from_the_data_too(tmp_path):
     assert run(tmp_path / "run", variant="vq") == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]

@@ -79,8 +79,12 @@ class Baseline:
         whole = config.to_dict() | {"f": model.codec.f}
         to_diffusers.write_second_stage(folder, whole, params)
         attends = config.model.cross_attention
-        kind = diffusers.UNet2DConditionModel if attends else diffusers.UNet2DModel
-        net = self._place(kind.from_pretrained(folder / "unet", low_cpu_mem_usage=False))
+        if (part := folder / "transformer").is_dir():
+            kind = diffusers.DiTTransformer2DModel
+        else:
+            part = folder / "unet"
+            kind = diffusers.UNet2DConditionModel if attends else diffusers.UNet2DModel
+        net = self._place(kind.from_pretrained(part, low_cpu_mem_usage=False))
         b, size = config.batch_size, config.data.size
         rng = np.random.default_rng(0)
         shape = b, *model.latent_shape(size, size)
@@ -89,8 +93,9 @@ class Baseline:
         cond = jax.jit(model.condition)(params, model.example(b, size, size), jnp.ones(b, bool))
         given = [self._tensor(z), torch.from_numpy(t).to(self._device)]
         given += [self._tensor(cond.tokens, image=False)] if attends else []
-        labels = {}
-        if rows := net.config.get("num_class_embeds"):  # the last row is the null class
+        labels, classes = {}, net.config.get("num_embeds_ada_norm")
+        if rows := net.config.get("num_class_embeds", classes and classes + 1):
+            # the last row is the null class
             labels["class_labels"] = torch.full((b,), rows - 1, device=self._device)
         placed = jax.device_put((params, z, t, cond))
         predict = jax.jit(model.predict).lower(params, z, t, cond).compile()

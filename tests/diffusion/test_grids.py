@@ -107,6 +107,21 @@ def test_flows_grid_is_the_published_one():
     np.testing.assert_allclose(np.sqrt(grid.noise[:-1]), 3 * sigma / (1 + 2 * sigma), rtol=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("shift", "sigmas"),
+    [
+        (1.0, [1.0, 0.75025, 0.5005, 0.25075, 0.001]),
+        (3.0, [1.0, 0.900359, 0.751121, 0.502985, 0.0089286]),
+    ],
+)
+def test_flow_match_visits_the_levels_of_diffusers_scheduler(shift, sigmas):
+    """FlowMatchEulerDiscreteScheduler(shift=shift) of diffusers 0.42.1, after set_timesteps(5)."""
+    grid = grids.flow_match(make_process("straight", prediction="flow"), 5, shift=shift)
+    np.testing.assert_allclose(np.sqrt(grid.noise[:-1]), sigmas, rtol=2e-4)
+    np.testing.assert_allclose(np.array(grid.timesteps) + 1, 1000 * np.array(sigmas), rtol=1e-5)
+    assert (grid.signal[-1], grid.noise[-1]) == (1.0, 0.0)
+
+
 def test_the_last_steps_of_a_grid_are_a_grid():
     grid = grids.exact(PROCESS, 50)
     last = grid.last(3)

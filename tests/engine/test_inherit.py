@@ -138,6 +138,7 @@ def test_a_network_may_grow(tmp_path):
     assert len(set(buffers)) == len(buffers)
 
 
+@pytest.mark.slow
 def test_a_model_of_pictures_becomes_one_of_inpainting_that_draws_as_it_did(tmp_path):
     shape = dict(width=8, mult=(1, 2), blocks=1, attention=(2,), heads=2, groups=4)
     x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([5, 700])

@@ -34,7 +34,9 @@ def losses_and_gradients(variant, dtype, fill):
     return {name: (metrics[f"{name}/loss"], flat(grads[name])) for name in grads}
 
 
-@pytest.mark.parametrize("variant", ["first_stage", "vq", "ldm"])
+@pytest.mark.parametrize(
+    "variant", ["first_stage", pytest.param("vq", marks=pytest.mark.slow), "ldm"]
+)
 def test_bfloat16_has_the_losses_and_the_gradients_of_float32(variant, fill):
     exact = losses_and_gradients(variant, "float32", fill)
     rounded = losses_and_gradients(variant, "bfloat16", fill)

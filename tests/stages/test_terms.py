@@ -83,7 +83,7 @@ def batch():
     return {"image": jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1.0)}
 
 
-@pytest.mark.parametrize("variant", ["first_stage", "vq"])
+@pytest.mark.parametrize("variant", ["first_stage", pytest.param("vq", marks=pytest.mark.slow)])
 def test_decoder_only_gives_the_encoder_no_gradient_and_the_decoder_one(variant, batch):
     stage = model(variant, decoder_only=True, terms={"halved": 0.5, "turned": 0.5})
     init = {"autoencoder": stage.init_autoencoder, "discriminator": stage.init_discriminator}
