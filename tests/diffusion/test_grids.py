@@ -117,7 +117,7 @@ def test_flows_grid_is_the_published_one():
 def test_flow_match_visits_the_levels_of_diffusers_scheduler(shift, sigmas):
     """FlowMatchEulerDiscreteScheduler(shift=shift) of diffusers 0.42.1, after set_timesteps(5)."""
     grid = grids.flow_match(make_process("straight", prediction="flow"), 5, shift=shift)
-    np.testing.assert_allclose(np.sqrt(grid.noise[:-1]), sigmas, rtol=2e-4)
+    np.testing.assert_allclose(np.sqrt(grid.noise[:-1]), sigmas, rtol=1e-3)
     np.testing.assert_allclose(np.array(grid.timesteps) + 1, 1000 * np.array(sigmas), rtol=1e-5)
     assert (grid.signal[-1], grid.noise[-1]) == (1.0, 0.0)
 
