@@ -20,7 +20,8 @@ from ldm_jax.runs import kinds
 from ldm_jax.stages import diffuse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LIBRARIES = ("__init__", "base", "paper")  # what recipes are made of
+# What recipes are made of; and student, whose variant is a run (tests/test_student.py).
+LIBRARIES = ("__init__", "base", "paper", "student")
 FILES = {f.stem: f for f in sorted((ROOT / "configs").glob("*.py")) if f.stem not in LIBRARIES}
 SMALL = ("quickstart", "photos", "debug", "taef2", "tasks", "dit")  # not the paper's
 

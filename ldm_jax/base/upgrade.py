@@ -13,6 +13,10 @@ PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; thei
 ADDED = {
     "seed": dict(init_from="", init_grow=False, plugins=[], offload=False)
     | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),
+    "latents": dict(
+        distil=dict(method="", teacher="", guidance=0.0, weaker="")
+        | dict(intervals=50, first=8, huber=1e-3)
+    ),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary=""),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
     "checkpoints.keep": dict(snapshots=0),

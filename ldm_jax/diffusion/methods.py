@@ -77,6 +77,18 @@ def ddpm(grid: Grid) -> Method:
     return Method(calls)
 
 
+@SAMPLERS.register("consistency")
+def consistency(grid: Grid) -> Method:
+    """Predicts x_0 and noises it anew (Song et al. 2023, arXiv 2303.01469, algorithm 1). S calls.
+
+    For students (stages/distil.py), whose prediction is a sample and not the mean of all samples.
+    """
+    _, x_0, z = _symbols(1)
+    return Method(
+        [(step.t, [step.alpha_next * x_0 + step.sigma_next * z]) for step in _steps(grid)]
+    )
+
+
 @SAMPLERS.register("euler")
 def euler(grid: Grid) -> Method:
     """Euler's rule for dy/ds = (y - x_0) / s, y = x / alpha (Karras et al. 2022, eq. 1). S calls.

@@ -73,7 +73,7 @@ class RunMeasures:
 
     @functools.cached_property
     def _stage(self):
-        return self._kind.evaluated(self._config, self._record)
+        return self._kind.judged(self._config, self._record)
 
     @functools.cached_property
     def _held_out(self):

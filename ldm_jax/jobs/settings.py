@@ -59,6 +59,7 @@ def read(wanted: Wanted, **changes) -> Settings:
     config = record_lib.read(wanted.run)
     kinds.expect(config, "diffuse", f"--run={wanted.run}")
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
+    opened.check_guidance(config, sampling.guidance)
     sampling.grid(make_process(**config.process))
     for run in filter(None, (wanted.run, wanted.weaker)):
         snapshots.check(run, wanted.ema)

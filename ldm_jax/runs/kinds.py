@@ -71,6 +71,10 @@ class Kind(abc.ABC):
     def evaluated(self, config, record) -> api.Stage:
         """The stage with its frozen weights, of a run that was trained."""
 
+    def judged(self, config, record) -> api.Stage:
+        """As `evaluated`, with all that the stage's own measures need."""
+        return self.evaluated(config, record)
+
     @abc.abstractmethod
     def batch(self, config, cached: bool = False) -> dict:
         """Shapes of a training batch; `cached`: of a latent cache, where the kind knows any."""

@@ -201,6 +201,7 @@ class SecondStage:
         return {"params": self._params, "frozen": self._frozen}
 
     def _draw(self, n, sampling, output, seed, cond, size, indices, given):
+        check_guidance(self.config, sampling.guidance)
         sampling.grid(self.model.process)
         size = size or (self.config.data.size,) * 2
         cond = dict(cond or {})
@@ -268,6 +269,15 @@ class SecondStage:
                 f"cond['class'] must be {n} ids in 0..{self.num_classes - 1}; got shape {ids.shape}"
                 + (f", first wrong id {wrong.flat[0]}." if wrong.size else ".")
             )
+
+
+def check_guidance(config, guidance: float):
+    """Raises UsageError for guidance of a student, whose weights hold its teacher's."""
+    if guidance != 1.0 and config.distil.method:
+        raise errors.UsageError(
+            f"guidance={guidance}: this run is a student, and its guidance is in its weights: draw "
+            "with guidance 1, or train a student with another config.distil.guidance."
+        )
 
 
 def read_guide(path, params, ema):

@@ -15,7 +15,7 @@ from ldm_jax.models import dit, unet  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser
-from ldm_jax.runs import codecs, conditions, data, kinds, opened
+from ldm_jax.runs import codecs, conditions, data, kinds, opened, teachers
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import diffuse, scaling
 from ldm_jax.stages.sampling import Sampling
@@ -51,6 +51,9 @@ class DiffuseKind(kinds.Kind):
                 f"config.first_stage={config.first_stage}: images have {IMAGE_CHANNELS} channels; "
                 "give 'identity' or the run of a first stage."
             )
+        if config.distil.method:
+            with errors.of("config.process"):
+                teachers.check(config, model)
         _check_latents(config.latents, model.codec.channels)
         model.sampling.method(model.process)
         classes = conditions.classes(config)
@@ -91,10 +94,15 @@ class DiffuseKind(kinds.Kind):
         )
 
     def stage(self, config, frozen, codec=None):
-        return self.model(config, codec).stage(frozen)
+        model = self.model(config, codec)
+        return (teachers.distilled(config, model) if config.distil.method else model).stage(frozen)
 
     def frozen(self, config, codec=None) -> tuple[frozen_lib.Frozen, ...]:
-        """The first stage beneath it, and conditioners' weights from elsewhere."""
+        """The first stage beneath it, conditioners' weights from elsewhere, a student's teacher."""
+        return *self._beneath(config, codec), *teachers.frozen(config, self.model(config, codec))
+
+    def _beneath(self, config, codec=None) -> tuple[frozen_lib.Frozen, ...]:
+        """What drawing needs, too."""
         model, name = self.model(config, codec), config.first_stage
         key = lambda: jax.random.key(0)
 
@@ -156,11 +164,20 @@ class DiffuseKind(kinds.Kind):
     def evaluated(self, config, record):
         if not record.latents:
             raise errors.UsageError(f"{record.shown} was never trained: it holds no latents.json.")
-        weights, _ = frozen_lib.read(self.frozen(config), record.frozen, record.shown)
-        return self.stage(config, weights | scaling.arrays(record.latents))
+        weights, _ = frozen_lib.read(self._beneath(config), record.frozen, record.shown)
+        return self.model(config).stage(weights | scaling.arrays(record.latents))
+
+    def judged(self, config, record):
+        stage = self.evaluated(config, record)
+        weights, _ = frozen_lib.read(
+            teachers.frozen(config, self.model(config)), record.frozen, record.shown
+        )
+        return self.stage(config, stage.frozen | weights)
 
     def _statistics(self, config, source, params, origin, cache) -> dict:
         """Scale and moments of the latents: inherited, given, or measured on some batches."""
+        if theirs := teachers.latents(config, origin["digest"]):
+            return theirs
         if config.init_from:
             inherited = record_lib.Record(config.init_from).latents
             if inherited.pop("origin", {}).get("digest") == origin["digest"]:

@@ -37,6 +37,8 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
     that a scale of every channel is multiplied into the autoencoder's two ends.
     Returns the class to load it with.
     """
+    if config["distil"]["method"]:
+        raise errors.UsageError("This run is a student of few steps: it cannot be exported yet.")
     if config["model"]["name"] == "dit":
         return _write_dit(folder, config, params, first, latents)
     net = params["unet"]

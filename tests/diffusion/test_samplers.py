@@ -17,7 +17,7 @@ PROCESS = make_process()
 TEN = grids.exact(PROCESS, 10)
 MEAN, DEVIATION = 0.7, 0.5
 SHAPE = (4, 4, 3)
-DRAWING = ("ddpm", "euler_ancestral", "dpmpp_2m_sde")
+DRAWING = ("ddpm", "euler_ancestral", "dpmpp_2m_sde", "consistency")
 DISTINCT = [name for name in samplers.SAMPLERS.names() if not name.startswith("euler")]
 KEYS = jax.random.split(jax.random.key(1), 3)
 NOISE = np.random.default_rng(0).normal(size=(1000, 3, *SHAPE)).astype(np.float32)

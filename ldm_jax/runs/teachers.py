@@ -1,0 +1,107 @@
+"""What the run of a student has to do with its teacher's: the model, the weights, what is alike."""
+
+import dataclasses
+
+import jax
+
+from ldm_jax.base import errors, tree
+from ldm_jax.base import record as record_lib
+from ldm_jax.engine import snapshots
+from ldm_jax.runs import frozen as frozen_lib
+from ldm_jax.runs import kinds
+from ldm_jax.stages import distil
+
+KEYS = ("teacher", "weaker")  # of config.distil, runs whose weights are frozen
+
+
+def distilled(config, student):
+    """The stage of a student, a stages.distil value. student: its model, a Diffuse."""
+    options = dict(config.distil)
+    method, path = options.pop("method"), options.pop("teacher")
+    guidance, weaker = options.pop("guidance"), options.pop("weaker")
+    teacher = None
+    if path:
+        own = record_lib.Record(path).config
+        kinds.expect(own, "diffuse", f"config.distil.teacher={path}")
+        teacher = kinds.of(own).model(own, student.codec)
+        guidance = guidance or teacher.sampling.guidance
+        guided = dataclasses.replace(teacher.sampling, guidance=guidance)
+        teacher = dataclasses.replace(teacher, sampling=guided)
+    elif guidance or weaker:
+        key = "guidance" if guidance else "weaker"
+        raise errors.UsageError(
+            f"config.distil.{key}={config.distil[key]} is of a teacher: set config.distil.teacher."
+        )
+    return distil.METHODS.get(method)(student, teacher, config.steps.total, **options)
+
+
+def check(config, student):
+    """Raises UsageError for a teacher that does not fit; touches no device."""
+    distilled(config, student).check()
+    if not (path := config.distil.teacher):
+        return
+    own, said = record_lib.Record(path).config, f"config.distil.teacher={path}"
+    model = kinds.of(own).model(own, student.codec)
+    if missing := set(model.fields) - set(student.fields):
+        raise errors.UsageError(
+            f"{said} is conditioned on {', '.join(sorted(missing))}, which this config is not."
+        )
+    if model.size != student.size:
+        raise errors.UsageError(
+            f"{said} draws images of {model.size} pixels, config.data.size={student.size}."
+        )
+    if weaker := config.distil.weaker:
+        other = record_lib.Record(weaker).config
+        if (other.get("model"), other.get("conditioners")) != (own.model, own.conditioners):
+            raise errors.UsageError(
+                f"config.distil.weaker={weaker} is not a less trained run of the teacher's model: "
+                "its config.model or config.conditioners differ."
+            )
+    rates = [each.get("dropout") for each in own.conditioners.values()]
+    shown = any(own.loss.cond_dropout if rate is None else rate for rate in rates)
+    guidance = config.distil.guidance or own.sample.guidance
+    if guidance != 1.0 and not config.distil.weaker and not shown:
+        raise errors.UsageError(
+            f"{said} cannot be guided by {guidance}: it never saw a null condition (its config has "
+            "loss.cond_dropout=0). Set config.distil.guidance=1, or weaker to a less trained run."
+        )
+
+
+def latents(config, digest: str) -> dict:
+    """How the teacher scales its latents, which its student has to share; {} without a teacher.
+
+    digest: of this run's first stage.
+    """
+    if not (path := config.distil.teacher):
+        return {}
+    theirs = dict(record_lib.Record(path).latents)
+    if theirs.pop("origin", {}).get("digest") != digest:
+        raise errors.UsageError(
+            f"config.distil.teacher={path} was trained on another first stage than "
+            f"config.first_stage={config.first_stage}: both need the same."
+        )
+    return theirs
+
+
+def frozen(config, student) -> tuple[frozen_lib.Frozen, ...]:
+    """The networks that a student is taught by."""
+    if not config.distil.method:
+        return ()
+
+    def one(key, path):
+        own = kinds.of(config).model(record_lib.Record(path).config, student.codec)
+
+        def read():
+            params, step = snapshots.read_params(path, ("denoiser",))
+            return params["denoiser"], {f"{key}_run": path, f"{key}_step": step}
+
+        return frozen_lib.Frozen(
+            name=key,
+            key=key,
+            given=f"config.distil.{key}={path}",
+            read=read,
+            shapes=lambda: jax.eval_shape(lambda: own.init(jax.random.key(0))),
+            digest=tree.digest,
+        )
+
+    return tuple(one(key, config.distil[key]) for key in KEYS if config.distil[key])

@@ -1,0 +1,225 @@
+"""Few-step students: a denoiser learns to reach, in one call, where its teacher's steps end.
+
+Consistency distillation, discrete and guided (Song et al. 2023, arXiv 2303.01469; Luo et al. 2023,
+arXiv 2310.04378), with strides that shrink while training goes on and, without a teacher, the data
+in its place (Geng et al. 2024, arXiv 2406.14548):
+
+    x_t = alpha_t z + sigma_t eps
+    d   = the teacher's guided x_0 at x_t, or z without a teacher
+    x_r = one DDIM step from x_t towards d, k timesteps down; r = t - k, where r < 0 is clean data
+    y   = the student's own x_0 at x_r, without gradient; d itself where r < 0
+    loss = sqrt(|student's x_0 at x_t - y|^2 / gain_t + huber^2) - huber
+
+`Process.to_x0` is the consistency function: for v and the velocity of a flow it is the identity as
+sigma goes to 0, and the division by `gain` makes the error that of the network's output. The
+student's fixed point is its teacher's DDIM of stride k, from any timestep, in one call. It is drawn
+from by the sampler `consistency`, whose calls noise their prediction anew.
+
+`frozen` holds, beside what diffuse.py says, "teacher", the parameters of a second stage, and
+"weaker", those of the run that its autoguidance leads away from, where it has one.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.base import errors, registry
+from ldm_jax.stages import api, scaling
+from ldm_jax.stages.diffuse import TIME_BANDS, Diffuse
+from ldm_jax.stages.sampling import Sampling
+
+METHODS = registry.Registry("method of distillation")
+CALLS = (1, 2, 4)  # of the student, that are drawn beside the teacher while training goes on
+COMPARED = 8  # rows of a batch that are drawn for it
+
+
+@METHODS.register("consistency")
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """The second stage of a student; its player is a denoiser's, so that the run is one.
+
+    teacher: the model whose parameters are frozen["teacher"]; None: the data gives the direction.
+      Its sampling says the guidance that the student learns.
+    total: training steps. intervals: strides from noise to data at the end of them; first: at their
+      beginning, doubled until they are `intervals`, for equal times. huber: the deviation at which
+      the loss turns from squares to lengths, in each row.
+    """
+
+    student: Diffuse
+    teacher: Diffuse | None
+    total: int
+    intervals: int = 50
+    first: int = 8
+    huber: float = 1e-3
+
+    def check(self):
+        """Raises UsageError for what cannot be distilled."""
+        process, teacher = self.student.process, self.teacher
+        if process.prediction == "eps":
+            raise errors.UsageError(
+                "a student cannot predict eps, whose errors grow without bound towards pure noise: "
+                "train its weights on with config.process.prediction=v first."
+            )
+        if not 1 <= self.first <= self.intervals <= process.timesteps:
+            raise errors.UsageError(
+                f"config.distil.first={self.first}, intervals={self.intervals}: needs 1 <= first "
+                f"<= intervals <= {process.timesteps}."
+            )
+        if not self.huber > 0:
+            raise errors.UsageError(f"config.distil.huber={self.huber} must be above 0.")
+        if self.student.sampling.guidance != 1.0:
+            raise errors.UsageError(
+                f"config.sample.guidance={self.student.sampling.guidance}: a student has its "
+                "guidance in its weights (config.distil.guidance); set it to 1."
+            )
+        if not teacher:
+            return
+        ours, theirs = process.tables, teacher.process.tables
+        if np.shape(ours) != np.shape(theirs) or not np.allclose(ours, theirs):
+            raise errors.UsageError(
+                f"config.process.schedule={process.schedule!r} is not the teacher's, "
+                f"{teacher.process.schedule!r}: both need the same noise levels."
+            )
+
+    def stage(self, frozen) -> api.Stage:
+        """frozen: see the module."""
+        plain = self.student.stage(frozen)
+        (player,) = plain.players
+        return dataclasses.replace(
+            plain,
+            players=(dataclasses.replace(player, loss=self.loss),),
+            evaluate=self.evaluate,
+            draw=self.draw,
+            columns={"samples": COMPARED},
+            watched="",
+        )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Numbers of intervals, each for an equal part of the training."""
+        doubled = [self.first]
+        while 2 * doubled[-1] < self.intervals:
+            doubled.append(2 * doubled[-1])
+        return (*doubled, self.intervals) if doubled[-1] < self.intervals else tuple(doubled)
+
+    def loss(self, params, frozen, batch, key, step, shared):
+        """As `Diffuse.denoiser_loss`."""
+        student = self.student
+        encode_key, t_key, eps_key, drop_key, dropout_key = jax.random.split(key, 5)
+        z = student.codec.encode_batch(frozen["first_stage"], batch, encode_key)
+        z = jax.lax.stop_gradient(scaling.scaled(frozen, z))
+        t = student.process.draw_times(t_key, (len(z),))
+        drop = student.denoiser.draw_drop(drop_key, len(z), student.loss.cond_dropout)
+        fields = student.encode_fields(frozen, batch)
+        strides = self.strides
+        intervals = jnp.array(strides)[step * len(strides) // self.total]
+        eps = jax.random.normal(eps_key, z.shape)
+        error = self.error_at(
+            params, frozen, z, t, eps, fields, drop, intervals, dropout_key=dropout_key
+        )
+        loss = jnp.sqrt(error + self.huber**2) - self.huber
+        metrics = {"error": jnp.mean(error), "intervals": jnp.float32(intervals)}
+        return jnp.mean(loss), (metrics | {"latent_std": jnp.std(z)}, shared)
+
+    def error_at(self, params, frozen, z, t, eps, fields, drop, intervals, dropout_key=None):
+        """Mean square of the student's inconsistency over h, w, c, in units of its output; [b]."""
+        process, own = self.student.process, params["denoiser"]
+        r = t - (process.timesteps + intervals - 1) // intervals
+        alpha, sigma = (x[:, None, None, None] for x in (process.alpha(t), process.sigma(t)))
+        pure = np.sqrt(process.variance[-1]) * eps  # as sampling begins
+        top = (t == process.timesteps - 1)[:, None, None, None]
+        x_t = jnp.where(top, pure, alpha * z + sigma * eps)
+        d = jax.lax.stop_gradient(self._direction(frozen, z, x_t, t, fields, drop))
+        predict = functools.partial(self._x0, own, frozen, fields, drop, dropout_key)
+        # A table that is indexed with -1 would give its last entry.
+        clean, back = (r < 0)[:, None, None, None], jnp.maximum(r, 0)
+        alpha_r, sigma_r = process.alpha(back), process.sigma(back)
+        noise = (x_t - alpha * d) / sigma
+        x_r = alpha_r[:, None, None, None] * d + sigma_r[:, None, None, None] * noise
+        y = jax.lax.stop_gradient(jnp.where(clean, d, predict(x_r, back)))
+        square = jnp.mean((predict(x_t, t) - y) ** 2, axis=(1, 2, 3))
+        return square / jnp.asarray(process.gain, jnp.float32)[t]
+
+    def evaluate(self, params, frozen, batch, key):
+        """[b] each: the inconsistency at the last strides, over all timesteps and in each quarter.
+
+        With a teacher also `match_S`: how far the student's samples by S calls are from its
+        teacher's by `intervals` DDIM steps from the same noise (root mean square; 1.4 for unrelated
+        ones of variance 1), and `spread`: the deviation of its one-call samples over that of the
+        teacher's, which falls below 1 where samples collapse. Both are of the batch's first rows.
+        """
+        z = self.student.encode(frozen, batch["image"], jax.random.fold_in(key, TIME_BANDS))
+        fields, bands, b = self.student.encode_fields(frozen, batch), {}, len(z)
+        for band in range(TIME_BANDS):
+            t_key, eps_key = jax.random.split(jax.random.fold_in(key, band))
+            low, high = (self.student.process.timesteps * i // TIME_BANDS for i in (band, band + 1))
+            t = jax.random.randint(t_key, (b,), low, high)
+            eps, drop = jax.random.normal(eps_key, z.shape), jnp.zeros(b, bool)
+            given = params, frozen, z, t, eps, fields, drop, self.intervals
+            bands[f"error_t{low}"] = self.error_at(*given)
+        found = {"error": sum(bands.values()) / TIME_BANDS} | bands
+        if self.teacher:
+            drawn = self._drawn(params, frozen, batch, jax.random.fold_in(key, TIME_BANDS + 1))
+            steps = drawn.pop("teacher")
+            rms = lambda x: jnp.full((b,), jnp.sqrt(jnp.mean(x**2)))
+            found |= {f"match_{calls}": rms(x - steps) for calls, x in drawn.items()}
+            found["spread"] = jnp.full((b,), jnp.std(drawn[1]) / jnp.std(steps))
+        return found
+
+    def draw(self, params, frozen, batch, key):
+        """Samples of the same noise: a row of each number of calls, the teacher's last."""
+        drawn = self._drawn(params, frozen, batch, key)
+        render = functools.partial(self.student.render, frozen, sampling=self.student.sampling)
+        return {"samples": jnp.concatenate([render(z) for z in drawn.values()])}
+
+    def _drawn(self, params, frozen, batch, key) -> dict:
+        """{calls, or "teacher": latents} of the first rows' conditions."""
+        few = jax.tree.map(lambda x: x[:COMPARED], batch)
+        keys = jax.random.split(key, len(few["image"]))
+        size = dict(height=self.student.size, width=self.student.size)
+
+        def drawn(model, own, frozen, sampling):
+            fields = {name: few[name] for name in model.fields}
+            return model.sample(own, frozen, keys, fields, sampling=sampling, **size)
+
+        how = Sampling(sampler="consistency", clip=self.student.sampling.clip)
+        student = functools.partial(drawn, self.student, params["denoiser"], frozen)
+        found = {calls: student(dataclasses.replace(how, steps=calls)) for calls in CALLS}
+        if self.teacher:
+            how = dict(sampler="ddim", spacing="exact", steps=self.intervals)
+            how, theirs = self.teacher.sampling.over(how), self._of_teacher(frozen)
+            found["teacher"] = drawn(self.teacher, frozen["teacher"], theirs, how)
+        return found
+
+    def _x0(self, own, frozen, fields, drop, dropout_key, x, t):
+        """The student's x_0, [b, h, w, c]; dropout, where it has any, drops alike in every call."""
+        collection = {"frozen": frozen["conditioners"]} if frozen.get("conditioners") else {}
+        pred = self.student.denoiser.apply(
+            {"params": own, **collection},
+            x,
+            t,
+            fields,
+            drop,
+            train=dropout_key is not None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
+        )
+        return self.student.process.to_x0(pred, x, t)
+
+    def _direction(self, frozen, z, x_t, t, fields, drop):
+        """Where the step from x_t leads: the teacher's x_0, or the data."""
+        if not self.teacher:
+            return z
+        teacher, theirs, own = self.teacher, self._of_teacher(frozen), frozen["teacher"]
+        cond, null = teacher.condition(own, fields, drop, theirs), None
+        if teacher.sampling.guidance != 1.0:
+            weaker = theirs.get("guide")
+            away = (own, fields, jnp.ones_like(drop)) if weaker is None else (weaker, fields, drop)
+            null = teacher.condition(*away, theirs)
+        return teacher.guided(own, theirs, cond, null, teacher.sampling)(x_t, t)
+
+    def _of_teacher(self, frozen) -> dict:
+        """The frozen weights as the teacher's model takes them."""
+        return frozen | ({"guide": frozen["weaker"]} if "weaker" in frozen else {})

@@ -1,0 +1,185 @@
+"""Laws of students, on a Gaussian, where everything is known.
+
+Of data z ~ N(0, S^2) the best x_0 is a multiple of x_t, DDIM multiplies by numbers, and a network
+that multiplies by a number per timestep can be teacher and student.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ldm_jax.base import errors
+from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.process import make_process
+from ldm_jax.models.backbones import Backbone
+from ldm_jax.models.denoiser import Denoiser
+from ldm_jax.stages.codec import Codec
+from ldm_jax.stages.diffuse import Diffuse, Loss
+from ldm_jax.stages.distil import Consistency
+from ldm_jax.stages.sampling import Sampling
+
+S = 0.5
+PROCESS = make_process(prediction="v")
+ALPHA, SIGMA = PROCESS.tables
+T = PROCESS.timesteps
+N = 50
+FROZEN = {"first_stage": {}, "scale": jnp.float32(1.0)}
+
+
+class Multiplier(Backbone):
+    """The output is x times a number of the timestep."""
+
+    @nn.compact
+    def __call__(self, x, t, tokens=None, vector=None, concat=None, mask=None, train=False):
+        return self.param("numbers", nn.initializers.zeros, (T,))[t][:, None, None, None] * x
+
+
+def model(**changes):
+    changes = {"sampling": Sampling(sampler="consistency", steps=1)} | changes
+    return Diffuse(
+        denoiser=Denoiser(Multiplier(name="net")),
+        process=PROCESS,
+        codec=Codec(None),
+        size=4,
+        loss=Loss("l2", "uniform", 0.0),
+        **changes,
+    )
+
+
+def student(teacher=True, **changes):
+    theirs = model(sampling=Sampling(sampler="ddim", steps=N)) if teacher else None
+    return Consistency(model(), theirs, **{"total": 100, "intervals": N} | changes)
+
+
+def params(x_0):
+    """Those of a network whose x_0 is x_0[t] x_t, by v."""
+    return {"net": {"numbers": jnp.float32((ALPHA - x_0) / SIGMA)}}
+
+
+def best():
+    """What the mean of z at x_t is, as a share of x_t."""
+    return ALPHA * S**2 / (ALPHA**2 * S**2 + SIGMA**2)
+
+
+def composed(intervals):
+    """What x_t is multiplied by on the teacher's way to clean data in strides of T / intervals."""
+    stride, d, found = -(-T // intervals), best(), np.zeros(T)
+    for t in range(T):
+        r = t - stride
+        eps = (1 - ALPHA[t] * d[t]) / SIGMA[t]
+        found[t] = d[t] if r < 0 else found[r] * (ALPHA[r] * d[t] + SIGMA[r] * eps)
+    return found
+
+
+TEACHER = params(best())
+SOLVED = params(composed(N))
+
+
+def errors_of(distil, own, t, intervals=N, frozen=FROZEN | {"teacher": TEACHER}):
+    b = len(t)
+    z = S * jax.random.normal(jax.random.key(1), (b, 4, 4, 3))
+    eps = jax.random.normal(jax.random.key(2), z.shape)
+    given = z, jnp.asarray(t), eps, {}, jnp.zeros(b, bool), intervals
+    return jax.jit(lambda own: distil.error_at({"denoiser": own}, frozen, *given))(own)
+
+
+TIMES = np.array([0, 5, 19, 20, 21, 333, 500, 998, 999])
+
+
+def test_the_student_that_ends_where_its_teachers_steps_end_has_no_error():
+    assert np.all(errors_of(student(), SOLVED, TIMES) < 1e-8)
+    wrong = errors_of(student(), TEACHER, TIMES)
+    assert np.all(wrong[TIMES < 20] < 1e-8)  # one stride from clean data both are the teacher
+    assert np.all(wrong[(TIMES > 20) & (TIMES <= 500)] > 1e-5)
+    assert np.all(errors_of(student(), SOLVED, TIMES[5:7], intervals=8) > 1e-6)  # other strides
+
+
+def test_one_call_of_that_student_is_all_steps_of_the_teacher():
+    keys = samplers.image_keys(0, jnp.arange(2))
+    draw = lambda own, sampling: jax.jit(
+        lambda own: model().sample(own, FROZEN, keys, {}, sampling=sampling, height=4, width=4)
+    )(own)
+    one = draw(SOLVED, Sampling(sampler="consistency", steps=1))
+    all_steps = draw(TEACHER, Sampling(sampler="ddim", steps=N))
+    np.testing.assert_allclose(one, all_steps, atol=1e-4)
+    # by DDIM the student's second call would start beside the data's distribution
+    four = draw(SOLVED, Sampling(sampler="consistency", steps=4))
+    assert np.std(four) == pytest.approx(np.std(one), rel=0.25)
+
+
+def test_gradients_vanish_where_the_student_is_consistent_and_only_there():
+    distil, key = student(total=300, huber=1e-2, first=8), jax.random.key(0)
+    batch = {"image": S * jax.random.normal(jax.random.key(3), (32, 4, 4, 3))}
+    frozen = FROZEN | {"teacher": TEACHER}
+
+    def loss(own, step, key):
+        return distil.loss({"denoiser": own}, frozen, batch, key, step, {})[0]
+
+    gradient = jax.jit(jax.grad(loss))
+    size = lambda own, step: float(
+        jnp.linalg.norm(gradient(own, jnp.int32(step), key)["net"]["numbers"])
+    )
+    assert size(SOLVED, 299) < 0.05 * size(TEACHER, 299)
+    assert size(SOLVED, 0) > size(SOLVED, 299)  # coarser strides want another student
+
+
+def test_strides_double_until_they_are_the_last():
+    assert student().strides == (8, 16, 32, 50)
+    assert student(intervals=8).strides == (8,)
+    assert student(intervals=64).strides == (8, 16, 32, 64)
+
+
+def test_without_a_teacher_the_data_gives_the_direction():
+    """At the data itself: then every student that maps noise to it is consistent."""
+    constant = params(1 / np.maximum(ALPHA, 1e-3))  # x_t / alpha_t, which is z where eps is 0
+    distil = student(teacher=False)
+    z = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
+    given = z, jnp.array([30, 200, 500]), 0.0 * z, {}, jnp.zeros(3, bool), N
+    found = jax.jit(lambda own: distil.error_at({"denoiser": own}, FROZEN, *given))(constant)
+    assert np.all(found < 1e-6)
+
+
+def test_its_own_measures_say_how_near_the_teacher_it_is():
+    distil, frozen = student(intervals=10), FROZEN | {"teacher": TEACHER}
+    batch = {"image": S * jax.random.normal(jax.random.key(3), (8, 4, 4, 3))}
+    measure = jax.jit(
+        lambda own: distil.evaluate({"denoiser": own}, frozen, batch, jax.random.key(0))
+    )
+    near, far = measure(params(composed(10))), measure(TEACHER)
+    assert np.all(near["match_1"] < 1e-4) and np.all(far["match_1"] > 0.1)
+    assert near["spread"][0] == pytest.approx(1.0, abs=1e-3) and far["spread"][0] < 0.5
+    assert near["error"].shape == (8,) and near["error"].mean() < 1e-8
+    drawn = jax.jit(lambda own: distil.draw({"denoiser": own}, frozen, batch, jax.random.key(0)))(
+        TEACHER
+    )
+    assert drawn["samples"].shape == (4 * 8, 4, 4, 3)  # 1, 2, 4 calls and the teacher
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (dict(intervals=4), "first=8, intervals=4"),
+        (dict(intervals=2000), "<= 1000"),
+        (dict(huber=0.0), "huber=0.0"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused(changes, line):
+    with pytest.raises(errors.UsageError, match=line):
+        student(**changes).check()
+
+
+def test_a_student_has_no_guidance_and_does_not_predict_eps():
+    student().check()
+    guided = model(sampling=Sampling(guidance=2.0))
+    with pytest.raises(errors.UsageError, match=r"config.sample.guidance=2.0.*set it to 1"):
+        dataclasses.replace(student(), student=guided).check()
+    of_eps = dataclasses.replace(model(), process=make_process(prediction="eps"))
+    with pytest.raises(errors.UsageError, match="cannot predict eps"):
+        dataclasses.replace(student(), student=of_eps).check()
+    other = dataclasses.replace(model(), process=make_process("cosine", prediction="v"))
+    with pytest.raises(errors.UsageError, match="is not the teacher's, 'cosine'"):
+        dataclasses.replace(student(), teacher=other).check()

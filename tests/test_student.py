@@ -1,0 +1,78 @@
+"""A student of few steps is a run like any other: trained, resumed, drawn from, measured."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from calling import call
+
+import ldm_jax
+from ldm_jax import evaluate, sample, train
+from ldm_jax.base import disk
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FLAGS = ["steps.total=6", "steps.log=2", "steps.eval=6", "steps.checkpoint=3", "eval.records=8"]
+FLAGS += ["distil.intervals=4", "distil.first=2", "optim.denoiser.warmup=1"]
+
+
+def distil(teacher, workdir, *flags) -> int:
+    argv = [f"--config={ROOT}/configs/student.py:{teacher}", f"--workdir={workdir}"]
+    return call(train, *argv, *(f"--config.{flag}" for flag in (*FLAGS, *flags)))
+
+
+@pytest.fixture(scope="module")
+def student(pixel_run, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("student") / "run"
+    assert distil(pixel_run, workdir) == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_it_measures_itself_against_its_teacher_and_records_it(student, pixel_run):
+    lines = disk.read_jsonl(student / "metrics.jsonl")
+    assert [line["intervals"] for line in lines if "intervals" in line] == [2.0, 3.0, 4.0]
+    assert {"val/match_1", "val/match_2", "val/match_4", "val/spread"} <= lines[-1].keys()
+    origin = json.loads((student / "latents.json").read_text())["origin"]
+    assert origin["teacher_run"] == str(pixel_run) and origin["teacher_step"] == 2
+    scale = json.loads((pixel_run / "latents.json").read_text())["scale"]
+    assert json.loads((student / "latents.json").read_text())["scale"] == scale
+
+
+@pytest.mark.slow
+def test_it_draws_without_its_teacher_and_takes_no_guidance(student, tmp_path, refused, capfd):
+    run = ldm_jax.load(student)
+    assert "teacher" not in run.weights["frozen"]
+    drawn = [run.sample(2, sampler="consistency", steps=steps, seed=1) for steps in (1, 2)]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+    argv = [f"--run={student}", f"--out={tmp_path / 'out'}", "--num=8", "--batch_size=8"]
+    assert call(sample, *argv) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert "consistency" in json.dumps(manifest)
+    capfd.readouterr()
+    line = refused(call(sample, *argv[:1], f"--out={tmp_path / 'no'}", "--num=8", "--guidance=2"))
+    assert "guidance=2.0: this run is a student" in line
+
+
+@pytest.mark.slow
+def test_evaluate_measures_it_beside_its_teacher(student, tmp_path):
+    assert call(evaluate, f"--run={student}", f"--out={tmp_path}") == 0
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["match_1"] > 0 and found["spread"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["distil.teacher=", "distil.guidance=2"], "config.distil.guidance=2.0 is of a teacher"),
+        (["process.prediction=eps"], "cannot predict eps"),
+        (["sample.guidance=2"], "config.sample.guidance=2.0"),
+        (["distil.method=magic"], "magic"),
+        (["distil.intervals=1"], "first=2, intervals=1"),
+        (["data.size=32"], "draws images of 16 pixels"),
+        (["process.schedule=cosine"], "is not the teacher's"),
+    ],
+)
+def test_what_cannot_be_is_one_line(pixel_run, tmp_path, refused, flags, line):
+    assert line in refused(distil(pixel_run, tmp_path / "run", *flags))
+    assert not (tmp_path / "run" / "checkpoints").exists()
