@@ -71,6 +71,7 @@ def small():
         first_stages[f] = photos.first_stage()
         channels = SCENES_FIRST[f][0]
         first_stages[f].model.update(mult=mult, z_channels=channels, latent_channels=channels)
+        first_stages[f].model.shortcut = "levels" if f >= 8 else "linear"
     shapes = {
         1: ((1, 1, 2, 2), (8,), 32),
         2: ((1, 2, 2), (4,), 64),

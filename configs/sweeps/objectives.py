@@ -66,10 +66,6 @@ def shapes():
 def photos():
     """Photographs at 64x64; a first stage that starts from its data, denoisers of 10.9M."""
     first, ldm = photographs.first_stage(), photographs.ldm()
-    first.steps.update(total=1_200, eval=600)
-    first.loss.disc_weight = 0.0
-    first.model.shortcut = "linear"
-    first.optim.autoencoder.update(quickstart.MUON)
     ldm.batch_size = 16
     axes = AXES | {"network": transformers(256, 2, depth=10, heads=8)}
     config = _star(4, first, ldm, axes)
