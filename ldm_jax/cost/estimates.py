@@ -147,6 +147,8 @@ class Estimator:
             }
         analysis, limit = compiled.memory_analysis(), self.memory_gib * GIB or self.chip.memory
         self.texts[name] = text = compiled.as_text()
+        parsed, analysed = hlo.parse(text), compiled.cost_analysis() or {}
+        loops = max(hlo.runs(parsed).values(), default=1) > 1
         held = analysis.argument_size_in_bytes
         memory["tiling"] = max(0, held - sum(memory.values()))  # TPUs pad the rows of arrays
         memory["temporaries"] = analysis.temp_size_in_bytes
@@ -158,15 +160,17 @@ class Estimator:
             "memory": memory,
             "memory_limit": limit,
             "compile_seconds": seconds(),
-            "bytes_accessed": (compiled.cost_analysis() or {}).get("bytes accessed", 0.0),
-            **read(hlo.parse(text), self.chip),
+            # The compiler counts the bytes of a loop once: no count is better than a wrong one.
+            "bytes_accessed": 0.0 if loops else analysed.get("bytes accessed", 0.0),
+            **read(parsed, self.chip),
         }
 
     def _roofline(self, part: dict, flops: float) -> dict:
         """Lower bounds of a step's seconds, and the MFU if the largest bound is reached.
 
         The bytes of the memory bound are counted by the compiler, as if every fusion read all its
-        operands from memory. Compilers for GPUs do not count them, and then there is no MFU.
+        operands from memory. Compilers for GPUs do not count them, nor are they known of programs
+        with loops, such as layers that are scanned; then there is no MFU.
         """
         each, chip, found = flops / self.mesh.size, self.chip, {"flops": flops}
         if not chip.flops or "matrix_efficiency" not in part:

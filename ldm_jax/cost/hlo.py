@@ -1,6 +1,6 @@
 """Reads compiled programs as XLA prints them: collectives, matrix operations, copies.
 
-The body of a loop counts once, however often it runs.
+What is in the body of a loop counts as often as the loop runs, see `runs`.
 """
 
 import math
@@ -54,6 +54,37 @@ def parse(text: str) -> dict[str, list[Instruction]]:
     return found
 
 
+def runs(program: dict[str, list[Instruction]]) -> dict[str, int]:
+    """How often each computation runs in one run of the program.
+
+    The condition of a loop of JAX compares its counter with a constant, which is how often it runs;
+    one of another kind counts as once.
+    """
+    callers = {}
+    for name, lines in program.items():
+        for line in lines:
+            body = attribute(line, "body", r"%?([^\s,)]+)")
+            bound = _bound(program.get(attribute(line, "condition", r"%?([^\s,)]+)"), ()))
+            for callee, times in ((body, bound), (called(line), 1)):
+                if callee in program:
+                    callers.setdefault(callee, []).append((name, times))
+    found = {}
+
+    def count(name):
+        if name not in found:
+            each = [times * count(caller) for caller, times in callers.get(name, ())]
+            found[name] = sum(each) or 1
+        return found[name]
+
+    return {name: count(name) for name in program}
+
+
+def _bound(condition) -> int:
+    bounds = [line.text for line in condition if line.opcode == "constant" and line.nbytes == 4]
+    numbers = [int(text[1]) for text in map(re.compile(r"(\d+)\)").match, bounds) if text]
+    return max([1, *numbers])
+
+
 class Collective(NamedTuple):
     """kind: one of COLLECTIVES; nbytes: of a device's result; overlaps: with other computation."""
 
@@ -64,8 +95,8 @@ class Collective(NamedTuple):
 
 def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
     """All collectives. One overlaps with what is scheduled between its start and its end."""
-    found = []
-    for lines in program.values():
+    found, times = [], runs(program)
+    for name, lines in program.items():
         for i, line in enumerate(lines):
             kind = _kind(line, program)
             if kind is None or line.opcode.endswith("-done"):
@@ -77,7 +108,8 @@ def collectives(program: dict[str, list[Instruction]]) -> list[Collective]:
                 ends = (k for k in range(i + 1, len(lines)) if line.name in lines[k].operands)
                 done = next((k for k in ends if lines[k].opcode.endswith("-done")), i)
                 between = lines[i + 1 : done]
-            found.append(Collective(kind, size, any(other.opcode in WORK for other in between)))
+            overlaps = any(other.opcode in WORK for other in between)
+            found += times[name] * [Collective(kind, size, overlaps)]
     return found
 
 
@@ -101,17 +133,18 @@ def matrix_work(program: dict[str, list[Instruction]], side: int) -> list[Matrix
     as one product for each tap of its window. If the window is as large as an image, as in the
     gradient of a kernel, it counts as one product whose k runs over the taps.
     """
-    found = []
-    for lines in program.values():
+    found, times_of = [], runs(program)
+    for name, lines in program.items():
         shapes = {line.name: line.shapes[0] for line in lines if line.shapes}
         for line in lines:
             if line.opcode in ("convolution", "dot") and all(o in shapes for o in line.operands):
-                a, b = (shapes[name] for name in line.operands[:2])
+                a, b = (shapes[operand] for operand in line.operands[:2])
                 product = _convolution if line.opcode == "convolution" else _dot
                 m, k, n, times = product(line, a, b)
                 fill = lambda size, unit: -(-size // unit) * unit
                 padded = times * 2.0 * fill(m, 8) * fill(k, side) * fill(n, side)
-                found.append(Matrix(line.name, times * 2.0 * m * k * n, padded, a.dtype))
+                one = Matrix(line.name, times * 2.0 * m * k * n, padded, a.dtype)
+                found += times_of[name] * [one]
     return found
 
 
@@ -125,10 +158,11 @@ class Move(NamedTuple):
 
 def moves(program: dict[str, list[Instruction]]) -> list[Move]:
     """Copies and transposes that are not part of a fusion, so that they cost time of their own."""
+    times = runs(program)
     return [
         Move(line.opcode, place(line), line.nbytes)
         for name, lines in program.items()
-        for line in lines
+        for line in times[name] * lines
         if line.opcode in ("copy", "transpose") and "fused" not in name
     ]
 

@@ -46,7 +46,7 @@ def _of_program(estimate: dict):
         speed = f"{estimate['images_per_second_estimate']:.4g} images/s"
         yield f"roofline: {speed}, MFU {estimate['mfu_estimate']:.1%} ({bounds})"
     elif known:
-        yield f"at least: {bounds}; this compiler does not count what memory moves"
+        yield f"at least: {bounds}; the compiler does not count what memory moves here"
     yield f"compiled in {estimate['compile_seconds']:.0f} s"
 
 

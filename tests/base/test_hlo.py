@@ -105,3 +105,12 @@ def test_a_collective_overlaps_with_what_is_scheduled_before_its_end():
         hlo.Collective("all-gather", 64 * 4, overlaps=False),
     ]
     assert hlo.moves(hlo.parse(BEGUN)) == [hlo.Move("transpose", "a/b/c/turn", 64)]
+
+
+def test_the_body_of_a_loop_counts_as_often_as_it_runs():
+    def looped(w, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    program = hlo.parse(compiled(looped, (12, 64, 64), (8, 64)))
+    assert sum(work.flops for work in hlo.matrix_work(program, 1)) == 12 * 2 * 8 * 64 * 64
+    assert set(hlo.runs(program).values()) == {1, 12}
