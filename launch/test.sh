@@ -11,4 +11,4 @@ source launch/environment.sh
 "$python" -m ruff format --check .
 [ $# -gt 0 ] || LDM_PYTHON="$python" bash launch/wheel.sh
 # Two processes, a file of tests to each: what they share is made once a file.
-"$python" -m pytest -n 2 --dist loadfile "$@"
+"$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
