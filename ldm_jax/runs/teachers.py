@@ -32,7 +32,7 @@ def distilled(config, student):
         raise errors.UsageError(
             f"config.distil.{key}={config.distil[key]} is of a teacher: set config.distil.teacher."
         )
-    return distil.METHODS.get(method)(student, teacher, config.steps.total, **options)
+    return distil.METHODS.call(method, student, teacher, config.steps.total, **options)
 
 
 def check(config, student):

@@ -31,6 +31,7 @@ from ldm_jax.stages import api, scaling
 from ldm_jax.stages.diffuse import TIME_BANDS, Diffuse
 from ldm_jax.stages.sampling import Sampling
 
+# (student, teacher, total, **its own options) -> a value with `check` and `stage`
 METHODS = registry.Registry("method of distillation")
 CALLS = (1, 2, 4)  # of the student, that are drawn beside the teacher while training goes on
 COMPARED = 8  # rows of a batch that are drawn for it
