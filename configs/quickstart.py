@@ -1,4 +1,4 @@
-"""Some ten minutes on two CPU cores: coloured shapes at 32x32, f = 4, class-conditional.
+"""Ten to twelve minutes on two CPU cores: coloured shapes at 32x32, f = 4, class-conditional.
 
     bash launch/quickstart.sh
 

@@ -9,7 +9,6 @@ drawn from with guidance 1. Steps and learning rate are for small networks; 1e-4
 parameters and more.
 """
 
-from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.base import record as record_lib
 
@@ -27,4 +26,4 @@ def get_config(arg=None):
         config.sample.update(rescale=0.0, interval=())
         config.steps.update(total=2_000, eval=500, checkpoint=500)
         config.optim.denoiser.update(lr=3e-4, schedule="cosine", warmup=100, ema=0.999, clip=1.0)
-    return config_lib.from_dict(config.to_dict())
+    return config

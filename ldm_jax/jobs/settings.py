@@ -12,7 +12,7 @@ from ldm_jax.base import errors, platforms
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import snapshots
-from ldm_jax.runs import kinds, opened
+from ldm_jax.runs import conditions, kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
 
@@ -71,9 +71,7 @@ def read(wanted: Wanted, **changes) -> Settings:
 
 def untrained_null(config, guidance: float) -> str:
     """A warning where guidance leads away from a null condition that training never showed."""
-    rates = [conditioner.get("dropout") for conditioner in config.conditioners.values()]
-    shown = any(config.loss.cond_dropout if rate is None else rate for rate in rates)
-    if guidance == 1.0 or shown or not rates:
+    if guidance == 1.0 or conditions.shows_null(config) or not config.conditioners:
         return ""
     return (
         f"warning: guidance={guidance} leads away from the null condition, which this run never "

@@ -62,6 +62,12 @@ def make(config: ConfigDict, source=None, fields=None, codec=None) -> conditions
     return conditions.Conditions(tuple(makers), tuple(dict.fromkeys(wanted)), tuple(framing))
 
 
+def shows_null(config: ConfigDict) -> bool:
+    """Whether training shows the null condition, which guidance leads away from."""
+    rates = [conditioner.get("dropout") for conditioner in config.conditioners.values()]
+    return any(config.loss.cond_dropout if rate is None else rate for rate in rates)
+
+
 def classes(config: ConfigDict) -> int:
     """Classes that a run is conditioned on, under whatever label; 0: none."""
     return num_classes(config.get("conditioners", {}))

@@ -7,8 +7,8 @@ import jax
 from ldm_jax.base import errors, tree
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
+from ldm_jax.runs import conditions, kinds
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.runs import kinds
 from ldm_jax.stages import distil
 
 KEYS = ("teacher", "weaker")  # of config.distil, runs whose weights are frozen
@@ -57,10 +57,12 @@ def check(config, student):
                 f"config.distil.weaker={weaker} is not a less trained run of the teacher's model: "
                 "its config.model or config.conditioners differ."
             )
-    rates = [each.get("dropout") for each in own.conditioners.values()]
-    shown = any(own.loss.cond_dropout if rate is None else rate for rate in rates)
     guidance = config.distil.guidance or own.sample.guidance
-    if guidance != 1.0 and not config.distil.weaker and not shown:
+    if weaker and guidance == 1.0:
+        raise errors.UsageError(
+            f"config.distil.weaker={weaker} does nothing at guidance 1: set config.distil.guidance."
+        )
+    if guidance != 1.0 and not weaker and not conditions.shows_null(own):
         raise errors.UsageError(
             f"{said} cannot be guided by {guidance}: it never saw a null condition (its config has "
             "loss.cond_dropout=0). Set config.distil.guidance=1, or weaker to a less trained run."

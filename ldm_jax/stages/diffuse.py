@@ -161,6 +161,12 @@ class Diffuse:
 
     def denoiser_loss(self, params, frozen, batch, key, step, shared):
         """The weighted error of the prediction at one random timestep a row."""
+        z, *given = self.draw_training(frozen, batch, key)
+        loss, error = self.loss_at(params, z, *given, frozen)
+        return loss, ({"error": jnp.mean(error), "latent_std": jnp.std(z)}, shared)
+
+    def draw_training(self, frozen, batch, key):
+        """(z, t, eps, fields, drop, key of dropout) of a batch: what a step trains at."""
         encode_key, t_key, eps_key, drop_key, dropout_key = jax.random.split(key, 5)
         # Gradients stop here: the first stage is frozen.
         z = self.codec.encode_batch(frozen["first_stage"], batch, encode_key)
@@ -168,9 +174,7 @@ class Diffuse:
         t = self.process.draw_times(t_key, (len(z),))
         drop = self.denoiser.draw_drop(drop_key, len(z), self.loss.cond_dropout)
         eps = jax.random.normal(eps_key, z.shape)
-        fields = self.encode_fields(frozen, batch)
-        loss, error = self.loss_at(params, z, t, eps, fields, drop, dropout_key, frozen)
-        return loss, ({"error": jnp.mean(error), "latent_std": jnp.std(z)}, shared)
+        return z, t, eps, self.encode_fields(frozen, batch), drop, dropout_key
 
     def loss_at(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
         """The loss at given timesteps and noise, a scalar, and the error of every row, [b].
@@ -197,22 +201,36 @@ class Diffuse:
 
     def error_at(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
         """Mean distance between prediction and target over h, w, c; [b]."""
-        pred = self.denoiser.apply(
+        x_t = self.process.corrupt(z, t, eps)
+        pred = self.predict_trained(params, x_t, t, fields, drop, dropout_key, frozen)
+        distance = DISTANCES.get(self.loss.distance)(pred - self.process.target(z, eps, t))
+        return jnp.mean(distance, axis=(1, 2, 3))
+
+    def predict_trained(self, params, x_t, t, fields, drop, dropout_key=None, frozen=None):
+        """The network's output with its conditioners', which train too; {player: tree} as params.
+
+        dropout_key: of the network's dropout, None for none.
+        """
+        return self.denoiser.apply(
             {"params": params["denoiser"], **_collection(frozen)},
-            self.process.corrupt(z, t, eps),
+            x_t,
             t,
             fields,
             drop,
             train=dropout_key is not None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
-        distance = DISTANCES.get(self.loss.distance)(pred - self.process.target(z, eps, t))
-        return jnp.mean(distance, axis=(1, 2, 3))
 
     def evaluate(self, params, frozen, batch, key):
-        """The unweighted error, [b], over all timesteps (`error`) and in each quarter of them.
+        """The unweighted error, [b], over all timesteps (`error`) and in each quarter of them."""
+        error_at = functools.partial(self.error_at, params, frozen=frozen)
+        return self.in_bands(error_at, frozen, batch, key)
+
+    def in_bands(self, error_at, frozen, batch, key) -> dict:
+        """An error, [b], over all timesteps (`error`) and in each quarter (`error_t0`, ...).
 
         Latents are drawn from the posterior, as in training, so their noise counts here too.
+        error_at: (z, t, eps, fields, drop) -> [b].
         """
         z = self.encode(frozen, batch["image"], jax.random.fold_in(key, TIME_BANDS))
         fields, bands = self.encode_fields(frozen, batch), {}
@@ -221,8 +239,7 @@ class Diffuse:
             low, high = (self.process.timesteps * i // TIME_BANDS for i in (band, band + 1))
             t = jax.random.randint(t_key, (len(z),), low, high)
             eps = jax.random.normal(eps_key, z.shape)
-            given = dict(drop=jnp.zeros(len(z), bool), frozen=frozen)
-            bands[f"error_t{low}"] = self.error_at(params, z, t, eps, fields, **given)
+            bands[f"error_t{low}"] = error_at(z, t, eps, fields, jnp.zeros(len(z), bool))
         return {"error": sum(bands.values()) / TIME_BANDS} | bands
 
     def draw(self, params, frozen, batch, key):
@@ -272,8 +289,7 @@ class Diffuse:
         if cond is None:
             cond = self.condition(params, fields, drop, frozen)
         if null is None and sampling.guidance != 1.0:
-            away = (frozen["guide"], fields, drop) if "guide" in frozen else (params, fields, ~drop)
-            null = self.condition(*away, frozen)
+            null = self.away(params, frozen, fields, drop)
         tiling = sampling.tiling(self, height, width)
         denoise = self.guided(params, frozen, cond, null, sampling, tiling)
         if sampling.clip:
@@ -284,6 +300,12 @@ class Diffuse:
         x = grid.pure(noise) if init is None else grid.noised(init, noise)
         method = sampling.method(self.process)
         return samplers.solve(method, denoise, x, keys=keys, trace=trace)
+
+    def away(self, params, frozen, fields, drop) -> Cond:
+        """What guidance leads away from: the null condition, or the same for a weaker denoiser."""
+        if "guide" in frozen:
+            return self.condition(frozen["guide"], fields, drop, frozen)
+        return self.condition(params, fields, jnp.ones_like(drop), frozen)
 
     def guided(self, params, frozen, cond: Cond, null: Cond | None, sampling, tiling=None):
         """(x [b, ...], t [b]) -> x_0 under `cond`, with the guidance that `sampling` asks for.

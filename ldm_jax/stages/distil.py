@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import errors, registry
-from ldm_jax.stages import api, scaling
+from ldm_jax.stages import api
 from ldm_jax.stages.diffuse import TIME_BANDS, Diffuse
 from ldm_jax.stages.sampling import Sampling
 
@@ -108,33 +108,28 @@ class Consistency:
 
     def loss(self, params, frozen, batch, key, step, shared):
         """As `Diffuse.denoiser_loss`."""
-        student = self.student
-        encode_key, t_key, eps_key, drop_key, dropout_key = jax.random.split(key, 5)
-        z = student.codec.encode_batch(frozen["first_stage"], batch, encode_key)
-        z = jax.lax.stop_gradient(scaling.scaled(frozen, z))
-        t = student.process.draw_times(t_key, (len(z),))
-        drop = student.denoiser.draw_drop(drop_key, len(z), student.loss.cond_dropout)
-        fields = student.encode_fields(frozen, batch)
+        z, *given = self.student.draw_training(frozen, batch, key)
         strides = self.strides
         intervals = jnp.array(strides)[step * len(strides) // self.total]
-        eps = jax.random.normal(eps_key, z.shape)
-        error = self.error_at(
-            params, frozen, z, t, eps, fields, drop, intervals, dropout_key=dropout_key
-        )
+        error = self.error_at(params, frozen, intervals, z, *given)
         loss = jnp.sqrt(error + self.huber**2) - self.huber
         metrics = {"error": jnp.mean(error), "intervals": jnp.float32(intervals)}
         return jnp.mean(loss), (metrics | {"latent_std": jnp.std(z)}, shared)
 
-    def error_at(self, params, frozen, z, t, eps, fields, drop, intervals, dropout_key=None):
+    def error_at(self, params, frozen, intervals, z, t, eps, fields, drop, dropout_key=None):
         """Mean square of the student's inconsistency over h, w, c, in units of its output; [b]."""
-        process, own = self.student.process, params["denoiser"]
+        process = self.student.process
         r = t - (process.timesteps + intervals - 1) // intervals
         alpha, sigma = (x[:, None, None, None] for x in (process.alpha(t), process.sigma(t)))
         pure = np.sqrt(process.variance[-1]) * eps  # as sampling begins
         top = (t == process.timesteps - 1)[:, None, None, None]
         x_t = jnp.where(top, pure, alpha * z + sigma * eps)
         d = jax.lax.stop_gradient(self._direction(frozen, z, x_t, t, fields, drop))
-        predict = functools.partial(self._x0, own, frozen, fields, drop, dropout_key)
+
+        def predict(x, t):  # dropout, where there is any, drops alike in both calls
+            own = self.student.predict_trained(params, x, t, fields, drop, dropout_key, frozen)
+            return process.to_x0(own, x, t)
+
         # A table that is indexed with -1 would give its last entry.
         clean, back = (r < 0)[:, None, None, None], jnp.maximum(r, 0)
         alpha_r, sigma_r = process.alpha(back), process.sigma(back)
@@ -152,22 +147,15 @@ class Consistency:
         ones of variance 1), and `spread`: the deviation of its one-call samples over that of the
         teacher's, which falls below 1 where samples collapse. Both are of the batch's first rows.
         """
-        z = self.student.encode(frozen, batch["image"], jax.random.fold_in(key, TIME_BANDS))
-        fields, bands, b = self.student.encode_fields(frozen, batch), {}, len(z)
-        for band in range(TIME_BANDS):
-            t_key, eps_key = jax.random.split(jax.random.fold_in(key, band))
-            low, high = (self.student.process.timesteps * i // TIME_BANDS for i in (band, band + 1))
-            t = jax.random.randint(t_key, (b,), low, high)
-            eps, drop = jax.random.normal(eps_key, z.shape), jnp.zeros(b, bool)
-            given = params, frozen, z, t, eps, fields, drop, self.intervals
-            bands[f"error_t{low}"] = self.error_at(*given)
-        found = {"error": sum(bands.values()) / TIME_BANDS} | bands
+        error_at = functools.partial(self.error_at, params, frozen, self.intervals)
+        found = self.student.in_bands(error_at, frozen, batch, key)
         if self.teacher:
             drawn = self._drawn(params, frozen, batch, jax.random.fold_in(key, TIME_BANDS + 1))
             steps = drawn.pop("teacher")
-            rms = lambda x: jnp.full((b,), jnp.sqrt(jnp.mean(x**2)))
+            every = functools.partial(jnp.full, (len(batch["image"]),))
+            rms = lambda x: every(jnp.sqrt(jnp.mean(x**2)))
             found |= {f"match_{calls}": rms(x - steps) for calls, x in drawn.items()}
-            found["spread"] = jnp.full((b,), jnp.std(drawn[1]) / jnp.std(steps))
+            found["spread"] = every(jnp.std(drawn[1]) / jnp.std(steps))
         return found
 
     def draw(self, params, frozen, batch, key):
@@ -195,20 +183,6 @@ class Consistency:
             found["teacher"] = drawn(self.teacher, frozen["teacher"], theirs, how)
         return found
 
-    def _x0(self, own, frozen, fields, drop, dropout_key, x, t):
-        """The student's x_0, [b, h, w, c]; dropout, where it has any, drops alike in every call."""
-        collection = {"frozen": frozen["conditioners"]} if frozen.get("conditioners") else {}
-        pred = self.student.denoiser.apply(
-            {"params": own, **collection},
-            x,
-            t,
-            fields,
-            drop,
-            train=dropout_key is not None,
-            rngs={} if dropout_key is None else {"dropout": dropout_key},
-        )
-        return self.student.process.to_x0(pred, x, t)
-
     def _direction(self, frozen, z, x_t, t, fields, drop):
         """Where the step from x_t leads: the teacher's x_0, or the data."""
         if not self.teacher:
@@ -216,9 +190,7 @@ class Consistency:
         teacher, theirs, own = self.teacher, self._of_teacher(frozen), frozen["teacher"]
         cond, null = teacher.condition(own, fields, drop, theirs), None
         if teacher.sampling.guidance != 1.0:
-            weaker = theirs.get("guide")
-            away = (own, fields, jnp.ones_like(drop)) if weaker is None else (weaker, fields, drop)
-            null = teacher.condition(*away, theirs)
+            null = teacher.away(own, theirs, fields, drop)
         return teacher.guided(own, theirs, cond, null, teacher.sampling)(x_t, t)
 
     def _of_teacher(self, frozen) -> dict:

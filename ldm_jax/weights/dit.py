@@ -105,10 +105,6 @@ def diffusers_config(model: dict, channels: int, size: int, classes: int) -> dic
     }
 
 
-def time_offset(model: dict) -> int:
-    return model.get("time_offset", DiT.time_offset)
-
-
 def open_checkpoint(checkpoint, heads: int = 0) -> Foreign:
     """An official checkpoint (DiT-XL-2-256x256.pt and the like); its sizes are its arrays'.
 

@@ -25,6 +25,11 @@ def open_checkpoint(folder) -> Foreign:
     if (folder / "model_index.json").is_file():
         return _pipeline(folder)
     config = folders.read_json(folder / "config.json")
+    return _reader(folder, config)(folder, config)
+
+
+def _reader(folder, config):
+    """The function that reads a model's folder, by its class."""
     readers = dict.fromkeys(("AutoencoderKL", "VQModel"), _first_stage)
     readers |= dict.fromkeys(("UNet2DModel", "UNet2DConditionModel"), _unet)
     readers |= dict.fromkeys(("DiTTransformer2DModel", "Transformer2DModel"), _dit)
@@ -32,7 +37,7 @@ def open_checkpoint(folder) -> Foreign:
     if name not in readers:
         known = ", ".join(readers)
         raise errors.UsageError(f"{folder}: class {name!r} is not supported; {known} are.")
-    return readers[name](folder, config)
+    return readers[name]
 
 
 def _pipeline(folder) -> Foreign:
@@ -49,14 +54,8 @@ def _pipeline(folder) -> Foreign:
     encoder = within_it(diffusers.CLASSES, "bert", "text_encoder")
     scheduler = folders.read_json(folder / "scheduler" / "scheduler_config.json")
     config = folders.read_json(folder / network / "config.json")
-    if network == "unet":
-        return _unet(folder / network, config, first, scheduler, encoder)
-    kind = config.get("_class_name")
-    if not (kind == "DiTTransformer2DModel" or config.get("norm_type") == "ada_norm_zero"):
-        raise errors.UsageError(
-            f"{folder}: its transformer, a {kind}, is not supported; DiTTransformer2DModel is."
-        )
-    return _dit(folder / network, config, first, scheduler)
+    read = _reader(folder / network, config)
+    return read(folder / network, config, first, scheduler, encoder)
 
 
 def _first_stage(folder, config) -> Foreign:

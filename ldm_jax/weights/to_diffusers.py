@@ -194,7 +194,7 @@ def _write_dit(folder, config, params, first, latents) -> str:
         {"dit": net, "conditioners_class": table}, dit.diffusers_table(config["model"])
     )
     _write_model(folder / "transformer", about, state)
-    offset = dit.time_offset(config["model"])
+    offset = config["model"].get("time_offset", 0)
     scheduler = _write_scheduler(folder, schedulers.config_of(config, offset))
     if not first:
         return "its parts, each by its own class"

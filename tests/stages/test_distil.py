@@ -83,7 +83,7 @@ def errors_of(distil, own, t, intervals=N, frozen=FROZEN | {"teacher": TEACHER})
     b = len(t)
     z = S * jax.random.normal(jax.random.key(1), (b, 4, 4, 3))
     eps = jax.random.normal(jax.random.key(2), z.shape)
-    given = z, jnp.asarray(t), eps, {}, jnp.zeros(b, bool), intervals
+    given = intervals, z, jnp.asarray(t), eps, {}, jnp.zeros(b, bool)
     return jax.jit(lambda own: distil.error_at({"denoiser": own}, frozen, *given))(own)
 
 
@@ -138,7 +138,7 @@ def test_without_a_teacher_the_data_gives_the_direction():
     constant = params(1 / np.maximum(ALPHA, 1e-3))  # x_t / alpha_t, which is z where eps is 0
     distil = student(teacher=False)
     z = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
-    given = z, jnp.array([30, 200, 500]), 0.0 * z, {}, jnp.zeros(3, bool), N
+    given = N, z, jnp.array([30, 200, 500]), 0.0 * z, {}, jnp.zeros(3, bool)
     found = jax.jit(lambda own: distil.error_at({"denoiser": own}, FROZEN, *given))(constant)
     assert np.all(found < 1e-6)
 
