@@ -20,7 +20,7 @@ def get_config(arg=None):
     config = record_lib.Record(arg).config
     with config.unlocked():
         config.init_from, config.init_grow = arg, False
-        config.distil.update(method="consistency", teacher=arg)
+        config.distil.update(method="consistency", teacher=config.distil.teacher or arg)
         config.loss.cond_dropout = 0.0
         config.sample.update(sampler="consistency", spacing="exact", steps=2, eta=0.0, guidance=1.0)
         config.sample.update(rescale=0.0, interval=())

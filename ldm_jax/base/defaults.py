@@ -203,13 +203,15 @@ def ldm() -> ConfigDict:
         logvar_features=0,  # learned: linear in so many features of t; 0: a number per timestep
     )
     config.distil = dict(  # a student of few steps, see stages/distil.py; configs/student.py
-        method="",  # consistency; "" trains plainly
+        method="",  # consistency | distribution; "" trains plainly
         teacher="",  # the run of a second stage; "": the data gives the direction
         guidance=0.0,  # the teacher's, which the student learns; 0: that of its config.sample
         weaker="",  # a run that the teacher's guidance leads away from (autoguidance)
-        intervals=50,  # strides from noise to data, at the end of the training
+        intervals=50,  # consistency: strides from noise to data, at the end of the training
         first=8,  # and at its beginning
         huber=1e-3,  # deviation at which squares of errors turn to lengths
+        calls=(1, 2, 4),  # distribution: numbers of calls that the student learns to sample by
+        critic_steps=5,  # steps of the critic for one of the student
     )
     config.sample = dict(
         sampler="ddim",

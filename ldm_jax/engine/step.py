@@ -159,8 +159,8 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
             after = optax.apply_updates(before[0], updates), opt
             if player.after:
                 after = player.after(after[0], grads[name], jax.random.fold_in(key, AFTER)), opt
-            if player.begins:
-                rest = functools.partial(jnp.where, step < player.begins)
+            if player.begins or player.every > 1:
+                rest = functools.partial(jnp.where, ~_acts(player, step))
                 after = jax.tree.map(rest, (before[0], _rested(before[1])), after)
             new["params"][name], new["opt"][name] = after
             if own.average:
@@ -170,13 +170,18 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
                     length: own.lengths[length](average, new["params"][name], step)
                     for length, average in state["longer"][name].items()
                 }
-            metrics[f"{name}/grad_norm"] = optax.tree.norm(grads[name])
+            metrics[f"{name}/grad_norm"] = player.every * optax.tree.norm(grads[name])
         # A value that is not finite spoils no weight: the step counts, and changes nothing else.
         good = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
         old = state | {"step": new["step"]}
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old), metrics
 
     return train_step
+
+
+def _acts(player, step):
+    """Whether a player learns in this step."""
+    return (step >= player.begins) & (step % player.every == 0)
 
 
 def _rested(opt):
@@ -196,10 +201,29 @@ def _gradients(players, gather, params, frozen, batch, key, step):
             return player.loss(everyone, frozen, batch, key, step, shared)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        if player.every > 1:
+            grad_fn = _sometimes(grad_fn, step % player.every == 0, player.every)
         (loss, (extra, shared)), grads[player.name] = grad_fn(params[player.name])
         shared = jax.lax.stop_gradient(shared)
         metrics |= {f"{player.name}/loss": loss, **extra}
     return grads, metrics
+
+
+def _sometimes(grad_fn, acts, every: int):
+    """`grad_fn` where `acts`, its values times `every`; elsewhere zeros, which cost nothing.
+
+    So the mean over `every` steps is what a loss is.
+    """
+
+    def found(own):
+        (loss, (extra, shared)), grads = grad_fn(own)
+        loss, extra = jax.tree.map(lambda x: every * x, (loss, extra))
+        return (loss, (extra, shared)), grads
+
+    def none(own):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, own))
+
+    return lambda own: jax.lax.cond(acts, found, none, own)
 
 
 def _mean_gradients(gradients, parts: int, params, frozen, batch, key, step):

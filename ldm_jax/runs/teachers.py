@@ -9,7 +9,7 @@ from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
 from ldm_jax.runs import conditions, kinds
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import distil
+from ldm_jax.stages import distil, distribution  # noqa: F401  (registers itself)
 
 KEYS = ("teacher", "weaker")  # of config.distil, runs whose weights are frozen
 
@@ -37,7 +37,9 @@ def distilled(config, student):
 
 def check(config, student):
     """Raises UsageError for a teacher that does not fit; touches no device."""
-    distilled(config, student).check()
+    stage = distilled(config, student)
+    stage.check()
+    _check_players({player.name for player in stage.players({})}, config)
     if not (path := config.distil.teacher):
         return
     own, said = record_lib.Record(path).config, f"config.distil.teacher={path}"
@@ -67,6 +69,18 @@ def check(config, student):
             f"{said} cannot be guided by {guidance}: it never saw a null condition (its config has "
             "loss.cond_dropout=0). Set config.distil.guidance=1, or weaker to a less trained run."
         )
+
+
+def _check_players(learn: set, config):
+    """Raises UsageError unless config.optim has an optimizer of each of those that `learn`."""
+    method = f"config.distil.method={config.distil.method}"
+    if missing := sorted(learn.difference(config.optim)):
+        raise errors.UsageError(
+            f"{method} trains a {missing[0]}, too, for which there is no "
+            f"config.optim.{missing[0]}: start from configs/{config.distil.method}.py."
+        )
+    if idle := sorted(set(config.optim) - learn):
+        raise errors.UsageError(f"config.optim.{idle[0]} does nothing with {method}: delete it.")
 
 
 def latents(config, digest: str) -> dict:

@@ -20,6 +20,9 @@ class Player:
       shape.
     begins: the step from which it learns. Before it the player rests, and so does its optimizer:
       Adam would otherwise count the gradients of 0 that came before, and overshoot.
+    every: it learns in one step of so many, from step 0, and rests in the others as before it
+      begins; nor is its loss computed there. Its metrics are logged times `every` in that step and
+      0 in the others, so that their means over `every` steps are right.
     measure: () -> arrays that the parameters of a new run start from, measured on its data, the
       same on every host; None where they start at random alone.
     averaged: whether a run that starts from another run starts this player from its average.
@@ -37,6 +40,7 @@ class Player:
     loss: Callable[..., tuple]
     measure: Callable[[], Tree] | None = None
     begins: int = 0
+    every: int = 1
     averaged: bool = False
     after: Callable[..., Tree] | None = None
 

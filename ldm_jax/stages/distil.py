@@ -34,27 +34,23 @@ from ldm_jax.stages.sampling import Sampling
 # (student, teacher, total, **its own options) -> a value with `check` and `stage`
 METHODS = registry.Registry("method of distillation")
 CALLS = (1, 2, 4)  # of the student, that are drawn beside the teacher while training goes on
+STEPS = 50  # of the teacher, which they are held against
 COMPARED = 8  # rows of a batch that are drawn for it
 
 
-@METHODS.register("consistency")
 @dataclasses.dataclass(frozen=True)
-class Consistency:
-    """The second stage of a student; its player is a denoiser's, so that the run is one.
+class Distilled:
+    """The second stage of a student; what every method of distillation has.
 
-    teacher: the model whose parameters are frozen["teacher"]; None: the data gives the direction.
-      Its sampling says the guidance that the student learns.
-    total: training steps. intervals: strides from noise to data at the end of them; first: at their
-      beginning, doubled until they are `intervals`, for equal times. huber: the deviation at which
-      the loss turns from squares to lengths, in each row.
+    Its player "denoiser" is a second stage's, so that the run is one.
+
+    teacher: the model whose parameters are frozen["teacher"]; its sampling says the guidance that
+      the student learns. total: training steps.
     """
 
     student: Diffuse
     teacher: Diffuse | None
     total: int
-    intervals: int = 50
-    first: int = 8
-    huber: float = 1e-3
 
     def check(self):
         """Raises UsageError for what cannot be distilled."""
@@ -64,13 +60,6 @@ class Consistency:
                 "a student cannot predict eps, whose errors grow without bound towards pure noise: "
                 "train its weights on with config.process.prediction=v first."
             )
-        if not 1 <= self.first <= self.intervals <= process.timesteps:
-            raise errors.UsageError(
-                f"config.distil.first={self.first}, intervals={self.intervals}: needs 1 <= first "
-                f"<= intervals <= {process.timesteps}."
-            )
-        if not self.huber > 0:
-            raise errors.UsageError(f"config.distil.huber={self.huber} must be above 0.")
         if self.student.sampling.guidance != 1.0:
             raise errors.UsageError(
                 f"config.sample.guidance={self.student.sampling.guidance}: a student has its "
@@ -87,16 +76,121 @@ class Consistency:
 
     def stage(self, frozen) -> api.Stage:
         """frozen: see the module."""
-        plain = self.student.stage(frozen)
-        (player,) = plain.players
         return dataclasses.replace(
-            plain,
-            players=(dataclasses.replace(player, loss=self.loss),),
+            self.student.stage(frozen),
+            players=self.players(frozen),
             evaluate=self.evaluate,
             draw=self.draw,
             columns={"samples": COMPARED},
             watched="",
         )
+
+    @property
+    def steps(self) -> int:
+        """DDIM steps of the teacher whose samples the student's are held against."""
+        return STEPS
+
+    def players(self, frozen) -> tuple[api.Player, ...]:
+        """Whoever learns; frozen: as `stage` has it."""
+        raise NotImplementedError
+
+    def evaluate(self, params, frozen, batch, key):
+        """With a teacher, [b] each, all of the batch's first rows and alike in every row:
+
+        `match_S`: how far the student's samples by S calls are from its teacher's by `steps` of
+        DDIM from the same noise (root mean square; 1.4 for unrelated ones of variance 1).
+        `spread`: the deviation of its one-call samples over that of the teacher's, which falls
+        below 1 where samples collapse. `drift`: how far the means of their channels lie apart.
+        """
+        if not self.teacher:
+            return {}
+        drawn = self._drawn(params, frozen, batch, jax.random.fold_in(key, TIME_BANDS + 1))
+        steps = drawn.pop("teacher")
+        rms = lambda x: jnp.sqrt(jnp.mean(x**2))
+        mean = functools.partial(jnp.mean, axis=(0, 1, 2))
+        found = {f"match_{calls}": rms(x - steps) for calls, x in drawn.items()}
+        found["spread"] = jnp.std(drawn[1]) / jnp.std(steps)
+        found["drift"] = rms(mean(drawn[1]) - mean(steps))
+        return {name: jnp.full((len(batch["image"]),), value) for name, value in found.items()}
+
+    def draw(self, params, frozen, batch, key):
+        """Samples of the same noise: a row of each number of calls, the teacher's last."""
+        drawn = self._drawn(params, frozen, batch, key)
+        render = functools.partial(self.student.render, frozen, sampling=self.student.sampling)
+        return {"samples": jnp.concatenate([render(z) for z in drawn.values()])}
+
+    def _drawn(self, params, frozen, batch, key) -> dict:
+        """{calls, or "teacher": latents} of the first rows' conditions."""
+        few = jax.tree.map(lambda x: x[:COMPARED], batch)
+        keys = jax.random.split(key, len(few["image"]))
+        size = dict(height=self.student.size, width=self.student.size)
+
+        def drawn(model, own, frozen, sampling):
+            fields = {name: few[name] for name in model.fields}
+            return model.sample(own, frozen, keys, fields, sampling=sampling, **size)
+
+        how = Sampling(sampler="consistency", clip=self.student.sampling.clip)
+        student = functools.partial(drawn, self.student, params["denoiser"], frozen)
+        found = {calls: student(dataclasses.replace(how, steps=calls)) for calls in CALLS}
+        if self.teacher:
+            how = dict(sampler="ddim", spacing="exact", steps=self.steps)
+            how, theirs = self.teacher.sampling.over(how), self.of_teacher(frozen)
+            found["teacher"] = drawn(self.teacher, frozen["teacher"], theirs, how)
+        return found
+
+    def noised(self, z, t, eps):
+        """Latents at timesteps t, as sampling meets them: the last one is noise alone."""
+        process = self.student.process
+        top = (t == process.timesteps - 1)[:, None, None, None]
+        return jnp.where(top, np.sqrt(process.variance[-1]) * eps, process.corrupt(z, t, eps))
+
+    def direction(self, frozen, x_t, t, fields, drop):
+        """The teacher's guided x_0 at x_t."""
+        teacher, theirs, own = self.teacher, self.of_teacher(frozen), frozen["teacher"]
+        cond, null = teacher.condition(own, fields, drop, theirs), None
+        if teacher.sampling.guidance != 1.0:
+            null = teacher.away(own, theirs, fields, drop)
+        return teacher.guided(own, theirs, cond, null, teacher.sampling)(x_t, t)
+
+    def of_teacher(self, frozen) -> dict:
+        """The frozen weights as the teacher's model takes them."""
+        return frozen | ({"guide": frozen["weaker"]} if "weaker" in frozen else {})
+
+
+
+@METHODS.register("consistency")
+@dataclasses.dataclass(frozen=True)
+class Consistency(Distilled):
+    """Consistency distillation, see the module. teacher: None lets the data give the direction.
+
+    intervals: strides from noise to data at the end of the training; first: at its beginning,
+      doubled until they are `intervals`, for equal times. huber: the deviation at which the loss
+      turns from squares to lengths, in each row.
+    """
+
+    intervals: int = 50
+    first: int = 8
+    huber: float = 1e-3
+
+    def check(self):
+        """Raises UsageError for what cannot be distilled."""
+        super().check()
+        timesteps = self.student.process.timesteps
+        if not 1 <= self.first <= self.intervals <= timesteps:
+            raise errors.UsageError(
+                f"config.distil.first={self.first}, intervals={self.intervals}: needs 1 <= first "
+                f"<= intervals <= {timesteps}."
+            )
+        if not self.huber > 0:
+            raise errors.UsageError(f"config.distil.huber={self.huber} must be above 0.")
+
+    @property
+    def steps(self) -> int:
+        """Those whose end is the student's fixed point."""
+        return self.intervals
+
+    def players(self, frozen):
+        return (api.Player("denoiser", self.student.init, self.loss),)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -121,10 +215,9 @@ class Consistency:
         process = self.student.process
         r = t - (process.timesteps + intervals - 1) // intervals
         alpha, sigma = (x[:, None, None, None] for x in (process.alpha(t), process.sigma(t)))
-        pure = np.sqrt(process.variance[-1]) * eps  # as sampling begins
-        top = (t == process.timesteps - 1)[:, None, None, None]
-        x_t = jnp.where(top, pure, alpha * z + sigma * eps)
-        d = jax.lax.stop_gradient(self._direction(frozen, z, x_t, t, fields, drop))
+        x_t, d = self.noised(z, t, eps), z
+        if self.teacher:
+            d = jax.lax.stop_gradient(self.direction(frozen, x_t, t, fields, drop))
 
         def predict(x, t):  # dropout, where there is any, drops alike in both calls
             own = self.student.predict_trained(params, x, t, fields, drop, dropout_key, frozen)
@@ -140,59 +233,7 @@ class Consistency:
         return square / jnp.asarray(process.gain, jnp.float32)[t]
 
     def evaluate(self, params, frozen, batch, key):
-        """[b] each: the inconsistency at the last strides, over all timesteps and in each quarter.
-
-        With a teacher also `match_S`: how far the student's samples by S calls are from its
-        teacher's by `intervals` DDIM steps from the same noise (root mean square; 1.4 for unrelated
-        ones of variance 1), and `spread`: the deviation of its one-call samples over that of the
-        teacher's, which falls below 1 where samples collapse. Both are of the batch's first rows.
-        """
+        """Also the inconsistency at the last strides, over all timesteps and in each quarter."""
         error_at = functools.partial(self.error_at, params, frozen, self.intervals)
         found = self.student.in_bands(error_at, frozen, batch, key)
-        if self.teacher:
-            drawn = self._drawn(params, frozen, batch, jax.random.fold_in(key, TIME_BANDS + 1))
-            steps = drawn.pop("teacher")
-            every = functools.partial(jnp.full, (len(batch["image"]),))
-            rms = lambda x: every(jnp.sqrt(jnp.mean(x**2)))
-            found |= {f"match_{calls}": rms(x - steps) for calls, x in drawn.items()}
-            found["spread"] = every(jnp.std(drawn[1]) / jnp.std(steps))
-        return found
-
-    def draw(self, params, frozen, batch, key):
-        """Samples of the same noise: a row of each number of calls, the teacher's last."""
-        drawn = self._drawn(params, frozen, batch, key)
-        render = functools.partial(self.student.render, frozen, sampling=self.student.sampling)
-        return {"samples": jnp.concatenate([render(z) for z in drawn.values()])}
-
-    def _drawn(self, params, frozen, batch, key) -> dict:
-        """{calls, or "teacher": latents} of the first rows' conditions."""
-        few = jax.tree.map(lambda x: x[:COMPARED], batch)
-        keys = jax.random.split(key, len(few["image"]))
-        size = dict(height=self.student.size, width=self.student.size)
-
-        def drawn(model, own, frozen, sampling):
-            fields = {name: few[name] for name in model.fields}
-            return model.sample(own, frozen, keys, fields, sampling=sampling, **size)
-
-        how = Sampling(sampler="consistency", clip=self.student.sampling.clip)
-        student = functools.partial(drawn, self.student, params["denoiser"], frozen)
-        found = {calls: student(dataclasses.replace(how, steps=calls)) for calls in CALLS}
-        if self.teacher:
-            how = dict(sampler="ddim", spacing="exact", steps=self.intervals)
-            how, theirs = self.teacher.sampling.over(how), self._of_teacher(frozen)
-            found["teacher"] = drawn(self.teacher, frozen["teacher"], theirs, how)
-        return found
-
-    def _direction(self, frozen, z, x_t, t, fields, drop):
-        """Where the step from x_t leads: the teacher's x_0, or the data."""
-        if not self.teacher:
-            return z
-        teacher, theirs, own = self.teacher, self._of_teacher(frozen), frozen["teacher"]
-        cond, null = teacher.condition(own, fields, drop, theirs), None
-        if teacher.sampling.guidance != 1.0:
-            null = teacher.away(own, theirs, fields, drop)
-        return teacher.guided(own, theirs, cond, null, teacher.sampling)(x_t, t)
-
-    def _of_teacher(self, frozen) -> dict:
-        """The frozen weights as the teacher's model takes them."""
-        return frozen | ({"guide": frozen["weaker"]} if "weaker" in frozen else {})
+        return found | super().evaluate(params, frozen, batch, key)

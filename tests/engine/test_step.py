@@ -160,3 +160,23 @@ def test_moments_kept_in_the_hosts_memory_train_alike():
 def fit_column(params, frozen, batch, key, now, shared):
     error = (batch["x"] @ params["fit"]["w"])[:, 0] - frozen["target"]
     return jnp.mean(error**2), ({}, {})
+
+
+def test_a_player_that_learns_now_and_then_rests_with_its_optimizer_in_between():
+    """Every third step is Adam's next one, and the means of its metrics over three are true."""
+    state, train = make((dataclasses.replace(FIT, every=3), FOLLOW))
+    plain, each = make((FIT, FOLLOW))
+    for now in range(7):
+        before = state["params"]["fit"]["w"]
+        state, metrics = train(state, FROZEN, BATCH, jax.random.key(1))
+        if now % 3 == 0:
+            plain, expected = each(plain, FROZEN, BATCH, jax.random.key(1))
+            np.testing.assert_allclose(
+                state["params"]["fit"]["w"], plain["params"]["fit"]["w"], rtol=1e-5
+            )
+            for name in ("fit/loss", "fit/grad_norm", "error"):
+                assert float(metrics[name]) == pytest.approx(3 * float(expected[name]), rel=1e-5)
+        else:
+            np.testing.assert_array_equal(state["params"]["fit"]["w"], before)
+            assert metrics["fit/loss"] == metrics["fit/grad_norm"] == 0
+    assert int(state["step"]) == 7

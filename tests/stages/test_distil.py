@@ -20,6 +20,7 @@ from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.diffuse import Diffuse, Loss
 from ldm_jax.stages.distil import Consistency
+from ldm_jax.stages.distribution import Distribution
 from ldm_jax.stages.sampling import Sampling
 
 S = 0.5
@@ -183,3 +184,72 @@ def test_a_student_has_no_guidance_and_does_not_predict_eps():
     other = dataclasses.replace(model(), process=make_process("cosine", prediction="v"))
     with pytest.raises(errors.UsageError, match="is not the teacher's, 'cosine'"):
         dataclasses.replace(student(), teacher=other).check()
+
+
+def matched(**changes):
+    theirs = model(sampling=Sampling(sampler="ddim", steps=N))
+    return Distribution(model(), theirs, **{"total": 100} | changes)
+
+
+def mapped(deviation):
+    """Of a student that maps noise of every level to samples of this deviation."""
+    return params(deviation / np.sqrt(ALPHA**2 * S**2 + SIGMA**2))
+
+
+def denoising(deviation):
+    """Of the best critic of samples of this deviation."""
+    return params(ALPHA * deviation**2 / (ALPHA**2 * deviation**2 + SIGMA**2))
+
+
+def test_a_student_moves_to_its_teachers_distribution_and_rests_there():
+    distil, frozen = matched(calls=(1,)), FROZEN | {"teacher": TEACHER}
+    batch = {"image": S * jax.random.normal(jax.random.key(3), (32, 4, 4, 3))}
+
+    def loss(own, critic):
+        both = {"denoiser": own, "critic": critic}
+        return distil.loss(both, frozen, batch, jax.random.key(0), 0, {})[0]
+
+    gradient = jax.jit(jax.grad(loss))
+    # v's share of x_0 is -sigma: a larger number means smaller samples.
+    slope = lambda *given: float(gradient(*given)["net"]["numbers"][-1])
+    assert slope(mapped(2 * S), denoising(2 * S)) < -1e-3
+    assert slope(mapped(S / 2), denoising(S / 2)) > 1e-3
+    assert abs(slope(mapped(S), denoising(S))) < 1e-7
+    assert abs(slope(mapped(2 * S), TEACHER)) < 1e-7  # a critic that sees no difference
+
+
+def test_the_critic_learns_what_the_students_samples_are():
+    distil, frozen = matched(calls=(1, 2)), FROZEN | {"teacher": TEACHER}
+    assert distil.levels == (999, 999, 499)
+    batch = {"image": S * jax.random.normal(jax.random.key(3), (64, 4, 4, 3))}
+
+    @jax.jit
+    def loss(critic, own):
+        both = {"denoiser": own, "critic": critic}
+        return distil.critic_loss(both, frozen, batch, jax.random.key(0), 0, {})[0]
+
+    for own in (S, 2 * S):
+        found = {d: float(loss(denoising(d), mapped(own))) for d in (S / 2, S, 2 * S, 3 * S)}
+        assert min(found, key=found.get) == own
+    to_student = jax.grad(lambda own: loss(TEACHER, own))(mapped(S))
+    assert not np.any(to_student["net"]["numbers"])
+
+
+def test_the_critic_starts_as_the_teacher_and_the_student_learns_in_one_step_of_five():
+    denoiser, critic = matched().players(FROZEN | {"teacher": TEACHER})
+    assert (denoiser.every, critic.every) == (5, 1)
+    assert critic.init(jax.random.key(0), critic.measure()) is TEACHER
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (dict(teacher=None), "config.distil.method=distribution needs config.distil.teacher"),
+        (dict(calls=()), r"config.distil.calls=\(\)"),
+        (dict(calls=(0,)), "0"),
+        (dict(critic_steps=0), "critic_steps=0"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused(changes, line):
+    with pytest.raises(errors.UsageError, match=line):
+        dataclasses.replace(matched(), **changes).check()

@@ -1,0 +1,23 @@
+"""A student of few calls whose pictures are distributed as its teacher's (distribution matching).
+
+    python -m ldm_jax.train --config=configs/student.py:TEACHER --workdir=STUDENT
+    python -m ldm_jax.train --config=configs/distribution.py:STUDENT --workdir=RUN
+    python -m ldm_jax.sample --run=RUN --out=DIR --num=64 --steps=1
+
+It starts from a student that configs/student.py made, and has its teacher; a plain second stage in
+its place is start and teacher at once. One step in five trains the student, every step its critic.
+Steps and learning rates are for small networks; 2e-6 suits 300M parameters (Yin et al. 2024).
+"""
+
+from configs import base, student
+
+
+def get_config(arg=None):
+    """arg: the run to start from."""
+    config = student.get_config(arg)
+    learns = dict(lr=1e-4, schedule="cosine", warmup=50, clip=1.0)
+    with config.unlocked():
+        config.distil.method = "distribution"
+        config.optim.denoiser.update(learns, ema=0.998)
+        config.optim.critic = base.optimizer(**learns)
+    return config
