@@ -36,7 +36,7 @@ def main(args, overrides):
     out, rows = pathlib.Path(args.out), []
     process = make_process(**record_lib.read(args.run).process)
     for name, spacing, most in itertools.product(args.samplers, args.spacings, args.calls):
-        calls = lambda steps, n=name, s=spacing: Sampling(n, steps, spacing=s).calls(process)
+        calls = lambda steps, n=name, s=spacing: len(Sampling(n, steps, spacing=s).method(process))
         steps = max(steps for steps in range(1, most + 1) if calls(steps) <= most)
         how = [f"--sampler={name}", f"--spacing={spacing}", f"--steps={steps}"]
         rows.append({"sampler": name, "spacing": spacing, "calls": most})

@@ -157,7 +157,6 @@ class Distilled:
         return frozen | ({"guide": frozen["weaker"]} if "weaker" in frozen else {})
 
 
-
 @METHODS.register("consistency")
 @dataclasses.dataclass(frozen=True)
 class Consistency(Distilled):

@@ -93,7 +93,7 @@ class Distribution(Distilled):
         return (fake - real) / jnp.maximum(distance, 1e-6)
 
     def critic_loss(self, params, frozen, batch, key, step, shared):
-        """The loss that the teacher was trained by, on the student's samples in the data's place."""
+        """The teacher's own training loss, on the student's samples in the data's place."""
         draw_key, t_key, eps_key = jax.random.split(key, 3)
         x_0, *given = self._samples(params, frozen, batch, draw_key)
         t = self.teacher.process.draw_times(t_key, (len(x_0),))
