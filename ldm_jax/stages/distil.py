@@ -15,6 +15,9 @@ sigma goes to 0, and the division by `gain` makes the error that of the network'
 student's fixed point is its teacher's DDIM of stride k, from any timestep, in one call. It is drawn
 from by the sampler `consistency`, whose calls noise their prediction anew.
 
+A student may be told its guidance (the conditioner `scalar`): then every row has its own, in which
+its teacher is guided. It is measured and shown at that of its `config.sample`.
+
 `frozen` holds, beside what diffuse.py says, "teacher", the parameters of a second stage, and
 "weaker", those of the run that its autoguidance leads away from, where it has one.
 """
@@ -43,7 +46,7 @@ class Consistency:
     """The second stage of a student; its player is a denoiser's, so that the run is one.
 
     teacher: the model whose parameters are frozen["teacher"]; None: the data gives the direction.
-      Its sampling says the guidance that the student learns.
+      Its sampling says the guidance that the student learns, unless the student is told its own.
     total: training steps. intervals: strides from noise to data at the end of them; first: at their
       beginning, doubled until they are `intervals`, for equal times. huber: the deviation at which
       the loss turns from squares to lengths, in each row.
@@ -71,7 +74,7 @@ class Consistency:
             )
         if not self.huber > 0:
             raise errors.UsageError(f"config.distil.huber={self.huber} must be above 0.")
-        if self.student.sampling.guidance != 1.0:
+        if self.student.sampling.guidance != 1.0 and not self.student.denoiser.told:
             raise errors.UsageError(
                 f"config.sample.guidance={self.student.sampling.guidance}: a student has its "
                 "guidance in its weights (config.distil.guidance); set it to 1."
@@ -174,7 +177,8 @@ class Consistency:
             fields = {name: few[name] for name in model.fields}
             return model.sample(own, frozen, keys, fields, sampling=sampling, **size)
 
-        how = Sampling(sampler="consistency", clip=self.student.sampling.clip)
+        own = self.student.sampling
+        how = Sampling(sampler="consistency", clip=own.clip, guidance=own.guidance)
         student = functools.partial(drawn, self.student, params["denoiser"], frozen)
         found = {calls: student(dataclasses.replace(how, steps=calls)) for calls in CALLS}
         if self.teacher:
@@ -189,9 +193,10 @@ class Consistency:
             return z
         teacher, theirs, own = self.teacher, self._of_teacher(frozen), frozen["teacher"]
         cond, null = teacher.condition(own, fields, drop, theirs), None
-        if teacher.sampling.guidance != 1.0:
+        scale = fields.get("guidance")  # of each row, where the student is told it
+        if scale is not None or teacher.sampling.guidance != 1.0:
             null = teacher.away(own, theirs, fields, drop)
-        return teacher.guided(own, theirs, cond, null, teacher.sampling)(x_t, t)
+        return teacher.guided(own, theirs, cond, null, teacher.sampling, scale=scale)(x_t, t)
 
     def _of_teacher(self, frozen) -> dict:
         """The frozen weights as the teacher's model takes them."""
