@@ -5,8 +5,8 @@ other keys of `config.model` and which is called as
 
     (x [b, h, w, c], t [b], tokens, vector, concat, mask, time, train) -> [b, h, w, out_channels]
 
-with those parts of a `conditioners.Cond` that are there. Another backbone is one file: it inherits `Backbone` and
-overrides what differs.
+with those parts of a `conditioners.Cond` that are there. Another backbone is one file: it inherits
+`Backbone` and overrides what differs.
 """
 
 from typing import Any, ClassVar

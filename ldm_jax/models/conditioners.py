@@ -322,7 +322,7 @@ class Inpainting(Conditioner):
 
 @CONDITIONERS.register("scalar")
 class ScalarEmbedder(Conditioner):
-    """The scale of guidance, told to a student of many (Meng et al. 2023, arXiv 2210.03142, sec. 4).
+    """The scale of guidance, as a student of many is told it (Meng et al. 2023, arXiv 2210.03142).
 
     batch["guidance"]: float [b] -> Cond.time [b, width]: sinusoids of 1000 (scale - 1), then a
     dense layer without bias, zero at the start, so that a network that is new to it keeps its

@@ -129,7 +129,7 @@ class Diffuse:
         return tuple(self.denoiser.latent_of.get(name, name) for name in own)
 
     def example(self, b: int, height: int, width: int) -> dict:
-        """Zeros in the shapes of the fields that are not told; dropped they are the null condition."""
+        """Zeros in the shapes of all fields but told ones; dropped, they are the null condition."""
         latent = (b, *self.latent_shape(height, width))
         fields = self.denoiser.example((b, height, width, 3), latent)
         return {name: zeros for name, zeros in fields.items() if name not in self.denoiser.told}
@@ -325,8 +325,9 @@ class Diffuse:
     ):
         """(x [b, ...], t [b]) -> x_0 under `cond`, with the guidance that `sampling` asks for.
 
-        scale: [b], each row's own in the place of that of `sampling`. It leads away from the same network under `null`; or, where frozen["guide"] holds the
+        It leads away from the same network under `null`; or, where frozen["guide"] holds the
         parameters of a weaker one, from that one, whose condition `null` is then (autoguidance).
+        scale: [b], each row's own in the place of that of `sampling`.
         """
         predict = functools.partial(self.predict_x0, tiling=tiling)
         strong = functools.partial(predict, params)
