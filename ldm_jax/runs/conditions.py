@@ -50,6 +50,8 @@ def make(config: ConfigDict, source=None, fields=None, codec=None) -> conditions
     for label, conditioner in kind.conditioners(config).items():
         example = jax.eval_shape(lambda c=conditioner, i=image, z=latent: c.example(i, z))
         shapes = {field: array.shape[1:] for field, array in example.items()}
+        for field in conditioner.told:  # how is drawn, which no record says
+            del shapes[field]
         for field, picture in conditioner.latent_of.items():
             del shapes[field]
             shapes[picture] = image[1:]
