@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ldm_jax.base import upgrade
@@ -47,6 +48,14 @@ class Denoiser(nn.Module):
         rates = [c.dropout for c in self.conditioners]
         columns = [together if p is None else draw(i, p) for i, p in enumerate(rates)]
         return jnp.stack(columns, axis=1) if columns else together
+
+    @nn.nowrap
+    def drop_of(self, other, drop):
+        """Of another denoiser that reads some of the same fields, what `drop` is of this one."""
+        if drop.ndim == 1:
+            return drop
+        column = {conditioner.fields: i for i, conditioner in enumerate(self.conditioners)}
+        return drop[:, np.array([column[c.fields] for c in other.conditioners], int)]
 
     def draw_told(self, key, b: int) -> dict:
         """{field: [b]} of what rows of a training batch are told, where its bounds are known."""

@@ -192,6 +192,7 @@ class Consistency:
         if not self.teacher:
             return z
         teacher, theirs, own = self.teacher, self._of_teacher(frozen), frozen["teacher"]
+        drop = self.student.denoiser.drop_of(teacher.denoiser, drop)
         cond, null = teacher.condition(own, fields, drop, theirs), None
         scale = fields.get("guidance")  # of each row, where the student is told it
         if scale is not None or teacher.sampling.guidance != 1.0:
