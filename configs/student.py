@@ -5,8 +5,9 @@
 
 TEACHER is a run that predicts v, x0 or flow. The student starts from its average and learns its
 guidance, --config.distil.guidance or that of the teacher's config.sample, for good: a student is
-drawn from with guidance 1. Steps and learning rate are for small networks; 1e-4 suits 50M
-parameters and more.
+drawn from with guidance 1. With --config.distil.guidance=1,8 it learns every guidance from 1 to 8
+and is told which when it draws, sample --guidance=3, with no second row for it. Steps and learning
+rate are for small networks; 1e-4 suits 50M parameters and more.
 """
 
 from ldm_jax.base import errors

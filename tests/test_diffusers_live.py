@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 
 import ldm_jax  # noqa: E402
 from ldm_jax.data import bytepairs  # noqa: E402
+from ldm_jax.diffusion import samplers  # noqa: E402
 from ldm_jax.runs import conditions as conditions_of  # noqa: E402
 
 NOISE = np.random.default_rng(1).normal(size=(2, 8, 8, 2)).astype(np.float32)
@@ -151,8 +153,11 @@ def test_their_ldm_pipeline_becomes_a_run(tmp_path, monkeypatch):
     close(images, want, 1e-3)
 
 
-def stable_diffusion(tmp_path):
-    """A StableDiffusionPipeline with its text encoder and tokenizer, small and random."""
+def stable_diffusion(tmp_path, kind=diffusers.StableDiffusionPipeline, scheduler=None, **changes):
+    """A pipeline of that kind with its text encoder and tokenizer, small and random.
+
+    changes: of the UNet.
+    """
     import transformers
 
     letters = sorted(ByteLevel.alphabet())
@@ -191,11 +196,12 @@ def stable_diffusion(tmp_path):
         cross_attention_dim=12,
         attention_head_dim=(2, 4),
         sample_size=8,
+        **changes,
     )
-    return diffusers.StableDiffusionPipeline(
+    return kind(
         vae=randomised(vae),
         unet=randomised(unet),
-        scheduler=diffusers.DDIMScheduler(**SCHEDULER),
+        scheduler=scheduler or diffusers.DDIMScheduler(**SCHEDULER),
         text_encoder=randomised(transformers.CLIPTextModel(clip)),
         tokenizer=tokenizer,
         safety_checker=None,
@@ -231,6 +237,93 @@ def test_a_stable_diffusion_folder_is_sampled_from_prompts_and_goes_back(tmp_pat
     convert_ok("export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'back'}")
     back = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "back")
     np.testing.assert_allclose(prompted(back, prompts), prompted(pipe, prompts), atol=1e-4)
+
+
+def same_noise(monkeypatch, shape):
+    """LCMScheduler draws what `run.sample(len(NOISE), seed=0)` does, call after call."""
+    keys = samplers.image_keys(0, jnp.arange(len(NOISE)))
+    calls = iter(range(50))
+    draw = lambda *args, **kwargs: theirs(samplers.step_noise(keys, next(calls), shape))
+    monkeypatch.setattr(diffusers.schedulers.scheduling_lcm, "randn_tensor", draw)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_a_latent_consistency_model_is_sampled_from_prompts_and_goes_back(
+    tmp_path, monkeypatch, steps
+):
+    """Of one network row whatever the guidance, on the grid of the 50 timesteps that it knows."""
+    kind = diffusers.LatentConsistencyModelPipeline
+    scheduler = diffusers.LCMScheduler(beta_start=0.0015, beta_end=0.0195)
+    pipe = stable_diffusion(tmp_path, kind, scheduler, time_cond_proj_dim=256)
+    pipe.save_pretrained(tmp_path / "pipe")
+    convert_ok("diffusers", f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'run'}")
+    run = ldm_jax.load(tmp_path / "run")
+    sample, prompts = run.config.sample, ["a Red  circle, 2", ""]
+    assert (sample.sampler, sample.spacing, sample.steps, sample.guidance) == (
+        *("consistency", "lcm", 4),
+        8.5,
+    )
+    cond = conditions_of.make(run.config).of_prompts(prompts)
+    for guidance in (1.0, 7.5):
+        how = dict(guidance_scale=guidance, num_inference_steps=steps, output_type="np")
+
+        def prompted(pipe, how=how):
+            same_noise(monkeypatch, NOISE.shape[1:])
+            return 2 * pipe(prompts, latents=theirs(NOISE), **how).images - 1
+
+        how = dict(sampler="consistency", spacing="lcm", noise=NOISE, cond=cond)
+        want = prompted(pipe)
+        close(run.sample(2, steps=steps, guidance=guidance, **how), want, 1e-4)
+    convert_ok("export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'back'}")
+    back = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "back")
+    assert isinstance(back, kind)
+    np.testing.assert_allclose(prompted(back), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("told", [True, False])
+def test_an_exported_student_draws_what_the_run_draws(tmp_path, monkeypatch, told, steps):
+    given = {"class": dict(name="class", num_classes=5, width=8)}
+    if told:
+        given["guidance"] = dict(name="scalar", width=16, bounds=(1.0, 6.0))
+    more = {"sample.sampler": "consistency", "distil.method": "consistency"}
+    run, out = export(tmp_path, "first_stage", given, **more)
+    index = json.loads((out / "model_index.json").read_text())
+    kind = "LatentConsistencyModelPipeline" if told else "StableDiffusionPipeline"
+    assert index["_class_name"] == kind
+    parts = dict(text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None)
+    pipe = getattr(diffusers, kind).from_pretrained(out, **parts)
+    tokens = run._cond(FIELDS["class"], 2, (16, 16), run.model.tell(2)).tokens
+    guidance = 4.0 if told else 1.0
+    same_noise(monkeypatch, NOISE.shape[1:])
+    images = pipe(
+        prompt_embeds=torch.from_numpy(np.asarray(tokens)),
+        latents=theirs(NOISE),
+        guidance_scale=guidance,
+        num_inference_steps=steps,
+        output_type="np",
+    ).images
+    how = dict(sampler="consistency", guidance=guidance, noise=NOISE, cond=FIELDS["class"])
+    close(2 * images - 1, run.sample(2, steps=steps, **how), 1e-4)
+    t, own = np.array([3, 700]), {"class": np.array([1, 4])}
+    features = dict(timestep_cond=w_of(pipe, guidance, len(t))) if told else {}
+    with torch.no_grad():
+        net = pipe.unet(theirs(NOISE), torch.from_numpy(t), torch.tensor(tokens), **features)
+    close(ours(net.sample), run.denoise(NOISE, t, own, guidance), 1e-5)
+
+
+def w_of(pipe, guidance, b):
+    """As LatentConsistencyModelPipeline tells its network the guidance."""
+    w = torch.tensor(guidance - 1.0).repeat(b)
+    return pipe.get_guidance_scale_embedding(w, embedding_dim=pipe.unet.config.time_cond_proj_dim)
+
+
+def test_an_exported_unconditional_student_is_an_ldm_pipeline(tmp_path, monkeypatch):
+    more = {"sample.sampler": "consistency", "distil.method": "consistency"}
+    run, out = export(tmp_path, "vq", {}, **UNCONDITIONAL | more)
+    same_noise(monkeypatch, NOISE.shape[1:])
+    images = sampled(diffusers.LDMPipeline.from_pretrained(out), 4, monkeypatch, NOISE)
+    close(images, run.sample(2, sampler="consistency", steps=4, noise=NOISE), 1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

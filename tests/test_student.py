@@ -64,7 +64,7 @@ def test_evaluate_measures_it_beside_its_teacher(student, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["distil.teacher=", "distil.guidance=2"], "config.distil.guidance=2.0 is of a teacher"),
+        (["distil.teacher=", "distil.guidance=2"], "config.distil.guidance=2 is of a teacher"),
         (["process.prediction=eps"], "cannot predict eps"),
         (["sample.guidance=2"], "config.sample.guidance=2.0"),
         (["distil.method=magic"], "magic"),

@@ -205,7 +205,9 @@ def ldm() -> ConfigDict:
     config.distil = dict(  # a student of few steps, see stages/distil.py; configs/student.py
         method="",  # consistency | distribution; "" trains plainly
         teacher="",  # the run of a second stage; "": the data gives the direction
-        guidance=0.0,  # the teacher's, which the student learns; 0: that of its config.sample
+        # The teacher's, which the student learns, 0: that of its config.sample; or (low, high), and
+        # the student is told any guidance between them when it draws.
+        guidance=config_lib.one_or_several(0.0),
         weaker="",  # a run that the teacher's guidance leads away from (autoguidance)
         intervals=50,  # consistency: strides from noise to data, at the end of the training
         first=8,  # and at its beginning

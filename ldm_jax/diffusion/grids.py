@@ -12,6 +12,7 @@ from ldm_jax.base.registry import Registry
 
 GRIDS = Registry("time grid")  # (process, steps, **its own options) -> Grid
 CLEAN = 1.0, 0.0  # alpha^2, sigma^2 of data without noise
+LCM_TIMESTEPS = 50  # timesteps that published latent consistency models know
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,24 @@ def leading(process, steps: int, *, offset: int = 0) -> Grid:
     """
     _check(process, steps)
     return _grid(process, np.arange(steps) * (process.timesteps // steps) + offset)
+
+
+@GRIDS.register("lcm")
+def lcm(process, steps: int) -> Grid:
+    """Some of the 50 timesteps that published latent consistency models know: 19, 39, ..., 999.
+
+    Entry i is 999 - 20 floor(50 i / S), as diffusers' LCMScheduler visits them (Luo et al. 2023,
+    arXiv 2310.04378, sec. 4.3). Students of ours know every timestep and need no such grid.
+    """
+    _check(process, steps)
+    if steps > LCM_TIMESTEPS or process.timesteps < LCM_TIMESTEPS:
+        raise UsageError(
+            f"steps={steps}: time grid 'lcm' has {LCM_TIMESTEPS} of {process.timesteps} timesteps: "
+            f"give 1..{LCM_TIMESTEPS}; time grid 'exact' works with any."
+        )
+    stride = process.timesteps // LCM_TIMESTEPS
+    falling = [LCM_TIMESTEPS - LCM_TIMESTEPS * i // steps for i in range(steps)]
+    return _grid(process, [stride * n - 1 for n in falling[::-1]])
 
 
 @GRIDS.register("karras")

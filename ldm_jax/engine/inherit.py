@@ -60,7 +60,7 @@ def news(origin: dict) -> list[str]:
     """A line for each parameter that differs, and an empty one; [] where none does."""
     said = {
         "grown": "starts at zero for its new inputs",
-        "fresh": "is new and starts at random",
+        "fresh": "is new and starts afresh",
         "left": "is left behind",
     }
     lines = [f"{path} {what}" for kind, what in said.items() for path in origin.get(kind, ())]

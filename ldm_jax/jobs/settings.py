@@ -59,7 +59,7 @@ def read(wanted: Wanted, **changes) -> Settings:
     config = record_lib.read(wanted.run)
     kinds.expect(config, "diffuse", f"--run={wanted.run}")
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
-    opened.check_guidance(config, sampling.guidance)
+    conditions.check_guidance(config, sampling.guidance, wanted.weaker)
     sampling.grid(make_process(**config.process))
     for run in filter(None, (wanted.run, wanted.weaker)):
         snapshots.check(run, wanted.ema)
@@ -71,7 +71,9 @@ def read(wanted: Wanted, **changes) -> Settings:
 
 def untrained_null(config, guidance: float) -> str:
     """A warning where guidance leads away from a null condition that training never showed."""
-    if guidance == 1.0 or conditions.shows_null(config) or not config.conditioners:
+    if guidance == 1.0 or conditions.told(config) or conditions.shows_null(config):
+        return ""
+    if not config.conditioners:
         return ""
     return (
         f"warning: guidance={guidance} leads away from the null condition, which this run never "

@@ -3,10 +3,10 @@
 A backbone is a Linen module, registered by its name in `config.model.name`, whose fields are the
 other keys of `config.model` and which is called as
 
-    (x [b, h, w, c], t [b], tokens, vector, concat, mask, train) -> [b, h, w, out_channels]
+    (x [b, h, w, c], t [b], tokens, vector, concat, mask, time, train) -> [b, h, w, out_channels]
 
-with the parts of a `conditioners.Cond`. Another backbone is one file: it inherits `Backbone` and
-overrides what differs.
+with those parts of a `conditioners.Cond` that are there. Another backbone is one file: it inherits
+`Backbone` and overrides what differs.
 """
 
 from typing import Any, ClassVar
@@ -29,6 +29,8 @@ class Backbone(nn.Module):
       width_unit: a sweep that looks for a width tries multiples of this.
       vector_width: the width of the vector that it adds to the timestep's embedding; 0: it takes no
         vector.
+      time_width: the width of its sinusoids of the timestep, which `time` is added to; 0: it takes
+        none.
     """
 
     out_channels: int = 3
@@ -38,6 +40,7 @@ class Backbone(nn.Module):
     divisor: ClassVar[int] = 1
     width_unit: ClassVar[int] = 1
     vector_width: ClassVar[int] = 0
+    time_width: ClassVar[int] = 0
 
     @nn.nowrap
     def check(self):

@@ -9,6 +9,8 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
     latent_of: {field: image field}, those of its fields that the stage makes from an image of the
       batch with the first stage. Most have none.
     scaled: whether those have the denoiser's scale, or the first stage's own.
+    told: those of its fields that say how is drawn, not what, by their name in `config.sample`: no
+      data has them, the stage fills them in. Most have none; one that has some has `bounds`, too.
     reader: the name of a function in the registry READERS of weights/readers.py. It takes the
       conditioner and returns its Linen collection "frozen": weights from elsewhere, which are never
       trained, averaged or saved with a run. Most have none.
@@ -37,13 +39,15 @@ class Cond(NamedTuple):
     """What the denoiser takes beside x and t; every part may be absent.
 
     tokens: [b, n, d] for cross-attention, seen where mask [b, n] is True; vector: [b, d], added to
-    the time embedding; concat: [b, h, w, c], channels appended to x.
+    the time embedding; concat: [b, h, w, c], channels appended to x; time: [b, d], added to the
+    timestep's sinusoids, before its embedding.
     """
 
     tokens: jax.Array | None = None
     vector: jax.Array | None = None
     concat: jax.Array | None = None
     mask: jax.Array | None = None
+    time: jax.Array | None = None
 
 
 class Conditioner(nn.Module):
@@ -60,6 +64,7 @@ class Conditioner(nn.Module):
     fields: ClassVar[tuple] = ()
     latent_of: ClassVar[dict] = {}
     scaled: ClassVar[bool] = False
+    told: ClassVar[tuple] = ()
     reader: ClassVar[str] = ""
 
     @nn.nowrap
@@ -315,6 +320,51 @@ class Inpainting(Conditioner):
         return Cond(concat=x.astype(self.dtype))
 
 
+@CONDITIONERS.register("scalar")
+class ScalarEmbedder(Conditioner):
+    """The scale of guidance, as a student of many is told it (Meng et al. 2023, arXiv 2210.03142).
+
+    batch["guidance"]: float [b] -> Cond.time [b, width]: sinusoids of 1000 (scale - 1), then a
+    dense layer without bias, zero at the start, so that a network that is new to it keeps its
+    output. These are diffusers' `get_guidance_scale_embedding` and `time_embedding.cond_proj`.
+
+    width: the backbone's `time_width`. features: sinusoids. bounds: (low, high), the scales that
+    training shows, evenly; () where they are not known. There is no null: rows with the null
+    condition are told theirs, too.
+    """
+
+    width: int
+    features: int = 256
+    bounds: tuple = ()
+
+    fields: ClassVar[tuple] = ("guidance",)
+    told: ClassVar[tuple] = ("guidance",)
+
+    @nn.nowrap
+    def example(self, image, latent):
+        return {"guidance": jnp.ones(image[:1])}
+
+    @nn.nowrap
+    def check(self):
+        if self.features < 4 or self.features % 2:
+            raise errors.UsageError(f"features={self.features} must be even, and at least 4.")
+        if self.bounds and not (len(self.bounds) == 2 and 0 <= self.bounds[0] < self.bounds[1]):
+            raise errors.UsageError(
+                f"bounds={self.bounds} must be () or (low, high) with 0 <= low < high."
+            )
+
+    @nn.compact
+    def __call__(self, batch, drop):
+        # Angles of thousands show the last digit of a frequency: these are rounded as diffusers'.
+        half = self.features // 2
+        step = np.float32(np.log(10_000.0)) / np.float32(half - 1)
+        freqs = np.exp(np.float64(np.arange(half, dtype=np.float32) * -step)).astype(np.float32)
+        angles = (batch["guidance"].astype(jnp.float32) - 1.0)[:, None] * 1000.0 * freqs
+        features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        how = dict(dtype=self.dtype, kernel_init=blocks.ZERO_INIT, use_bias=False)
+        return Cond(time=blocks.dense(self.width, "to_time", **how)(features))
+
+
 def label_of(group: dict, field: str) -> str | None:
     """The first label in `config.conditioners` whose conditioner reads `field`, None without one.
 
@@ -331,19 +381,20 @@ def num_classes(group: dict) -> int:
 
 
 def merge(conds):
-    """One Cond of many: tokens joined on their axis, concat on channels, vectors added.
+    """One Cond of many: tokens joined on their axis, concat on channels, vectors and times added.
 
     Masks are joined like the tokens; tokens without a mask, beside others with one, are all seen.
     """
     given = lambda part: [x for c in conds if (x := getattr(c, part)) is not None]
     join = lambda arrays, axis: jnp.concatenate(arrays, axis) if arrays else None
     seen = lambda c: jnp.ones(c.tokens.shape[:2], bool) if c.mask is None else c.mask
-    vectors = given("vector")
+    added = lambda arrays: sum(arrays[1:], arrays[0]) if arrays else None
     return Cond(
         tokens=join(given("tokens"), 1),
-        vector=sum(vectors[1:], vectors[0]) if vectors else None,
+        vector=added(given("vector")),
         concat=join(given("concat"), -1),
         mask=join(given("mask") and [seen(c) for c in conds if c.tokens is not None], 1),
+        time=added(given("time")),
     )
 
 

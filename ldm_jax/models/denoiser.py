@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ldm_jax.base import upgrade
@@ -48,9 +49,26 @@ class Denoiser(nn.Module):
         columns = [together if p is None else draw(i, p) for i, p in enumerate(rates)]
         return jnp.stack(columns, axis=1) if columns else together
 
+    @nn.nowrap
+    def drop_of(self, other, drop):
+        """Of another denoiser that reads some of the same fields, what `drop` is of this one."""
+        if drop.ndim == 1:
+            return drop
+        column = {conditioner.fields: i for i, conditioner in enumerate(self.conditioners)}
+        return drop[:, np.array([column[c.fields] for c in other.conditioners], int)]
+
+    def draw_told(self, key, b: int) -> dict:
+        """{field: [b]} of what rows of a training batch are told, where its bounds are known."""
+        bounds = {field: c.bounds for c in self.conditioners for field in c.told if c.bounds}
+        return {
+            field: jax.random.uniform(jax.random.fold_in(key, i), (b,), minval=low, maxval=high)
+            for i, (field, (low, high)) in enumerate(bounds.items())
+        }
+
     def denoise(self, x, t, cond, train=False):
         """The backbone's output for a ready Cond: a sampler conditions once, and denoises often."""
-        return self.backbone(x, t, **cond._asdict(), train=train)
+        given = {part: value for part, value in cond._asdict().items() if value is not None}
+        return self.backbone(x, t, **given, train=train)
 
     @nn.nowrap
     def initial(self, key, x, t, fields) -> dict:
@@ -69,6 +87,11 @@ class Denoiser(nn.Module):
     def fields(self):
         """The batch fields that the conditioners read."""
         return tuple(field for conditioner in self.conditioners for field in conditioner.fields)
+
+    @property
+    def told(self):
+        """Those of them that say how is drawn, which the stage fills in."""
+        return tuple(field for conditioner in self.conditioners for field in conditioner.told)
 
     @property
     def latent_of(self):

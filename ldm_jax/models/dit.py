@@ -68,6 +68,10 @@ class DiT(Backbone):
     def vector_width(self):
         return self.width * (self.depth if self.separate else 1)
 
+    @property
+    def time_width(self):
+        return TIME_FEATURES
+
     @nn.nowrap
     def check(self):
         for name in ("width", "depth", "heads", "patch"):
@@ -81,15 +85,19 @@ class DiT(Backbone):
             )
 
     @nn.compact
-    def __call__(self, x, t, tokens=None, vector=None, concat=None, mask=None, train=False):
+    def __call__(
+        self, x, t, tokens=None, vector=None, concat=None, mask=None, time=None, train=False
+    ):
         """tokens: [b, n, d], seen where mask [b, n] is True; vector: [b, vector_width]; concat:
-        [b, h, w, c2], channels appended to x."""
+        [b, h, w, c2], channels appended to x; time: [b, 256], added to the timestep's
+        sinusoids."""
         x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
         h, w = (self._patches(side) for side in x.shape[1:3])
         x = self._cut(x) + sinusoids(h, w, self.width).astype(self.dtype)
         features = blocks.timestep_embedding(
             t + self.time_offset, TIME_FEATURES, freq_shift=self.freq_shift
         )
+        features = features if time is None else features + time
         vector = 0.0 if vector is None else vector.astype(self.dtype)
         if self.separate:
             emb = jnp.broadcast_to(vector, (len(t), self.vector_width))

@@ -73,6 +73,10 @@ class UNet(Backbone):
     def vector_width(self):
         return 4 * self.width
 
+    @property
+    def time_width(self):
+        return self.width
+
     @nn.nowrap
     def check(self):
         if bool(self.heads) == bool(self.head_channels):
@@ -92,12 +96,15 @@ class UNet(Backbone):
             self._attention(self.width * self.mult[level], level, going_up)
 
     @nn.compact
-    def __call__(self, x, t, tokens=None, vector=None, concat=None, mask=None, train=False):
+    def __call__(
+        self, x, t, tokens=None, vector=None, concat=None, mask=None, time=None, train=False
+    ):
         """tokens: [b, n, d], seen where mask [b, n] is True; vector: [b, 4 * width], added to the
-        time embedding; concat: [b, h, w, c2], channels appended to x."""
+        time embedding; concat: [b, h, w, c2], channels appended to x; time: [b, width], added to
+        the timestep's sinusoids."""
         self._check(x)
         block, last = self._block(), len(self.mult) - 1
-        emb = self._embed(t, vector)
+        emb = self._embed(t, vector, time)
         x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
 
         def attend(name, h, level, going_up=False):
@@ -144,9 +151,10 @@ class UNet(Backbone):
             self.check()
 
     @nn.nowrap
-    def _embed(self, t, vector):
-        """Timesteps [b], and a vector [b, 4 * width] to add -> [b, 4 * width]."""
+    def _embed(self, t, vector, time):
+        """Timesteps [b], with what is added behind and before -> [b, 4 * width]."""
         emb = blocks.timestep_embedding(t, self.width, self.sin_first, self.freq_shift)
+        emb = emb if time is None else emb + time
         emb = nn.silu(blocks.dense(4 * self.width, "time_1", dtype=self.dtype)(emb))
         emb = blocks.dense(4 * self.width, "time_2", dtype=self.dtype)(emb)
         return emb if vector is None else emb + vector.astype(self.dtype)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ldm_jax.base import errors, upgrade
 from ldm_jax.data import conditions, transforms
 from ldm_jax.models import clip  # noqa: F401  (registers itself)
-from ldm_jax.models.conditioners import CONDITIONERS, num_classes
+from ldm_jax.models.conditioners import CONDITIONERS, label_of, num_classes
 from ldm_jax.runs import kinds
 
 
@@ -50,6 +50,8 @@ def make(config: ConfigDict, source=None, fields=None, codec=None) -> conditions
     for label, conditioner in kind.conditioners(config).items():
         example = jax.eval_shape(lambda c=conditioner, i=image, z=latent: c.example(i, z))
         shapes = {field: array.shape[1:] for field, array in example.items()}
+        for field in conditioner.told:  # how is drawn, which no record says
+            del shapes[field]
         for field, picture in conditioner.latent_of.items():
             del shapes[field]
             shapes[picture] = image[1:]
@@ -66,6 +68,34 @@ def shows_null(config: ConfigDict) -> bool:
     """Whether training shows the null condition, which guidance leads away from."""
     rates = [conditioner.get("dropout") for conditioner in config.conditioners.values()]
     return any(config.loss.cond_dropout if rate is None else rate for rate in rates)
+
+
+def told(config: ConfigDict) -> ConfigDict | None:
+    """The group of the conditioner that tells the denoiser its guidance, where there is one."""
+    label = label_of(config.conditioners, "guidance")
+    return config.conditioners[label] if label else None
+
+
+def check_guidance(config: ConfigDict, guidance: float, weaker: str = ""):
+    """Raises UsageError for guidance, or a weaker run, that a student cannot be drawn with."""
+    own = told(config)
+    if own is None and not config.distil.method:
+        return
+    if weaker:
+        raise errors.UsageError(
+            f"weaker={weaker}: this run is a student, which leads away from nothing: leave it out."
+        )
+    if own is None and guidance != 1.0:
+        raise errors.UsageError(
+            f"guidance={guidance}: this run is a student, and its guidance is in its weights: draw "
+            "with guidance 1, or train a student with another config.distil.guidance."
+        )
+    bounds = own.get("bounds", ()) if own else ()
+    if bounds and not bounds[0] <= guidance <= bounds[1]:
+        raise errors.UsageError(
+            f"guidance={guidance}: this run is a student of guidance from {bounds[0]:g} to "
+            f"{bounds[1]:g}: draw within, or train a student with another config.distil.guidance."
+        )
 
 
 def classes(config: ConfigDict) -> int:

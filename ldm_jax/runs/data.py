@@ -10,7 +10,7 @@ from ldm_jax.data import conditions as conditions_lib
 from ldm_jax.data import latents, pipeline, sources, transforms
 from ldm_jax.engine import loop
 from ldm_jax.models.conditioners import CONDITIONERS
-from ldm_jax.runs import codecs, conditions
+from ldm_jax.runs import codecs, conditions, teachers
 from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
 
 
@@ -30,9 +30,11 @@ def open_source(data: ConfigDict) -> sources.Source:
 def resolve(config: ConfigDict, source) -> ConfigDict:
     """Fills in what the data decides of conditioners: keys that are -1, and what goes with them.
 
+    Also what follows from other keys of the config (teachers.complete).
     Data that cannot say a condition (no classes) takes its conditioner out of the recipe. A second
     stage that starts from another's weights takes that one's first stage where it names no run.
     """
+    teachers.complete(config)
     with config.unlocked():
         if config.init_from and codecs.is_recipe(config.get("first_stage", "-") or ".py"):
             config.first_stage = record.Record(config.init_from).config.get("first_stage", "")
@@ -55,6 +57,7 @@ def undecided(config: ConfigDict) -> list[str]:
 
 def resolved(config: ConfigDict) -> ConfigDict:
     """`resolve` with the config's own data, which are not opened where they decide nothing."""
+    teachers.complete(config)
     return resolve(config, open_source(config.data)) if undecided(config) else config
 
 

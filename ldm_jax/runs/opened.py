@@ -46,6 +46,8 @@ def load(path, ema: bool | float = True, mesh=None, weaker=None, decoder=None):
     config = record.config
     for run in filter(None, (path, weaker)):
         snapshots.check(run, ema)
+    if weaker:
+        conditions.check_guidance(config, config.sample.guidance, weaker)
     return kinds.of(config).open(record, config, ema, mesh, weaker, decoder)
 
 
@@ -118,14 +120,18 @@ class SecondStage:
         """Scaled latents -> [n, h, w, 3], not clipped."""
         return self._decode(self._frozen, jnp.asarray(z, jnp.float32))
 
-    def denoise(self, z_t, t, cond: dict | None = None):
+    def denoise(self, z_t, t, cond: dict | None = None, guidance: float | None = None):
         """The raw network output at integer timesteps t [n]; z_t: [n, h/f, w/f, c].
 
         cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None is the null.
+        guidance: what a denoiser that is told its guidance is told, by default the run's own.
         """
-        z_t = jnp.asarray(z_t, jnp.float32)
-        size = tuple(side * self.model.codec.f for side in z_t.shape[1:3])
-        return self._predict(self._params, z_t, jnp.asarray(t), self._cond(cond, len(z_t), size))
+        z_t, how = jnp.asarray(z_t, jnp.float32), self.model.sampling
+        if guidance is not None:
+            how = dataclasses.replace(how, guidance=float(guidance))
+        size, told = (side * self.model.codec.f for side in z_t.shape[1:3]), self.model.tell
+        cond = self._cond(cond, len(z_t), tuple(size), told(len(z_t), how))
+        return self._predict(self._params, z_t, jnp.asarray(t), cond)
 
     def sample(
         self,
@@ -201,8 +207,9 @@ class SecondStage:
         return {"params": self._params, "frozen": self._frozen}
 
     def _draw(self, n, sampling, output, seed, cond, size, indices, given):
-        check_guidance(self.config, sampling.guidance)
+        conditions.check_guidance(self.config, sampling.guidance)
         sampling.grid(self.model.process)
+        told, sampling = self.model.tell(n, sampling), self.model.left(sampling)
         size = size or (self.config.data.size,) * 2
         cond = dict(cond or {})
         null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
@@ -211,11 +218,11 @@ class SecondStage:
         elif "guide" not in self._frozen or null:
             null = self._cond(null, n, size)
         else:
-            null = self._cond(cond, n, size, self._frozen["guide"])
+            null = self._cond(cond, n, size, params=self._frozen["guide"])
         program = self._sampler(sampling, *size, output)
         arrays = {k: jnp.asarray(v) for k, v in given.items() if v is not None}
         keys = samplers.image_keys(seed, jnp.asarray(indices))
-        inputs = self._rows((keys, self._cond(cond, n, size), null, arrays))
+        inputs = self._rows((keys, self._cond(cond, n, size, told), null, arrays))
         return program(self._params, self._frozen, *inputs)
 
     def _compile(self, sampling, height, width, output):
@@ -233,23 +240,27 @@ class SecondStage:
 
         return jax.jit(draw)
 
-    def _cond(self, cond: dict | None, n: int, size, params=None) -> Cond:
-        """From fields or ready arrays; the null condition where nothing is given."""
+    def _cond(self, cond: dict | None, n: int, size, told=None, params=None) -> Cond:
+        """From fields or ready arrays; the null condition where nothing is given.
+
+        told: {field: [n]} beside them, see Diffuse.tell.
+        """
         params = self._params if params is None else params
-        known = self.model.fields
+        known, told = self.model.fields, told or {}
         if cond and not set(cond) <= set(known) and set(cond) <= set(READY):
-            return Cond(**{k: jnp.asarray(v) for k, v in cond.items()})
+            time = self._cond(None, n, size, told, params).time if told else None
+            return Cond(**{k: jnp.asarray(v) for k, v in cond.items()}, time=time)
         if unknown := sorted(set(cond or {}) - set(known)):
             raise errors.UsageError(
                 f"cond has no field {unknown[0]!r}{errors.nearest(unknown[0], known)}; this run is "
                 f"conditioned on {', '.join(known) or 'nothing'}."
             )
         if not cond:
-            example = self.model.example(n, *size)
-            return self._condition(params, example, jnp.ones(n, bool), self._frozen)
+            fields = self.model.example(n, *size) | told
+            return self._condition(params, fields, jnp.ones(n, bool), self._frozen)
         self._check_classes(cond.get("class"), n)
         fields = {k: jnp.asarray(v) for k, v in cond.items()}
-        fields = self._encode_fields(self._frozen, fields)
+        fields = self._encode_fields(self._frozen, fields) | told
         return self._condition(params, fields, jnp.zeros(n, bool), self._frozen)
 
     def _rows(self, inputs):
@@ -269,15 +280,6 @@ class SecondStage:
                 f"cond['class'] must be {n} ids in 0..{self.num_classes - 1}; got shape {ids.shape}"
                 + (f", first wrong id {wrong.flat[0]}." if wrong.size else ".")
             )
-
-
-def check_guidance(config, guidance: float):
-    """Raises UsageError for guidance of a student, whose weights hold its teacher's."""
-    if guidance != 1.0 and config.distil.method:
-        raise errors.UsageError(
-            f"guidance={guidance}: this run is a student, and its guidance is in its weights: draw "
-            "with guidance 1, or train a student with another config.distil.guidance."
-        )
 
 
 def read_guide(path, params, ema):

@@ -46,6 +46,11 @@ class DiffuseKind(kinds.Kind):
         for label, conditioner in self.conditioners(config).items():
             with errors.of(f"config.conditioners.{label}"):
                 conditioner.check()
+                if conditioner.told and conditioner.width != model.denoiser.backbone.time_width:
+                    raise errors.UsageError(
+                        f"width={conditioner.width} must be {model.denoiser.backbone.time_width}, "
+                        f"that of the timestep's sinusoids of {config.model.name!r}."
+                    )
         if codecs.is_identity(config.first_stage) and model.codec.channels != IMAGE_CHANNELS:
             raise errors.UsageError(
                 f"config.first_stage={config.first_stage}: images have {IMAGE_CHANNELS} channels; "

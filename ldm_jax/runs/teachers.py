@@ -1,17 +1,49 @@
 """What the run of a student has to do with its teacher's: the model, the weights, what is alike."""
 
 import dataclasses
+import math
 
 import jax
 
 from ldm_jax.base import errors, tree
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
+from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.runs import conditions, kinds
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import distil, distribution  # noqa: F401  (registers itself)
 
 KEYS = ("teacher", "weaker")  # of config.distil, runs whose weights are frozen
+
+
+def complete(config):
+    """What follows from a range of guidance, `config.distil.guidance=(low, high)`, in the config.
+
+    A conditioner tells the student its guidance. Its sample.guidance, where none is chosen, is the
+    middle of the range. A student that starts from its teacher grows by that conditioner.
+    """
+    bounds = config.get("distil", {}).get("guidance", 0.0)
+    if not isinstance(bounds, tuple) or not config.distil.method:
+        return
+    said = f"config.distil.guidance={bounds}"
+    numbers = all(isinstance(bound, (int, float)) for bound in bounds)
+    if not (numbers and len(bounds) == 2 and 0 <= bounds[0] < bounds[1] < math.inf):
+        raise errors.UsageError(f"{said}: give a number, or low,high with 0 <= low < high.")
+    kwargs = dict(config.model)
+    width = BACKBONES.make(kwargs.pop("name"), **kwargs).time_width
+    if not width:
+        raise errors.UsageError(
+            f"{said}: the backbone {config.model.name!r} can be told no guidance (it has no "
+            "time_width): give a number."
+        )
+    bounds = tuple(map(float, bounds))
+    told = dict(name="scalar", width=width, bounds=bounds)
+    with config.unlocked():
+        config.distil.guidance = bounds
+        config.conditioners.guidance = told
+        config.init_grow = bool(config.init_from)
+        if config.sample.guidance == 1.0:
+            config.sample.guidance = sum(bounds) / 2
 
 
 def distilled(config, student):
@@ -25,6 +57,8 @@ def distilled(config, student):
         kinds.expect(own, "diffuse", f"config.distil.teacher={path}")
         teacher = kinds.of(own).model(own, student.codec)
         guidance = guidance or teacher.sampling.guidance
+        if isinstance(guidance, tuple):  # of each row; what is measured is at the student's own
+            guidance = student.sampling.guidance
         guided = dataclasses.replace(teacher.sampling, guidance=guidance)
         teacher = dataclasses.replace(teacher, sampling=guided)
     elif guidance or weaker:
@@ -43,6 +77,16 @@ def check(config, student):
     if not (path := config.distil.teacher):
         return
     own, said = record_lib.Record(path).config, f"config.distil.teacher={path}"
+    if conditions.told(own):
+        raise errors.UsageError(
+            f"{said} is told its guidance, as students are: give the teacher of that student."
+        )
+    if conditions.told(config) and not isinstance(config.distil.guidance, tuple):
+        raise errors.UsageError(
+            f"config.distil.guidance={config.distil.guidance}: this config has a conditioner that "
+            "tells the student its guidance: give low,high, or take that conditioner out."
+        )
+    conditions.check_guidance(config, config.sample.guidance)
     model = kinds.of(own).model(own, student.codec)
     if missing := set(model.fields) - set(student.fields):
         raise errors.UsageError(

@@ -110,7 +110,7 @@ class Diffuse:
     def initial(self, key) -> dict:
         """The denoiser's first variables; see Denoiser.initial."""
         x = jnp.zeros((1, *self.latent_shape(self.size, self.size)))
-        fields = self.example(1, self.size, self.size)
+        fields = self.example(1, self.size, self.size) | self.tell(1)
         return self.denoiser.initial(key, x, jnp.zeros((1,), jnp.int32), fields)
 
     def init(self, key):
@@ -125,12 +125,23 @@ class Diffuse:
     @property
     def fields(self) -> tuple[str, ...]:
         """What the conditioners need of the data: an image in the place of every latent of one."""
-        return tuple(self.denoiser.latent_of.get(name, name) for name in self.denoiser.fields)
+        own = (name for name in self.denoiser.fields if name not in self.denoiser.told)
+        return tuple(self.denoiser.latent_of.get(name, name) for name in own)
 
     def example(self, b: int, height: int, width: int) -> dict:
-        """Zeros in the shapes of the conditioners' fields; dropped, they are the null condition."""
+        """Zeros in the shapes of all fields but told ones; dropped, they are the null condition."""
         latent = (b, *self.latent_shape(height, width))
-        return self.denoiser.example((b, height, width, 3), latent)
+        fields = self.denoiser.example((b, height, width, 3), latent)
+        return {name: zeros for name, zeros in fields.items() if name not in self.denoiser.told}
+
+    def tell(self, b: int, sampling: Sampling | None = None) -> dict:
+        """{field: [b]} of what the denoiser is told, by default as the run itself draws."""
+        how = sampling or self.sampling
+        return {name: jnp.full((b,), float(getattr(how, name))) for name in self.denoiser.told}
+
+    def left(self, sampling: Sampling) -> Sampling:
+        """What of it is not told: guidance that is takes no second row of each call."""
+        return dataclasses.replace(sampling, guidance=1.0) if self.denoiser.told else sampling
 
     def encode_fields(self, frozen, batch):
         """The batch, with those fields added that are latents of one of its images."""
@@ -174,7 +185,8 @@ class Diffuse:
         t = self.process.draw_times(t_key, (len(z),))
         drop = self.denoiser.draw_drop(drop_key, len(z), self.loss.cond_dropout)
         eps = jax.random.normal(eps_key, z.shape)
-        return z, t, eps, self.encode_fields(frozen, batch), drop, dropout_key
+        told = self.denoiser.draw_told(jax.random.fold_in(key, 5), len(z))  # beside those five
+        return z, t, eps, self.encode_fields(frozen, batch) | told, drop, dropout_key
 
     def loss_at(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
         """The loss at given timesteps and noise, a scalar, and the error of every row, [b].
@@ -215,7 +227,7 @@ class Diffuse:
             {"params": params["denoiser"], **_collection(frozen)},
             x_t,
             t,
-            fields,
+            self.tell(len(x_t)) | fields,
             drop,
             train=dropout_key is not None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
@@ -284,6 +296,7 @@ class Diffuse:
           [b, h/f, w/f, c].
         """
         fields, drop = self.encode_fields(frozen, fields or {}), jnp.zeros(len(keys), bool)
+        fields, sampling = fields | self.tell(len(keys), sampling), self.left(sampling)
         if noise is None:
             noise = samplers.initial_noise(keys, self.latent_shape(height, width))
         if cond is None:
@@ -307,16 +320,19 @@ class Diffuse:
             return self.condition(frozen["guide"], fields, drop, frozen)
         return self.condition(params, fields, jnp.ones_like(drop), frozen)
 
-    def guided(self, params, frozen, cond: Cond, null: Cond | None, sampling, tiling=None):
+    def guided(
+        self, params, frozen, cond: Cond, null: Cond | None, sampling, tiling=None, scale=None
+    ):
         """(x [b, ...], t [b]) -> x_0 under `cond`, with the guidance that `sampling` asks for.
 
         It leads away from the same network under `null`; or, where frozen["guide"] holds the
         parameters of a weaker one, from that one, whose condition `null` is then (autoguidance).
+        scale: [b], each row's own in the place of that of `sampling`.
         """
         predict = functools.partial(self.predict_x0, tiling=tiling)
         strong = functools.partial(predict, params)
         plain = functools.partial(strong, cond=cond)
-        if sampling.guidance == 1.0:
+        if scale is None and sampling.guidance == 1.0:
             return plain
         if "guide" in frozen:
             weaker = functools.partial(predict, frozen["guide"], cond=null)
@@ -324,7 +340,8 @@ class Diffuse:
         else:
             make = functools.partial(guidance.guide, strong, cond, null)
         share, interval = self.process.noise_share, sampling.interval
-        return guidance.within(make, plain, sampling.combine, share, interval)
+        combine = functools.partial(sampling.combine, scale=scale)
+        return guidance.within(make, plain, combine, share, interval)
 
     def render(self, frozen, z, sampling: Sampling):
         """The images of scaled latents, [b, h, w, 3], not clipped; large ones tile by tile."""
@@ -336,7 +353,8 @@ class Diffuse:
     def condition(self, params, fields, drop, frozen=None) -> Cond:
         """drop: [b] bool, True for the null condition."""
         variables = {"params": params, **_collection(frozen)}
-        return self.denoiser.apply(variables, fields or {}, drop, method="condition")
+        fields = self.tell(len(drop)) | (fields or {})
+        return self.denoiser.apply(variables, fields, drop, method="condition")
 
     def predict(self, params, x_t, t, cond: Cond):
         """The raw network output at timesteps t [b]; [b, h, w, c]."""

@@ -15,6 +15,9 @@ sigma goes to 0, and the division by `gain` makes the error that of the network'
 student's fixed point is its teacher's DDIM of stride k, from any timestep, in one call. It is drawn
 from by the sampler `consistency`, whose calls noise their prediction anew.
 
+A student may be told its guidance (the conditioner `scalar`): then every row has its own, in which
+its teacher is guided. It is measured and shown at that of its `config.sample`.
+
 `frozen` holds, beside what diffuse.py says, "teacher", the parameters of a second stage, and
 "weaker", those of the run that its autoguidance leads away from, where it has one.
 """
@@ -45,7 +48,7 @@ class Distilled:
     Its player "denoiser" is a second stage's, so that the run is one.
 
     teacher: the model whose parameters are frozen["teacher"]; its sampling says the guidance that
-      the student learns. total: training steps.
+      the student learns, unless the student is told its own. total: training steps.
     """
 
     student: Diffuse
@@ -60,7 +63,7 @@ class Distilled:
                 "a student cannot predict eps, whose errors grow without bound towards pure noise: "
                 "train its weights on with config.process.prediction=v first."
             )
-        if self.student.sampling.guidance != 1.0:
+        if self.student.sampling.guidance != 1.0 and not self.student.denoiser.told:
             raise errors.UsageError(
                 f"config.sample.guidance={self.student.sampling.guidance}: a student has its "
                 "guidance in its weights (config.distil.guidance); set it to 1."
@@ -129,7 +132,8 @@ class Distilled:
             fields = {name: few[name] for name in model.fields}
             return model.sample(own, frozen, keys, fields, sampling=sampling, **size)
 
-        how = Sampling(sampler="consistency", clip=self.student.sampling.clip)
+        own = self.student.sampling
+        how = Sampling(sampler="consistency", clip=own.clip, guidance=own.guidance)
         student = functools.partial(drawn, self.student, params["denoiser"], frozen)
         found = {calls: student(dataclasses.replace(how, steps=calls)) for calls in CALLS}
         if self.teacher:
@@ -147,10 +151,12 @@ class Distilled:
     def direction(self, frozen, x_t, t, fields, drop):
         """The teacher's guided x_0 at x_t."""
         teacher, theirs, own = self.teacher, self.of_teacher(frozen), frozen["teacher"]
+        drop = self.student.denoiser.drop_of(teacher.denoiser, drop)
         cond, null = teacher.condition(own, fields, drop, theirs), None
-        if teacher.sampling.guidance != 1.0:
+        scale = fields.get("guidance")  # of each row, where the student is told it
+        if scale is not None or teacher.sampling.guidance != 1.0:
             null = teacher.away(own, theirs, fields, drop)
-        return teacher.guided(own, theirs, cond, null, teacher.sampling)(x_t, t)
+        return teacher.guided(own, theirs, cond, null, teacher.sampling, scale=scale)(x_t, t)
 
     def of_teacher(self, frozen) -> dict:
         """The frozen weights as the teacher's model takes them."""

@@ -47,6 +47,11 @@ class Distribution(Distilled):
                 "config.distil.method=distribution needs config.distil.teacher, the run of a "
                 "second stage, whose distribution the student is to have."
             )
+        if self.student.denoiser.told:
+            raise errors.UsageError(
+                "config.distil.guidance: a range of guidance is of method=consistency, as the "
+                "critic is not told it; give one number."
+            )
         if not self.calls:
             raise errors.UsageError("config.distil.calls=() is empty: give (1, 2, 4).")
         for calls in self.calls:
@@ -87,6 +92,7 @@ class Distribution(Distilled):
         x_t = process.corrupt(x_0, t, jax.random.normal(eps_key, x_0.shape))
         real = self.direction(frozen, x_t, t, fields, drop)
         critic, theirs = {"denoiser": params["critic"]}, self.of_teacher(frozen)
+        drop = self.student.denoiser.drop_of(self.teacher.denoiser, drop)
         fake = self.teacher.predict_trained(critic, x_t, t, fields, drop, frozen=theirs)
         fake = self.teacher.process.to_x0(fake, x_t, t)
         distance = jnp.mean(jnp.abs(x_0 - real), axis=(1, 2, 3), keepdims=True)
@@ -95,11 +101,12 @@ class Distribution(Distilled):
     def critic_loss(self, params, frozen, batch, key, step, shared):
         """The teacher's own training loss, on the student's samples in the data's place."""
         draw_key, t_key, eps_key = jax.random.split(key, 3)
-        x_0, *given = self._samples(params, frozen, batch, draw_key)
+        x_0, fields, drop = self._samples(params, frozen, batch, draw_key)
+        drop = self.student.denoiser.drop_of(self.teacher.denoiser, drop)
         t = self.teacher.process.draw_times(t_key, (len(x_0),))
         at = jax.lax.stop_gradient(x_0), t, jax.random.normal(eps_key, x_0.shape)
         critic, theirs = {"denoiser": params["critic"]}, self.of_teacher(frozen)
-        loss, error = self.teacher.loss_at(critic, *at, *given, frozen=theirs)
+        loss, error = self.teacher.loss_at(critic, *at, fields, drop, frozen=theirs)
         return loss, ({"critic_error": jnp.mean(error)}, shared)
 
     def _samples(self, params, frozen, batch, key):

@@ -82,9 +82,13 @@ class Sampling:
         """What the sampler does at each network call."""
         return samplers.SAMPLERS.call(self.sampler, self.grid(process), eta=self.eta)
 
-    def combine(self, strong, weak):
-        """The guided x_0 from two predictions of it, [b, ...]."""
-        return guidance.GUIDANCES.call(self.rule, strong, weak, self.guidance, rescale=self.rescale)
+    def combine(self, strong, weak, scale=None):
+        """The guided x_0 from two predictions of it, [b, ...]; scale: [b], of each row."""
+        if scale is None:
+            scale = self.guidance
+        else:
+            scale = scale.reshape(-1, *[1] * (strong.ndim - 1))
+        return guidance.GUIDANCES.call(self.rule, strong, weak, scale, rescale=self.rescale)
 
     def tiling(self, model, height: int, width: int) -> Tiling | None:
         """Tiles of the latents for images of this size; None draws them whole.

@@ -8,6 +8,8 @@ import itertools
 
 from ldm_jax.weights.rules import Rule, within
 
+# Of a UNet whose guidance is told: the layer that takes it, without `weight`.
+GUIDANCE = "time_embedding.cond_proj"
 # Where a run's class tokens stand in a pipeline's folder: diffusers has no such part.
 CLASSES = "class_embedder"
 RES = [

@@ -5,7 +5,7 @@ from ldm_jax.models.unet import UNet
 from ldm_jax.weights.foreign import refuse_unless, unusual
 
 # What a UNet's config may not set, and what it may not switch on.
-UNSET = ("class_embed_type", "time_embedding_dim", "time_cond_proj_dim", "attn_norm_num_groups")
+UNSET = ("class_embed_type", "time_embedding_dim", "attn_norm_num_groups")
 UNSET += ("encoder_hid_dim_type", "addition_embed_type", "timestep_post_act")
 OFF = ("center_input_sample", "class_embeddings_concat")
 OFF += ("dual_cross_attention", "only_cross_attention")

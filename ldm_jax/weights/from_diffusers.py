@@ -14,6 +14,7 @@ from ldm_jax.weights.rules import Rule, within
 
 # What diffusers itself fills in for a config that does not say.
 SCALING_FACTOR = 0.18215
+LCM_GUIDANCE = 8.5  # of a pipeline of latent consistency models
 NETWORKS = ("unet", "transformer")  # what a pipeline calls its denoiser
 # Names of attention layers before diffusers 0.15.
 OLD_NAMES = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
@@ -103,6 +104,11 @@ def _unet(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
         rules.append(table)
         own = dict(name="class", width=4 * model["width"], place="vector")
         found["class"] = own | {"num_classes": rows}
+    if features := config.get("time_cond_proj_dim"):
+        told = Rule(f"unet.{diffusers.GUIDANCE}", "conditioners_guidance/to_time", "dense")
+        rules.append(told)
+        found["guidance"] = dict(name="scalar", width=model["width"], features=features)
+        notes.append("It is told its guidance; it does not say in which range: any is taken.")
     channels = config["out_channels"]
     if extra := config["in_channels"] - channels:
         found["low_res"] = dict(name="image", channels=extra)
@@ -114,7 +120,10 @@ def _unet(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
             found[label] = kwargs
             rules += within([(r"tokens\.", f"conditioners_{label}/")], table)
             state |= {f"tokens.{k}": v for k, v in given.items()}
-    changes = {"model": model, "conditioners": found}
+    changes = {"model": model, "conditioners": found, "sample": {}}
+    if "guidance" in found:
+        lcm = schedulers.sampling({"_class_name": schedulers.LCM}, notes)
+        changes["sample"] = lcm | {"guidance": LCM_GUIDANCE}
     size, side = config.get("sample_size") or 32, 2 ** (len(model["mult"]) - 1)
     beneath = _beneath(first, channels)
     return _second_stage(
@@ -150,7 +159,8 @@ def _second_stage(changes, tables, beneath, side, scheduler, files, notes) -> Fo
         "process": schedulers.process(scheduler) if scheduler else {},
         "data": {"size": _size(*side) * factor},
         "latents": latents,
-        "sample": schedulers.sampling(scheduler, notes) if scheduler else {},
+        "sample": changes.get("sample", {})
+        | (schedulers.sampling(scheduler, notes) if scheduler else {}),
         "optim": {"denoiser": {"ema": 0.0}},
     }
     more = {"first_stage": first, "files": files, "notes": notes}

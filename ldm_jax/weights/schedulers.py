@@ -1,6 +1,7 @@
 """diffusers' schedulers: their configs as our `config.process` and `config.sample`, and back."""
 
 from ldm_jax.base import errors
+from ldm_jax.diffusion import grids
 from ldm_jax.weights.foreign import refuse_unless
 
 SCHEDULES = dict(scaled_linear="scaled_linear", linear="linear", squaredcos_cap_v2="cosine")
@@ -13,6 +14,10 @@ SPACINGS = {
     "trailing": dict(timestep_spacing="trailing", set_alpha_to_one=True),
     "leading": dict(timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True),
 }
+LCM = "LCMScheduler"
+# What it does where its config is silent.
+LCM_DEFAULTS = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+LCM_DEFAULTS |= dict(original_inference_steps=50)
 SHIFTED = ("shifted", "flow_match")  # our time grids with a shift, as its flow schedulers have
 # Schedulers of rectified flow, whose Euler steps are DDIM's.
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
@@ -27,6 +32,7 @@ SAMPLERS = dict(
     HeunDiscreteScheduler="heun",
     DPMSolverMultistepScheduler="dpmpp_2m",
     UniPCMultistepScheduler="unipc",
+    LCMScheduler="consistency",
 )
 THEIR_SCHEDULES = {ours: theirs for theirs, ours in SCHEDULES.items()}
 THEIR_PREDICTIONS = {ours: theirs for theirs, ours in PREDICTIONS.items()}
@@ -41,6 +47,7 @@ def process(scheduler) -> dict:
     if name in FLOW_SCHEDULERS:
         timesteps = scheduler.get("num_train_timesteps", 1000)
         return dict(schedule="straight", prediction="flow", timesteps=timesteps)
+    scheduler = (LCM_DEFAULTS if name == LCM else {}) | scheduler
     refuse_unless(scheduler, name, trained_betas=(None,))
     refuse_unless(scheduler, name, beta_schedule=("linear", *SCHEDULES))
     refuse_unless(scheduler, name, prediction_type=("epsilon", *PREDICTIONS))
@@ -60,6 +67,8 @@ def sampling(scheduler, notes) -> dict:
     if name in FLOW_SCHEDULERS:
         refuse_unless(scheduler, name, **dict.fromkeys(FLOW_OFF, (False,)), shift_terminal=(None,))
         return dict(sampler="ddim", spacing="flow_match", shift=float(scheduler.get("shift", 1.0)))
+    if name == LCM:
+        return _of_lcm(scheduler, notes)
     silent = SPACING_DEFAULTS | {"set_alpha_to_one": name != "PNDMScheduler"}
     given = {k: scheduler.get(k, v) for k, v in silent.items()}
     sampler = SAMPLERS.get(name, "ddim")
@@ -78,9 +87,26 @@ def sampling(scheduler, notes) -> dict:
     return {"sampler": sampler, "clip": clip}
 
 
+def _of_lcm(scheduler, notes) -> dict:
+    """LCMScheduler's steps, as a pipeline of latent consistency models takes four of them."""
+    refuse_unless(scheduler, LCM, timestep_scaling=(10.0,), thresholding=(False,))
+    steps = (LCM_DEFAULTS | scheduler)["original_inference_steps"]
+    every = scheduler.get("num_train_timesteps", 1000)
+    spacing = {grids.LCM_TIMESTEPS: "lcm", every: "exact"}.get(steps)
+    if not spacing:
+        notes.append(
+            f"{LCM} with original_inference_steps={steps}: no time grid here is that one, 'exact' "
+            "takes its place."
+        )
+    clip = float(scheduler.get("clip_sample_range", 1.0)) if scheduler.get("clip_sample") else 0.0
+    return dict(sampler="consistency", spacing=spacing or "exact", steps=4, clip=clip)
+
+
 def config_of(config, offset: int = 0) -> dict:
     """The scheduler_config.json of a run. offset: what its network adds to its timesteps."""
     process, sample = config["process"], config["sample"]
+    if sample["sampler"] == "consistency":
+        return _lcm(process, sample)
     if (process["schedule"], process["prediction"]) == ("straight", "flow"):
         return _flow(process, sample, offset)
     return _ddim(process, sample["spacing"])
@@ -101,25 +127,45 @@ def _flow(process, sample, offset: int) -> dict:
     }
 
 
+def _lcm(process, sample) -> dict:
+    """The scheduler that noises each prediction anew, as the sampler `consistency` does.
+
+    Its c_skip and c_out are within 1e-5 of 0 and 1 from timestep 19 on, which is the last one of
+    50 steps. Its grid of all timesteps is "exact" where the steps divide them.
+    """
+    clip, lcm = sample["clip"], sample["spacing"] == "lcm"
+    return _gaussian(process, "LCMScheduler, which draws from students") | {
+        "_class_name": LCM,
+        "original_inference_steps": grids.LCM_TIMESTEPS if lcm else process["timesteps"],
+        "timestep_scaling": 10.0,
+        "clip_sample": bool(clip),
+        "clip_sample_range": clip or 1.0,
+    }
+
+
 def _ddim(process, spacing) -> dict:
     """A DDIM scheduler on the run's time grid; "legacy" is as the official code samples."""
+    # where its DDIM has no such grid, the one that differs least
+    grid = SPACINGS.get(spacing, SPACINGS["exact"])
+    own = {"_class_name": "DDIMScheduler", "clip_sample": False}
+    return _gaussian(process, "DDIM") | own | grid
+
+
+def _gaussian(process, scheduler: str) -> dict:
+    """What all schedulers say of noise that is added by betas. scheduler: its name in words."""
     if process["schedule"] not in THEIR_SCHEDULES:
         raise errors.UsageError(f"diffusers has no schedule like {process['schedule']!r}.")
     if process["prediction"] not in THEIR_PREDICTIONS:
         raise errors.UsageError(
-            f"diffusers' DDIM has no prediction like {process['prediction']!r}; 'flow' goes with "
-            "schedule 'straight'."
+            f"diffusers' {scheduler} has no prediction like {process['prediction']!r}; 'flow' goes "
+            "with schedule 'straight' and its Euler steps alone."
         )
-    # where its DDIM has no such grid, the one that differs least
-    grid = SPACINGS.get(spacing, SPACINGS["exact"])
     return {
-        "_class_name": "DDIMScheduler",
         "num_train_timesteps": process["timesteps"],
         "beta_start": process["beta_start"],
         "beta_end": process["beta_end"],
         "beta_schedule": THEIR_SCHEDULES[process["schedule"]],
         "prediction_type": THEIR_PREDICTIONS[process["prediction"]],
         "rescale_betas_zero_snr": process["zero_terminal_snr"],
-        "clip_sample": False,
         "steps_offset": 1,  # StableDiffusionPipeline insists; it counts for "leading" alone
-    } | grid
+    }

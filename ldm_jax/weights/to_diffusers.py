@@ -15,6 +15,7 @@ from ldm_jax.weights.foreign import defaults
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.30.0"  # of diffusers, at least
 STABLE_DIFFUSION = "StableDiffusionPipeline"
+LATENT_CONSISTENCY = "LatentConsistencyModelPipeline"  # the same, told its guidance
 # Its parts that a run may lack; a caller then gives embeddings, as prompt_embeds.
 ABSENT = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
 PLAIN = {"scale": 1.0}  # what latents.json says where latents stay as they are
@@ -37,8 +38,6 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
     that a scale of every channel is multiplied into the autoencoder's two ends.
     Returns the class to load it with.
     """
-    if config["distil"]["method"]:
-        raise errors.UsageError("This run is a student of few steps: it cannot be exported yet.")
     if config["model"]["name"] == "dit":
         return _write_dit(folder, config, params, first, latents)
     net = params["unet"]
@@ -52,6 +51,15 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
             state[path] = params[path]
             unet["num_class_embeds"] = len(params[path]["table"]["embedding"])
             metadata["null_class"] = "last"
+        elif kwargs["name"] == "scalar":
+            if unet["_class_name"] == "UNet2DModel":
+                raise errors.UsageError(
+                    "diffusers tells guidance to a UNet with cross-attention alone: a student of "
+                    "guidance in a range cannot be exported without (config.model.cross_attention)."
+                )
+            table = [*table, rules.Rule(diffusers.GUIDANCE, f"{path}/to_time", "dense")]
+            state[path] = params[path]
+            unet["time_cond_proj_dim"] = len(params[path]["to_time"]["kernel"])
         elif kwargs["name"] == "clip":
             clip = kwargs
         elif path in params:
@@ -70,7 +78,7 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
     if first:
         kl = AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL"
         slot = "vae" if config["model"]["cross_attention"] and kl else "vqvae"
-    pipeline = _pipeline(slot, unet, config["conditioners"], latents)
+    pipeline = _pipeline(slot, unet, config["conditioners"], latents, scheduler)
     if first:
         if pipeline and kl and "shift" in latents:
             first, latents = (first[0], _normalised(first[1], latents)), PLAIN
@@ -80,14 +88,15 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
         return "its parts, each by its own class"
     index = {"_class_name": pipeline, "_diffusers_version": VERSION}
     index |= {name: ["diffusers", kind] for name, kind in parts.items()}
-    if pipeline == STABLE_DIFFUSION:
+    prompted = pipeline in (STABLE_DIFFUSION, LATENT_CONSISTENCY)
+    if prompted:
         index |= {name: [None, None] for name in ABSENT} | {"requires_safety_checker": False}
     folders.write_json(folder / "model_index.json", index | encoder)
-    if pipeline == STABLE_DIFFUSION and not encoder:
-        return (
-            f"{pipeline}, with prompt_embeds; text_encoder=None, tokenizer=None to from_pretrained"
-        )
-    return pipeline
+    unguided = pipeline == STABLE_DIFFUSION and config["distil"]["method"]
+    given = ["guidance_scale=1"] if unguided else []
+    if prompted and not encoder:
+        given.append("prompt_embeds; text_encoder=None, tokenizer=None to from_pretrained")
+    return f"{pipeline}, with {' and '.join(given)}" if given else pipeline
 
 
 def autoencoder_config(model, latents=PLAIN, size=None) -> dict:
@@ -165,7 +174,8 @@ def unet_config(config, net) -> dict:
         raise errors.UsageError("diffusers' cross-attention UNet is not written with scale_shift.")
     heads = [width // each for width in widths] if each else number
     given = [kwargs for _, kwargs in sorted(config["conditioners"].items())]
-    tokens = [kwargs for kwargs in given if "width" in kwargs and kwargs.get("place") != "vector"]
+    added = lambda own: own["name"] == "scalar" or own.get("place") == "vector"
+    tokens = [own for own in given if "width" in own and not added(own)]
     return common | {
         "attention_head_dim": list(heads) if isinstance(heads, tuple) else heads,
         "cross_attention_dim": tokens[0]["width"],
@@ -201,13 +211,14 @@ def _write_dit(folder, config, params, first, latents) -> str:
     if "shift" in latents and AUTOENCODERS.get(first[0].get("bottleneck")) == "AutoencoderKL":
         first, latents = (first[0], _normalised(first[1], latents)), PLAIN
     kind = write_first_stage(folder / "vae", *first, latents=latents, size=config["data"]["size"])
-    if kind != "AutoencoderKL" or scheduler != "DDIMScheduler":
+    if kind != "AutoencoderKL" or scheduler not in ("DDIMScheduler", schedulers.LCM):
         return "its parts, each by its own class"
     parts = {"transformer": about["_class_name"], "vae": kind, "scheduler": scheduler}
     index = {"_class_name": "DiTPipeline", "_diffusers_version": VERSION}
     index |= {name: ["diffusers", part] for name, part in parts.items()}
     folders.write_json(folder / "model_index.json", index)
-    return "DiTPipeline" + ("" if own["num_classes"] == 1000 else ", with guidance_scale=1")
+    unguided = own["num_classes"] != 1000 or config["distil"]["method"]
+    return "DiTPipeline" + (", with guidance_scale=1" if unguided else "")
 
 
 def _write_scheduler(folder, config) -> str:
@@ -228,14 +239,17 @@ def _normalised(params, latents) -> dict:
     return {"model": params["model"] | {"to_latent": own, "from_latent": back}}
 
 
-def _pipeline(slot, unet, conditioners, latents):
+def _pipeline(slot, unet, conditioners, latents, scheduler):
     """The pipeline that samples such a model; None where diffusers has only its parts."""
     plain = unet["_class_name"] == "UNet2DModel" and not conditioners
-    if not slot:
-        return "DDIMPipeline" if plain and latents["scale"] == 1.0 else None
+    if not slot:  # DDIMPipeline makes any scheduler a DDIM, DDPMPipeline takes it as it is
+        of_pixels = "DDPMPipeline" if scheduler == schedulers.LCM else "DDIMPipeline"
+        return of_pixels if plain and latents["scale"] == 1.0 else None
     if unet["in_channels"] != unet["out_channels"]:
         return None
-    return "LDMPipeline" if plain else STABLE_DIFFUSION if slot == "vae" else None
+    if plain or slot != "vae":
+        return "LDMPipeline" if plain else None
+    return LATENT_CONSISTENCY if "time_cond_proj_dim" in unet else STABLE_DIFFUSION
 
 
 def _write_class_tokens(folder, kwargs, params):

@@ -16,6 +16,7 @@ from ldm_jax.base import errors
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.models.backbones import Backbone
+from ldm_jax.models.conditioners import Cond, Conditioner
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.diffuse import Diffuse, Loss
@@ -61,14 +62,14 @@ def params(x_0):
     return {"net": {"numbers": jnp.float32((ALPHA - x_0) / SIGMA)}}
 
 
-def best():
+def best(s=S):
     """What the mean of z at x_t is, as a share of x_t."""
-    return ALPHA * S**2 / (ALPHA**2 * S**2 + SIGMA**2)
+    return ALPHA * s**2 / (ALPHA**2 * s**2 + SIGMA**2)
 
 
-def composed(intervals):
+def composed(intervals, d=None):
     """What x_t is multiplied by on the teacher's way to clean data in strides of T / intervals."""
-    stride, d, found = -(-T // intervals), best(), np.zeros(T)
+    stride, d, found = -(-T // intervals), best() if d is None else d, np.zeros(T)
     for t in range(T):
         r = t - stride
         eps = (1 - ALPHA[t] * d[t]) / SIGMA[t]
@@ -126,6 +127,111 @@ def test_gradients_vanish_where_the_student_is_consistent_and_only_there():
     )
     assert size(SOLVED, 299) < 0.05 * size(TEACHER, 299)
     assert size(SOLVED, 0) > size(SOLVED, 299)  # coarser strides want another student
+
+
+SCALES = (1.0, 1.7, 3.0)
+
+
+class Rows(Backbone):
+    """As Multiplier, by a row of numbers for each value that the condition can have."""
+
+    values: tuple = ()
+
+    @nn.compact
+    def __call__(self, x, t, vector=None, time=None, train=False):
+        said = vector if time is None else time
+        row = jnp.argmin(jnp.abs(said - jnp.asarray(self.values)), axis=1)
+        numbers = self.param("numbers", nn.initializers.zeros, (len(self.values), T))
+        return numbers[row, t][:, None, None, None] * x
+
+
+class Shown(Conditioner):
+    """A condition: 1, and its null: 0."""
+
+    def example(self, image, latent):
+        return {}
+
+    def __call__(self, batch, drop):
+        return Cond(vector=jnp.where(drop, 0.0, 1.0)[:, None])
+
+
+class Told(Conditioner):
+    """The guidance as it is."""
+
+    bounds: tuple = (1.0, 3.0)
+    fields, told = ("guidance",), ("guidance",)
+
+    def example(self, image, latent):
+        return {"guidance": jnp.ones(image[:1])}
+
+    def __call__(self, batch, drop):
+        return Cond(time=batch["guidance"][:, None])
+
+
+def guided_by(scale):
+    """The guided teacher's x_0: its null is the mean for data of deviation 1."""
+    return best(1.0) + scale * (best() - best(1.0))
+
+
+def rows(*x_0):
+    return {"net": {"numbers": jnp.stack([params(own)["net"]["numbers"] for own in x_0])}}
+
+
+def ranged(**changes):
+    """A student that is told its guidance; its teacher is guided by classifier-free guidance."""
+    net = lambda values, cond: Denoiser(Rows(values=values, name="net"), (cond(name="cond"),))
+    how = Sampling(sampler="consistency", steps=1, guidance=SCALES[1])
+    own = dataclasses.replace(model(sampling=how), denoiser=net(SCALES, Told))
+    theirs = Sampling(sampler="ddim", steps=N, guidance=SCALES[1])
+    theirs = dataclasses.replace(model(sampling=theirs), denoiser=net((0.0, 1.0), Shown))
+    return Consistency(own, theirs, total=100, intervals=N)
+
+
+GUIDED = rows(best(1.0), best())
+SOLVED_ALL = rows(*(composed(N, guided_by(scale)) for scale in SCALES))
+
+
+def test_a_student_that_is_told_its_guidance_ends_where_its_teacher_guided_so_does():
+    """For each row its own guidance; and one call is all steps of the teacher at that guidance."""
+    distil, frozen = ranged(), FROZEN | {"teacher": GUIDED}
+    t, scale = (jnp.asarray(x.ravel()) for x in np.meshgrid(TIMES, SCALES))
+    z = S * jax.random.normal(jax.random.key(1), (len(t), 4, 4, 3))
+    given = N, z, t, jax.random.normal(jax.random.key(2), z.shape)
+    error_at = jax.jit(
+        lambda own, scale: distil.error_at(
+            {"denoiser": own}, frozen, *given, {"guidance": scale}, jnp.zeros(len(t), bool)
+        )
+    )
+    assert np.all(error_at(SOLVED_ALL, scale) < 1e-7)
+    deaf = rows(*[composed(N, guided_by(SCALES[0]))] * 3)
+    assert np.all(error_at(deaf, scale)[scale == 1] < 1e-7)
+    assert np.all(error_at(deaf, scale)[(t > 20) & (t <= 500) & (scale > 1)] > 1e-6)
+
+    keys = samplers.image_keys(0, jnp.arange(2))
+    for scale in SCALES[::2]:
+        drawn = [
+            model.sample(own, FROZEN, keys, {}, sampling=how, height=4, width=4)
+            for model, own, how in (
+                (distil.student, SOLVED_ALL, Sampling("consistency", steps=1, guidance=scale)),
+                (distil.teacher, GUIDED, Sampling("ddim", steps=N, guidance=scale)),
+            )
+        ]
+        np.testing.assert_allclose(*drawn, atol=1e-4)
+
+
+def test_training_shows_all_guidance_of_the_range_and_is_measured_at_one():
+    distil, frozen = ranged(), FROZEN | {"teacher": GUIDED}
+    batch = {"image": S * jax.random.normal(jax.random.key(3), (64, 4, 4, 3))}
+    fields = distil.student.draw_training(FROZEN, batch, jax.random.key(0))[3]
+    shown = np.asarray(fields["guidance"])
+    assert shown.shape == (64,) and 1.0 <= shown.min() < 1.2 and 2.8 < shown.max() <= 3.0
+    assert np.mean(shown) == pytest.approx(2.0, abs=0.25)
+    measure = jax.jit(
+        lambda own: distil.evaluate({"denoiser": own}, frozen, batch, jax.random.key(0))
+    )
+    found = measure(SOLVED_ALL)
+    assert found["match_1"][0] < 1e-4 and found["error"].mean() < 1e-7
+    distil.check()
 
 
 def test_strides_double_until_they_are_the_last():
