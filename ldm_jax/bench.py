@@ -14,10 +14,13 @@ the same run (docs/performance.md).
 from ldm_jax import cli
 
 USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
-PARTS = (*USUAL, "dispatch", "convolutions")
+PARTS = (*USUAL, "dispatch", "convolutions", "latency")
 FLAGS = dict(
     config=cli.Text("Config file, path.py[:variant]."),
-    parts=cli.Listed("Parts to time; there are also dispatch and convolutions.", USUAL, of=PARTS),
+    parts=cli.Listed(
+        "Parts to time; there are also dispatch, convolutions and latency.", USUAL, of=PARTS
+    ),
+    decoder=cli.Text("Run of a first stage whose decoder is timed, too, by the part latency.", ""),
     batch_size=cli.Integer("Images of a batch; 0 for the config's.", 0, least=0),
     images=cli.Switch("Train a second stage on images instead of cached latents."),
     steps=cli.Integer("Number of the sampler's steps; the config's by default."),

@@ -9,7 +9,7 @@ from calling import call
 
 from ldm_jax import bench
 from ldm_jax.base import config as config_lib
-from ldm_jax.cost import benchmarks, convolutions, flops, programs
+from ldm_jax.cost import benchmarks, convolutions, flops, gan, programs
 
 FIRST = ["--config=configs/debug.py", "--repeats=2"]
 SECOND = ["--config=configs/debug.py:ldm", "--config.first_stage=identity"]
@@ -121,3 +121,12 @@ def test_each_convolution_is_found_as_often_as_it_occurs_and_timed_with_both_gra
     slow = clock["shapes"][0]
     slow["slow"] = ["kernel_gradient"]
     assert any("SLOW: kernel_gradient" in line for line in convolutions.lines(clock))
+
+
+def test_a_gans_generator_is_found_by_what_it_costs():
+    for size, of, wanted in ((32, gan.operations, 1.3e8), (16, gan.parameters, 4e5)):
+        one = gan.nearest(size, of, wanted)
+        for other in (one.width - 2, one.width + 2):
+            assert abs(of(one) - wanted) <= abs(of(gan.Generator(size, other)) - wanted)
+    images = jax.eval_shape(one.apply, gan.variables(one), gan.latent(3))
+    assert images.shape == (3, 16, 16, 3)

@@ -14,13 +14,15 @@ import jax
 from ml_collections import ConfigDict
 
 from ldm_jax.base import errors, platforms, shard, tree, watch
-from ldm_jax.cost import baseline, convolutions, flops, programs, reports, timing, traces
+from ldm_jax.base import record as record_lib
+from ldm_jax.cost import baseline, convolutions, flops, latency, programs, reports, timing, traces
 from ldm_jax.engine.checkpoint import Checkpoints
+from ldm_jax.runs import codecs, kinds
 from ldm_jax.runs import data as data_lib
-from ldm_jax.runs import kinds
 from ldm_jax.runs import mesh as mesh_lib
 
-PARTS = ("train", "sample", "encode", "decode", "data", "checkpoint", "dispatch", "convolutions")
+PARTS = ("train", "sample", "encode", "decode", "data", "checkpoint")
+PARTS += ("dispatch", "convolutions", "latency")
 DATA_SECONDS = 3.0
 
 
@@ -40,6 +42,7 @@ class Benchmark:
     guidance: float | None = None
     repeats: int = 5
     against: str = ""
+    decoder: str = ""
     profile: str = ""
 
     def __post_init__(self):
@@ -80,11 +83,17 @@ class Benchmark:
             for part in self.parts:
                 if found := getattr(self, part)():
                     summary[part] = found
-                    print(*reports.of_part(part, found), sep="\n", flush=True)
+                    print(*self._said(part, found), sep="\n", flush=True)
             if other:
                 summary["against"] = other.clock(self.repeats)
                 print(*reports.of_pairs(summary["against"]), sep="\n", flush=True)
         return summary
+
+    def _said(self, part: str, found: dict) -> list[str]:
+        if "batches" in found:
+            how = self.config.sample
+            return latency.lines(found, how.steps, how.guidance != 1.0)
+        return reports.of_part(part, found)
 
     def train(self) -> dict:
         """A training step."""
@@ -187,6 +196,13 @@ class Benchmark:
             seconds.append(time.perf_counter() - begin)
             jax.block_until_ready(state)
         return timing.summary(seconds) | {"arrays": len(jax.tree.leaves(given))}
+
+    def latency(self) -> dict:
+        """A call of the denoiser, a decoding and a GAN's generator, for batches of 1, 16 and 64."""
+        if not kinds.of(self.config).draws or codecs.is_identity(self.config.first_stage):
+            return {"left_out": "only a second stage with a first one draws in calls and decodes"}
+        other = record_lib.read(self.decoder) if self.decoder else None
+        return latency.measure(self.config, self.mesh, self.repeats, other)
 
     def training_flops(self) -> float:
         """The model's own operations in a training step: three times those of its forward pass.

@@ -1,10 +1,13 @@
 """A generator of a GAN, for its speed alone: what few-step sampling is measured beside."""
 
+import bisect
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from ldm_jax.cost import flops
 
 STYLE = 512  # of the latent and of the mapping network
 WIDEST = 512
@@ -75,18 +78,35 @@ class Styled(nn.Module):
         return nn.leaky_relu(x, 0.2).astype(self.dtype)
 
 
-def of_size(size: int, parameters: int, dtype=jnp.float32) -> Generator:
-    """The generator whose convolutions have the number of parameters that is next to `parameters`.
+def nearest(size: int, measure, wanted: float, dtype=jnp.float32) -> Generator:
+    """The generator of images of `size` pixels whose `measure` comes next to `wanted`.
 
-    The mapping network is as StyleGAN2 has it, and is not counted.
+    measure: Generator -> a number that rises with its width, as `parameters` and `operations` are.
     """
-    found = [Generator(size, width, dtype=dtype) for width in range(4, WIDEST + 1, 2)]
-    return min(found, key=lambda one: abs(count(one) - parameters))
+    made = lambda width: Generator(size, 2 * width, dtype=dtype)
+    widths = range(2, WIDEST // 2)
+    above = bisect.bisect_left(widths, wanted, key=lambda width: measure(made(width)))
+    near = [made(widths[min(max(i, 0), len(widths) - 1)]) for i in (above - 1, above)]
+    return min(near, key=lambda one: abs(measure(one) - wanted))
 
 
-def count(generator: Generator) -> int:
-    """Parameters without the mapping network."""
-    z = jnp.zeros((1, STYLE))
-    params = jax.eval_shape(lambda: generator.init(jax.random.key(0), z)["params"])
+def parameters(generator: Generator) -> int:
+    """Without the mapping network, which StyleGAN2 has alike at every size."""
+    params = variables(generator)["params"]
     own = {name: one for name, one in params.items() if not name.startswith("mapping")}
     return sum(leaf.size for leaf in jax.tree.leaves(own))
+
+
+def operations(generator: Generator) -> float:
+    """Floating-point operations of an image, see flops.py."""
+    return flops.count(generator.apply, variables(generator), latent(1))
+
+
+def latent(b: int):
+    """The shape of z of b images."""
+    return jax.ShapeDtypeStruct((b, STYLE), jnp.float32)
+
+
+def variables(generator: Generator) -> dict:
+    """The shapes of its variables."""
+    return jax.eval_shape(generator.init, jax.eval_shape(lambda: jax.random.key(0)), latent(1))
