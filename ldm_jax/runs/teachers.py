@@ -25,6 +25,9 @@ def complete(config):
     bounds = config.get("distil", {}).get("guidance", 0.0)
     if not isinstance(bounds, tuple) or not config.distil.method:
         return
+    if len(bounds) == 1:  # a flag's number in the place of a range
+        config.distil.guidance = bounds[0]
+        return
     said = f"config.distil.guidance={bounds}"
     numbers = all(isinstance(bound, (int, float)) for bound in bounds)
     if not (numbers and len(bounds) == 2 and 0 <= bounds[0] < bounds[1] < math.inf):
@@ -84,7 +87,6 @@ def check(config, student):
             f"config.distil.guidance={config.distil.guidance}: this config has a conditioner that "
             "tells the student its guidance: give low,high, or take that conditioner out."
         )
-    conditions.check_guidance(config, config.sample.guidance)
     model = kinds.of(own).model(own, student.codec)
     if missing := set(model.fields) - set(student.fields):
         raise errors.UsageError(
