@@ -19,8 +19,8 @@ KEYS = ("teacher", "weaker")  # of config.distil, runs whose weights are frozen
 def complete(config):
     """What follows from a range of guidance, `config.distil.guidance=(low, high)`, in the config.
 
-    A conditioner tells the student its guidance. Its sample.guidance, where none is chosen, is the
-    middle of the range. A student that starts from its teacher grows by that conditioner.
+    A conditioner tells the student its guidance. Its sample.guidance, where none is chosen (it is
+    1), is the middle of the range. A student that starts from its teacher grows by the conditioner.
     """
     bounds = config.get("distil", {}).get("guidance", 0.0)
     if not isinstance(bounds, tuple) or not config.distil.method:
