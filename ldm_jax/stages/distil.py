@@ -94,7 +94,7 @@ class Consistency:
         (player,) = plain.players
         return dataclasses.replace(
             plain,
-            players=(dataclasses.replace(player, loss=self.loss),),
+            players=(dataclasses.replace(player, loss=self.loss, averaged=True),),
             evaluate=self.evaluate,
             draw=self.draw,
             columns={"samples": COMPARED},
