@@ -27,6 +27,7 @@ import parity_maths  # noqa: E402
 import ldm_jax  # noqa: E402
 from ldm_jax import convert  # noqa: E402
 from ldm_jax.models import bottleneck  # noqa: E402
+from ldm_jax.models.conditioners import ScalarEmbedder  # noqa: E402
 from ldm_jax.weights import compvis, diffusers, official, official_config, rules  # noqa: E402
 
 KEYS = "model.diffusion_model."
@@ -200,7 +201,9 @@ def diffusers_model(case):
     if "in_t" in io:
         fields = {"context": "tokens", "labels": "class"}
         cond = {ours: io[f"in_{k}"] for k, ours in fields.items() if f"in_{k}" in io}
-        return case.compare("eps", run.denoise(io["in_x"], io["in_t"], cond or None))
+        eps = run.denoise(io["in_x"], io["in_t"], cond or None, io.get("in_guidance"))
+        case.compare("eps", eps)
+        return "in_scales" in io and _scalar(case)
     z = run.encode(io["in_x"])
     kl = run.codec.model.bottleneck == "kl"
     case.compare("mode" if kl else "latents", z)
@@ -301,6 +304,14 @@ def _ldmbert(case, config, state):
     ids = next(v for k, v in case.io.items() if k.startswith("in_"))
     out = next(k for k in case.io if k.startswith("out_")).removeprefix("out_")
     case.compare(out, model.apply({"params": params}, ids))
+
+
+def _scalar(case):
+    """What the conditioner of guidance makes of scales before its layer."""
+    scales, width = case.io["in_scales"], case.io["out_embedding"].shape[1]
+    params = {"params": {"to_time": {"kernel": np.eye(width, dtype=np.float32)}}}
+    told = ScalarEmbedder(width, width).apply(params, {"guidance": scales}, scales < 0)
+    case.compare("embedding", told.time)
 
 
 def _apply(run, method, x, **kwargs):

@@ -37,6 +37,7 @@ SCHEDULERS = {  # their class: our sampler
     "HeunDiscreteScheduler": "heun",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "UniPCMultistepScheduler": "unipc",
+    "LCMScheduler": "consistency",
 }
 OTHER_METHODS = {"dpm_2m_sd", "dpmpp_3m_sd", "dpmpp_2m_heun_sd_S8", "lms_sd", "unipc_ldm_order3"}
 SCHEDULES = {"linear": "scaled_linear", "scaled_linear": "scaled_linear", "sqrt_linear": "linear"}
@@ -154,6 +155,8 @@ def replayed(folder, name):
 def grid_of(config, case, process):
     """The grid that a scheduler's config names, or, where we have none, as it recorded it."""
     steps, timesteps = len(case["out_timesteps"]), case["out_timesteps"]
+    if config["_class_name"] == "LCMScheduler":
+        return grids.lcm(process, steps)
     if config.get("use_karras_sigmas"):
         return grids.karras(process, steps, last=int(timesteps[-1]))
     if config.get("timestep_spacing", "leading") == "leading":

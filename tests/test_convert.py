@@ -33,7 +33,7 @@ def golden(tmp_path_factory):
 # The rest, which say the same of further widths and losses, wait for `-m slow`.
 QUICK = (
     *("cond_", "disc_", "ldmbert", "kl_f2_linattn", "vq_f2", "unet_adm", "ddim_S10_concat"),
-    *("vqmodel_ldm", "unet2d_ddpm_style", "unet2dcond_sd2"),
+    *("vqmodel_ldm", "unet2d_ddpm_style", "unet2dcond_"),
     *("ema_", "loss_pieces", "dit"),
 )
 CASES = [

@@ -286,8 +286,7 @@ def test_an_exported_student_draws_what_the_run_draws(tmp_path, monkeypatch, tol
     given = {"class": dict(name="class", num_classes=5, width=8)}
     if told:
         given["guidance"] = dict(name="scalar", width=16, bounds=(1.0, 6.0))
-    more = {"sample.sampler": "consistency", "distil.method": "consistency"}
-    run, out = export(tmp_path, "first_stage", given, **more)
+    run, out = export(tmp_path, "first_stage", given, **STUDENT)
     index = json.loads((out / "model_index.json").read_text())
     kind = "LatentConsistencyModelPipeline" if told else "StableDiffusionPipeline"
     assert index["_class_name"] == kind
@@ -318,12 +317,28 @@ def w_of(pipe, guidance, b):
     return pipe.get_guidance_scale_embedding(w, embedding_dim=pipe.unet.config.time_cond_proj_dim)
 
 
+STUDENT = {"sample.sampler": "consistency", "distil.method": "consistency"}
+
+
 def test_an_exported_unconditional_student_is_an_ldm_pipeline(tmp_path, monkeypatch):
-    more = {"sample.sampler": "consistency", "distil.method": "consistency"}
-    run, out = export(tmp_path, "vq", {}, **UNCONDITIONAL | more)
+    run, out = export(tmp_path, "vq", {}, **UNCONDITIONAL | STUDENT)
     same_noise(monkeypatch, NOISE.shape[1:])
     images = sampled(diffusers.LDMPipeline.from_pretrained(out), 4, monkeypatch, NOISE)
     close(images, run.sample(2, sampler="consistency", steps=4, noise=NOISE), 1e-4)
+
+
+def test_an_exported_student_of_pixels_is_a_ddpm_pipeline(tmp_path, monkeypatch):
+    more = UNCONDITIONAL | STUDENT | {"first_stage": "identity", "sample.clip": "1.0"}
+    source = tiny_run(tmp_path / "ldm", "ldm", {}, **more)
+    plain = {"scale": 1.0, "origin": {"digest": "identity"}}
+    (source / "latents.json").write_text(json.dumps(plain))
+    convert_ok("export", f"--run={source}", f"--out={tmp_path / 'out'}")
+    noise = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    same_noise(monkeypatch, noise.shape[1:])
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    images = sampled(pipe, 4, monkeypatch, noise)
+    run = ldm_jax.load(source)
+    close(images, run.sample(2, sampler="consistency", steps=4, noise=noise), 1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -420,6 +435,18 @@ def test_their_dit_becomes_a_run_and_goes_back(tmp_path, monkeypatch, tie, outpu
         drawn,
         1e-4,
     )
+
+
+def test_a_dit_goes_out_with_the_scheduler_of_students(tmp_path, monkeypatch):
+    dit().save_pretrained(tmp_path / "pipe")
+    flags = [f"--checkpoint={tmp_path / 'pipe'}", f"--out={tmp_path / 'run'}"]
+    convert_ok("diffusers", *flags, "--config.sample.sampler=consistency")
+    run = ldm_jax.load(tmp_path / "run")
+    convert_ok("export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'back'}")
+    same_noise(monkeypatch, NOISE.shape[1:])
+    drawn = classes_drawn(diffusers.DiTPipeline.from_pretrained(tmp_path / "back"), monkeypatch)
+    how = dict(sampler="consistency", steps=10, noise=NOISE, cond={"class": np.array([1, 4])})
+    close(run.sample(2, **how), drawn, 1e-4)
 
 
 def classes_drawn(pipe, monkeypatch):

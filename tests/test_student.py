@@ -55,6 +55,29 @@ def test_it_draws_without_its_teacher_and_takes_no_guidance(student, tmp_path, r
 
 
 @pytest.mark.slow
+def test_of_a_range_of_guidance_it_is_told_which_and_starts_as_its_teacher(
+    pixel_run, tmp_path, refused, capfd
+):
+    """With a learning rate of 0 it stays what it starts as, whatever it is told."""
+    workdir = tmp_path / "run"
+    assert distil(pixel_run, workdir, "distil.guidance=1,8", "optim.denoiser.lr=1e-30") == 0
+    run, teacher = ldm_jax.load(workdir), ldm_jax.load(pixel_run)
+    assert run.config.sample.guidance == 4.5
+    assert run.config.conditioners.guidance.bounds == (1.0, 8.0)
+    x, t = np.ones((2, 16, 16, 3), np.float32), np.array([5, 700])
+    cond = {"class": np.array([0, 1])}
+    for guidance in (1.0, 8.0):
+        own = run.denoise(x, t, cond, guidance)
+        np.testing.assert_allclose(own, teacher.denoise(x, t, cond), atol=1e-5)
+    argv = [f"--run={workdir}", "--num=8", "--batch_size=8"]
+    assert call(sample, *argv, f"--out={tmp_path / 'out'}", "--guidance=3") == 0
+    assert call(evaluate, f"--run={workdir}", f"--out={tmp_path}") == 0
+    capfd.readouterr()
+    line = refused(call(sample, *argv, f"--out={tmp_path / 'no'}", "--guidance=9"))
+    assert "guidance=9.0: this run is a student of guidance from 1 to 8" in line
+
+
+@pytest.mark.slow
 def test_evaluate_measures_it_beside_its_teacher(student, tmp_path):
     assert call(evaluate, f"--run={student}", f"--out={tmp_path}") == 0
     found = json.loads((tmp_path / "summary.json").read_text())
@@ -71,6 +94,8 @@ def test_evaluate_measures_it_beside_its_teacher(student, tmp_path):
         (["distil.intervals=1"], "first=2, intervals=1"),
         (["data.size=32"], "draws images of 16 pixels"),
         (["process.schedule=cosine"], "is not the teacher's"),
+        (["distil.guidance=8,1"], "config.distil.guidance=(8, 1)"),
+        (["distil.guidance=1,8", "sample.guidance=9"], "guidance from 1 to 8"),
     ],
 )
 def test_what_cannot_be_is_one_line(pixel_run, tmp_path, refused, flags, line):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from ldm_jax.base.errors import UsageError
 from ldm_jax.base.registry import Registry
 
-GUIDANCES = Registry("guidance rule")  # (strong, weak, scale, **its own options) -> x_0
+# (strong, weak, scale: a number, or one for each row, **its own options) -> x_0
+GUIDANCES = Registry("guidance rule")
 
 
 @GUIDANCES.register("linear")

@@ -54,8 +54,12 @@ class Denoiser(nn.Module):
         """Of another denoiser that reads some of the same fields, what `drop` is of this one."""
         if drop.ndim == 1:
             return drop
-        column = {conditioner.fields: i for i, conditioner in enumerate(self.conditioners)}
-        return drop[:, np.array([column[c.fields] for c in other.conditioners], int)]
+        own = [set(conditioner.fields) for conditioner in self.conditioners]
+        columns = [
+            next(i for i, fields in enumerate(own) if fields >= set(conditioner.fields))
+            for conditioner in other.conditioners
+        ]
+        return drop[:, np.array(columns, int)]
 
     def draw_told(self, key, b: int) -> dict:
         """{field: [b]} of what rows of a training batch are told, where its bounds are known."""

@@ -128,6 +128,10 @@ class SecondStage:
         """
         z_t, how = jnp.asarray(z_t, jnp.float32), self.model.sampling
         if guidance is not None:
+            if not self.model.denoiser.told:
+                raise errors.UsageError(
+                    f"guidance={guidance}: this network is told none; `sample` guides it."
+                )
             how = dataclasses.replace(how, guidance=float(guidance))
         size, told = (side * self.model.codec.f for side in z_t.shape[1:3]), self.model.tell
         cond = self._cond(cond, len(z_t), tuple(size), told(len(z_t), how))

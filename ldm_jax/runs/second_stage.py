@@ -60,6 +60,8 @@ class DiffuseKind(kinds.Kind):
             with errors.of("config.process"):
                 teachers.check(config, model)
         _check_latents(config.latents, model.codec.channels)
+        with errors.of("config.sample"):
+            conditions.check_guidance(config, config.sample.guidance)
         model.sampling.method(model.process)
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):
@@ -254,7 +256,7 @@ class DiffuseKind(kinds.Kind):
     def forward(self, config):
         model, b, size = self.model(config), config.batch_size, config.data.size
         x = jax.ShapeDtypeStruct((b, *model.latent_shape(size, size)), jnp.float32)
-        fields = jax.eval_shape(lambda: model.example(b, size, size))
+        fields = jax.eval_shape(lambda: model.example(b, size, size) | model.tell(b))
         variables = jax.eval_shape(lambda: model.initial(jax.random.key(0)))
         return model.denoiser.apply, (variables, x, jax.ShapeDtypeStruct((b,), jnp.int32), fields)
 

@@ -19,11 +19,14 @@ KEYS = ("teacher", "weaker")  # of config.distil, runs whose weights are frozen
 def complete(config):
     """What follows from a range of guidance, `config.distil.guidance=(low, high)`, in the config.
 
-    A conditioner tells the student its guidance. Its sample.guidance, where none is chosen, is the
-    middle of the range. A student that starts from its teacher grows by that conditioner.
+    A conditioner tells the student its guidance. Its sample.guidance, where none is chosen (it is
+    1), is the middle of the range. A student that starts from its teacher grows by the conditioner.
     """
     bounds = config.get("distil", {}).get("guidance", 0.0)
     if not isinstance(bounds, tuple) or not config.distil.method:
+        return
+    if len(bounds) == 1:  # a flag's number in the place of a range
+        config.distil.guidance = bounds[0]
         return
     said = f"config.distil.guidance={bounds}"
     numbers = all(isinstance(bound, (int, float)) for bound in bounds)
@@ -86,7 +89,6 @@ def check(config, student):
             f"config.distil.guidance={config.distil.guidance}: this config has a conditioner that "
             "tells the student its guidance: give low,high, or take that conditioner out."
         )
-    conditions.check_guidance(config, config.sample.guidance)
     model = kinds.of(own).model(own, student.codec)
     if missing := set(model.fields) - set(student.fields):
         raise errors.UsageError(

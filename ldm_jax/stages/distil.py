@@ -195,7 +195,7 @@ class Consistency(Distilled):
         return self.intervals
 
     def players(self, frozen):
-        return (api.Player("denoiser", self.student.init, self.loss),)
+        return (api.Player("denoiser", self.student.init, self.loss, averaged=True),)
 
     @property
     def strides(self) -> tuple[int, ...]:

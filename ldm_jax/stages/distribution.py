@@ -64,8 +64,9 @@ class Distribution(Distilled):
     def players(self, frozen):
         # The critic begins as the teacher, and learns in which way the student's samples differ.
         start = lambda key, weights=None: self.teacher.init(key) if weights is None else weights
+        every = self.critic_steps
         return (
-            api.Player("denoiser", self.student.init, self.loss, every=self.critic_steps),
+            api.Player("denoiser", self.student.init, self.loss, every=every, averaged=True),
             api.Player("critic", start, self.critic_loss, measure=lambda: frozen["teacher"]),
         )
 

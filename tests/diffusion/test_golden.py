@@ -34,10 +34,9 @@ def test_recorded_samplers_are_reproduced(golden, name):
 
 
 def test_every_sampler_has_a_recorded_trajectory():
-    # consistency: tests/stages/test_distil.py
-    recorded = set(parity_samplers.SCHEDULERS.values()) | {"dpmpp_2m_sde", "consistency"}
+    recorded = set(parity_samplers.SCHEDULERS.values()) | {"dpmpp_2m_sde"}
     assert recorded == set(parity_samplers.samplers.SAMPLERS.names())
     names = " ".join(parity_samplers.cases(PACKED))
     for stem in ("ddim_sd", "ddpm_sd", "pndm_sd", "euler_sd", "euler_ancestral_sd", "heun_sd",
-                 "dpmpp_2m_sd", "dpmpp_2m_sde_sd", "unipc_sd", "plms_S20"):  # fmt: skip
+                 "dpmpp_2m_sd", "dpmpp_2m_sde_sd", "unipc_sd", "plms_S20", "lcm_sd"):  # fmt: skip
         assert stem in names

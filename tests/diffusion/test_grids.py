@@ -122,6 +122,15 @@ def test_flow_match_visits_the_levels_of_diffusers_scheduler(shift, sigmas):
     assert (grid.signal[-1], grid.noise[-1]) == (1.0, 0.0)
 
 
+def test_lcm_visits_the_timesteps_that_published_models_know():
+    """As diffusers 0.42.1's LCMScheduler does after set_timesteps."""
+    assert grids.lcm(PROCESS, 4).timesteps == (999, 759, 499, 259)
+    assert grids.lcm(PROCESS, 3).timesteps == (999, 679, 339)
+    assert grids.lcm(PROCESS, 50).timesteps == tuple(range(999, 0, -20))
+    with pytest.raises(UsageError, match=r"steps=51.*1\.\.50"):
+        grids.lcm(PROCESS, 51)
+
+
 def test_the_last_steps_of_a_grid_are_a_grid():
     grid = grids.exact(PROCESS, 50)
     last = grid.last(3)

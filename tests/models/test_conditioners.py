@@ -9,6 +9,7 @@ from ldm_jax.base import errors
 from ldm_jax.models import clip, conditioners  # noqa: F401  (clip registers itself)
 from ldm_jax.models.conditioners import ClassEmbedder, Cond
 from ldm_jax.models.denoiser import Denoiser
+from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet
 
 KEY = jax.random.key(0)
@@ -52,6 +53,38 @@ def test_merge_joins_tokens_and_channels_and_adds_vectors():
     np.testing.assert_array_equal(merged.vector, 3.0)
     np.testing.assert_array_equal(merged.mask, [[False, False, True, True, True]] * 2)
     assert conditioners.merge([]) == Cond()
+
+
+@pytest.mark.parametrize("net", ["unet", "dit"])
+def test_a_network_that_is_told_its_guidance_starts_as_it_was_and_can_hear_it(net, filled):
+    """Rows with the null condition hear theirs, too."""
+    unet = UNet(width=8, mult=(1,), blocks=1, attention=(), heads=1, groups=4, name="net")
+    net = {"unet": unet, "dit": DiT(width=16, depth=1, heads=2, name="net")}[net]
+    scalar = conditioners.ScalarEmbedder(net.time_width, name="told")
+    plain, told, batch = Denoiser(net), Denoiser(net, (scalar,)), {"guidance": jnp.array([3, 7.5])}
+    fresh = scalar.init(KEY, batch, KEEP)["params"]
+    assert not np.any(fresh["to_time"]["kernel"])
+    params = filled(told, X, T, batch)
+    apply = jax.jit(lambda params, batch, drop: told.apply({"params": params}, X, T, batch, drop))
+    was = jax.jit(lambda net: plain.apply({"params": {"net": net}}, X, T))(params["net"])
+    np.testing.assert_allclose(apply(params | {"told": fresh}, batch, KEEP), was, atol=1e-5)
+    heard = apply(params, batch, KEEP)
+    assert np.abs(heard - was).max() > 1e-3
+    np.testing.assert_array_equal(apply(params, batch, DROP), heard)
+    other = apply(params, {"guidance": jnp.array([3.0, 2.0])}, KEEP)
+    np.testing.assert_array_equal(other[0], heard[0])
+    assert np.abs(other[1] - heard[1]).max() > 1e-3
+
+
+def test_what_is_told_is_drawn_within_its_bounds_and_comes_from_no_data():
+    told = Denoiser(None, (conditioners.ScalarEmbedder(8, bounds=(1.0, 8.0)),))
+    drawn = told.draw_told(KEY, 1000)["guidance"]
+    assert 1.0 <= drawn.min() < 1.1 and 7.9 < drawn.max() <= 8.0
+    assert told.told == ("guidance",)
+    assert Denoiser(None, (conditioners.ScalarEmbedder(8),)).draw_told(KEY, 4) == {}
+    for wrong in (dict(bounds=(2.0,)), dict(bounds=(2.0, 1.0)), dict(features=7)):
+        with pytest.raises(errors.UsageError, match=next(iter(wrong))):
+            conditioners.ScalarEmbedder(8, **wrong).check()
 
 
 def test_what_reads_a_field_is_found_under_any_label():

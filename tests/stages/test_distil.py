@@ -219,18 +219,16 @@ def test_a_student_that_is_told_its_guidance_ends_where_its_teacher_guided_so_do
         np.testing.assert_allclose(*drawn, atol=1e-4)
 
 
-def test_training_shows_all_guidance_of_the_range_and_is_measured_at_one():
+def test_training_shows_all_guidance_of_the_range_and_pictures_one_of_it():
     distil, frozen = ranged(), FROZEN | {"teacher": GUIDED}
     batch = {"image": S * jax.random.normal(jax.random.key(3), (64, 4, 4, 3))}
     fields = distil.student.draw_training(FROZEN, batch, jax.random.key(0))[3]
     shown = np.asarray(fields["guidance"])
     assert shown.shape == (64,) and 1.0 <= shown.min() < 1.2 and 2.8 < shown.max() <= 3.0
     assert np.mean(shown) == pytest.approx(2.0, abs=0.25)
-    measure = jax.jit(
-        lambda own: distil.evaluate({"denoiser": own}, frozen, batch, jax.random.key(0))
-    )
-    found = measure(SOLVED_ALL)
-    assert found["match_1"][0] < 1e-4 and found["error"].mean() < 1e-7
+    draw = jax.jit(lambda own: distil.draw({"denoiser": own}, frozen, batch, jax.random.key(0)))
+    drawn = draw(SOLVED_ALL)["samples"]
+    np.testing.assert_allclose(drawn[:8], drawn[-8:], atol=1e-4)  # one call and the teacher
     distil.check()
 
 
