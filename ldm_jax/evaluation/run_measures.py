@@ -61,7 +61,8 @@ class RunMeasures:
             figures |= {name: mean, f"{name}_std": error}
         if self._kind.draws:
             return figures | (self._drawn.figures(*given) if self._drawn else {}), {}
-        own = self._kind.codec(self._config), params[self._kind.player]["model"]
+        own = autoencode.whole(params[self._kind.player], self._stage.frozen)
+        own = self._kind.codec(self._config), own
         about, images = _of_first_stage(*own, self._batches, self._origin, self._request)
         return figures | images, about
 

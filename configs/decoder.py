@@ -1,0 +1,28 @@
+"""A tiny decoder of the latents of a first stage, for samples in a tenth of the time.
+
+    python -m ldm_jax.train --config=configs/decoder.py:FIRST --workdir=RUN
+    python -m ldm_jax.sample --run=LDM --out=DIR --num=64 --decoder=RUN
+"""
+
+from ml_collections import ConfigDict
+
+from ldm_jax.base import errors
+from ldm_jax.base import record as record_lib
+from ldm_jax.runs import codecs
+
+
+def get_config(arg=None):
+    """arg: the run of the first stage."""
+    if not arg:
+        raise errors.UsageError("configs/decoder.py:RUN needs the run of a first stage as RUN.")
+    codec, config = codecs.open_codec(arg, "configs/decoder.py"), record_lib.read(arg)
+    with config.unlocked():
+        config.encoder, config.init_from, config.init_grow = arg, "", False
+        levels = codec.f.bit_length()
+        network = dict(name="tiny", latent_channels=codec.channels, levels=levels, bound=0.0)
+        config.model = ConfigDict(network | dict(width=16, blocks=1, pool=False, patch=1))
+        config.loss.restart = 0
+        config.steps.update(total=2_000, eval=500, checkpoint=500)
+        config.optim.autoencoder.update(name="adam", lr=2e-3, b1=0.9, b2=0.99, weight_decay=0.0)
+        config.optim.autoencoder.update(schedule="cosine", warmup=100, clip=1.0, ema=0.99)
+    return config
