@@ -18,11 +18,12 @@ def get_config(arg=None):
     codec, config = codecs.open_codec(arg, "configs/decoder.py"), record_lib.read(arg)
     with config.unlocked():
         config.encoder, config.init_from, config.init_grow = arg, "", False
-        levels = codec.f.bit_length()
-        network = dict(name="tiny", latent_channels=codec.channels, levels=levels, bound=0.0)
-        config.model = ConfigDict(network | dict(width=16, blocks=1, pool=False, patch=1))
+        patch = min(2, codec.f)
+        network = dict(patch=patch, levels=(codec.f // patch).bit_length(), bound=0.0, pool=False)
+        network |= dict(name="tiny", latent_channels=codec.channels, width=24, blocks=2)
+        config.model = ConfigDict(network)
         config.loss.restart = 0
         config.steps.update(total=2_000, eval=500, checkpoint=500)
-        config.optim.autoencoder.update(name="adam", lr=2e-3, b1=0.9, b2=0.99, weight_decay=0.0)
+        config.optim.autoencoder.update(name="muon", lr=0.02, b1=0.9, b2=0.99, weight_decay=0.0)
         config.optim.autoencoder.update(schedule="cosine", warmup=100, clip=1.0, ema=0.99)
     return config

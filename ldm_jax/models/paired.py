@@ -1,4 +1,4 @@
-"""Two autoencoders as one: the encoder and the bottleneck of the first, the decoder of the other."""
+"""Two autoencoders as one: the encoder and the bottleneck of the first, the other's decoder."""
 
 from flax import linen as nn
 

@@ -13,8 +13,8 @@ from ldm_jax.models.autoencoder import ATTENTION, AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.paired import Paired
 from ldm_jax.models.shortcut import SHORTCUTS
-from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.runs import codecs, kinds, opened, start
+from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.runs.check import divides, one_of
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
