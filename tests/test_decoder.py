@@ -44,14 +44,14 @@ def made(folder, spec, seed=0, **changes):
 def runs(tmp_path_factory):
     """A VQ first stage, a second stage on it, decoders of it, and another first stage."""
     folder = tmp_path_factory.mktemp("runs")
-    first = made(folder / "first", "debug.py:vq", **{"data.size": "8", "model.groups": "8"})
-    ldm = {"first_stage": str(first), "data.size": "8", "model.mult": "(1,)"}
+    first = made(folder / "first", "debug.py:vq", **{"model.groups": "8"})
+    ldm = {"first_stage": str(first), "model.mult": "(1,)"}
     ldm |= {"model.cross_attention": "False", "model.attention": "()", "model.groups": "8"}
     made(folder / "ldm", "debug.py:ldm", **ldm)
     made(folder / "tiny", f"decoder.py:{first}", **{"model.width": "4"})
-    narrow = {"encoder": str(first), "data.size": "8", "model.width": "4", "model.groups": "4"}
+    narrow = {"encoder": str(first), "model.width": "4", "model.groups": "4"}
     made(folder / "narrow", "debug.py:vq", **narrow)
-    made(folder / "other", "debug.py:vq", seed=1, **{"data.size": "8", "model.groups": "8"})
+    made(folder / "other", "debug.py:vq", seed=1, **{"model.groups": "8"})
     return folder
 
 
@@ -166,7 +166,7 @@ def decoder(first, workdir, *flags) -> int:
 
 
 @pytest.mark.slow
-def test_its_run_is_resumed_measured_and_drawn_from(runs, tmp_path, refused):
+def test_its_run_is_resumed_measured_and_drawn_from(runs, tmp_path, refused, capfd):
     before = tree.digest(codecs.read_params(runs / "first")[0])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert decoder(runs / "first", whole) == 0
@@ -193,6 +193,7 @@ def test_its_run_is_resumed_measured_and_drawn_from(runs, tmp_path, refused):
     assert call(sample, *argv, f"--decoder={whole}", "--steps=1") == 0
     said = json.loads((tmp_path / "out" / "summary.json").read_text())["decoder"]
     assert said["run"] == str(whole) and said["weights"]
+    capfd.readouterr()
     assert "decoder" in refused(call(sample, *argv, f"--decoder={runs / 'tiny'}", "--steps=1"))
     assert "diffusers has no class" in refused(
         convert.run(["export", f"--run={whole}", f"--out={tmp_path / 'diffusers'}"])

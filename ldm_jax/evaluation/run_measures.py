@@ -110,7 +110,7 @@ def _of_first_stage(codec, params, batches, origin, request) -> tuple[dict, dict
         moments = codec.moments(params, images)
         z, noise = codec.latents(moments), codec.bottleneck.variance(moments)
         pixels = raster.to_uint8(codec.decode(params, z))
-        return z, noise, codec.bottleneck.counts(params, z), pixels
+        return z, noise, codec.counts(params, z), pixels
 
     def originals():
         for batch in batches():

@@ -4,6 +4,8 @@ runs/kl_f4          a run: its network and its weights
 configs/kl_f4.py    a recipe, for a run that is still to be trained: its network alone, which
                     is enough to build a second stage abstractly
 identity            pixels (f = 1); identity:4 is the same with four channels instead of three
+
+`config.encoder` of a first stage and `--decoder` name runs of first stages, too.
 """
 
 from ldm_jax.base import errors, tree

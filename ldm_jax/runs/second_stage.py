@@ -262,8 +262,8 @@ class DiffuseKind(kinds.Kind):
         params = snapshots.read_params(record.path, (self.player,), ema=ema)[0][self.player]
         codec, first = self.codec(config), None
         if codec.model:
-            *first, _ = codecs.single(config.first_stage)
-            first = first[0], {"model": first[1]}
+            network, beneath, _ = codecs.single(config.first_stage)
+            first = network, {"model": beneath}
         whole = config.to_dict() | {"f": codec.f}
         return to_diffusers.write_second_stage(folder, whole, params, first, record.latents)
 
