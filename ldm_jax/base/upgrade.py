@@ -27,7 +27,7 @@ ADDED = {
     "model.transformer_depth": dict(name="unet", attention_kernel="xla"),
     "model.groups": dict(norm_kernel="xla", remat_saves=""),
     "discriminator": dict(encoder=""),
-    "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, latent_noise=0.0)
+    "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, latent_noise=0.1)
     | dict(terms=dict(halved=0.0, turned=0.0), disc_terms=dict(r1=0.0, lecam=0.0)),
     "loss.weight": dict(gamma=5.0, cap=400.0, logvar_features=0),
     "latents.scale": dict(cache="", per_channel=False, mean=[], std=[]),
