@@ -3,9 +3,9 @@
     python -m ldm_jax.train --config=configs/decoder.py:FIRST --workdir=RUN
     python -m ldm_jax.sample --run=LDM --out=DIR --num=64 --decoder=RUN
 
-FIRST is a run; data, image size and the weights of the losses are its own. Width, steps and learning
-rate are for small pictures; --config.model.width=64 suits photographs of 256 pixels. An adversary,
-where FIRST had one, begins after a quarter of the steps. See docs/first_stages.md.
+FIRST is a run; data, image size and the weights of the losses are its own. Width, steps and
+learning rate are for small pictures; --config.model.width=64 suits photographs of 256 pixels. An
+adversary, where FIRST had one, begins after a quarter of the steps. See docs/first_stages.md.
 """
 
 from ml_collections import ConfigDict
@@ -26,10 +26,10 @@ def get_config(arg=None):
         network = dict(patch=patch, levels=(codec.f // patch).bit_length(), bound=0.0, pool=False)
         network |= dict(name="tiny", latent_channels=codec.channels, width=20, blocks=3)
         config.model = ConfigDict(network)
-        config.loss.update(restart=0, latent_noise=0.1, disc_start=500)
+        config.loss.update(restart=0, latent_noise=0.2, disc_start=1_000)
         if not all(config.lpips.values()):
             config.loss.update(perceptual_weight=0.0, perceptual_crop=0)
-        config.steps.update(total=2_000, eval=500, checkpoint=500)
+        config.steps.update(total=4_000, eval=1_000, checkpoint=500)
         config.optim.autoencoder.update(name="muon", lr=0.02, b1=0.9, b2=0.99, weight_decay=0.0)
         config.optim.autoencoder.update(schedule="cosine", warmup=100, clip=1.0)
         config.optim.autoencoder.update(average="ema", ema=0.99)
