@@ -165,7 +165,7 @@ class Fields:
 SAMPLING = dict(
     sampling=Fields("ldm_jax.stages.sampling", "Sampling"),
     weaker=Text("Run of a less trained model of the same kind, to guide away from.", ""),
-    decoder=Text("Run of a first stage that decodes, trained with loss.decoder_only.", ""),
+    decoder=Text("Run of a first stage that decodes, trained with config.encoder.", ""),
     seed=Integer("Seed of the noise.", 0, least=0),
     ema=Average("The average of the weights, if the run keeps one; --ema=0.07: of that length."),
 )

@@ -20,8 +20,8 @@ from ldm_jax.runs import kinds
 from ldm_jax.stages import diffuse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# What recipes are made of; and student, whose variant is a run (tests/test_student.py).
-LIBRARIES = ("__init__", "base", "paper", "student")
+# What recipes are made of; and those whose variant is a run (test_student.py, test_decoder.py).
+LIBRARIES = ("__init__", "base", "paper", "student", "decoder")
 FILES = {f.stem: f for f in sorted((ROOT / "configs").glob("*.py")) if f.stem not in LIBRARIES}
 SMALL = ("quickstart", "photos", "debug", "taef2", "tasks", "dit")  # not the paper's
 

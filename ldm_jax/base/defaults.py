@@ -100,6 +100,7 @@ def first_stage() -> ConfigDict:
     """A first stage: the official KL-f4 autoencoder and its losses."""
     config = common()
     config.stage = "autoencode"
+    config.encoder = ""  # the run of a first stage: train a decoder of its latents, and no encoder
     config.model = dict(
         name="autoencoder",  # autoencoder | tiny, which has keys of its own
         bottleneck="kl",  # kl | noise | vq | lfq | none
@@ -137,7 +138,7 @@ def first_stage() -> ConfigDict:
         perceptual_crop=0,  # pixels of a side of the crop that LPIPS sees; 0: all
         terms=dict(halved=0.0, turned=0.0),  # weights of further terms, see stages/terms.py
         disc_terms=dict(r1=0.0, lecam=0.0),  # the discriminator's, see stages/adversary.py
-        decoder_only=False,  # train the decoder alone, and keep the encoder of init_from
+        latent_noise=0.1,  # with an encoder: most noise on latents, in deviations of theirs
     )
     config.optim = dict(
         autoencoder=optimizer(name="adam", lr=5.4e-5, b1=0.5, b2=0.9),

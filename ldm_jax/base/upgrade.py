@@ -26,7 +26,8 @@ ADDED = {
     "model.codebook_size": dict(shortcut=""),
     "model.transformer_depth": dict(name="unet", attention_kernel="xla"),
     "model.groups": dict(norm_kernel="xla", remat_saves=""),
-    "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, decoder_only=False)
+    "discriminator": dict(encoder=""),
+    "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, latent_noise=0.1)
     | dict(terms=dict(halved=0.0, turned=0.0), disc_terms=dict(r1=0.0, lecam=0.0)),
     "loss.weight": dict(gamma=5.0, cap=400.0, logvar_features=0),
     "latents.scale": dict(cache="", per_channel=False, mean=[], std=[]),
@@ -46,6 +47,8 @@ def config(saved: dict) -> dict:
     for group, name in ((saved, "plugins"), (saved.get("eval", {}), "metrics")):
         if isinstance(group.get(name), str):  # it was once a string of names with commas
             group[name] = list(config_lib.names(group[name]))
+    if saved.get("loss", {}).pop("decoder_only", False):  # of the run that it began from
+        saved["encoder"] = saved["init_from"]
     for player in saved.get("optim", {}).values():
         player.setdefault("average", "ema")
     return saved

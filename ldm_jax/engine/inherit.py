@@ -9,12 +9,16 @@ theirs and start at zero for the new ones: a model of pictures becomes one of in
 step 0 does what the source does.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
 from ldm_jax.base import errors, tree
 from ldm_jax.engine import checkpoint
+
+MANY = 12  # parameters of one part of a network that are no longer named one by one
 
 
 def check(run, params: dict, grow: bool = False):
@@ -57,13 +61,19 @@ def weights(state, run, shapes, averaged=(), grow: bool = False):
 
 
 def news(origin: dict) -> list[str]:
-    """A line for each parameter that differs, and an empty one; [] where none does."""
+    """Lines that name the parameters which differ, and an empty one; [] where none does."""
     said = {
         "grown": "starts at zero for its new inputs",
         "fresh": "is new and starts afresh",
         "left": "is left behind",
     }
-    lines = [f"{path} {what}" for kind, what in said.items() for path in origin.get(kind, ())]
+    lines = []
+    for kind, what in said.items():
+        parts = itertools.groupby(origin.get(kind, ()), lambda path: path.split("/")[:3])
+        for part, paths in ((part, list(paths)) for part, paths in parts):
+            if len(paths) > MANY:
+                paths = [f"each of {len(paths)} parameters of {'/'.join(part)}"]
+            lines += [f"{path} {what}" for path in paths]
     return [*lines, ""] if lines else []
 
 

@@ -61,7 +61,8 @@ class RunMeasures:
             figures |= {name: mean, f"{name}_std": error}
         if self._kind.draws:
             return figures | (self._drawn.figures(*given) if self._drawn else {}), {}
-        own = self._kind.codec(self._config), params[self._kind.player]["model"]
+        own = autoencode.whole(params[self._kind.player], self._stage.frozen)
+        own = self._kind.codec(self._config), own
         about, images = _of_first_stage(*own, self._batches, self._origin, self._request)
         return figures | images, about
 
@@ -109,7 +110,7 @@ def _of_first_stage(codec, params, batches, origin, request) -> tuple[dict, dict
         moments = codec.moments(params, images)
         z, noise = codec.latents(moments), codec.bottleneck.variance(moments)
         pixels = raster.to_uint8(codec.decode(params, z))
-        return z, noise, codec.bottleneck.counts(params, z), pixels
+        return z, noise, codec.counts(params, z), pixels
 
     def originals():
         for batch in batches():

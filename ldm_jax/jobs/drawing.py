@@ -52,6 +52,8 @@ def draw(wanted: Drawing) -> dict | None:
     origin = {"run": str(wanted.run), "step": run.step, "weights": run.digest}
     if wanted.weaker:
         origin["weaker"] = run.guide_digest
+    if wanted.decoder:
+        origin["decoder"] = run.decoder_digest
     job.claim(about | origin | conditions.names)
 
     def batch(first, count):
@@ -65,6 +67,8 @@ def draw(wanted: Drawing) -> dict | None:
     digest = job.finish()
     write_grid(job, conditions)
     summary = {"num": wanted.num, "digest": digest, "seconds": seconds(), **about}
+    if wanted.decoder:
+        summary["decoder"] = {"run": wanted.decoder, "weights": run.decoder_digest}
     summary["samples_png"] = str(job.out / "grid.png")
     if not drawn:
         return summary

@@ -120,7 +120,7 @@ def progress(edit: Edit) -> dict:
 def reconstruct(edit: Edit) -> dict:
     """Sends pictures through the first stage and back."""
     names, _, images = edit.read()
-    run = opened.load(edit.run, ema=edit.ema)
+    run = opened.load(edit.run, ema=edit.ema, decoder=edit.decoder)
     batches = [images[i : i + edit.batch_size] for i in range(0, len(images), edit.batch_size)]
     parts = [raster.to_uint8(run.decode(run.encode(painter.floats(batch)))) for batch in batches]
     drawn = np.concatenate([np.asarray(part) for part in parts])

@@ -51,6 +51,8 @@ def write(wanted: settings.Wanted, file: pathlib.Path, platforms: list[str]) -> 
         "platforms": list(platforms),
         "jax": jax.__version__,
     }
+    if wanted.decoder:
+        meta["decoder"] = run.decoder_digest
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in zip(names, leaves)}
     parts = {"meta.json": json.dumps(meta, indent=2).encode(), "program": program.serialize()}
     parts["weights.safetensors"] = pack(arrays)

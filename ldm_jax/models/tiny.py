@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.models import shortcut
 from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.nn import blocks
 
@@ -15,7 +16,9 @@ class TinyAutoencoder(nn.Module):
 
     Encoder and decoder have one residual block each at the highest resolution, and `blocks` at
     every lower one. pool: the blocks of the lowest begin with two 1x1 convolutions around a group
-    norm, added to their input (TAEF2).
+    norm, added to their input (TAEF2). bound: latents are bent to stay within it; 0 leaves them.
+    patch: pixels of a side that a position of the highest resolution stands for; with 2, that level
+    takes a quarter of the work. f = patch * 2**(levels - 1).
     """
 
     width: int = 64
@@ -23,6 +26,8 @@ class TinyAutoencoder(nn.Module):
     levels: int = 4
     blocks: int = 3
     pool: bool = True
+    bound: float = 3.0
+    patch: int = 1
     dtype: Any = jnp.float32
 
     bottleneck: ClassVar[str] = "none"
@@ -30,18 +35,20 @@ class TinyAutoencoder(nn.Module):
 
     @property
     def f(self):
-        return 2 ** (self.levels - 1)
+        return self.patch * 2 ** (self.levels - 1)
 
     def setup(self):
-        own = blocks.same_fields(self, _Half)
+        own, pixels = blocks.same_fields(self, _Half), self.patch**2
         self.encoder = Encoder(**own, out_channels=self.latent_channels)
-        self.decoder = Decoder(**own, out_channels=self.image_channels)
+        self.decoder = Decoder(**own, out_channels=pixels * self.image_channels)
 
     def encode(self, x, train=False):
-        return self.encoder((x + 1) / 2).astype(jnp.float32)
+        return self.encoder(shortcut.patches((x + 1) / 2, self.patch)).astype(jnp.float32)
 
     def decode(self, z, train=False):
-        return 2 * self.decoder(jnp.tanh(z.astype(jnp.float32) / 3) * 3).astype(jnp.float32) - 1
+        z = z.astype(jnp.float32)
+        z = jnp.tanh(z / self.bound) * self.bound if self.bound else z
+        return 2 * shortcut.images(self.decoder(z), self.patch).astype(jnp.float32) - 1
 
     def __call__(self, x, train=False):
         return self.decode(self.encode(x))
@@ -69,7 +76,7 @@ class _Half(nn.Module):
 
 
 class Encoder(_Half):
-    """[b, h, w, 3] in [0, 1] -> [b, h/f, w/f, out_channels]."""
+    """Patches of [0, 1], [b, h, w, c] -> [b, h/f, w/f, out_channels], f here without the patch."""
 
     @nn.compact
     def __call__(self, x):
@@ -81,7 +88,7 @@ class Encoder(_Half):
 
 
 class Decoder(_Half):
-    """[b, h/f, w/f, c] -> [b, h, w, out_channels] about [0, 1]."""
+    """The way back, to [b, h, w, out_channels] about [0, 1]."""
 
     @nn.compact
     def __call__(self, z):

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import defaults, errors
-from ldm_jax.engine import snapshots
+from ldm_jax.base import record as record_lib
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import discriminator, lpips, tiny  # noqa: F401  (tiny registers itself)
 from ldm_jax.models.autoencoder import ATTENTION, AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
+from ldm_jax.models.paired import Paired
 from ldm_jax.models.shortcut import SHORTCUTS
+from ldm_jax.runs import codecs, kinds, opened, start
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.runs import kinds, opened, start
 from ldm_jax.runs.check import divides, one_of
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
@@ -32,14 +33,14 @@ class AutoencodeKind(kinds.Kind):
         return defaults.first_stage()
 
     def check(self, config, source):
+        if config.encoder:
+            _check_encoder(config, self.decoder(config))
         BOTTLENECKS.get(self.network(config).bottleneck)
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
         one_of("config.discriminator.norm", config.discriminator.norm, discriminator.NORMS)
         kind = config.model.get("attention_kind", "softmax")
         one_of("config.model.attention_kind", kind, ATTENTION)
-        if config.loss.decoder_only:
-            _check_decoder_only(config)
         if config.loss.terms.get("halved"):
             f = self.network(config).f
             divides(config.data.size, 2 * f, f"twice f={f}, as config.loss.terms.halved is set")
@@ -51,16 +52,27 @@ class AutoencodeKind(kinds.Kind):
         return self.network(config).f, "the downsampling factor f of config.model"
 
     def network(self, config):
-        """The autoencoder, a Linen module."""
-        kwargs = dict(config.model)
-        return AUTOENCODERS.make(kwargs.pop("name"), **kwargs, dtype=jnp.dtype(config.dtype))
+        """The autoencoder, a Linen module; with config.encoder, a Paired one."""
+        if config.encoder:
+            encoder = codecs.open_codec(config.encoder, "config.encoder").model
+            return Paired(encoder, self.decoder(config))
+        return _made(config, **config.model)
+
+    def decoder(self, config):
+        """The autoencoder as a decoder of latents that another one has quantised, if any does."""
+        free = {"bottleneck": "none"} if "bottleneck" in config.model else {}
+        return _made(config, **dict(config.model) | free)
 
     def stage(self, config, frozen):
-        return self.model(config, frozen.get("lpips")).stage()
+        return self.model(config, frozen).stage()
 
-    def model(self, config, weights=None, measure=None) -> autoencode.Autoencode:
-        """weights: LPIPS's, or their shapes; None measures none. measure: of start.measure."""
-        dtype, perceive = jnp.dtype(config.dtype), None
+    def model(self, config, frozen=None, measure=None) -> autoencode.Autoencode:
+        """frozen: {name: weights, or their shapes}; LPIPS is measured where it is among them.
+
+        measure: of start.measure.
+        """
+        dtype, perceive, frozen = jnp.dtype(config.dtype), None, frozen or {}
+        weights = frozen.get("lpips")
         if weights is not None:
             distance = lpips.LPIPS(lpips.network(weights), dtype)
             perceive = lambda params, x, y: distance.apply({"params": params}, x, y)
@@ -69,6 +81,7 @@ class AutoencodeKind(kinds.Kind):
             loss=autoencode.Loss(**config.loss),
             discriminator=discriminator.PatchDiscriminator(**config.discriminator, dtype=dtype),
             size=config.data.size,
+            encoder=frozen.get("encoder"),
             perceive=perceive,
             lpips=weights,
             scores={"psnr_db": scores.psnr, "ssim": scores.ssim},
@@ -76,7 +89,37 @@ class AutoencodeKind(kinds.Kind):
         )
 
     def frozen(self, config) -> tuple[frozen_lib.Frozen, ...]:
-        """LPIPS, where it has a weight in the loss."""
+        """LPIPS, where it has a weight in the loss; of a run that trains a decoder, the encoder."""
+        return *self._lpips(config), *self._encoder(config)
+
+    def encoder(self, config, record) -> dict:
+        """{"encoder": weights} of a run that trained a decoder of another one's latents, else {}.
+
+        Raises UsageError where they are not the weights that the run recorded.
+        """
+        return frozen_lib.read(self._encoder(config), record.frozen, record.shown)[0]
+
+    def _encoder(self, config) -> tuple[frozen_lib.Frozen, ...]:
+        if not (path := config.encoder):
+            return ()
+
+        def read():
+            params, step = codecs.read_params(path)
+            return params, {"encoder_run": path, "encoder_step": step}
+
+        network = self.network(config).encoder
+        init = lambda x: network.init(jax.random.key(0), x)["params"]
+        return (
+            frozen_lib.Frozen(
+                name="encoder",
+                key="encoder",
+                given=f"config.encoder={path}",
+                read=read,
+                shapes=lambda: jax.eval_shape(init, self._images(config)),
+            ),
+        )
+
+    def _lpips(self, config) -> tuple[frozen_lib.Frozen, ...]:
         if not config.loss.perceptual_weight:
             return ()
         files = dict(config.lpips)
@@ -99,9 +142,9 @@ class AutoencodeKind(kinds.Kind):
         if digests and not record.frozen:
             record.write(frozen=digests)
         network, measure = self.network(config), None
-        if config.model.get("shortcut"):
+        if config.model.get("shortcut") and not config.encoder:
             measure = lambda: start.measure(config, source, record, network)
-        return self.model(config, weights.get("lpips"), measure).stage()
+        return self.model(config, weights, measure).stage()
 
     def rival(self, config):
         network = self.network(config)
@@ -111,7 +154,8 @@ class AutoencodeKind(kinds.Kind):
 
     def evaluated(self, config, record):
         # LPIPS may be another than the run was trained on: it measures here.
-        return self.stage(config, frozen_lib.read(self.frozen(config), {}, record.shown)[0])
+        lpips, _ = frozen_lib.read(self._lpips(config), {}, record.shown)
+        return self.stage(config, lpips | self.encoder(config, record))
 
     def batch(self, config, cached=False):
         return {"image": self._images(config)}
@@ -127,37 +171,51 @@ class AutoencodeKind(kinds.Kind):
         codec = self.codec(config)
 
         def draw(params, frozen, batch, keys):
-            own = params[self.player]["model"]
+            own = autoencode.whole(params[self.player], frozen)
             return codec.decode(own, codec.encode(own, batch["image"]))
 
         return draw, ()
 
     def open(self, record, config, ema=True, mesh=None, weaker=None, decoder=None):
-        return opened.FirstStage(record, config, ema, mesh)
+        return opened.FirstStage(record, config, ema, mesh, decoder)
 
     def export(self, record, config, folder, ema=True):
         from ldm_jax.weights import to_diffusers
 
-        params = snapshots.read_params(record.path, (self.player,), ema=ema)[0][self.player]
-        return to_diffusers.write_first_stage(
-            pathlib.Path(folder),
-            dict(config.model),
-            {"model": params["model"]},
-            size=config.data.size,
-        )
+        model, params, _ = codecs.single(record.path, ema)
+        how = dict(size=config.data.size)
+        return to_diffusers.write_first_stage(pathlib.Path(folder), model, {"model": params}, **how)
 
 
-def _check_decoder_only(config):
-    """Raises UsageError where there is no encoder worth keeping, or it would not be kept."""
-    if not config.init_from:
+def _made(config, name, **kwargs):
+    return AUTOENCODERS.make(name, **kwargs, dtype=jnp.dtype(config.dtype))
+
+
+def _check_encoder(config, decoder):
+    """Raises UsageError where config.encoder is no trained first stage whose latents fit."""
+    path, said = config.encoder, f"config.encoder={config.encoder}"
+    codecs.check_trained(path, "config.encoder")
+    if codecs.is_identity(path):
+        raise errors.UsageError(f"{said} has no latents to decode: give the run of a first stage.")
+    theirs = codecs.open_codec(path, "config.encoder").model
+    if isinstance(theirs, Paired):
         raise errors.UsageError(
-            "config.loss.decoder_only=True keeps an encoder that was trained before: give its run "
-            "as --config.init_from=RUN, or set it to False."
+            f"{said} has no encoder of its own: give the run of its config.encoder="
+            f"{record_lib.read(path).encoder}."
         )
-    if decay := config.optim.autoencoder.get("weight_decay"):
+    for name, what in (
+        ("latent_channels", "channels in its latents"),
+        ("f", "pixels on the side of a latent's position"),
+        ("image_channels", "channels in its images"),
+    ):
+        if (its := getattr(theirs, name)) != (own := getattr(decoder, name)):
+            raise errors.UsageError(
+                f"{said} has {its} {what}, config.model is of {own}: they must be the same."
+            )
+    if config.model.get("bottleneck", theirs.bottleneck) != theirs.bottleneck:
         raise errors.UsageError(
-            f"config.optim.autoencoder.weight_decay={decay} would shrink the encoder that "
-            "config.loss.decoder_only keeps: set it to 0."
+            f"config.model.bottleneck={config.model.bottleneck!r}: the latents are those of {said},"
+            f" so set it to {theirs.bottleneck!r}."
         )
 
 

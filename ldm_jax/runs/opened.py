@@ -24,7 +24,6 @@ from ldm_jax.models.conditioners import Cond
 from ldm_jax.runs import codecs, conditions, kinds
 from ldm_jax.stages.sampling import Sampling
 
-DECODES = ("decoder", "from_latent")  # what of an autoencoder's parameters follows the latent
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
 
@@ -38,8 +37,8 @@ def load(path, ema: bool | float = True, mesh=None, weaker=None, decoder=None):
       mesh: puts the weights on all its devices; batches given to the run must then divide.
       weaker: a run of the same model, less trained; guidance then leads away from it instead of
         from the null condition (autoguidance, Karras et al. 2024).
-      decoder: of a second stage, a run of a first stage that makes the same latents and decodes
-        them in the place of its own.
+      decoder: a run of a first stage that decodes the same latents, in the place of the run's own
+        (config.encoder).
     """
     platforms.quiet_libraries()
     record = Record(path)
@@ -59,11 +58,12 @@ class FirstStage:
       codec: the network, a stages.codec.Codec.
     """
 
-    def __init__(self, record, config, ema=True, mesh=None):
+    def __init__(self, record, config, ema=True, mesh=None, decoder=None):
         self.path, self.config = record.path, config
         self.codec = kinds.of(config).codec(config)
-        params, self.step = snapshots.read_params(record.path, ("autoencoder",), ema=ema)
-        params = params["autoencoder"]["model"]
+        params, self.step = codecs.read_params(record.path, ema)
+        if decoder:
+            self.codec, params, _ = codecs.with_decoder(decoder, self.codec, params, record.shown)
         self.digest = tree.digest(params)
         self._params = shard.place(params, mesh)
         self._encode, self._decode = jax.jit(self.codec.encode), jax.jit(self.codec.decode)
@@ -79,15 +79,25 @@ class FirstStage:
 
 
 class SecondStage:
-    """A trained denoiser with its first stage."""
+    """A trained denoiser with its first stage.
+
+    Attributes:
+      path, config, step, digest: of the run, and of the weights that were read.
+      model: a stages.diffuse.Diffuse.
+      guide_digest, decoder_digest: of `weaker` and of `decoder`, where they are given.
+    """
 
     def __init__(self, record, config, ema=True, mesh=None, weaker=None, decoder=None):
         self.path, self.config = record.path, config
         kind = kinds.of(config)
         self.model = kind.model(config)
         frozen = dict(kind.evaluated(config, record).frozen)
+        self.decoder_digest = None
         if decoder:
-            frozen["first_stage"] = read_decoder(decoder, frozen["first_stage"])
+            beneath = self.model.codec, frozen["first_stage"], config.first_stage
+            codec, params, self.decoder_digest = codecs.with_decoder(decoder, *beneath)
+            self.model = dataclasses.replace(self.model, codec=codec)
+            frozen["first_stage"] = params
         params, self.step = snapshots.read_params(record.path, ("denoiser",), ema=ema)
         self.digest = tree.digest(
             (upgrade.numbered(params, config.conditioners), frozen["first_stage"])
@@ -300,22 +310,6 @@ def read_guide(path, params, ema):
             f"{ours.get(name)} here."
         )
     return guide["denoiser"]
-
-
-def read_decoder(path, beneath):
-    """The weights of the first stage in `path`, which must encode as the weights `beneath` do."""
-    config = Record(path).config
-    kinds.expect(config, "autoencode", path)
-    params, _ = codecs.read_params(path)
-    encoder = lambda p: dict(tree.named_leaves({k: p[k] for k in p.keys() - set(DECODES)}))
-    ours, theirs = encoder(beneath), encoder(params)
-    same = lambda name: np.array_equal(ours.get(name, ()), theirs.get(name, ()))
-    if other := [name for name in sorted(ours | theirs) if not same(name)]:
-        raise errors.UsageError(
-            f"{path} makes other latents than this run's first stage ({other[0]} differs): give a "
-            "run that began from it (config.init_from) with config.loss.decoder_only=True."
-        )
-    return params
 
 
 def check_divides(images, f):

@@ -269,8 +269,8 @@ class DiffuseKind(kinds.Kind):
         params = snapshots.read_params(record.path, (self.player,), ema=ema)[0][self.player]
         codec, first = self.codec(config), None
         if codec.model:
-            beneath, _ = codecs.read_params(config.first_stage)
-            first = dict(record_lib.Record(config.first_stage).config.model), {"model": beneath}
+            network, beneath, _ = codecs.single(config.first_stage)
+            first = network, {"model": beneath}
         whole = config.to_dict() | {"f": codec.f}
         return to_diffusers.write_second_stage(folder, whole, params, first, record.latents)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import registry
+from ldm_jax.models.shortcut import patches
 
 DISCRIMINATOR_LOSSES = registry.Registry("discriminator loss")
 # (discriminate, x, real, fake) -> scalar: what gives logits [b, ...] for images, images
@@ -59,13 +60,16 @@ def adaptive_weight(nll, adversarial, x_hat, features, kernel, slope=1.0):
     Esser et al. 2021 (VQ-GAN), eq. 7. Clipped to [0, 1e4], free of gradients. `nll` and
     `adversarial` map x_hat [b, h, w, 3] to a scalar; features: [b, h, w, c], what the last
     convolution reads; kernel: [3, 3, c, 3]. Only these are differentiated again. slope: of what
-    turns the convolution's output into x_hat, like x_hat.
+    turns the convolution's output into x_hat, like x_hat. Where the convolution makes patches of
+    pixels (models.tiny), features and the kernel's output are theirs.
     """
     x_hat, features, kernel, slope = jax.lax.stop_gradient((x_hat, features, kernel, slope))
     x, how = features.astype(jnp.float32), dict(precision=jax.lax.Precision.HIGHEST)
     how["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
     convolve = lambda k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", **how)
     _, pull_back = jax.vjp(convolve, kernel)
-    norm = lambda loss: jnp.linalg.norm(pull_back(jax.grad(loss)(x_hat) * slope)[0])
+    side = x_hat.shape[1] // features.shape[1]
+    pulled = lambda loss: pull_back(patches(jax.grad(loss)(x_hat) * slope, side))[0]
+    norm = lambda loss: jnp.linalg.norm(pulled(loss))
     weight = norm(nll) / (norm(adversarial) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))

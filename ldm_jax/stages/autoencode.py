@@ -6,6 +6,13 @@
 Both players see one forward pass of the autoencoder per step (the official code runs a second one
 for the discriminator). Before step `disc_start` the adversarial terms are zero and the
 discriminator rests.
+
+A model of two networks (models.paired.Paired) trains the decoder alone, on
+
+    encode(x) + s n,   n ~ N(0, std of the latents),   s ~ U(0, latent_noise) for each image
+
+which is what a denoiser that errs a little draws. encode is the posterior's mode, as no more than
+that is to be seen of a latent that was drawn. `frozen["encoder"]` holds the other network whole.
 """
 
 import dataclasses
@@ -18,6 +25,7 @@ from ldm_jax.models import parallel, shortcut
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.discriminator import PatchDiscriminator
+from ldm_jax.models.paired import Paired
 from ldm_jax.stages import adversary, api, terms
 from ldm_jax.stages.adversary import DISCRIMINATOR_LOSSES, DISCRIMINATOR_TERMS
 from ldm_jax.stages.terms import TERMS
@@ -46,7 +54,7 @@ class Loss:
     terms: {name in TERMS: weight}, added to the autoencoder's loss; each is logged as term_NAME,
       without its weight.
     disc_terms: {name in DISCRIMINATOR_TERMS: weight}, added to the discriminator's, logged alike.
-    decoder_only: train what follows the latent; what makes it stays as it was inherited.
+    latent_noise: of a Paired model, see the module; in deviations of the latents.
     """
 
     kl_weight: float
@@ -64,22 +72,24 @@ class Loss:
     perceptual_crop: int = 0
     terms: dict = dataclasses.field(default_factory=dict)
     disc_terms: dict = dataclasses.field(default_factory=dict)
-    decoder_only: bool = False
+    latent_noise: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Autoencode:
     """The first stage as players. size: pixels of a side of the training images.
 
+    encoder: of a Paired model, the weights of its encoder, or their shapes.
     perceive: (frozen["lpips"], x, y) -> LPIPS distances [b], or None.
     scores: {name: (x, y) -> [b]}, what evaluation adds to the mean absolute error.
     measure: () -> what a new model starts from (models.shortcut.started), or None.
     """
 
-    model: Autoencoder
+    model: Autoencoder | Paired
     loss: Loss
     discriminator: PatchDiscriminator
     size: int
+    encoder: object = None
     perceive: object = None
     lpips: object = None
     scores: dict = dataclasses.field(default_factory=dict)
@@ -93,9 +103,10 @@ class Autoencode:
         """Raises UsageError for settings of the loss that are negative, or do nothing here."""
         loss = self.loss
         wanted = {
-            "restart": (loss.restart, self.bottleneck.entries, "a codebook"),
+            "restart": (loss.restart, self._trains_entries, "a codebook that is trained"),
             "perceptual_crop": (loss.perceptual_crop, loss.perceptual_weight, "perceptual_weight"),
             "disc_terms": (sum(loss.disc_terms.values()), loss.disc_weight, "disc_weight"),
+            "latent_noise": (loss.latent_noise, True, ""),
         }
         for name, (value, there, what) in wanted.items():
             if value < 0:
@@ -106,18 +117,17 @@ class Autoencode:
     def stage(self) -> api.Stage:
         """Its players: the autoencoder, and the discriminator where it has a weight."""
         own = self.init_autoencoder, self.autoencoder_loss, self.measure
-        # Second stages read the average: it is the average's encoder that must stay as it is.
-        more = {"averaged": self.loss.decoder_only}
-        revived = self._restarts and not self.loss.decoder_only
-        more["after"] = self.restart if revived else None
+        # The encoder is that of an average, so a decoder that goes on begins as the average's.
+        more = {"averaged": self._paired, "after": self.restart if self._restarts else None}
         players = [api.Player("autoencoder", *own, **more)]
         if self.loss.disc_weight:
             its = self.init_discriminator, self.discriminator_loss
             players.append(api.Player("discriminator", *its, begins=self.loss.disc_start))
+        networks = {"lpips": self.lpips, "encoder": self.encoder}
         return api.Stage(
             fields=("image",),
             players=tuple(players),
-            frozen={"lpips": self.lpips} if self.lpips is not None else {},
+            frozen={k: v for k, v in networks.items() if v is not None},
             evaluate=self.evaluate,
             draw=self.draw,
             columns={"reconstructions": 8},
@@ -128,6 +138,8 @@ class Autoencode:
 
     def init_autoencoder(self, key, measured=None):
         params = {"model": self.model.init(key, self._blank())["params"]}
+        if self._paired:
+            params["model"] = params["model"]["decoder"]
         if measured is not None:
             params["model"] = shortcut.started(params["model"], measured)
         if self.loss.learn_logvar:
@@ -137,8 +149,16 @@ class Autoencode:
         return params
 
     @property
+    def _paired(self):
+        return isinstance(self.model, Paired)
+
+    @property
+    def _trains_entries(self):
+        return self.bottleneck.entries and not self._paired
+
+    @property
     def _restarts(self):
-        return self.loss.restart and self.bottleneck.entries
+        return self.loss.restart and self._trains_entries
 
     def restart(self, params, grads, key):
         """Puts entries of the codebook that have died close to random ones that are in use."""
@@ -161,7 +181,7 @@ class Autoencode:
         """Reconstruction, regulariser, further terms and, from disc_start on, the adversarial."""
         own, x = params["autoencoder"], batch["image"]
         sample_key, dropout_key = jax.random.split(key)
-        model, rngs = self._held(own["model"]), {"dropout": dropout_key}
+        model, rngs = whole(own, frozen), {"dropout": dropout_key}
         regulariser, metrics, z = self._latent(model, x, sample_key, rngs)
         x_hat, features = self._decode(model, z, rngs)
 
@@ -205,20 +225,30 @@ class Autoencode:
         return self._gate(step) * total, (metrics, shared)
 
     def evaluate(self, params, frozen, batch, key):
-        """Scores, mean absolute error and LPIPS of the mode's reconstruction, clipped; [b] each."""
+        """Scores, mean absolute error and LPIPS of the mode's reconstruction, clipped; [b] each.
+
+        full_psnr_db: of a Paired model, what the encoder's own decoder makes of the same latents.
+        """
         x = batch["image"]
-        x_hat = jnp.clip(self._mode(params["autoencoder"]["model"], x), -1, 1)
+        x_hat = jnp.clip(self._mode(params, frozen, x), -1, 1)
         values = {name: score(x, x_hat) for name, score in self.scores.items()}
+        if self._paired and "psnr_db" in values:
+            full = jnp.clip(self._full(frozen, x), -1, 1)
+            values["full_psnr_db"] = self.scores["psnr_db"](x, full)
         values["l1"] = jnp.mean(jnp.abs(x - x_hat), axis=(1, 2, 3))
         if self.perceive:
             values["lpips"] = self.perceive(frozen["lpips"], x, x_hat)
         return values
 
     def draw(self, params, frozen, batch, key):
-        """Rows of up to eight images, each above its reconstruction."""
+        """Rows of up to eight images, each above its reconstruction.
+
+        Of a Paired model, the reconstruction by the encoder's own decoder stands between.
+        """
         x = batch["image"][:16]
-        x_hat = self._mode(params["autoencoder"]["model"], x)
-        rows = [half[i : i + 8] for i in range(0, len(x), 8) for half in (x, x_hat)]
+        parts = [x, self._full(frozen, x)] if self._paired else [x]
+        parts.append(self._mode(params, frozen, x))
+        rows = [part[i : i + 8] for i in range(0, len(x), 8) for part in parts]
         return {"reconstructions": jnp.concatenate(rows)}
 
     def _blank(self):
@@ -227,24 +257,27 @@ class Autoencode:
     def _gate(self, step):
         return jnp.where(step >= self.loss.disc_start, 1.0, 0.0)
 
-    def _held(self, model):
-        """The parameters; those that say what a latent is without gradients, where asked."""
-        if not self.loss.decoder_only:
-            return model
-        held = ("encoder", "to_latent", "beside", *self.bottleneck.parameters(1, 1))
-        return model | {k: jax.lax.stop_gradient(model[k]) for k in held if k in model}
-
     def _latent(self, model, x, key, rngs):
         """The weighted regulariser, metrics, and the latent to decode, of images x."""
         moments = self.model.apply({"params": model}, x, train=True, method="encode", rngs=rngs)
+        if self._paired:
+            z = self.bottleneck.mode(moments)
+            return 0.0, {"latent_std": jnp.std(z)}, self._erred(z, key)
         return self.bottleneck.regularise(model, moments, key, self.loss)
+
+    def _erred(self, z, key):
+        """Latents z with an error like a denoiser's, see the module."""
+        share, noise = jax.random.split(key)
+        s = self.loss.latent_noise * jax.random.uniform(share, (len(z), 1, 1, 1))
+        return z + s * jnp.std(z) * jax.random.normal(noise, z.shape)
 
     def _decode(self, model, z, rngs):
         """Images of latents, and the features before the last convolution."""
         x_hat, kept = self.model.apply(
             {"params": model}, z, train=True, method="decode", rngs=rngs, mutable=["intermediates"]
         )
-        return x_hat, kept["intermediates"]["decoder"]["last_features"][0]
+        [features] = jax.tree.leaves(kept)
+        return x_hat, features
 
     def _nll(self, own, frozen, x, x_hat, key):
         """The reconstruction term: a sum over an image, or a mean, as the bottleneck says."""
@@ -267,9 +300,22 @@ class Autoencode:
         top, left = jax.random.randint(key, (2,), 0, most)
         return jax.lax.dynamic_slice(x, (0, top, left, 0), (len(x), side, side, x.shape[-1]))
 
-    def _mode(self, params, x):
-        z = self.bottleneck.mode(self.model.apply({"params": params}, x, method="encode"))
-        return self.model.apply({"params": params}, z, method="decode")
+    def _mode(self, params, frozen, x):
+        return self._reconstructed(self.model, whole(params["autoencoder"], frozen), x)
+
+    def _full(self, frozen, x):
+        return self._reconstructed(self.model.encoder, frozen["encoder"], x)
+
+    def _reconstructed(self, model, params, x):
+        z = self.bottleneck.mode(model.apply({"params": params}, x, method="encode"))
+        return model.apply({"params": params}, z, method="decode")
+
+
+def whole(own, frozen):
+    """The parameters of the model that this player trains. own: the player's."""
+    if "encoder" not in frozen:
+        return own["model"]
+    return {"encoder": frozen["encoder"], "decoder": own["model"]}
 
 
 def _weighty(terms: dict):

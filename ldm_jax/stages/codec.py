@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.bottleneck import BOTTLENECKS, Bottleneck
+from ldm_jax.models.paired import Paired
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Codec:
     decoding quantises. image_channels: of the identity.
     """
 
-    model: Autoencoder | None = None
+    model: Autoencoder | Paired | None = None
     image_channels: int = 3
 
     @property
@@ -53,6 +54,11 @@ class Codec:
         """What `moments` gave -> [b, h/f, w/f, c], float32; the mode, or with a key a sample."""
         own = self.bottleneck
         return own.mode(moments) if key is None else own.sample(key, moments)
+
+    def counts(self, params, z):
+        """How often each image uses each entry of the codebook; see Bottleneck.counts."""
+        own = params["encoder"] if isinstance(self.model, Paired) else params
+        return self.bottleneck.counts(own, z)
 
     def decode(self, params, z):
         """[b, h/f, w/f, c] -> [b, h, w, 3], not clipped."""

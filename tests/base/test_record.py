@@ -39,6 +39,12 @@ def test_an_old_config_says_what_the_program_did_then(old):
     assert "kl_weight" not in config.loss and "terms" not in config.loss
 
 
+def test_a_run_that_trained_its_decoder_alone_has_the_encoder_it_began_from(old):
+    saved = {"discriminator": {}, "init_from": "first", "loss": {"decoder_only": True}}
+    config = upgrade.config(json.loads(json.dumps(OLD)) | saved)
+    assert config["encoder"] == "first" and "decoder_only" not in config["loss"]
+
+
 @pytest.mark.parametrize("text, words", [("fd", ("fd",)), ("fd,kid", ("fd", "kid")), ("", ())])
 def test_names_that_were_a_text_with_commas_are_read_as_a_tuple(old, text, words):
     (old / "config.json").write_text(json.dumps(OLD | {"eval": {"metrics": text}}))
