@@ -11,7 +11,11 @@ from ldm_jax.engine import snapshots
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.runs import conditions, kinds
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import distil, distribution  # noqa: F401  (registers itself)
+from ldm_jax.stages import (  # noqa: F401  (two register themselves)
+    consistency,
+    distil,
+    distribution,
+)
 
 KEYS = ("teacher", "weaker")  # of config.distil, runs whose weights are frozen
 

@@ -1,19 +1,8 @@
-"""Few-step students: a denoiser learns to reach, in one call, where its teacher's steps end.
+"""Few-step students: what every method of distillation has.
 
-Consistency distillation, discrete and guided (Song et al. 2023, arXiv 2303.01469; Luo et al. 2023,
-arXiv 2310.04378), with strides that shrink while training goes on and, without a teacher, the data
-in its place (Geng et al. 2024, arXiv 2406.14548):
-
-    x_t = alpha_t z + sigma_t eps
-    d   = the teacher's guided x_0 at x_t, or z without a teacher
-    x_r = one DDIM step from x_t towards d, k timesteps down; r = t - k, where r < 0 is clean data
-    y   = the student's own x_0 at x_r, without gradient; d itself where r < 0
-    loss = sqrt(|student's x_0 at x_t - y|^2 / gain_t + huber^2) - huber
-
-`Process.to_x0` is the consistency function: for v and the velocity of a flow it is the identity as
-sigma goes to 0, and the division by `gain` makes the error that of the network's output. The
-student's fixed point is its teacher's DDIM of stride k, from any timestep, in one call. It is drawn
-from by the sampler `consistency`, whose calls noise their prediction anew.
+A student is a denoiser that draws in one to four calls what its teacher, any second stage, draws in
+dozens; consistency.py and distribution.py are methods. It is drawn from by the sampler
+`consistency`, whose calls predict x_0 and noise it anew.
 
 A student may be told its guidance (the conditioner `scalar`): then every row has its own, in which
 its teacher is guided. It is measured and shown at that of its `config.sample`.
@@ -161,84 +150,3 @@ class Distilled:
     def of_teacher(self, frozen) -> dict:
         """The frozen weights as the teacher's model takes them."""
         return frozen | ({"guide": frozen["weaker"]} if "weaker" in frozen else {})
-
-
-@METHODS.register("consistency")
-@dataclasses.dataclass(frozen=True)
-class Consistency(Distilled):
-    """Consistency distillation, see the module. teacher: None lets the data give the direction.
-
-    intervals: strides from noise to data at the end of the training; first: at its beginning,
-      doubled until they are `intervals`, for equal times. huber: the deviation at which the loss
-      turns from squares to lengths, in each row.
-    """
-
-    intervals: int = 50
-    first: int = 8
-    huber: float = 1e-3
-
-    def check(self):
-        """Raises UsageError for what cannot be distilled."""
-        super().check()
-        timesteps = self.student.process.timesteps
-        if not 1 <= self.first <= self.intervals <= timesteps:
-            raise errors.UsageError(
-                f"config.distil.first={self.first}, intervals={self.intervals}: needs 1 <= first "
-                f"<= intervals <= {timesteps}."
-            )
-        if not self.huber > 0:
-            raise errors.UsageError(f"config.distil.huber={self.huber} must be above 0.")
-
-    @property
-    def steps(self) -> int:
-        """Those whose end is the student's fixed point."""
-        return self.intervals
-
-    def players(self, frozen):
-        return (api.Player("denoiser", self.student.init, self.loss, averaged=True),)
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Numbers of intervals, each for an equal part of the training."""
-        doubled = [self.first]
-        while 2 * doubled[-1] < self.intervals:
-            doubled.append(2 * doubled[-1])
-        return (*doubled, self.intervals) if doubled[-1] < self.intervals else tuple(doubled)
-
-    def loss(self, params, frozen, batch, key, step, shared):
-        """As `Diffuse.denoiser_loss`."""
-        z, *given = self.student.draw_training(frozen, batch, key)
-        strides = self.strides
-        intervals = jnp.array(strides)[step * len(strides) // self.total]
-        error = self.error_at(params, frozen, intervals, z, *given)
-        loss = jnp.sqrt(error + self.huber**2) - self.huber
-        metrics = {"error": jnp.mean(error), "intervals": jnp.float32(intervals)}
-        return jnp.mean(loss), (metrics | {"latent_std": jnp.std(z)}, shared)
-
-    def error_at(self, params, frozen, intervals, z, t, eps, fields, drop, dropout_key=None):
-        """Mean square of the student's inconsistency over h, w, c, in units of its output; [b]."""
-        process = self.student.process
-        r = t - (process.timesteps + intervals - 1) // intervals
-        alpha, sigma = (x[:, None, None, None] for x in (process.alpha(t), process.sigma(t)))
-        x_t, d = self.noised(z, t, eps), z
-        if self.teacher:
-            d = jax.lax.stop_gradient(self.direction(frozen, x_t, t, fields, drop))
-
-        def predict(x, t):  # dropout, where there is any, drops alike in both calls
-            own = self.student.predict_trained(params, x, t, fields, drop, dropout_key, frozen)
-            return process.to_x0(own, x, t)
-
-        # A table that is indexed with -1 would give its last entry.
-        clean, back = (r < 0)[:, None, None, None], jnp.maximum(r, 0)
-        alpha_r, sigma_r = process.alpha(back), process.sigma(back)
-        noise = (x_t - alpha * d) / sigma
-        x_r = alpha_r[:, None, None, None] * d + sigma_r[:, None, None, None] * noise
-        y = jax.lax.stop_gradient(jnp.where(clean, d, predict(x_r, back)))
-        square = jnp.mean((predict(x_t, t) - y) ** 2, axis=(1, 2, 3))
-        return square / jnp.asarray(process.gain, jnp.float32)[t]
-
-    def evaluate(self, params, frozen, batch, key):
-        """Also the inconsistency at the last strides, over all timesteps and in each quarter."""
-        error_at = functools.partial(self.error_at, params, frozen, self.intervals)
-        found = self.student.in_bands(error_at, frozen, batch, key)
-        return found | super().evaluate(params, frozen, batch, key)

@@ -19,8 +19,8 @@ from ldm_jax.models.backbones import Backbone
 from ldm_jax.models.conditioners import Cond, Conditioner
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.stages.codec import Codec
+from ldm_jax.stages.consistency import Consistency
 from ldm_jax.stages.diffuse import Diffuse, Loss
-from ldm_jax.stages.distil import Consistency
 from ldm_jax.stages.distribution import Distribution
 from ldm_jax.stages.sampling import Sampling
 
