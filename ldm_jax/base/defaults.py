@@ -203,7 +203,7 @@ def ldm() -> ConfigDict:
         learn_logvar=False,
         logvar_features=0,  # learned: linear in so many features of t; 0: a number per timestep
     )
-    config.distil = dict(  # a student of few steps, see stages/distil.py; configs/student.py
+    config.distil = dict(  # a student of few steps, see docs/few_steps.md
         method="",  # consistency | distribution; "" trains plainly
         teacher="",  # the run of a second stage; "": the data gives the direction
         # The teacher's, which the student learns, 0: that of its config.sample; or (low, high), and
