@@ -40,12 +40,12 @@ def test_values_are_read_and_defaults_stay():
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--share=nan", "finite"),
-        ("--share=inf", "finite"),
+        ("--share=nan", "at least 0"),
+        ("--share=inf", "nearest: 1"),
         ("--any=-inf", "finite"),
         ("--any=much", "much"),
-        ("--share=-1", "negative"),
-        ("--count=0", "positive"),
+        ("--share=-1", "from 0 to 1"),
+        ("--count=0", "nearest: 1"),
         ("--count=1.5", "1.5"),
         ("--kind=dri", "did you mean 'dry'"),
         ("--names=a,c", "c is unknown"),

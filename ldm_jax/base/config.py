@@ -4,7 +4,6 @@ A config is an ml_collections ConfigDict that holds every key and is locked, so 
 can be set. Only the upper layers see a config; what they call gets keyword arguments.
 """
 
-import ast
 import hashlib
 import importlib
 import json
@@ -14,7 +13,7 @@ import sys
 
 from ml_collections import config_dict
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, values
 
 
 def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:
@@ -96,7 +95,7 @@ def override(config, key: str, text: str, flag: str = "--config", of: str = "con
             f"{flag}.{key}={text}: this is a group; set one of its keys: "
             f"{', '.join(f'{group}.{k}' for k in sorted(node))}."
         )
-    value = text if isinstance(node, str) else _literal(text)
+    value = text if isinstance(node, str) else values.literal(text)
     if isinstance(node, tuple) and not isinstance(value, (tuple, list)):
         value = names(value) if isinstance(value, str) else (value,)
     _set(config, key, value, f"{flag}.{key}={text}")
@@ -144,7 +143,7 @@ def _set(config, key: str, value, said: str):
     node = find(config, key)
     try:
         config.update_from_flattened_dict({key: value})
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise errors.UsageError(
             f"{said}: wants {type(node).__name__} (now {node!r}), got {type(value).__name__}."
         ) from e
@@ -159,15 +158,6 @@ def one_or_several(value):
 def names(text: str) -> tuple[str, ...]:
     """Splits a list of names as flags give it: "fd,kid" -> ("fd", "kid"); "" -> ()."""
     return tuple(filter(None, text.split(",")))
-
-
-def _literal(text: str):
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def to_json(config) -> str:

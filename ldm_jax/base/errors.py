@@ -47,5 +47,11 @@ def reason(error: Exception) -> str:
 
 def nearest(name, known) -> str:
     """`; did you mean 'x'?` where one of `known` is close to `name`, else an empty string."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(name, known)
+    return "" if close is None else f"; did you mean {close!r}?"
+
+
+def closest(name, known) -> str | None:
+    """The one of `known` that is close to `name`; None where none is."""
+    close = difflib.get_close_matches(str(name)[:200], [str(k) for k in known], n=1, cutoff=0.5)
+    return close[0] if close else None

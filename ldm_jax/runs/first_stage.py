@@ -5,16 +5,16 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults, errors
+from ldm_jax.base import defaults, errors, values
 from ldm_jax.engine import snapshots
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import discriminator, lpips, tiny  # noqa: F401  (tiny registers itself)
-from ldm_jax.models.autoencoder import ATTENTION, AUTOENCODERS
+from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.shortcut import SHORTCUTS
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.runs import kinds, opened, start
-from ldm_jax.runs.check import divides, one_of
+from ldm_jax.runs import keys, kinds, opened, start
+from ldm_jax.runs.check import divides
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
 from ldm_jax.weights.readers import READERS
@@ -27,17 +27,18 @@ class AutoencodeKind(kinds.Kind):
     player = "autoencoder"
     prefix = "r"
     judged_on = "held_out"
+    keys = defaults.FirstStage
 
     def defaults(self):
         return defaults.first_stage()
+
+    def declared(self, config):
+        return {"model": values.declared(AUTOENCODERS.get(keys.entry(config, "model")))}
 
     def check(self, config, source):
         BOTTLENECKS.get(self.network(config).bottleneck)
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
-        one_of("config.discriminator.norm", config.discriminator.norm, discriminator.NORMS)
-        kind = config.model.get("attention_kind", "softmax")
-        one_of("config.model.attention_kind", kind, ATTENTION)
         if config.loss.decoder_only:
             _check_decoder_only(config)
         if config.loss.terms.get("halved"):

@@ -6,18 +6,18 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults, errors, tree, upgrade
+from ldm_jax.base import defaults, errors, tree, upgrade, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
-from ldm_jax.diffusion.process import make_process
+from ldm_jax.diffusion.process import DENSITIES, SCHEDULES, make_process
 from ldm_jax.engine import hosts, snapshots
 from ldm_jax.models import dit, unet  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser
-from ldm_jax.runs import codecs, conditions, data, kinds, opened, teachers
+from ldm_jax.runs import codecs, conditions, data, keys, kinds, opened, teachers
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import diffuse, scaling
+from ldm_jax.stages import diffuse, distil, scaling
 from ldm_jax.stages.sampling import Sampling
 from ldm_jax.weights import readers
 
@@ -31,10 +31,25 @@ class DiffuseKind(kinds.Kind):
 
     title = "a second stage"
     player = "denoiser"
+    keys = defaults.SecondStage
     draws = True
 
     def defaults(self):
         return defaults.ldm()
+
+    def declared(self, config):
+        found = {
+            "model": values.declared(BACKBONES.get(keys.entry(config, "model"))),
+            "process": SCHEDULES.declared() | DENSITIES.declared(),
+            "sample": values.declared(Sampling),
+            "distil": distil.METHODS.declared(),
+        }
+        for group in ("process", "distil"):  # beside the keys that are always there
+            found[group] |= values.declared(values.declared(self.keys)[group])
+        for label in config.conditioners:
+            path = f"conditioners.{label}"
+            found[path] = conditions.declared(keys.entry(config, path))
+        return found
 
     def check(self, config, source, codec=None):
         codecs.check_trained(config.first_stage)

@@ -90,7 +90,7 @@ class Autoencode:
         return BOTTLENECKS.get(self.model.bottleneck)
 
     def check(self):
-        """Raises UsageError for settings of the loss that are negative, or do nothing here."""
+        """Raises UsageError for settings of the loss that do nothing here."""
         loss = self.loss
         wanted = {
             "restart": (loss.restart, self.bottleneck.entries, "a codebook"),
@@ -98,8 +98,6 @@ class Autoencode:
             "disc_terms": (sum(loss.disc_terms.values()), loss.disc_weight, "disc_weight"),
         }
         for name, (value, there, what) in wanted.items():
-            if value < 0:
-                raise errors.UsageError(f"{name}={value} must be at least 0.")
             if value and not there:
                 raise errors.UsageError(f"{name}={value} does nothing without {what}: set it to 0.")
 
