@@ -20,7 +20,12 @@ from absl import flags
 from ldm_jax.base import errors, platforms, remote
 from ldm_jax.base import values as values_lib
 from ldm_jax.base.errors import EXIT_FAILED, EXIT_RESTART, EXIT_USAGE  # noqa: F401 (for launch)
-from ldm_jax.base.output import check_mounted, check_writable, finish  # noqa: F401 (for commands)
+from ldm_jax.base.output import (  # noqa: F401 (for commands)
+    check_holds,
+    check_mounted,
+    check_writable,
+    finish,
+)
 
 # Errors of storage, which are shown as one line: a traceback would not explain them better.
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -42,6 +42,7 @@ def main(kind, args, overrides):
     cli.require(args, "run", "out")
     cli.mirror(args)
     cli.check_writable("--out", args.out)
+    cli.check_holds("--out", args.out)
     from ldm_jax.jobs import editing
 
     seconds = watch.stopwatch()

@@ -220,6 +220,8 @@ class Latents(Group):
 
 
 class Process(Group):
+    whole = False  # schedules and densities of your own have other keys
+
     schedule: str = "scaled_linear"
     timesteps: Annotated[int, Number(1, 100_000, whole=True)] = 1000
     beta_start: Annotated[float, Number(above=0, below=1)] = 0.0015

@@ -31,6 +31,24 @@ def check_writable(flag: str, folder):
         ) from e
 
 
+MARKS = {  # a file or folder that tells what another one holds
+    "config.json": "a run",
+    "manifest.json": "samples or latents",
+    "metadata.jsonl": "a data set",
+    "cells": "a sweep",
+}
+
+
+def check_holds(flag: str, folder, own: str = ""):
+    """Raises UsageError where `folder` holds what other commands write. own: the mark of this's."""
+    for mark, what in MARKS.items():
+        if mark != own and os.path.lexists(pathlib.Path(folder) / mark):
+            raise errors.UsageError(
+                f"{flag}={remote.shown(folder)} holds {what} ({mark}), which would be mixed with "
+                "other files or overwritten: give another folder."
+            )
+
+
 def finish(path, summary: dict, lines=()):
     """Writes `summary` as JSON to `path` and prints its plain values, then `lines`."""
     disk.write_json(path, summary)

@@ -46,7 +46,8 @@ class Record:
         for player in saved.get("optim", {}).values():
             if "ema" in player:  # as its default is, see base/defaults.py
                 player["ema"] = config_lib.one_or_several(player["ema"])
-        config = config_lib.from_dict(saved)
+        with disk.reading(f"{self.shown}/{CONFIG}"):
+            config = config_lib.from_dict(saved)
         places = [(config, "first_stage")]
         for conditioner in config.get("conditioners", {}).values():
             places += [(conditioner, "weights"), (conditioner, "tokenizer")]
@@ -66,7 +67,8 @@ class Record:
     def _saved(self) -> dict:
         if not self.exists():
             raise errors.UsageError(f"{self.shown} is not a run: it holds no {CONFIG}.")
-        return upgrade.config(disk.read_json(self.path / CONFIG))
+        with disk.reading(f"{self.shown}/{CONFIG}"):
+            return upgrade.config(disk.read_json(self.path / CONFIG))
 
     def is_of(self, config) -> bool:
         """Whether config.json holds exactly `config`."""

@@ -95,11 +95,17 @@ class Switch(Type):
 
 @dataclasses.dataclass(frozen=True)
 class Text(Type):
-    """Text in one line, such as a name or a path."""
+    """Text in one line, such as a name or a path; with `lines`, any text."""
 
-    words = "text in one line, of no part with 256 characters or more"
+    lines: bool = False
+
+    @property
+    def words(self):
+        return "text" if self.lines else "text in one line, no name in it of 256 characters or more"
 
     def takes(self, value):
+        if self.lines:
+            return isinstance(value, str)
         if not isinstance(value, str) or not value.isprintable() or len(value) > 4096:
             return False
         return all(len(part.encode()) < 256 for part in value.split("/"))  # as file systems have it
@@ -164,6 +170,21 @@ class Mapping(Type):
 
 
 @dataclasses.dataclass(frozen=True)
+class Fields(Type):
+    """Some names, each with a value of its own type; there may be others."""
+
+    of: dict[str, Type]
+
+    @property
+    def words(self):
+        return "a dict with " + ", ".join(f"{name}: {kind.words}" for name, kind in self.of.items())
+
+    def takes(self, value):
+        named = isinstance(value, (dict, config_dict.ConfigDict))
+        return named and all(k in value and kind.takes(value[k]) for k, kind in self.of.items())
+
+
+@dataclasses.dataclass(frozen=True)
 class Either(Type):
     """A value of any of some types."""
 
@@ -207,6 +228,8 @@ class Group:
 
     A key whose annotation is another Group is a group itself, without a default.
     """
+
+    whole = True  # whether none of the keys may be missing
 
 
 def of(annotation, default=None) -> Type | None:

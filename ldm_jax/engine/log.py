@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -28,9 +29,10 @@ class Log:
       workdir: the run's folder.
       start: the step training goes on from; lines beyond it, left by a run that was cut, go.
       total: the last step, for the time left.
+      kept: whether the files as they are, are also kept as FILE.old.
     """
 
-    def __init__(self, workdir, *, start: int, total: int):
+    def __init__(self, workdir, *, start: int, total: int, kept: bool = False):
         self.workdir = pathlib.Path(workdir)
         self.active = jax.process_index() == 0
         self._unwritten = {}
@@ -39,10 +41,20 @@ class Log:
             (self.workdir / "images").mkdir(parents=True, exist_ok=True)
             for file in (self.workdir / "metrics.jsonl", self.workdir / "timing.jsonl"):
                 if file.exists():
-                    lines = disk.read_jsonl(file)
-                    disk.write_jsonl(file, [line for line in lines if line["step"] <= start])
+                    self._cut(file, start, kept)
             purge = start + 1 if start else None
             self._board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=purge)
+
+    def _cut(self, file, start: int, kept: bool):
+        """Takes the lines after `start` out of a file, and says so."""
+        lines = disk.read_jsonl(file)
+        own = [line for line in lines if line["step"] <= start]
+        if kept:
+            shutil.copyfile(file, file.with_name(f"{file.name}.old"))
+        if len(own) < len(lines) and file.name == "metrics.jsonl":
+            cut = len(lines) - len(own)
+            self.progress.say(f"{file.name}: {cut} line(s) after step {start} go, to come again")
+        disk.write_jsonl(file, own)
 
     def write(self, file: str, step: int, values: dict):
         """One line of numbers, in metrics.jsonl or timing.jsonl and in TensorBoard."""

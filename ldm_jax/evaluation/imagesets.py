@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ldm_jax.base import errors, tensorfile
+from ldm_jax.base import disk, errors, tensorfile
 from ldm_jax.base import record as record_lib
+from ldm_jax.data import images as images_lib
 from ldm_jax.data import pipeline, sources, transforms
 from ldm_jax.evaluation import protocol
 from ldm_jax.jobs import job as job_lib
@@ -93,7 +94,11 @@ def _of_run(path, records):
 def _of_folder(path, size, records):
     source = sources.open_source("folder", path=str(path))
     if size is None:
-        return _of_source(source, None, source[0]["image"].shape[:2], "none")
+        try:
+            size = source[0]["image"].shape[:2]
+        except images_lib.BadRecord as e:
+            raise errors.UsageError(f"{path}: {e}") from e
+        return _of_source(source, None, size, "none")
     if size[0] != size[1]:
         raise errors.UsageError(
             f"A folder is cropped to squares, the samples are {size[0]}x{size[1]}: give the "
@@ -142,9 +147,10 @@ def _rows(path):
             names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
             raise errors.UsageError(f"{path} holds {names or 'nothing'}; images are arr_0.")
         with archive.open("arr_0.npy") as member:
-            major, minor = np.lib.format.read_magic(member)
-            read_header = getattr(np.lib.format, f"read_array_header_{major}_{minor}")
-            shape, fortran, dtype = read_header(member)
+            with disk.reading(path):
+                shape, fortran, dtype = _read_header(member)
+                if np.prod(shape, dtype=object) > archive.getinfo("arr_0.npy").file_size:
+                    raise ValueError(f"arr_0 says {list(shape)} and holds less")
             if dtype != np.uint8 or fortran:
                 raise errors.UsageError(f"{path}: arr_0 is {dtype}; wanted is uint8, in C order.")
             yield shape, _chunks(member, shape)
@@ -154,14 +160,25 @@ def _chunks(member, shape):
     row = int(np.prod(shape[1:]))
     for begin in range(0, shape[0], BATCH):
         n = min(BATCH, shape[0] - begin)
-        yield np.frombuffer(member.read(n * row), np.uint8).reshape(n, *shape[1:])
+        with disk.reading(member.name):
+            data = member.read(n * row)  # whose checksum is looked at in the end
+        yield np.frombuffer(data, np.uint8).reshape(n, *shape[1:])
+
+
+def _read_header(member):
+    """(shape, whether in Fortran's order, dtype) of an .npy file, of any of its versions."""
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(member)
+    return np.lib.format._read_array_header(member, version)  # 3.0 has no public name
 
 
 def _archive(path):
-    try:
+    with disk.reading(path):
+        disk.check_regular(path)
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as e:
-        raise errors.UsageError(f"{path} is damaged, or no .npz.") from e
 
 
 def _filled(chunks):

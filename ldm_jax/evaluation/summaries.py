@@ -1,7 +1,6 @@
 """What `evaluate` says of a run, and of a set of samples."""
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
@@ -128,10 +127,8 @@ def read(path, flag: str) -> dict:
     """A summary.json of `evaluate`, or the one in a folder; flag: its name, for errors."""
     path = pathlib.Path(path)
     path = path / "summary.json" if path.is_dir() else path
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise errors.UsageError(f"{flag}={path} is no summary.json of evaluate.") from e
+    with errors.of(flag):
+        return disk.read_json(path)
 
 
 def _open_reference(path, size, request, records: int):

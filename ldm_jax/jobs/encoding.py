@@ -54,25 +54,31 @@ def encode(wanted: Encoding, data) -> dict | None:
     job = job_lib.Job(
         wanted.out, len(records), wanted.shard_size, "arrayrecord", layout=Shards(index)
     )
-    job.claim(index)
-    params = jax.device_put(params, shard.replicated(mesh))
-    moments = jax.jit(codec.moments)
+    with settings.owned(wanted.out, worker):
+        job.claim(index)
+        params = jax.device_put(params, shard.replicated(mesh))
+        moments = jax.jit(codec.moments)
 
-    def batch(first, count):
-        """[count, variants, h/f, w/f, c] of records first, ...; the last one fills up a batch."""
-        parts = reader.read(np.minimum(range(first, first + count), len(records) - 1))
-        parts = [moments(params, shard.put_batch({"image": x}, mesh)["image"]) for x in parts]
-        return narrow(np.stack(jax.device_get(parts), 1), wanted.dtype)
+        def batch(first, count):
+            """[count, variants, h/f, w/f, c] of records first, ...; the last fills up a batch."""
+            parts = reader.read(np.minimum(range(first, first + count), len(records) - 1))
+            parts = [moments(params, shard.put_batch({"image": x}, mesh)["image"]) for x in parts]
+            return narrow(np.stack(jax.device_get(parts), 1), wanted.dtype)
 
-    encoded, clocks = job_lib.work(job, worker, batch, reader.take, wanted.batch_size)
-    if job.unrecorded():
-        return None
-    digest, size = job.finish(), sum(latents.Cache(job.out).index["files"].values())
-    summary = {"records": len(records), "variants": len(chains), "bytes": size, "digest": digest}
-    summary |= {"encoded": encoded, "seconds": seconds()}
-    if encoded:
-        summary["records_per_second"] = encoded / clocks["draw"]
-    return summary | {"index": index}
+        encoded, clocks = job_lib.work(job, worker, batch, reader.take, wanted.batch_size)
+        if job.unrecorded():
+            return None
+        digest, size = job.finish(), sum(latents.Cache(job.out).index["files"].values())
+        summary = {
+            "records": len(records),
+            "variants": len(chains),
+            "bytes": size,
+            "digest": digest,
+        }
+        summary |= {"encoded": encoded, "seconds": seconds()}
+        if encoded:
+            summary["records_per_second"] = encoded / clocks["draw"]
+        return summary | {"index": index}
 
 
 class Shards(outputs.Format):

@@ -6,12 +6,10 @@ import re
 import sys
 from typing import Any
 
-import jax
-
-from ldm_jax.base import errors, platforms
+from ldm_jax.base import errors, owner, platforms
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion.process import make_process
-from ldm_jax.engine import snapshots
+from ldm_jax.engine import hosts, snapshots
 from ldm_jax.runs import conditions, kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
@@ -96,10 +94,15 @@ def read_size(text: str, config) -> tuple[int, int]:
     return height, width
 
 
+def owned(out, worker: tuple[int, int]):
+    """Holds the folder of a job for one of its workers; see base/owner.py."""
+    return owner.of("--out", out, "{}/{}".format(*worker) if worker[1] > 1 else "")
+
+
 def read_worker(text: str) -> tuple[int, int]:
-    """ "2/8" -> (2, 8); "" -> what JAX says of this process, which is (0, 1) on a lone machine."""
+    """ "2/8" -> (2, 8); "" -> this process of a distributed program, (0, 1) of a lone one."""
     if not text:
-        return jax.process_index(), jax.process_count()
+        return hosts.index(), hosts.count()
     parsed = re.fullmatch(r"(\d+)/(\d+)", text)
     if not parsed or int(parsed[1]) >= int(parsed[2]):
         raise errors.UsageError(f"--worker={text} must read K/N with 0 <= K < N, e.g. 0/4.")

@@ -46,7 +46,7 @@ def _check(said: str, found, keys: type[values.Group]):
     """Checks a group of base/defaults.py, and the groups in it."""
     _is_group(said, found)
     known = values.declared(keys)
-    if missing := sorted(known.keys() - found.keys()):
+    if keys.whole and (missing := sorted(known.keys() - found.keys())):
         raise errors.UsageError(f"{said} has no {missing[0]!r}: {START}.")
     for key, kind in known.items():
         if isinstance(kind, type):

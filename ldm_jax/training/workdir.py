@@ -42,9 +42,10 @@ def can_resume(workdir):
 
 
 def claim(record, config, source, allow=()):
-    """Writes config.json and data.txt into a workdir.
+    """Refuses a workdir that holds another run; one without a checkpoint becomes this run's.
 
-    A workdir without a checkpoint holds nothing to protect, so any config may replace its own.
+    That one holds nothing to protect, so any config may replace its own. The records of a run that
+    is resumed stay as they are, see `describe`.
 
     Args:
       allow: keys besides MAY_CHANGE in which the config may differ from that of an existing run.
@@ -56,6 +57,7 @@ def claim(record, config, source, allow=()):
         record.forget("latents.json", "frozen.json", "start.json")
         if not record.is_of(config):  # a run may roll back before its first checkpoint
             record.forget("rollbacks.jsonl")
+        describe(record, config, source)
     elif record.exists():
         free = tuple(f"{key}." for key in MAY_CHANGE)
         lines = config_lib.difference(record.config, config)
@@ -72,5 +74,9 @@ def claim(record, config, source, allow=()):
                 f"{record.shown}: the data has changed since this run began (fingerprint "
                 f"{record.data}, now {source.fingerprint}); restore it, or take another --workdir."
             )
+
+
+def describe(record, config, source):
+    """Writes config.json and data.txt."""
     record.write_config(config)
     record.write_data(source.fingerprint)
