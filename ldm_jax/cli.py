@@ -28,7 +28,8 @@ from ldm_jax.base.output import (  # noqa: F401 (for commands)
 )
 
 # Errors of storage, which are shown as one line: a traceback would not explain them better.
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+STORAGE += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Text(flags.ArgumentParser, flags.ArgumentSerializer):
 
     help: str
     default: object = None
+
+    def parse(self, argument):
+        if not argument.isprintable():
+            raise ValueError("it must be a line of text")
+        return argument
 
     def define(self, name: str, values: flags.FlagValues):
         flags.DEFINE(self, name, self.default, self.help, values, serializer=self)
@@ -246,9 +252,10 @@ def run(doc, table, main, argv, verbs=None) -> int:
     except (errors.UsageError, errors.RunError, errors.Restart) as e:
         return _say(e, e.exit_code)
     except OSError as e:
-        if e.errno not in STORAGE or not e.filename:
+        if e.errno not in STORAGE:
             raise
-        return _say(f"{e.filename}: {e.strerror}", EXIT_FAILED)
+        where = f"{e.filename}: " if e.filename else ""
+        return _say(f"{where}{e.strerror}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     finally:

@@ -16,10 +16,12 @@ from ml_collections import config_dict
 from ldm_jax.base import errors, values
 
 
-def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:
+def load(
+    spec: str, overrides: dict[str, str] | None = None, flag: str = "--config"
+) -> config_dict.ConfigDict:
     """Reads `path/to/file.py[:variant]` and applies overrides.
 
-    overrides: `{"a.b": "text"}`.
+    overrides: `{"a.b": "text"}`. flag: what named the file.
 
     Raises:
       UsageError: a missing file, an unknown variant, an unknown key or a wrong type, in one line.
@@ -30,10 +32,12 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
         known = map(str, file.parent.glob("*.py"))
         fault = "not a python file:" if file.is_file() else "no file"
         raise errors.UsageError(
-            f"--config={spec}: {fault} {path}{errors.nearest(path, known)} "
+            f"{flag}={spec}: {fault} {path}{errors.nearest(path, known)} "
             "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm)."
         )
-    return overridden(_execute(spec, file, variant), overrides)
+    with errors.of(f"{flag}={spec}"):
+        config = _execute(file, variant)
+    return overridden(config, overrides)
 
 
 def overridden(config, overrides: dict[str, str] | None) -> config_dict.ConfigDict:
@@ -56,7 +60,7 @@ def import_plugins(modules: tuple[str, ...], key: str = "config.plugins"):
             ) from e
 
 
-def _execute(spec: str, file: pathlib.Path, variant: str) -> config_dict.ConfigDict:
+def _execute(file: pathlib.Path, variant: str) -> config_dict.ConfigDict:
     # Config files say `from configs import base`, wherever the command is called from.
     folders = file.resolve().parents
     root = str(next((p.parent for p in folders if p.name == "configs"), folders[1]))
@@ -66,12 +70,10 @@ def _execute(spec: str, file: pathlib.Path, variant: str) -> config_dict.ConfigD
         config = runpy.run_path(str(file))["get_config"](variant or None)
     except errors.UsageError:
         raise
-    except Exception as e:
-        raise errors.UsageError(f"--config={spec} raises {type(e).__name__}: {e}") from e
+    except (Exception, SystemExit) as e:
+        raise errors.UsageError(f"get_config raises {type(e).__name__}: {e}") from e
     if not isinstance(config, config_dict.ConfigDict):
-        raise errors.UsageError(
-            f"--config={spec}: get_config returned {type(config).__name__}, not a ConfigDict."
-        )
+        raise errors.UsageError(f"get_config returned {type(config).__name__}, not a ConfigDict.")
     return config.lock()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
 
@@ -42,7 +43,8 @@ def of(key: str):
 
 def reason(error: Exception) -> str:
     """What an exception of a library says, as one line of at most 200 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    text = re.sub(r"<\S+ object at 0x[0-9a-f]+>", "it", " ".join(str(error).split()))
+    return (text or type(error).__name__)[:200]
 
 
 def nearest(name, known) -> str:

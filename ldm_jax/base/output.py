@@ -20,8 +20,9 @@ def check_writable(flag: str, folder):
     """Raises UsageError where `folder`, which need not be there yet, cannot be written."""
     check_mounted(flag, folder)
     place = pathlib.Path(folder).absolute()
-    place = next(path for path in (place, *place.parents) if os.path.lexists(path))
     try:
+        place.exists()  # a name that is too long is an error of the file system's
+        place = next(path for path in (place, *place.parents) if os.path.lexists(path))
         with tempfile.TemporaryFile(prefix=".ldm_jax.", dir=place):
             pass
     except OSError as e:

@@ -66,15 +66,15 @@ def _lock(flag: str, path: pathlib.Path, shared: bool = False):
     with open(path, "a+") as file:  # closing it releases the lock
         until, waits = time.monotonic() + PATIENCE, False
         while not _try(file, shared, path):
-            other = _said(file)
-            if other.get("host") == platform.node() or time.monotonic() > until:
+            other = _said(file, path)
+            if other.get("host") in (None, platform.node()) or time.monotonic() > until:
                 raise errors.UsageError(_refusal(flag, path.parent, other))
             if not waits:
                 waits = True
                 _wait(flag, path.parent, other, PATIENCE)
             time.sleep(1)
+        file.truncate(0)
         if not shared:
-            file.truncate(0)
             file.write(json.dumps(_me()) + "\n")
             file.flush()
         yield
@@ -113,7 +113,7 @@ def _lease(flag: str, url: str):
             _wait(flag, url, other, LEASE)
         elif time.monotonic() > until:
             break
-        time.sleep(2)
+        time.sleep(LEASE / 40)
     ended, generation = threading.Event(), _write(store, found.stamp.generation)
     if generation is None:  # another process was faster
         other = _parsed(store.read(key).result(timeout=remote.PATIENCE).value)
@@ -178,9 +178,11 @@ def _is_alive(other: dict) -> bool | None:
     return pathlib.Path(f"/proc/{other.get('pid')}").exists()
 
 
-def _said(file) -> dict:
+def _said(file, path) -> dict:
+    """What the owner says of itself; where workers share the folder, one of them."""
     file.seek(0)
-    return _parsed(file.read(4096))
+    texts = [file.read(4096), *(other.read_text() for other in path.parent.glob(f"{path.name}.*"))]
+    return next(filter(None, map(_parsed, texts)), {})
 
 
 def _parsed(text) -> dict:

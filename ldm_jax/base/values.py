@@ -101,7 +101,7 @@ class Text(Type):
 
     @property
     def words(self):
-        return "text" if self.lines else "text in one line, no name in it of 256 characters or more"
+        return "text" if self.lines else "a line of text, of at most 255 characters a name"
 
     def takes(self, value):
         if self.lines:
@@ -139,8 +139,9 @@ class Several(Type):
 
     @property
     def words(self):
-        some = "one or several values" if self.least else "values"
-        return f"{some} with commas between them, each {self.each.words}"
+        some = f"{self.least} values" if self.least == self.most else "values"
+        some = "one or more values" if 0 < self.least < self.most else some
+        return f"{some}, each {self.each.words}"
 
     def takes(self, value):
         fits = isinstance(value, (tuple, list)) and self.least <= len(value) <= self.most

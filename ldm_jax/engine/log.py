@@ -12,6 +12,8 @@ import logging
 import os
 import pathlib
 import shutil
+import threading
+import time
 
 import jax
 import numpy as np
@@ -20,6 +22,9 @@ import tensorboardX
 from ldm_jax.base import disk, progress, raster
 
 logger = logging.getLogger(__name__)
+
+
+ROOM = 10.0  # seconds that TensorBoard may take for one event, or for its end
 
 
 class Log:
@@ -80,9 +85,20 @@ class Log:
             logger.error("ALARM: %s cannot be written (%s). Training goes on.", path, e.strerror)
 
     def _board_lives(self) -> bool:
-        # Its thread dies of a full disk, and a call would then wait for room in its queue for ever.
+        """Whether TensorBoard's queue takes one more event.
+
+        Its thread dies of a full disk, and a call would then wait for room in the queue for ever.
+        We alone fill it, so the room that is seen stays; on slow storage we wait for some.
+        """
         writer = getattr(self._board.file_writer, "event_writer", None)
-        return getattr(writer, "_worker", None) is None or writer._worker.is_alive()
+        if getattr(writer, "_worker", None) is None:
+            return True
+        until = time.monotonic() + ROOM
+        while writer._worker.is_alive() and writer._event_queue.full():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return writer._worker.is_alive()
 
     def images(self, step: int, name: str, images, columns: int):
         """images: [n, h, w, 3] in [-1, 1] -> images/NAME_STEP.png and TensorBoard."""
@@ -102,4 +118,15 @@ class Log:
         for file in list(self._unwritten):
             self._append(file, "")
         if self.active and self._board_lives():
-            self._board.close()
+            # Closing waits for the thread, which may die of a full disk just then.
+            closing = threading.Thread(target=_quietly(self._board.close), daemon=True)
+            closing.start()
+            closing.join(ROOM)
+
+
+def _quietly(action):
+    def act():
+        with contextlib.suppress(Exception):  # storage that takes nothing; there were alarms
+            action()
+
+    return act

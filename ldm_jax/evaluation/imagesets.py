@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ldm_jax.base import disk, errors, tensorfile
-from ldm_jax.base import record as record_lib
 from ldm_jax.data import images as images_lib
 from ldm_jax.data import pipeline, sources, transforms
 from ldm_jax.evaluation import protocol
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs
 from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import keys
 
 BATCH = 64
 
@@ -86,7 +86,7 @@ def _of_job(path):
 
 
 def _of_run(path, records):
-    config = record_lib.read(path)
+    config = keys.read(path)
     train = data_lib.training(config, data_lib.open_source(config.data))
     return _of_source(train, records, (config.data.size,) * 2, config.data.interpolation)
 
@@ -111,18 +111,34 @@ def _of_source(source, records, size, interpolation):
     """Centre crops of the records of a data source; whole with the interpolation "none"."""
     count = min(records or len(source), len(source))
     whole = interpolation == "none"
-    changes = [] if whole else [transforms.Crop(size[0], "center", interpolation)]
+    changes = (
+        [_OfSize(tuple(size))] if whole else [transforms.Crop(size[0], "center", interpolation)]
+    )
 
     def batches():
         with pipeline.eval_batches(source, changes, batch_size=BATCH, count=count) as rows:
             for row in rows:
                 if whole and (row["bad"] >= 0).any():
                     name = source.name(int(row["bad"].max()))
-                    raise errors.RunError(f"{name} does not decode: draw it again, or remove it.")
+                    raise errors.RunError(
+                        f"{name} does not decode, or is not of {size[0]}x{size[1]} as the first "
+                        "image is: draw it again, or remove it."
+                    )
                 yield row["image"], row["real"]
 
     origin = protocol.origin(source, count, size, interpolation)
     return ImageSet(count, tuple(size), origin, batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfSize:
+    """A transform that refuses images of another size."""
+
+    size: tuple[int, int]
+
+    def __call__(self, record, rng):
+        images_lib.require_size("an image", record["image"], self.size)
+        return record
 
 
 def _of_npz(path):
@@ -170,9 +186,9 @@ def _read_header(member):
     version = np.lib.format.read_magic(member)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(member)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(member)
-    return np.lib.format._read_array_header(member, version)  # 3.0 has no public name
+    if version not in ((2, 0), (3, 0)):
+        raise ValueError(f"version {version} of .npy is unknown")
+    return np.lib.format.read_array_header_2_0(member)  # 3.0 differs in letters that are not ASCII
 
 
 def _archive(path):

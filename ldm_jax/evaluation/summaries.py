@@ -11,7 +11,7 @@ from ldm_jax.engine import snapshots
 from ldm_jax.evaluation import imagesets, measures, protocol, run_measures, suite
 from ldm_jax.evaluation import lengths as lengths_lib
 from ldm_jax.evaluation import reference as reference_lib
-from ldm_jax.runs import kinds
+from ldm_jax.runs import keys, kinds
 from ldm_jax.scenes import checker
 
 
@@ -53,7 +53,7 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     """
     seconds = watch.stopwatch()
     record, lengths = record_lib.Record(wanted.run), tuple(wanted.ema) or (True,)
-    path, kind = record.path, kinds.of(record.config)
+    path, kind = record.path, kinds.of(keys.read(wanted.run))
     for length in lengths:
         snapshots.check(path, length)
     if kind.draws and (wanted.lpips or (wanted.weights and not wanted.ema)):
@@ -91,6 +91,11 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
             "were drawn by an average already (sample --ema)."
         )
     request = wanted.request() if wanted.weights or wanted.metrics else None
+    if wanted.reference and not request:
+        raise errors.UsageError(
+            f"--reference={wanted.reference} does nothing without --weights=FILE, the weights of "
+            "--features."
+        )
     samples = imagesets.open_set(wanted.samples, "--samples")
     manifest = disk.read_json(samples.job.out / "manifest.json") if samples.job else {}
     summary = {"samples": str(wanted.samples), "num": samples.count, "manifest": manifest}

@@ -51,7 +51,8 @@ def read(wanted, *, classes: int, known: list[str], make) -> Conditioning:
     if wanted.prompts:
         captions = _read_prompts(wanted.prompts)
         maker, _ = make()
-        fields, names["prompts"] = maker.of_prompts(captions), _identity(wanted.prompts)
+        with errors.of(f"--prompts={wanted.prompts}"):
+            fields, names["prompts"] = maker.of_prompts(captions), _identity(wanted.prompts)
     elif wanted.held_out:
         maker, held_out = make()
         fields, _ = maker.of_source(held_out, min(wanted.num, len(held_out)))

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from ldm_jax.base import disk, errors, platforms, shard, tree, watch
-from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents, pipeline, sources
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs, settings
 from ldm_jax.runs import check as check_lib
-from ldm_jax.runs import codecs, kinds
+from ldm_jax.runs import codecs, keys, kinds
 from ldm_jax.runs import data as data_lib
 
 
@@ -38,7 +37,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     seconds = watch.stopwatch()
     worker = settings.read_worker(wanted.worker)
     chains = latents.variants(data.size, data.crop, data.flip, data.interpolation)
-    config = record_lib.read(wanted.run)
+    config = keys.read(wanted.run)
     kinds.expect(config, "autoencode", f"--run={wanted.run}")
     codec = kinds.of(config).codec(config)
     check_lib.divides(data.size, codec.f, "the downsampling factor f of --run")

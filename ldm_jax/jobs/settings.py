@@ -6,11 +6,11 @@ import re
 import sys
 from typing import Any
 
-from ldm_jax.base import errors, owner, platforms
+from ldm_jax.base import errors, owner, platforms, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import hosts, snapshots
-from ldm_jax.runs import conditions, kinds, opened
+from ldm_jax.runs import conditions, keys, kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
 
@@ -54,8 +54,10 @@ class Settings:
 
 def read(wanted: Wanted, **changes) -> Settings:
     """The settings of a job; the run's own sampling gives way to the job's, that to `changes`."""
-    config = record_lib.read(wanted.run)
+    config = keys.read(wanted.run)
     kinds.expect(config, "diffuse", f"--run={wanted.run}")
+    if wanted.weaker:
+        kinds.expect(keys.read(wanted.weaker), "diffuse", f"--weaker={wanted.weaker}")
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     opened.check_guidance(config, sampling.guidance)
     sampling.grid(make_process(**config.process))
@@ -87,7 +89,9 @@ def read_size(text: str, config) -> tuple[int, int]:
     except ValueError as e:
         raise errors.UsageError(f"--size={text} must read HxW in pixels, e.g. 64x96.") from e
     factor, _ = kinds.of(config).divisor(config)
-    if height < 1 or width < 1 or height % factor or width % factor:
+    for side in (height, width):
+        values.check(f"--size={text}: a side", side, values.of(values.Side))
+    if height % factor or width % factor:
         raise errors.UsageError(
             f"--size={text}: both sides must be positive multiples of {factor}."
         )

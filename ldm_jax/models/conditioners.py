@@ -77,7 +77,7 @@ class ClassEmbedder(Conditioner):
     the embeddings start with.
     """
 
-    num_classes: Annotated[int, Number(-1, 2**24, whole=True)]
+    num_classes: Natural
     width: Positive = 512
     place: Literal["tokens", "vector"] = "tokens"
     table_std: Amount = 1.0

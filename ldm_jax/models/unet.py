@@ -166,18 +166,19 @@ class UNet(Backbone):
             heads, head_width = self.heads_up, None
         heads = channels // head_width if head_width else heads
         head_width = head_width or channels // heads
-        # a transformer projects to a width of its own, an attention block has only its channels
-        if not heads or not (self.cross_attention or heads * head_width == channels):
+        # Only a transformer that need not fill its channels has heads of any width.
+        own = self.cross_attention and (not self.fill_heads or not self.head_channels)
+        if not heads or not (own or heads * head_width == channels):
             raise errors.UsageError(
                 f"{channels} channels (level {level}) cannot be split by heads={heads or None}, "
                 f"head_channels={self.head_channels}: change one of these, or width."
             )
-        own = {"heads": heads, "kernel": self.attention_kernel}
+        given = {"heads": heads, "kernel": self.attention_kernel}
         if not self.cross_attention:
-            return blocks.layer(attention.AttentionBlock, self, **own, zero_init=True)
+            return blocks.layer(attention.AttentionBlock, self, **given, zero_init=True)
         head_width = channels // heads if self.fill_heads else head_width
-        own |= {"head_width": head_width, "depth": self.transformer_depth}
-        return blocks.layer(attention.SpatialTransformer, self, **own)
+        given |= {"head_width": head_width, "depth": self.transformer_depth}
+        return blocks.layer(attention.SpatialTransformer, self, **given)
 
     @nn.nowrap
     def _resample(self, direction, name, h, emb, train):

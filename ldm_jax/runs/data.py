@@ -17,7 +17,7 @@ from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
 def load(spec: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     """`record.load`, with every value checked; a flag that the data source lacks is refused."""
     config = record.load(spec, overrides)
-    keys.check(config)
+    keys.check(config, decided=False)
     sources.check_flags(config.data, overrides or ())
     return config
 

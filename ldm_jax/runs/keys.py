@@ -6,25 +6,39 @@ network, a conditioner, an optimizer, ...) and are declared by it, see base/valu
 
 from ml_collections import ConfigDict
 
-from ldm_jax.base import defaults, errors, values
+from ldm_jax.base import defaults, errors, record, remote, values
+from ldm_jax.data import conditions
 from ldm_jax.engine import optim
 from ldm_jax.runs import kinds
 
-START = "a config starts from base.first_stage() or base.ldm()"
+START = "a config starts from all keys of its base, see configs/base.py and configs/sweeps/base.py"
 
 
-def check(config: ConfigDict):
-    """Raises UsageError for the first value that its key cannot have, and for a key too many or
-    too few. Keys that the data decides may be open still."""
+def check(config: ConfigDict, decided: bool = True):
+    """Raises UsageError for the first value that its key cannot have; a key too many or too few.
+
+    decided: whether the data have decided of conditioners what is left to them (runs.data.resolve).
+    """
     values.check("config.stage", config.get("stage"), values.Text())
     kind = kinds.of(config)
-    _check("config", config, kind.keys)
+    check_group("config", config, kind.keys)
     learnt = {f"optim.{player}": None for player in {*kind.defaults().optim, *config.optim}}
     for path in sorted(learnt):
         optim.OPTIMIZERS.get(entry(config, path))
         learnt[path] = optim.OPTIMIZERS.declared() | values.declared(defaults.Optimizer)
     for path, known in (learnt | kind.declared(config)).items():
-        _check_keys(f"config.{path}", group(config, path), known)
+        found = group(config, path)
+        if not decided and path.startswith("conditioners."):
+            known = known | {key: None for key, value in found.items() if value == conditions.OPEN}
+        _check_keys(f"config.{path}", found, known)
+
+
+def read(run) -> ConfigDict:
+    """The config of a run, with every value checked; see base/record.py."""
+    config = record.read(run)
+    with errors.of(f"{remote.shown(run)}/{record.CONFIG}"):
+        check(config)
+    return config
 
 
 def group(config: ConfigDict, path: str) -> ConfigDict:
@@ -42,15 +56,18 @@ def entry(config: ConfigDict, path: str) -> str:
     return name
 
 
-def _check(said: str, found, keys: type[values.Group]):
-    """Checks a group of base/defaults.py, and the groups in it."""
+def check_group(said: str, found, keys: type[values.Group]):
+    """Raises UsageError for a group, or one in it, that lacks a key or has a wrong value.
+
+    said: what the user calls the group.
+    """
     _is_group(said, found)
     known = values.declared(keys)
     if keys.whole and (missing := sorted(known.keys() - found.keys())):
         raise errors.UsageError(f"{said} has no {missing[0]!r}: {START}.")
     for key, kind in known.items():
         if isinstance(kind, type):
-            _check(f"{said}.{key}", found[key], kind)
+            check_group(f"{said}.{key}", found[key], kind)
     own = {key: kind for key, kind in known.items() if not isinstance(kind, type)}
     _check_values(said, found, own)
 

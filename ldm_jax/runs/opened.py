@@ -21,7 +21,7 @@ from ldm_jax.base.record import Record
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import snapshots
 from ldm_jax.models.conditioners import Cond
-from ldm_jax.runs import codecs, conditions, kinds
+from ldm_jax.runs import codecs, conditions, keys, kinds
 from ldm_jax.stages.sampling import Sampling
 
 DECODES = ("decoder", "from_latent")  # what of an autoencoder's parameters follows the latent
@@ -43,7 +43,7 @@ def load(path, ema: bool | float = True, mesh=None, weaker=None, decoder=None):
     """
     platforms.quiet_libraries()
     record = Record(path)
-    config = record.config
+    config = keys.read(path)
     for run in filter(None, (path, weaker)):
         snapshots.check(run, ema)
     return kinds.of(config).open(record, config, ema, mesh, weaker, decoder)

@@ -70,7 +70,9 @@ class DiffuseKind(kinds.Kind):
             with errors.of("config.process"):
                 teachers.check(config, model)
         _check_latents(config.latents, model.codec.channels)
-        model.sampling.method(model.process)
+        with errors.of("config.sample"):
+            model.sampling.method(model.process)
+            model.sampling.check_tile(model.divisor)
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):
             raise errors.UsageError(
@@ -277,7 +279,8 @@ class DiffuseKind(kinds.Kind):
         params = snapshots.read_params(record.path, (self.player,), ema=ema)[0][self.player]
         codec, first = self.codec(config), None
         if codec.model:
-            beneath, _ = codecs.read_params(config.first_stage)
+            networks = self._beneath(config)[:1]
+            beneath = frozen_lib.read(networks, record.frozen, record.shown)[0]["first_stage"]
             first = dict(record_lib.Record(config.first_stage).config.model), {"model": beneath}
         whole = config.to_dict() | {"f": codec.f}
         return to_diffusers.write_second_stage(folder, whole, params, first, record.latents)
@@ -310,8 +313,6 @@ def _check_latents(latents, channels):
                 f"config.latents.{name}={numbers}: needs a number for each of the {channels} "
                 "channels, in mean and in std."
             )
-    if not all(s > 0 for s in given["std"]):
-        raise errors.UsageError(f"config.latents.std={given['std']} must be above 0.")
 
 
 def _warn_of_noise(shares, first_stage):

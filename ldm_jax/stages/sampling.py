@@ -86,18 +86,22 @@ class Sampling:
         """The guided x_0 from two predictions of it, [b, ...]."""
         return guidance.GUIDANCES.call(self.rule, strong, weak, self.guidance, rescale=self.rescale)
 
+    def check_tile(self, divisor: int):
+        """Raises UsageError for tiles that do not divide as images have to."""
+        if self.tile % divisor:
+            nearest = max(1, round(self.tile / divisor)) * divisor
+            raise errors.UsageError(
+                f"tile={self.tile} must divide by {divisor}, as images do; nearest: {nearest}."
+            )
+
     def tiling(self, model, height: int, width: int) -> Tiling | None:
         """Tiles of the latents for images of this size; None draws them whole.
 
         model: a stages.diffuse.Diffuse. A quarter of a tile overlaps the next.
         """
+        self.check_tile(model.divisor)
         tile = self.tile or WHOLE * model.size
         if max(height, width) <= tile:
             return None
-        if tile % model.divisor:
-            nearest = max(1, round(tile / model.divisor)) * model.divisor
-            raise errors.UsageError(
-                f"tile={tile} must divide by {model.divisor}, as images do; nearest: {nearest}."
-            )
         cells = tile // model.codec.f
         return Tiling(cells, cells // 4)

@@ -59,6 +59,11 @@ def claim(record, config, source, allow=()):
             record.forget("rollbacks.jsonl")
         describe(record, config, source)
     elif record.exists():
+        if record.config.get("stage") != config.stage:
+            raise errors.UsageError(
+                f"{record.shown} holds a run of stage {record.config.get('stage')!r}, this config "
+                f"is of {config.stage!r}: take another --workdir."
+            )
         free = tuple(f"{key}." for key in MAY_CHANGE)
         lines = config_lib.difference(record.config, config)
         changed = {line.split(":")[0]: line for line in lines}
