@@ -16,9 +16,10 @@ import pathlib
 from ml_collections import config_dict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, remote, upgrade
+from ldm_jax.base import disk, errors, remote, upgrade, values
 
 CONFIG = "config.json"
+_NUMBERS = values.of(float | tuple[float, ...])
 
 
 class Record:
@@ -81,7 +82,7 @@ class Record:
     def data(self) -> str:
         """The fingerprint of the data; "" where none is recorded."""
         file = self.path / "data.txt"
-        return file.read_text().strip() if file.exists() else ""
+        return disk.read_text(file).strip() if file.exists() else ""
 
     def write_data(self, fingerprint: str):
         disk.write_text(self.path / "data.txt", fingerprint + "\n")
@@ -89,7 +90,11 @@ class Record:
     @property
     def latents(self) -> dict:
         """{"scale"[, "shift"], ..., "origin": digests and where from}; {} without one."""
-        return self._read("latents.json")
+        found = self._read("latents.json")
+        for key in ("scale", "shift"):
+            if key in found:
+                values.check(f"{self.shown}/latents.json: {key}", found[key], _NUMBERS)
+        return found
 
     @property
     def frozen(self) -> dict:

@@ -22,6 +22,8 @@ MAY_CHANGE = {
     "offload": "says where moments are kept between steps",
 }
 
+MENTIONED = 8  # changes that a message lists; with more, another run is meant
+
 
 def begun(workdir) -> bool:
     """Whether the folder holds a checkpoint, to resume from or to protect."""
@@ -69,9 +71,14 @@ def claim(record, config, source, allow=()):
         changed = {line.split(":")[0]: line for line in lines}
         changed = {key: line for key, line in changed.items() if not f"{key}.".startswith(free)}
         if changed.keys() - set(allow):
+            said = f"{record.shown} holds a run with another config"
+            lines, more = list(changed.values())[:MENTIONED], len(changed) - MENTIONED
+            if more > 0:
+                raise errors.UsageError(
+                    f"{said} ({'; '.join(lines)}; and {more} more): take another --workdir."
+                )
             raise errors.UsageError(
-                f"{record.shown} holds a run with another config ({'; '.join(changed.values())}): "
-                "take another --workdir, or allow it with "
+                f"{said} ({'; '.join(lines)}): take another --workdir, or allow it with "
                 f"--allow_config_change={','.join(changed)}"
             )
         if record.data not in ("", source.fingerprint):
