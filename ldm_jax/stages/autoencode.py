@@ -100,7 +100,7 @@ class Autoencode:
         return BOTTLENECKS.get(self.model.bottleneck)
 
     def check(self):
-        """Raises UsageError for settings of the loss that are negative, or do nothing here."""
+        """Raises UsageError for settings of the loss that do nothing here."""
         loss = self.loss
         wanted = {
             "restart": (loss.restart, self._trains_entries, "a codebook that is trained"),
@@ -109,8 +109,6 @@ class Autoencode:
             "latent_noise": (loss.latent_noise, True, ""),
         }
         for name, (value, there, what) in wanted.items():
-            if value < 0:
-                raise errors.UsageError(f"{name}={value} must be at least 0.")
             if value and not there:
                 raise errors.UsageError(f"{name}={value} does nothing without {what}: set it to 0.")
 
