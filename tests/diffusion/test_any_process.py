@@ -43,13 +43,16 @@ def registered():
 class Best:
     """The network that knows the data: N(MEAN, DEVIATION^2) at every pixel."""
 
-    fields, latent_of = (), {}
+    fields, told, latent_of = (), (), {}
 
     def __init__(self, process):
         self.process = process
 
     def draw_drop(self, key, b, dropout):
         return jnp.zeros(b, bool)
+
+    def draw_told(self, key, b):
+        return {}
 
     def apply(self, variables, x, t, *args, method=None, **options):
         if method == "condition":

@@ -126,7 +126,9 @@ KINDS = {
     "rescaler": dict(stages=1, classes=5, channels=2),
     "image": dict(),
     "inpaint": dict(),
+    "scalar": dict(width=8),
 }
+TOLD = {"scalar"}  # has no null, see above
 
 
 def _make(name):
@@ -149,7 +151,7 @@ def test_every_registered_conditioner_is_tested_here():
     assert conditioners.CONDITIONERS.names() == sorted(KINDS)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", sorted(KINDS.keys() - TOLD))
 def test_a_dropped_row_forgets_its_condition_and_a_kept_one_does_not(name, filled):
     conditioner = _make(name)
     example = conditioner.example(IMAGE, LATENT)
