@@ -221,5 +221,8 @@ class Trainer:
         self._ledger.end(step)
         self._batches.close()
         self.logs.close()
-        self._snapshots.close()
-        self.checkpoints.close()
+        for part in (self._snapshots, self.checkpoints):
+            try:
+                part.close()
+            except Exception as e:  # of a save that failed; why the session ended is raised
+                logger.error("ALARM: a save did not end well (%s).", errors.reason(e))
