@@ -106,7 +106,6 @@ class Autoencode:
             "restart": (loss.restart, self._trains_entries, "a codebook that is trained"),
             "perceptual_crop": (loss.perceptual_crop, loss.perceptual_weight, "perceptual_weight"),
             "disc_terms": (sum(loss.disc_terms.values()), loss.disc_weight, "disc_weight"),
-            "latent_noise": (loss.latent_noise, True, ""),
         }
         for name, (value, there, what) in wanted.items():
             if value and not there:
