@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -13,12 +14,20 @@ from ldm_jax.base import disk
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = ["steps.total=6", "steps.log=2", "steps.eval=6", "steps.checkpoint=3", "eval.records=8"]
-FLAGS += ["distil.intervals=4", "distil.first=2", "optim.denoiser.warmup=1"]
+FLAGS += ["optim.denoiser.warmup=1"]
+BRIEF = ["distil.intervals=4", "distil.first=2"]
+UNUSED = ["distil.intervals=50", "distil.first=8"]
+MATCHED = ["distil.critic_steps=2", "optim.critic.warmup=1", "checkpoints.keep=3"]
 
 
 def distil(teacher, workdir, *flags) -> int:
     argv = [f"--config={ROOT}/configs/student.py:{teacher}", f"--workdir={workdir}"]
-    return call(train, *argv, *(f"--config.{flag}" for flag in (*FLAGS, *flags)))
+    return call(train, *argv, *(f"--config.{flag}" for flag in (*FLAGS, *BRIEF, *flags)))
+
+
+def match(start, workdir) -> int:
+    argv = [f"--config={ROOT}/configs/distribution.py:{start}", f"--workdir={workdir}"]
+    return call(train, *argv, *(f"--config.{flag}" for flag in (*FLAGS, *MATCHED)))
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +93,33 @@ def test_evaluate_measures_it_beside_its_teacher(student, tmp_path):
     assert found["match_1"] > 0 and found["spread"] > 0
 
 
+@pytest.mark.slow
+def test_distribution_matching_goes_on_from_a_student_and_resumes_to_the_byte(
+    student, pixel_run, tmp_path
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert match(student, whole) == 0
+    lines = disk.read_jsonl(whole / "metrics.jsonl")
+    assert all(line["move"] > 0 and line["critic_error"] > 0 for line in lines if "move" in line)
+    assert lines[-1]["val/spread"] > 0 and lines[-1]["val/drift"] > 0
+    origin = json.loads((whole / "latents.json").read_text())["origin"]
+    assert origin["teacher_run"] == str(pixel_run)
+    assert json.loads((whole / "init_from.json").read_text())["run"] == str(student)
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "6")
+    assert match(student, cut) == 0
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert ldm_jax.load(cut).digest == ldm_jax.load(whole).digest
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
+        (["distil.method=distribution"], "first=2 does nothing with method"),
+        (
+            ["distil.method=distribution", *UNUSED],
+            "config.optim.critic: start from configs/distribution.py",
+        ),
         (["distil.teacher=", "distil.guidance=2"], "config.distil.guidance=2 is of a teacher"),
         (["process.prediction=eps"], "cannot predict eps"),
         (["sample.guidance=2"], "config.sample.guidance=2.0"),
