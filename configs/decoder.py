@@ -3,9 +3,9 @@
     python -m ldm_jax.train --config=configs/decoder.py:FIRST --workdir=RUN
     python -m ldm_jax.sample --run=LDM --out=DIR --num=64 --decoder=RUN
 
-FIRST is a run; data, image size and the weights of the losses are its own. Width, steps and
-learning rate are for small pictures; --config.model.width=64 suits photographs of 256 pixels. An
-adversary, where FIRST had one, begins after a quarter of the steps. See docs/first_stages.md.
+FIRST is a run; data, image size and the weights of the losses are its own. An adversary, where
+FIRST had one, begins after a quarter of the steps. Steps and learning rate are for small pictures;
+see docs/first_stages.md.
 """
 
 from ml_collections import ConfigDict
@@ -22,9 +22,9 @@ def get_config(arg=None):
     codec, config = codecs.open_codec(arg, "configs/decoder.py"), record_lib.read(arg)
     with config.unlocked():
         config.encoder, config.init_from, config.init_grow = arg, "", False
-        patch = min(2, codec.f)
+        patch = min(4, codec.f)
         network = dict(patch=patch, levels=(codec.f // patch).bit_length(), bound=0.0, pool=False)
-        network |= dict(name="tiny", latent_channels=codec.channels, width=20, blocks=3)
+        network |= dict(name="tiny", latent_channels=codec.channels, width=64, blocks=3)
         config.model = ConfigDict(network)
         config.loss.update(restart=0, latent_noise=0.2, disc_start=1_000)
         if not all(config.lpips.values()):

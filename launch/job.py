@@ -162,11 +162,21 @@ def read(
     folder = args[flag].value
     if not (buckets and folder.startswith(remote.SCHEME)):
         cli.check_mounted(f"--{flag}", folder)
+    if place != "local" and not folder.startswith((remote.SCHEME, "/")):
+        raise errors.UsageError(
+            f"--{flag}={folder}: hosts start in folders of their own; give a path from the root."
+        )
     if hosts > 1 and command not in ("train", *WORKERS):
         raise errors.UsageError(f"--command={command} runs as one process, not as {hosts}.")
     file = (args.config if "config" in args and args.config else "").partition(":")[0]
     if file and not (ROOT / file).is_file() and not pathlib.Path(file).is_file():
         raise errors.UsageError(f"--config={args.config}: there is no file {file}.")
+    if command == "train":
+        from ldm_jax.runs import data
+
+        data.load(
+            args.config if pathlib.Path(file).is_file() else f"{ROOT}/{args.config}", overrides
+        )
     name = args.name or re.sub(r"[^a-z0-9]+", "-", pathlib.Path(folder).name.lower())
     if not NAME.fullmatch(name):
         raise errors.UsageError(

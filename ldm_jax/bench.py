@@ -23,7 +23,7 @@ FLAGS = dict(
     decoder=cli.Text("Run of a first stage whose decoder is timed, too, by the part latency.", ""),
     batch_size=cli.Integer("Images of a batch; 0 for the config's.", 0, least=0),
     images=cli.Switch("Train a second stage on images instead of cached latents."),
-    steps=cli.Integer("Number of the sampler's steps; the config's by default."),
+    steps=cli.Integer("Number of the sampler's steps; the config's by default.", None, least=1),
     guidance=cli.Number("Scale of guidance; the config's by default.", None, least=0),
     repeats=cli.Integer("How often each measurement is repeated.", 5, least=1),
     against=cli.Choice("Package to compare with: diffusers.", "", of=("", "diffusers")),

@@ -18,11 +18,18 @@ from collections.abc import Callable
 from absl import flags
 
 from ldm_jax.base import errors, platforms, remote
+from ldm_jax.base import values as values_lib
 from ldm_jax.base.errors import EXIT_FAILED, EXIT_RESTART, EXIT_USAGE  # noqa: F401 (for launch)
-from ldm_jax.base.output import check_mounted, check_writable, finish  # noqa: F401 (for commands)
+from ldm_jax.base.output import (  # noqa: F401 (for commands)
+    check_holds,
+    check_mounted,
+    check_writable,
+    finish,
+)
 
 # Errors of storage, which are shown as one line: a traceback would not explain them better.
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+STORAGE += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,30 +42,61 @@ class Text(flags.ArgumentParser, flags.ArgumentSerializer):
     help: str
     default: object = None
 
+    def parse(self, argument):
+        if not argument.isprintable():
+            raise ValueError("it must be a line of text")
+        return argument
+
     def define(self, name: str, values: flags.FlagValues):
         flags.DEFINE(self, name, self.default, self.help, values, serializer=self)
 
 
+class _Typed(Text):
+    """A flag whose value is of `type`, one of base/values.py."""
+
+    type: values_lib.Type
+
+    def parse(self, argument):
+        text = isinstance(argument, str)
+        value = values_lib.read(argument, self.type) if text else argument
+        if not self.type.takes(value):
+            nearest = values_lib.hint(value, self.type)
+            raise ValueError(f"it must be {self.type.words}{nearest}")
+        return value
+
+    def serialize(self, value):
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 @dataclasses.dataclass(frozen=True)
-class Number(Text):
+class Value(_Typed):
+    """A value of a type of base/values.py."""
+
+    type: values_lib.Type = values_lib.Text()
+
+
+@dataclasses.dataclass(frozen=True)
+class Number(_Typed):
     """A finite number from `least` to `most`, where those are given."""
 
     least: float | None = None
     most: float | None = None
 
-    def parse(self, argument):
-        number = flags.FloatParser(self.least, self.most).parse(argument)
-        if not math.isfinite(number):
-            raise ValueError(f"{argument} is not a finite number")
-        return number
+    @property
+    def type(self):
+        return values_lib.Number(self.least, self.most)
 
 
 @dataclasses.dataclass(frozen=True)
-class Integer(Number):
-    """A whole number from `least` to `most`, where those are given."""
+class Integer(_Typed):
+    """A whole number from `least` to `most`."""
 
-    def parse(self, argument):
-        return flags.IntegerParser(self.least, self.most).parse(argument)
+    least: int = -values_lib.MOST
+    most: int = values_lib.MOST
+
+    @property
+    def type(self):
+        return values_lib.Number(self.least, self.most, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +183,9 @@ class Fields:
     name: str
 
     def define(self, name, values):
-        kinds = {str: Text, int: Integer, float: Number, tuple: Listed}
         for field in self._fields():
-            kind, given = kinds[type(field.default)], dict(field.metadata)
-            given |= {"each": float, "least": 0} if kind is Listed else {}
-            kind(default=None, **given).define(field.name, values)
+            flag = Value(field.metadata["help"], None, values_lib.of(field.type))
+            flag.define(field.name, values)
 
     def given(self, args) -> dict:
         """{field: value} of the flags that were given."""
@@ -166,7 +202,7 @@ SAMPLING = dict(
     sampling=Fields("ldm_jax.stages.sampling", "Sampling"),
     weaker=Text("Run of a less trained model of the same kind, to guide away from.", ""),
     decoder=Text("Run of a first stage that decodes, trained with config.encoder.", ""),
-    seed=Integer("Seed of the noise.", 0, least=0),
+    seed=Integer("Seed of the noise.", 0, least=0, most=2**32 - 1),
     ema=Average("The average of the weights, if the run keeps one; --ema=0.07: of that length."),
 )
 
@@ -216,9 +252,10 @@ def run(doc, table, main, argv, verbs=None) -> int:
     except (errors.UsageError, errors.RunError, errors.Restart) as e:
         return _say(e, e.exit_code)
     except OSError as e:
-        if e.errno not in STORAGE or not e.filename:
+        if e.errno not in STORAGE:
             raise
-        return _say(f"{e.filename}: {e.strerror}", EXIT_FAILED)
+        where = f"{e.filename}: " if e.filename else ""
+        return _say(f"{where}{e.strerror}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     finally:

@@ -27,7 +27,9 @@ FLAGS = dict(
     images=cli.Text("A picture, or a folder of pictures."),
     masks=cli.Text("Folder of masks with the pictures' names, or one mask for all."),
     strength=cli.Number("Noise level that vary and interpolate add to pictures.", 0.6, 0, 1),
-    seeds=cli.Listed("Seeds of noise to interpolate between, instead of pictures.", each=int),
+    seeds=cli.Listed(
+        "Seeds of noise to interpolate between, instead of pictures.", each=int, least=0
+    ),
     frames=cli.Integer("Frames from one picture to the next; for progress, of all.", 8, least=2),
     num=cli.Integer("How many pictures progress shows.", 8, least=1),
     labels=cli.Text("Class ids that the pictures take in turn; none by default.", ""),
@@ -42,6 +44,7 @@ def main(kind, args, overrides):
     cli.require(args, "run", "out")
     cli.mirror(args)
     cli.check_writable("--out", args.out)
+    cli.check_holds("--out", args.out)
     from ldm_jax.jobs import editing
 
     seconds = watch.stopwatch()

@@ -30,11 +30,11 @@ def main(args, overrides):
     cli.require(args, "run", "out")
     cli.mirror(args)
     cli.check_writable("--out", args.out)
+    cli.check_holds("--out", args.out, "manifest.json")
     from ldm_jax.jobs import encoding
     from ldm_jax.runs import data
 
     given = data.load(args.config or f"{args.run}/config.json", overrides)
-
     if summary := encoding.encode(cli.fill(encoding.Encoding, args), given.data):
         cli.finish(pathlib.Path(args.out) / "summary.json", summary)
 

@@ -18,7 +18,7 @@ import os
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import platforms
+from ldm_jax.base import owner, platforms
 
 FLAGS = dict(
     sweep=cli.Text("Config of the sweep, path.py[:preset]."),
@@ -33,6 +33,7 @@ def main(args, overrides):
     cli.require(args, "sweep", "workdir")
     if not args.dry_run:
         cli.check_writable("--workdir", args.workdir)
+        cli.check_holds("--workdir", args.workdir, "cells")
     from ldm_jax.sweeps import axes
     from ldm_jax.sweeps import work as work_lib
 
@@ -47,8 +48,9 @@ def main(args, overrides):
         # One cache for all commands, which leave it alone where the environment names it.
         platforms.cache_compilations(workdir / "compilation_cache")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compilation_cache"))
-        for work in works:
-            work.run()
+        with owner.of("--workdir", workdir, args.cell):
+            for work in works:
+                work.run()
     if not args.cell:
         work_lib.write_report(workdir, works)
 

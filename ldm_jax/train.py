@@ -34,6 +34,7 @@ def main(args, overrides):
     config = data.load(args.config, overrides)
     hosts.connect()
     hosts.everywhere(lambda: cli.check_writable("--workdir", args.workdir))
+    hosts.on_first(lambda: cli.check_holds("--workdir", args.workdir, "config.json"))
     found = session.train(config, args.workdir, args.allow_config_change, args.devices)
     file, lines = pathlib.Path(args.workdir) / "summary.json", session.words(args.workdir, found)
     hosts.on_first(lambda: cli.finish(file, found, lines))

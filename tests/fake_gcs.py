@@ -102,6 +102,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if (bucket, name) not in self.server.objects:
             return self._error(404)
         if self.command == "DELETE":
+            wanted = query.get("ifGenerationMatch", self.server.generations[bucket, name])
+            if int(wanted) != self.server.generations[bucket, name]:
+                return self._error(412)
             del self.server.objects[bucket, name]
             return self._reply(204)
         if query.get("alt") != "media":

@@ -3,13 +3,14 @@
 import json
 import os
 import pathlib
+import time
 
 import fake_gcs
 import pytest
 from calling import call
 
 from ldm_jax import evaluate, sample, train
-from ldm_jax.base import errors, remote
+from ldm_jax.base import errors, owner, remote
 from ldm_jax.cost import machine
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -115,3 +116,22 @@ def test_a_bucket_that_refuses_is_said_before_anything_is_done(server, command, 
     assert call(command, f"--{flag}=gs://theirs/run", *rest) == 2
     line = capfd.readouterr().err.splitlines()[-1]  # Google's library may have a word before
     assert "ldm_jax: gs://theirs/run cannot be" in line and "rights" in line
+
+
+def test_a_lease_is_renewed_given_back_and_taken_from_a_silent_owner(server, monkeypatch):
+    monkeypatch.setattr(owner, "LEASE", 1.5)
+    monkeypatch.setattr(owner, "RENEWAL", 0.3)
+    folder, key = remote.local("gs://runs/leased", write=True), ("runs", "leased/.owner")
+    with owner.of("--workdir", folder):
+        first = server.generations[key]
+        elsewhere = json.loads(server.objects[key]) | {"system": "another"}
+        monkeypatch.setattr(owner, "_own", set())
+        with pytest.raises(errors.UsageError) as e, owner.of("--workdir", folder):
+            pass
+        assert f"gs://runs/leased is in use: process {os.getpid()} on" in str(e.value)
+        time.sleep(0.6)
+        assert server.generations[key] > first
+    assert key not in server.objects
+    server.put(*key, json.dumps(elsewhere).encode())
+    with owner.of("--workdir", folder):
+        assert json.loads(server.objects[key])["system"] != "another"

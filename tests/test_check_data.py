@@ -123,7 +123,7 @@ def test_maps_lie_beside_their_images(tmp_path):
     assert code == 1 and summary["replaced"] == 1
     assert summary["found"]["labels of the map out of range"]["examples"] == ["1.png"]
     assert "map of 41x40, not 40x40" in str(summary["found"]["refused by Crop"]["examples"])
-    (tmp_path / "metadata.jsonl").write_text(rows[3] + "\n")
+    (tmp_path / "metadata.jsonl").write_text(f"{rows[1]}\n{rows[3]}\n")
     _, summary = check(*argv)
     assert "none.png is not there" in str(summary["found"]["unreadable"]["examples"])
 

@@ -40,12 +40,12 @@ def test_values_are_read_and_defaults_stay():
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--share=nan", "finite"),
-        ("--share=inf", "finite"),
+        ("--share=nan", "at least 0"),
+        ("--share=inf", "at least 0"),
         ("--any=-inf", "finite"),
         ("--any=much", "much"),
-        ("--share=-1", "negative"),
-        ("--count=0", "positive"),
+        ("--share=-1", "nearest: 0"),
+        ("--count=0", "nearest: 1"),
         ("--count=1.5", "1.5"),
         ("--kind=dri", "did you mean 'dry'"),
         ("--names=a,c", "c is unknown"),
@@ -81,7 +81,7 @@ def test_the_help_of_every_flag_is_a_sentence(name):
 def test_every_setting_of_the_sampler_is_a_flag(name):
     values = cli.define(FLAGS[name])
     cli.parse(values, ["--clip=1.5", "--interval=0.2,0.9", "--steps=7"])
-    given = {"clip": 1.5, "interval": [0.2, 0.9], "steps": 7}
+    given = {"clip": 1.5, "interval": (0.2, 0.9), "steps": 7}
     assert cli.sampling(values) == given
     assert dataclasses.replace(Sampling(), **given).interval == (0.2, 0.9)
     settings = {field.name for field in dataclasses.fields(Sampling)} - {"strength"}

@@ -4,7 +4,6 @@ A config is an ml_collections ConfigDict that holds every key and is locked, so 
 can be set. Only the upper layers see a config; what they call gets keyword arguments.
 """
 
-import ast
 import hashlib
 import importlib
 import json
@@ -14,13 +13,15 @@ import sys
 
 from ml_collections import config_dict
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, values
 
 
-def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:
+def load(
+    spec: str, overrides: dict[str, str] | None = None, flag: str = "--config"
+) -> config_dict.ConfigDict:
     """Reads `path/to/file.py[:variant]` and applies overrides.
 
-    overrides: `{"a.b": "text"}`.
+    overrides: `{"a.b": "text"}`. flag: what named the file.
 
     Raises:
       UsageError: a missing file, an unknown variant, an unknown key or a wrong type, in one line.
@@ -31,10 +32,12 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.Conf
         known = map(str, file.parent.glob("*.py"))
         fault = "not a python file:" if file.is_file() else "no file"
         raise errors.UsageError(
-            f"--config={spec}: {fault} {path}{errors.nearest(path, known)} "
+            f"{flag}={spec}: {fault} {path}{errors.nearest(path, known)} "
             "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm)."
         )
-    return overridden(_execute(spec, file, variant), overrides)
+    with errors.of(f"{flag}={spec}"):
+        config = _execute(file, variant)
+    return overridden(config, overrides)
 
 
 def overridden(config, overrides: dict[str, str] | None) -> config_dict.ConfigDict:
@@ -57,7 +60,7 @@ def import_plugins(modules: tuple[str, ...], key: str = "config.plugins"):
             ) from e
 
 
-def _execute(spec: str, file: pathlib.Path, variant: str) -> config_dict.ConfigDict:
+def _execute(file: pathlib.Path, variant: str) -> config_dict.ConfigDict:
     # Config files say `from configs import base`, wherever the command is called from.
     folders = file.resolve().parents
     root = str(next((p.parent for p in folders if p.name == "configs"), folders[1]))
@@ -67,12 +70,10 @@ def _execute(spec: str, file: pathlib.Path, variant: str) -> config_dict.ConfigD
         config = runpy.run_path(str(file))["get_config"](variant or None)
     except errors.UsageError:
         raise
-    except Exception as e:
-        raise errors.UsageError(f"--config={spec} raises {type(e).__name__}: {e}") from e
+    except (Exception, SystemExit) as e:
+        raise errors.UsageError(f"get_config raises {type(e).__name__}: {e}") from e
     if not isinstance(config, config_dict.ConfigDict):
-        raise errors.UsageError(
-            f"--config={spec}: get_config returned {type(config).__name__}, not a ConfigDict."
-        )
+        raise errors.UsageError(f"get_config returned {type(config).__name__}, not a ConfigDict.")
     return config.lock()
 
 
@@ -96,7 +97,7 @@ def override(config, key: str, text: str, flag: str = "--config", of: str = "con
             f"{flag}.{key}={text}: this is a group; set one of its keys: "
             f"{', '.join(f'{group}.{k}' for k in sorted(node))}."
         )
-    value = text if isinstance(node, str) else _literal(text)
+    value = text if isinstance(node, str) else values.literal(text)
     if isinstance(node, tuple) and not isinstance(value, (tuple, list)):
         value = names(value) if isinstance(value, str) else (value,)
     _set(config, key, value, f"{flag}.{key}={text}")
@@ -144,7 +145,7 @@ def _set(config, key: str, value, said: str):
     node = find(config, key)
     try:
         config.update_from_flattened_dict({key: value})
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise errors.UsageError(
             f"{said}: wants {type(node).__name__} (now {node!r}), got {type(value).__name__}."
         ) from e
@@ -159,15 +160,6 @@ def one_or_several(value):
 def names(text: str) -> tuple[str, ...]:
     """Splits a list of names as flags give it: "fd,kid" -> ("fd", "kid"); "" -> ()."""
     return tuple(filter(None, text.split(",")))
-
-
-def _literal(text: str):
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def to_json(config) -> str:

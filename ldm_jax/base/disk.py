@@ -1,8 +1,19 @@
-"""Small files: written whole or not at all, read as JSON."""
+"""Small files: written whole or not at all; read with a line that says what is wrong with them."""
 
+import contextlib
 import json
 import os
 import pathlib
+import stat
+import zipfile
+
+import numpy as np
+
+from ldm_jax.base import errors, values
+
+DICT = values.Mapping(None)
+MOST = 2**30  # bytes of a file that is read as a whole
+MOST_ARRAYS = 2**36  # bytes of the arrays of an .npz
 
 
 def write_text(path: pathlib.Path, text: str):
@@ -34,12 +45,78 @@ def write_atomic(path: pathlib.Path, write):
         raise
 
 
+@contextlib.contextmanager
+def reading(path):
+    """Makes a UsageError, which names the file, of whatever its content is guilty of."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError) as e:
+        if isinstance(e, errors.UsageError):
+            raise
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else errors.reason(e)
+        raise errors.UsageError(f"{path} cannot be read ({reason}): mend or replace it.") from e
+    except (RecursionError, MemoryError, zipfile.BadZipFile) as e:
+        what = f"{type(e).__name__}: {errors.reason(e)}"
+        raise errors.UsageError(f"{path} cannot be read ({what}): mend or replace it.") from e
+
+
+def check_regular(path, most: int | None = None) -> int:
+    """The bytes of a file; raises OSError for a pipe, a device, a folder, and beyond `most`."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path} is no regular file")
+    if most is not None and found.st_size > most:
+        raise OSError(f"{path} has {found.st_size} bytes, more than {most}")
+    return found.st_size
+
+
+def read_bytes(path) -> bytes:
+    """The content of a regular file; anything else is a UsageError."""
+    with reading(path):
+        check_regular(path, MOST)
+        return pathlib.Path(path).read_bytes()
+
+
+def read_text(path) -> str:
+    """The content of a file in UTF-8; anything else is a UsageError."""
+    with reading(path):
+        return read_bytes(path).decode()
+
+
+def read_json(path, kind: values.Type = DICT):
+    """The value in a JSON file, by default a dict; anything else is a UsageError."""
+    text = read_text(path)
+    with reading(path):
+        found = json.loads(text)
+    values.check(f"{path}: its content", found, kind)
+    return found
+
+
 def read_jsonl(path) -> list[dict]:
-    """The whole lines of a .jsonl file; a last line cut by a kill is left out."""
+    """The dicts in the whole lines of a .jsonl file; a last line cut by a kill is left out.
+
+    Another line that is none is a UsageError; without a file there are no lines.
+    """
     path = pathlib.Path(path)
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    lines = read_text(path).split("\n")[:-1] if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        with reading(f"{path}:{number}"):
+            found.append(json.loads(line))
+        values.check(f"{path}:{number}", found[-1], DICT)
+    return found
 
 
-def read_json(path) -> dict:
-    return json.loads(pathlib.Path(path).read_text())
+@contextlib.contextmanager
+def arrays(path):
+    """The open .npz at `path`; what is wrong with it, or goes wrong in the block, is a UsageError.
+
+    Nothing is unpickled, and what claims to be larger than MOST_ARRAYS is refused.
+    """
+    with reading(path):
+        check_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MOST_ARRAYS:
+                raise ValueError(f"its arrays have more than {MOST_ARRAYS} bytes")
+        with np.load(path, allow_pickle=False) as found:
+            yield found

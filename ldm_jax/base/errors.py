@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
 
@@ -42,10 +43,17 @@ def of(key: str):
 
 def reason(error: Exception) -> str:
     """What an exception of a library says, as one line of at most 200 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    text = re.sub(r"<\S+ object at 0x[0-9a-f]+>", "it", " ".join(str(error).split()))
+    return (text or type(error).__name__)[:200]
 
 
 def nearest(name, known) -> str:
     """`; did you mean 'x'?` where one of `known` is close to `name`, else an empty string."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(name, known)
+    return "" if close is None else f"; did you mean {close!r}?"
+
+
+def closest(name, known) -> str | None:
+    """The one of `known` that is close to `name`; None where none is."""
+    close = difflib.get_close_matches(str(name)[:200], [str(k) for k in known], n=1, cutoff=0.5)
+    return close[0] if close else None

@@ -20,8 +20,9 @@ def check_writable(flag: str, folder):
     """Raises UsageError where `folder`, which need not be there yet, cannot be written."""
     check_mounted(flag, folder)
     place = pathlib.Path(folder).absolute()
-    place = next(path for path in (place, *place.parents) if os.path.lexists(path))
     try:
+        place.exists()  # a name that is too long is an error of the file system's
+        place = next(path for path in (place, *place.parents) if os.path.lexists(path))
         with tempfile.TemporaryFile(prefix=".ldm_jax.", dir=place):
             pass
     except OSError as e:
@@ -29,6 +30,24 @@ def check_writable(flag: str, folder):
             f"{flag}={folder} cannot be written ({place}: {e.strerror}): give a folder on a file "
             "system that takes files, where this user may write."
         ) from e
+
+
+MARKS = {  # a file or folder that tells what another one holds
+    "config.json": "a run",
+    "manifest.json": "samples or latents",
+    "metadata.jsonl": "a data set",
+    "cells": "a sweep",
+}
+
+
+def check_holds(flag: str, folder, own: str = ""):
+    """Raises UsageError where `folder` holds what other commands write. own: the mark of this's."""
+    for mark, what in MARKS.items():
+        if mark != own and os.path.lexists(pathlib.Path(folder) / mark):
+            raise errors.UsageError(
+                f"{flag}={remote.shown(folder)} holds {what} ({mark}), which would be mixed with "
+                "other files or overwritten: give another folder."
+            )
 
 
 def finish(path, summary: dict, lines=()):

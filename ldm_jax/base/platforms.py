@@ -6,8 +6,10 @@ Flags in the user's own XLA_FLAGS are kept. docs/performance.md lists what was t
 import logging
 import os
 import pathlib
+import sys
+import threading
 
-from ldm_jax.base import remote
+from ldm_jax.base import errors, remote
 
 # Files by which a machine shows its accelerator, and the package with which JAX drives it.
 HARDWARE = {
@@ -47,10 +49,37 @@ def set_flags(flags: tuple = (), environ=os.environ):
 
 
 def quiet_libraries():
-    """Hides warnings of libraries that a user can do nothing about."""
+    """Hides warnings of libraries that a user can do nothing about, and tracebacks of storage.
+
+    Storage that fails has ALARMs of ours; what libraries say beside them gets one line each.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in ("absl", "orbax", "jax._src.xla_bridge", "gcsfs"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # futures that nobody asks any more
+    if _in_one_line not in logging.getLogger("absl").filters:
+        logging.getLogger("absl").addFilter(_in_one_line)
+    threading.excepthook, sys.excepthook = _end_of_thread, _uncaught
+
+
+def _in_one_line(record) -> bool:
+    """Takes the traceback from a line of a log."""
+    record.msg, record.args = errors.reason(record.getMessage()), ()
+    record.exc_info = record.exc_text = None
+    return True
+
+
+def _end_of_thread(args):
+    """As Python's own hook; storage that failed in a library's thread is said in one line."""
+    if isinstance(args.exc_value, OSError) and args.exc_value.errno:
+        return logging.error("A thread ended: %s", errors.reason(args.exc_value))
+    return threading.__excepthook__(args)
+
+
+def _uncaught(kind, error, traceback):
+    """As Python's own hook; without what tensorstore prints after each write that failed."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def cache_compilations(directory):

@@ -16,9 +16,10 @@ import pathlib
 from ml_collections import config_dict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, remote, upgrade
+from ldm_jax.base import disk, errors, remote, upgrade, values
 
 CONFIG = "config.json"
+_NUMBERS = values.of(float | tuple[float, ...])
 
 
 class Record:
@@ -49,7 +50,8 @@ class Record:
         if "distil" in saved:
             guidance = config_lib.one_or_several(saved["distil"]["guidance"])
             saved["distil"] = saved["distil"] | {"guidance": guidance}  # which upgrade may share
-        config = config_lib.from_dict(saved)
+        with disk.reading(f"{self.shown}/{CONFIG}"):
+            config = config_lib.from_dict(saved)
         places = [(config, "first_stage")]
         for conditioner in config.get("conditioners", {}).values():
             places += [(conditioner, "weights"), (conditioner, "tokenizer")]
@@ -69,7 +71,8 @@ class Record:
     def _saved(self) -> dict:
         if not self.exists():
             raise errors.UsageError(f"{self.shown} is not a run: it holds no {CONFIG}.")
-        return upgrade.config(disk.read_json(self.path / CONFIG))
+        with disk.reading(f"{self.shown}/{CONFIG}"):
+            return upgrade.config(disk.read_json(self.path / CONFIG))
 
     def is_of(self, config) -> bool:
         """Whether config.json holds exactly `config`."""
@@ -82,7 +85,7 @@ class Record:
     def data(self) -> str:
         """The fingerprint of the data; "" where none is recorded."""
         file = self.path / "data.txt"
-        return file.read_text().strip() if file.exists() else ""
+        return disk.read_text(file).strip() if file.exists() else ""
 
     def write_data(self, fingerprint: str):
         disk.write_text(self.path / "data.txt", fingerprint + "\n")
@@ -90,7 +93,11 @@ class Record:
     @property
     def latents(self) -> dict:
         """{"scale"[, "shift"], ..., "origin": digests and where from}; {} without one."""
-        return self._read("latents.json")
+        found = self._read("latents.json")
+        for key in ("scale", "shift"):
+            if key in found:
+                values.check(f"{self.shown}/latents.json: {key}", found[key], _NUMBERS)
+        return found
 
     @property
     def frozen(self) -> dict:

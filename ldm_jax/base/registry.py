@@ -2,7 +2,7 @@
 
 import inspect
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, values
 
 
 class Registry:
@@ -71,6 +71,16 @@ class Registry:
         """{entry: its default of `option`} for the entries that take it."""
         named = {name: _options(self._entries[name]) for name in self.names()}
         return {name: options[option] for name, options in named.items() if option in options}
+
+    def declared(self) -> dict:
+        """{option: what it may be} of the options of all entries; see base/values.py."""
+        found = {}
+        for name in self.names():
+            own = _options(self._entries[name])
+            found |= {
+                key: t for key, t in values.declared(self._entries[name]).items() if key in own
+            }
+        return found
 
     def names(self) -> list[str]:
         return sorted(self._entries)

@@ -58,6 +58,13 @@ def shown(path) -> str:
     return str(path)
 
 
+def store(url: str):
+    """The objects below a gs:// URL, a tensorstore.KvStore."""
+    import tensorstore
+
+    return tensorstore.KvStore.open(f"{url}/").result(timeout=PATIENCE)
+
+
 def push():
     """Uploads what has changed; a failure logs an ALARM and is tried again the next time."""
     for mirror in _mirrors.values():
@@ -68,13 +75,11 @@ class _Mirror:
     """One URL and its local folder, which lives as long as the process."""
 
     def __init__(self, url: str, write: bool):
-        import tensorstore
-
         self.url, self._lock, self._known = url, threading.Lock(), {}
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ldm_jax_gs_")).resolve()
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         try:
-            self._store = tensorstore.KvStore.open(f"{url}/").result(timeout=PATIENCE)
+            self._store = store(url)
             self._pull()
             if write:
                 self._put(".ldm_jax_can_write", b"")

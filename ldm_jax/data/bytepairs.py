@@ -1,6 +1,7 @@
 """Captions as CLIP's byte-pair ids (Radford et al. 2021)."""
 
 import pathlib
+from typing import ClassVar
 
 from ldm_jax.base import errors, hub
 from ldm_jax.data import captions, conditions
@@ -20,7 +21,7 @@ class ClipIds(captions.Ids):
     """
 
     field = "clip_ids"
-    options = ("tokenizer",)
+    options: ClassVar = {"tokenizer": str}
 
     def __init__(self, given):
         from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ldm_jax.base import errors, registry
+from ldm_jax.base import errors, registry, values
 from ldm_jax.data import degradations, images, sources, transforms
 from ldm_jax.data import holes as holes_lib
 
@@ -41,10 +41,11 @@ class Given:
 class Maker:
     """What makers have in common where they do not say otherwise; each has its own `__call__`.
 
-    options: the keys that a maker takes from the conditioner's group in the config.
+    options: {key: what it may be} of the keys that a maker takes from the conditioner's group in
+      the config; see base/values.py.
     """
 
-    options: ClassVar[tuple] = ()
+    options: ClassVar[dict] = {}
 
     def __init__(self, given: Given):
         pass
@@ -70,9 +71,10 @@ def makers(given: Given) -> tuple:
     return tuple(factory(given) for factory in _factories(given.shapes))
 
 
-def options(fields) -> set[str]:
-    """The keys of a conditioner's group that the makers of these fields take."""
-    return {key for factory in _factories(fields) for key in factory.options}
+def options(fields) -> dict[str, values.Type]:
+    """{key: what it may be} of a conditioner's group, those that makers of these fields take."""
+    found = [factory.options for factory in _factories(fields)]
+    return {key: values.of(annotation) for own in found for key, annotation in own.items()}
 
 
 def _factories(fields) -> list:
@@ -210,7 +212,7 @@ class LowResolution(Maker):
     degradation: a name of `data.degradations`, bicubic by default.
     """
 
-    options = ("degradation",)
+    options: ClassVar = {"degradation": str}
 
     def __init__(self, given):
         self._size = tuple(given.shapes["low_res"][:2])
@@ -238,7 +240,7 @@ class Hole(Maker):
     records} over the kinds of `data.holes`, by default equal shares.
     """
 
-    options = ("holes",)
+    options: ClassVar = {"holes": dict[str, values.Amount]}
 
     def __init__(self, given):
         self._size = given.shapes["mask"][:2]

@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 from ldm_jax.data import images, metadata, sources
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -24,6 +24,11 @@ class Files(sources.Source):
         image; strict: whether every row must have its image."""
         rows = metadata.read_rows(beside / "metadata.jsonl", label_field)
         names = _listed(found, rows, path, strict)
+        for name in names:
+            if not name.isprintable():
+                raise errors.UsageError(
+                    f"Data path {path!r}: the name {name!r} is not UTF-8 in one line; rename it."
+                )
         labels = metadata.labels(names, rows, label_field)
         self.box_classes = tuple(metadata.box_names(rows.values()))
         # Classes are numbered over all splits, so that training and validation agree on the ids.
@@ -80,14 +85,19 @@ class Folder(Files):
             )
         files = (pathlib.Path(parent, name) for parent, _, names in os.walk(root) for name in names)
         found = filter(images.is_image_name, (file.relative_to(root).as_posix() for file in files))
-        size = lambda name: (root / name).stat().st_size
         how = dict(strict=True, label_field=label_field, split=split)
+
+        def size(name):
+            with disk.reading(f"Data path {path!r}: {name}"):
+                return disk.check_regular(root / name)
+
         super().__init__("folder", path, set(found), root, size, **how)
 
     def _read(self, i):
         return self._read_map(self._names[i])
 
     def _read_map(self, name):
+        disk.check_regular(self._root / name)
         return (self._root / name).read_bytes()
 
 
@@ -140,8 +150,10 @@ class Tar(Files):
 
 def _index(archive: pathlib.Path) -> dict[str, tuple[int, int]]:
     """Image members of an archive: `{name: (offset, size)}` of their bytes."""
-    with archive.open("rb") as file:
-        head = file.read(8)
+    with disk.reading(archive):
+        disk.check_regular(archive)
+        with archive.open("rb") as file:
+            head = file.read(8)
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
             raise errors.UsageError(
@@ -155,7 +167,7 @@ def _index(archive: pathlib.Path) -> dict[str, tuple[int, int]]:
                 name = member.name.removeprefix("./")
                 if member.isreg() and not member.issparse() and images.is_image_name(name):
                     found[name] = (member.offset_data, member.size)
-    except tarfile.TarError as e:
+    except (tarfile.TarError, UnicodeError, OSError) as e:
         raise errors.UsageError(f"{archive} is not a whole tar file ({e}); make it again.") from e
     return found
 

@@ -6,6 +6,8 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
+from ldm_jax.base import errors
+
 MAX_PIXELS = 64 * 2**20  # 64 Mpix: above any photograph, below what would exhaust a worker
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -37,7 +39,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
                 return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     # On broken bytes PIL's plugins raise all sorts: OSError, SyntaxError, ValueError, struct.error.
     except Exception as e:
-        raise BadRecord(f"{name}: does not decode ({type(e).__name__}: {e}).") from e
+        raise BadRecord(f"{name}: does not decode ({type(e).__name__}: {errors.reason(e)}).") from e
     raise BadRecord(f"{name}: {w}x{h} is more than {MAX_PIXELS} pixels; shrink it.")
 
 
@@ -78,7 +80,7 @@ def decode_map(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             values = np.array(image)
     except Exception as e:
-        raise BadRecord(f"{name}: segmentation does not decode ({e}).") from e
+        raise BadRecord(f"{name}: segmentation does not decode ({errors.reason(e)}).") from e
     if values.ndim != 2:
         raise BadRecord(f"{name}: a map has one channel of labels, this one {values.shape[2]}.")
     return values if values.dtype == np.uint8 else values.astype(np.int32)

@@ -13,10 +13,14 @@ import pathlib
 import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
 import numpy as np
 
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, values
 from ldm_jax.data import records, sources, transforms
 
 INDEX = "index.json"
+_SIZES = values.Mapping(values.Number(0, whole=True))
+_DATA = values.Fields({"fingerprint": values.Text()})
+_ORIGIN = values.Fields({"weights": values.Text(), "run": values.Text()})
+_INDEX = values.Fields({"files": _SIZES, "data": _DATA, "first_stage": _ORIGIN})
 _PIXELS = ("image", "segmentation")
 
 
@@ -66,8 +70,8 @@ class Cache(sources.Source):
 
         self._folder = folder = pathlib.Path(path)
         try:
-            self.index = disk.read_json(folder / INDEX)
-        except (OSError, ValueError) as e:
+            self.index = disk.read_json(folder / INDEX, _INDEX)
+        except errors.UsageError as e:
             raise errors.UsageError(
                 f"config.latents.cache={path} holds no {INDEX}: make it, or finish it, with "
                 "python -m ldm_jax.encode --out."

@@ -8,6 +8,7 @@ objects come the corners of the crop, and boxes stay in coordinates of the whole
 """
 
 import math
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class LayoutIds(conditions.Maker):
     encode_crop: add the crop's corners (the default); otherwise boxes are relative to the crop.
     """
 
-    options = ("places", "encode_crop")
+    options: ClassVar = {"places": str, "encode_crop": bool}
 
     def __init__(self, given):
         places = given.options.get("places", "box")

@@ -6,32 +6,54 @@ import re
 
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors, values
 
 _SPLIT_FOLDER = re.compile(r"(train|training|val|valid|validation|test)[-_]?\d*")  # val2017 too
+MOST_CLASSES = 2**20  # every id up to the largest is a class with a name
+_TEXT, _NAME = values.Text(lines=True), values.Text()
+_LABEL = values.Either((_TEXT, values.Number(0, MOST_CLASSES - 1, whole=True)))
+_BOX = values.Several(values.Number(), 4, 4)
 # Fields of metadata.jsonl that records carry; the rest of a row is dropped when it is read.
-_KEPT = ("caption", "captions", "boxes", "box_labels", "objects", "split", "segmentation")
+_FIELDS = {
+    "caption": _TEXT,
+    "captions": values.Several(_TEXT),
+    "boxes": values.Several(_BOX),
+    "box_labels": values.Several(_LABEL),
+    "objects": values.Several(values.Fields({"category": _LABEL, "bbox_xywh_norm": _BOX})),
+    "split": _NAME,
+    "segmentation": _NAME,
+}
 
 
 def read_rows(path: pathlib.Path, label_field: str) -> dict[str, dict]:
     """metadata.jsonl -> `{file: row}`, by the rows' `file` or `file_name`; no file: no rows."""
-    if not path.is_file():
+    if not path.exists():
         return {}
-    rows = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                file = row.get("file") or row["file_name"]
-            except (ValueError, KeyError, AttributeError, TypeError) as e:
-                raise errors.UsageError(
-                    f"{path}:{number}: not a JSON object with a 'file' key ({e!r}); mend this line."
-                ) from e
-            kept = (*_KEPT, label_field)
-            rows[file] = {k: row[k] for k in kept if row.get(k) is not None}
+    rows, kinds = {}, _FIELDS | {label_field: _LABEL}
+    with disk.reading(path):
+        disk.check_regular(path)
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    file, row = _row(f"{path}:{number}", line, kinds)
+                    rows[file] = row
     return rows
+
+
+def _row(where: str, line: bytes, kinds: dict) -> tuple[str, dict]:
+    """(file, fields) of one line, in which each field is of its type."""
+    try:
+        row = json.loads(line.decode())
+        file = row.get("file") or row["file_name"]
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as e:
+        reason = "is nested too deep" if isinstance(e, RecursionError) else repr(e)
+        raise errors.UsageError(
+            f"{where}: not a JSON object with a 'file' key ({reason[:100]}); mend this line."
+        ) from e
+    found = {key: row[key] for key in kinds if row.get(key) is not None}
+    for key, value in (("file", file), *found.items()):
+        values.check(f"{where}: {key}", value, kinds.get(key, _NAME))
+    return file, found
 
 
 def labels(names: list[str], rows: dict, label_field: str) -> list | None:
@@ -62,11 +84,15 @@ def _folder_labels(names: list[str]) -> list[str] | None:
     return [p[0] for p in parts] if all(parts) else None
 
 
-def class_ids(values: list) -> tuple[np.ndarray, tuple[str, ...]]:
+def class_ids(given: list) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels -> (ids int32 [n], class names): sorted names; integers from 0 up are ids already."""
-    if all(isinstance(v, int) and v >= 0 for v in values):
-        return np.array(values, np.int32), tuple(str(i) for i in range(max(values, default=-1) + 1))
-    classes, ids = np.unique([str(v) for v in values], return_inverse=True)
+    if all(isinstance(v, int) for v in given):
+        return np.array(given, np.int32), tuple(str(i) for i in range(max(given, default=-1) + 1))
+    if numbers := [v for v in given if isinstance(v, int)]:
+        raise errors.UsageError(
+            f"Some labels are ids, {numbers[0]} for instance, and others are names: give one kind."
+        )
+    classes, ids = np.unique(given, return_inverse=True)
     return ids.astype(np.int32), tuple(classes.tolist())
 
 

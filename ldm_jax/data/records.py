@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, values
 from ldm_jax.data import images, metadata, sources
 
 _SUFFIX = ".array_record"
@@ -129,10 +129,14 @@ class ArrayRecords(sources.Source):
         return record
 
 
+_NAMES = values.Several(values.Text(), most=2**24)
+_ABOUT = values.Fields({"classes": _NAMES, "box_classes": _NAMES})
+
+
 def _about(file: str) -> dict:
     try:
-        return disk.read_json(f"{file}.json")
-    except (OSError, ValueError) as e:
+        return disk.read_json(f"{file}.json", _ABOUT)
+    except errors.UsageError as e:
         raise errors.UsageError(
             f"{file}: {file}.json beside it is missing or broken ({e}); keep both together."
         ) from e

@@ -96,10 +96,8 @@ def clip_x0(denoise, bound=1.0):
     return lambda x, t: jnp.clip(denoise(x, t), -bound, bound)
 
 
-def check(rescale, interval):
-    """Refuses settings that `extrapolate` and `within` have no meaning for."""
-    if not 0.0 <= rescale <= 1.0:
-        raise UsageError(f"rescale={rescale} must lie in 0..1.")
+def check(interval):
+    """Refuses an interval that `within` has no meaning for."""
     if interval and not (len(interval) == 2 and 0.0 <= interval[0] <= interval[1] <= 1.0):
         raise UsageError(
             f"interval={interval} must be () or (low, high) with 0 <= low <= high <= 1."

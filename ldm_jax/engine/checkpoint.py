@@ -45,6 +45,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         self._problem = ""  # why the newest save failed
+        self.damaged = []  # steps that `restore` found to be so
 
     def save(self, step: int, state, meta: dict):
         """Starts an asynchronous save of `state` (arrays) and `meta` (JSON) as `step`.
@@ -95,6 +96,7 @@ class Checkpoints:
             if not problems:
                 return restored
             self._set_aside(step, "corrupt", problems[0])
+            self.damaged.append(step)
         return None
 
     def steps(self) -> list[int]:

@@ -17,7 +17,7 @@ import time
 import jax
 from jax._src import distributed  # the service's key-value store has no public name yet
 
-from ldm_jax.base import errors, platforms
+from ldm_jax.base import errors, owner, platforms
 
 PATIENCE = 600  # seconds for hosts to come to the same place
 HEARTBEAT = 40  # a host that is silent for so long is dead, and the others end
@@ -82,6 +82,11 @@ def _announced(environ) -> bool:
 def index() -> int:
     """This host's number, from 0; known before any device is."""
     return distributed.global_state.process_id
+
+
+def count() -> int:
+    """The number of hosts."""
+    return distributed.global_state.num_processes or 1
 
 
 def several() -> bool:
@@ -157,6 +162,14 @@ def everywhere(action):
     for host, theirs in enumerate(exchange(problem)):
         if theirs:
             raise errors.UsageError(theirs + (f" (host {host})" if host else ""))
+
+
+@contextlib.contextmanager
+def owned(flag: str, folder):
+    """Holds `folder` for all hosts, by host 0, until the block ends; see base/owner.py."""
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: stack.enter_context(owner.of(flag, folder)))
+        yield
 
 
 def _tried(action) -> tuple:

@@ -11,6 +11,9 @@ import json
 import logging
 import os
 import pathlib
+import shutil
+import threading
+import time
 
 import jax
 import numpy as np
@@ -21,6 +24,9 @@ from ldm_jax.base import disk, progress, raster
 logger = logging.getLogger(__name__)
 
 
+ROOM = 10.0  # seconds that TensorBoard may take for one event, or for its end
+
+
 class Log:
     """The records of one run.
 
@@ -28,9 +34,10 @@ class Log:
       workdir: the run's folder.
       start: the step training goes on from; lines beyond it, left by a run that was cut, go.
       total: the last step, for the time left.
+      kept: whether the files as they are, are also kept as FILE.old.
     """
 
-    def __init__(self, workdir, *, start: int, total: int):
+    def __init__(self, workdir, *, start: int, total: int, kept: bool = False):
         self.workdir = pathlib.Path(workdir)
         self.active = jax.process_index() == 0
         self._unwritten = {}
@@ -39,10 +46,20 @@ class Log:
             (self.workdir / "images").mkdir(parents=True, exist_ok=True)
             for file in (self.workdir / "metrics.jsonl", self.workdir / "timing.jsonl"):
                 if file.exists():
-                    lines = disk.read_jsonl(file)
-                    disk.write_jsonl(file, [line for line in lines if line["step"] <= start])
+                    self._cut(file, start, kept)
             purge = start + 1 if start else None
             self._board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=purge)
+
+    def _cut(self, file, start: int, kept: bool):
+        """Takes the lines after `start` out of a file, and says so."""
+        lines = disk.read_jsonl(file)
+        own = [line for line in lines if line["step"] <= start]
+        if kept:
+            shutil.copyfile(file, file.with_name(f"{file.name}.old"))
+        if len(own) < len(lines) and file.name == "metrics.jsonl":
+            cut = len(lines) - len(own)
+            self.progress.say(f"{file.name}: {cut} line(s) after step {start} go, to come again")
+        disk.write_jsonl(file, own)
 
     def write(self, file: str, step: int, values: dict):
         """One line of numbers, in metrics.jsonl or timing.jsonl and in TensorBoard."""
@@ -68,9 +85,20 @@ class Log:
             logger.error("ALARM: %s cannot be written (%s). Training goes on.", path, e.strerror)
 
     def _board_lives(self) -> bool:
-        # Its thread dies of a full disk, and a call would then wait for room in its queue for ever.
+        """Whether TensorBoard's queue takes one more event.
+
+        Its thread dies of a full disk, and a call would then wait for room in the queue for ever.
+        We alone fill it, so the room that is seen stays; on slow storage we wait for some.
+        """
         writer = getattr(self._board.file_writer, "event_writer", None)
-        return getattr(writer, "_worker", None) is None or writer._worker.is_alive()
+        if getattr(writer, "_worker", None) is None:
+            return True
+        until = time.monotonic() + ROOM
+        while writer._worker.is_alive() and writer._event_queue.full():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return writer._worker.is_alive()
 
     def images(self, step: int, name: str, images, columns: int):
         """images: [n, h, w, 3] in [-1, 1] -> images/NAME_STEP.png and TensorBoard."""
@@ -90,4 +118,15 @@ class Log:
         for file in list(self._unwritten):
             self._append(file, "")
         if self.active and self._board_lives():
-            self._board.close()
+            # Closing waits for the thread, which may die of a full disk just then.
+            closing = threading.Thread(target=_quietly(self._board.close), daemon=True)
+            closing.start()
+            closing.join(ROOM)
+
+
+def _quietly(action):
+    def act():
+        with contextlib.suppress(Exception):  # storage that takes nothing; there were alarms
+            action()
+
+    return act

@@ -21,11 +21,6 @@ class Intervals:
     eval: int
     checkpoint: int
 
-    def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise errors.UsageError(f"config.steps.{name}={value} must be at least 1.")
-
     def due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.total
 

@@ -1,15 +1,18 @@
 """What a process holds of a run in training, and each thing that it does with it."""
 
 import collections
+import logging
 
 import jax
 from clu import parameter_overview
 
-from ldm_jax.base import disk, remote, shard, tree
+from ldm_jax.base import disk, errors, remote, shard, tree
 from ldm_jax.base.record import Record
 from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, replicas, rollback
 from ldm_jax.engine import snapshots as snapshots_lib
 from ldm_jax.engine import step as step_lib
+
+logger = logging.getLogger(__name__)
 
 RUN_AHEAD = 2  # steps dispatched before the host waits for the oldest
 
@@ -76,10 +79,18 @@ class Trainer:
     def _begin_records(self, data, meta):
         """Logs and counters, which go on from what the checkpoint says of them."""
         settings, workdir, first = self.settings, self.settings.workdir, self.first
-        self.logs = log.Log(workdir, start=first, total=settings.steps.total)
+        damaged = self.checkpoints.damaged
+        self.logs = log.Log(workdir, start=first, total=settings.steps.total, kept=bool(damaged))
+        if damaged and not first:
+            logger.error(
+                "ALARM: no checkpoint of %s can be read (%s): training starts again at step 0, and "
+                "metrics.jsonl is kept as metrics.jsonl.old.",
+                workdir,
+                ", ".join(f"{step}.corrupt" for step in damaged),
+            )
         self._meter = meter.Meter(settings.max_bad_steps, meta)
         self._spikes = rollback.Spikes(self.stage.watched, settings.max_loss_spike, first, meta)
-        self._alarmed = set()
+        self._alarmed, self._overview = set(), workdir / "parameters.txt"
         self._stopwatch = meter.Stopwatch(self.phase.seconds)
         self._bad_records = meter.BadRecords(workdir, data)
         self._ledger = goodput.Ledger(workdir, first, self.phase.seconds, self.logs.active)
@@ -97,7 +108,7 @@ class Trainer:
             say(news)
         if self.logs.active:
             overview = parameter_overview.get_parameter_overview(params, include_stats=False)
-            disk.write_text(self.logs.workdir / "parameters.txt", overview + "\n")
+            disk.write_text(self._overview, overview + "\n")
 
     def advance(self, step):
         """Takes a batch and runs one step; waits for no result but that of RUN_AHEAD steps ago."""
@@ -136,6 +147,7 @@ class Trainer:
 
     def log(self, step):
         """Writes the means since the last line; raises BadSteps where they tell of bad steps."""
+        self._stay()
         means = self._meter.flush()
         self._spikes.check(step, means)
         for name, (bound, advice) in self.stage.alarms.items():
@@ -167,8 +179,21 @@ class Trainer:
                 for name, images in evaluator.pictures(*given).items():
                     self.logs.images(step, name, images, self.stage.columns[name])
 
+    def _stay(self):
+        """Raises RunError where the folder of the run is gone: what is written would be no run."""
+        try:
+            self._overview.stat() if self.logs.active else None
+        except FileNotFoundError as e:
+            raise errors.RunError(
+                f"{remote.shown(self._overview)} has vanished: the folder of this run was moved or "
+                "deleted while it was training."
+            ) from e
+        except OSError:  # storage that fails now may be back later
+            return
+
     def save(self, step):
         """Starts a checkpoint of `step`."""
+        self._stay()
         with self.phase("save"):
             # This refuses a run that only skips: its newest sound checkpoint stays the newest.
             meta = self._meter.meta()
@@ -196,5 +221,8 @@ class Trainer:
         self._ledger.end(step)
         self._batches.close()
         self.logs.close()
-        self._snapshots.close()
-        self.checkpoints.close()
+        for part in (self._snapshots, self.checkpoints):
+            try:
+                part.close()
+            except Exception as e:  # of a save that failed; why the session ended is raised
+                logger.error("ALARM: a save did not end well (%s).", errors.reason(e))

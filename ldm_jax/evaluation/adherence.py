@@ -7,11 +7,10 @@ import numpy as np
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, platforms, raster, watch
-from ldm_jax.base import record as record_lib
 from ldm_jax.data import transforms
 from ldm_jax.runs import conditions as conditions_of
 from ldm_jax.runs import data as data_lib
-from ldm_jax.runs import kinds, opened
+from ldm_jax.runs import keys, kinds, opened
 from ldm_jax.scenes import scores
 from ldm_jax.stages.sampling import Sampling
 
@@ -91,7 +90,7 @@ def words(summary: dict) -> list[str]:
 
 def read_config(run, overrides: dict):
     """The config of a second stage on scenes, with changes to its data."""
-    config = record_lib.read(run)
+    config = keys.read(run)
     for key, text in overrides.items():
         if not key.startswith("data."):
             raise errors.UsageError(f"--config.{key}: only the data of the conditions may change.")

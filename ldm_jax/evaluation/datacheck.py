@@ -16,6 +16,7 @@ def check(config, records: int = 0) -> dict:
         with config.unlocked():
             config.first_stage = codecs.IDENTITY  # only the size of small images depends on it
     source = data_lib.open_source(config.data)
+    data_lib.training(config, source)  # refuses what cannot be held out from, as training does
     config = data_lib.resolve(config, source)
     count = min(records or len(source), len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)

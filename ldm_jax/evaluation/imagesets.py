@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ldm_jax.base import errors, tensorfile
-from ldm_jax.base import record as record_lib
+from ldm_jax.base import disk, errors, tensorfile
+from ldm_jax.data import images as images_lib
 from ldm_jax.data import pipeline, sources, transforms
 from ldm_jax.evaluation import protocol
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs
 from ldm_jax.runs import data as data_lib
+from ldm_jax.runs import keys
 
 BATCH = 64
 
@@ -85,7 +86,7 @@ def _of_job(path):
 
 
 def _of_run(path, records):
-    config = record_lib.read(path)
+    config = keys.read(path)
     train = data_lib.training(config, data_lib.open_source(config.data))
     return _of_source(train, records, (config.data.size,) * 2, config.data.interpolation)
 
@@ -93,7 +94,11 @@ def _of_run(path, records):
 def _of_folder(path, size, records):
     source = sources.open_source("folder", path=str(path))
     if size is None:
-        return _of_source(source, None, source[0]["image"].shape[:2], "none")
+        try:
+            size = source[0]["image"].shape[:2]
+        except images_lib.BadRecord as e:
+            raise errors.UsageError(f"{path}: {e}") from e
+        return _of_source(source, None, size, "none")
     if size[0] != size[1]:
         raise errors.UsageError(
             f"A folder is cropped to squares, the samples are {size[0]}x{size[1]}: give the "
@@ -106,18 +111,34 @@ def _of_source(source, records, size, interpolation):
     """Centre crops of the records of a data source; whole with the interpolation "none"."""
     count = min(records or len(source), len(source))
     whole = interpolation == "none"
-    changes = [] if whole else [transforms.Crop(size[0], "center", interpolation)]
+    changes = (
+        [_OfSize(tuple(size))] if whole else [transforms.Crop(size[0], "center", interpolation)]
+    )
 
     def batches():
         with pipeline.eval_batches(source, changes, batch_size=BATCH, count=count) as rows:
             for row in rows:
                 if whole and (row["bad"] >= 0).any():
                     name = source.name(int(row["bad"].max()))
-                    raise errors.RunError(f"{name} does not decode: draw it again, or remove it.")
+                    raise errors.RunError(
+                        f"{name} does not decode, or is not of {size[0]}x{size[1]} as the first "
+                        "image is: draw it again, or remove it."
+                    )
                 yield row["image"], row["real"]
 
     origin = protocol.origin(source, count, size, interpolation)
     return ImageSet(count, tuple(size), origin, batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfSize:
+    """A transform that refuses images of another size."""
+
+    size: tuple[int, int]
+
+    def __call__(self, record, rng):
+        images_lib.require_size("an image", record["image"], self.size)
+        return record
 
 
 def _of_npz(path):
@@ -142,9 +163,10 @@ def _rows(path):
             names = ", ".join(name.removesuffix(".npy") for name in archive.namelist())
             raise errors.UsageError(f"{path} holds {names or 'nothing'}; images are arr_0.")
         with archive.open("arr_0.npy") as member:
-            major, minor = np.lib.format.read_magic(member)
-            read_header = getattr(np.lib.format, f"read_array_header_{major}_{minor}")
-            shape, fortran, dtype = read_header(member)
+            with disk.reading(path):
+                shape, fortran, dtype = _read_header(member)
+                if np.prod(shape, dtype=object) > archive.getinfo("arr_0.npy").file_size:
+                    raise ValueError(f"arr_0 says {list(shape)} and holds less")
             if dtype != np.uint8 or fortran:
                 raise errors.UsageError(f"{path}: arr_0 is {dtype}; wanted is uint8, in C order.")
             yield shape, _chunks(member, shape)
@@ -154,14 +176,25 @@ def _chunks(member, shape):
     row = int(np.prod(shape[1:]))
     for begin in range(0, shape[0], BATCH):
         n = min(BATCH, shape[0] - begin)
-        yield np.frombuffer(member.read(n * row), np.uint8).reshape(n, *shape[1:])
+        with disk.reading(member.name):
+            data = member.read(n * row)  # whose checksum is looked at in the end
+        yield np.frombuffer(data, np.uint8).reshape(n, *shape[1:])
+
+
+def _read_header(member):
+    """(shape, whether in Fortran's order, dtype) of an .npy file, of any of its versions."""
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    if version not in ((2, 0), (3, 0)):
+        raise ValueError(f"version {version} of .npy is unknown")
+    return np.lib.format.read_array_header_2_0(member)  # 3.0 differs in letters that are not ASCII
 
 
 def _archive(path):
-    try:
+    with disk.reading(path):
+        disk.check_regular(path)
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as e:
-        raise errors.UsageError(f"{path} is damaged, or no .npz.") from e
 
 
 def _filled(chunks):

@@ -61,7 +61,7 @@ def load(path, extraction: dict | None = None) -> Reference:
     extraction: keys of an origin and the values wanted; a file with other values is refused. A
     foreign file does not say them: it is accepted, and its origin records that.
     """
-    with np.load(path, allow_pickle=False) as arrays:
+    with disk.arrays(path) as arrays:
         keys = set(arrays)
         if {field.name for field in dataclasses.fields(Reference)} <= keys:
             origin = json.loads(str(arrays["origin"]))
@@ -73,6 +73,7 @@ def load(path, extraction: dict | None = None) -> Reference:
                     )
             parts = (arrays[key] for key in ("mean", "covariance", "count", "features"))
             mean, covariance, count, features = parts
+            _check(path, mean, covariance)
             return Reference(mean, covariance, int(count), features, origin)
         if not {"mu", "sigma"} <= keys:
             raise errors.UsageError(
@@ -80,6 +81,18 @@ def load(path, extraction: dict | None = None) -> Reference:
                 "sigma, images arr_0."
             )
         mean, covariance = arrays["mu"], arrays["sigma"]
+    _check(path, mean, covariance)
     content = hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()[:16]
     origin = {"statistics": content, "extraction": "not said by the file"}
     return Reference(mean, covariance, None, None, origin)
+
+
+def _check(path, mean, covariance):
+    """Raises UsageError for what is no mean [d] and no covariance [d, d] of finite numbers."""
+    square = mean.ndim == 1 and covariance.shape == (len(mean),) * 2
+    real = all(np.issubdtype(array.dtype, np.floating) for array in (mean, covariance))
+    if not square or not real or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise errors.UsageError(
+            f"{path}: mu {list(mean.shape)} and sigma {list(covariance.shape)} must be finite "
+            "numbers, [d] and [d, d]: compute them anew."
+        )

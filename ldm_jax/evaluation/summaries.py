@@ -1,7 +1,6 @@
 """What `evaluate` says of a run, and of a set of samples."""
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
@@ -12,7 +11,7 @@ from ldm_jax.engine import snapshots
 from ldm_jax.evaluation import imagesets, measures, protocol, run_measures, suite
 from ldm_jax.evaluation import lengths as lengths_lib
 from ldm_jax.evaluation import reference as reference_lib
-from ldm_jax.runs import kinds
+from ldm_jax.runs import keys, kinds
 from ldm_jax.scenes import checker
 
 
@@ -54,7 +53,7 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     """
     seconds = watch.stopwatch()
     record, lengths = record_lib.Record(wanted.run), tuple(wanted.ema) or (True,)
-    path, kind = record.path, kinds.of(record.config)
+    path, kind = record.path, kinds.of(keys.read(wanted.run))
     for length in lengths:
         snapshots.check(path, length)
     if kind.draws and (wanted.lpips or (wanted.weights and not wanted.ema)):
@@ -92,6 +91,11 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
             "were drawn by an average already (sample --ema)."
         )
     request = wanted.request() if wanted.weights or wanted.metrics else None
+    if wanted.reference and not request:
+        raise errors.UsageError(
+            f"--reference={wanted.reference} does nothing without --weights=FILE, the weights of "
+            "--features."
+        )
     samples = imagesets.open_set(wanted.samples, "--samples")
     manifest = disk.read_json(samples.job.out / "manifest.json") if samples.job else {}
     summary = {"samples": str(wanted.samples), "num": samples.count, "manifest": manifest}
@@ -128,10 +132,8 @@ def read(path, flag: str) -> dict:
     """A summary.json of `evaluate`, or the one in a folder; flag: its name, for errors."""
     path = pathlib.Path(path)
     path = path / "summary.json" if path.is_dir() else path
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise errors.UsageError(f"{flag}={path} is no summary.json of evaluate.") from e
+    with errors.of(flag):
+        return disk.read_json(path)
 
 
 def _open_reference(path, size, request, records: int):

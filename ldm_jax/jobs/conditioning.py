@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-import pathlib
-import zipfile
 
 import numpy as np
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 
 BALANCED, RANDOM = "balanced", "random"
 _is_file = os.path.isfile  # also of captions, which may be longer than a path can be
@@ -53,7 +51,8 @@ def read(wanted, *, classes: int, known: list[str], make) -> Conditioning:
     if wanted.prompts:
         captions = _read_prompts(wanted.prompts)
         maker, _ = make()
-        fields, names["prompts"] = maker.of_prompts(captions), _identity(wanted.prompts)
+        with errors.of(f"--prompts={wanted.prompts}"):
+            fields, names["prompts"] = maker.of_prompts(captions), _identity(wanted.prompts)
     elif wanted.held_out:
         maker, held_out = make()
         fields, _ = maker.of_source(held_out, min(wanted.num, len(held_out)))
@@ -80,10 +79,7 @@ def read(wanted, *, classes: int, known: list[str], make) -> Conditioning:
 
 
 def _read_prompts(text: str) -> list[str]:
-    try:
-        lines = pathlib.Path(text).read_text().splitlines() if _is_file(text) else [text]
-    except (OSError, UnicodeDecodeError) as e:
-        raise errors.UsageError(f"--prompts={text} cannot be read as text ({e}).") from e
+    lines = disk.read_text(text).splitlines() if _is_file(text) else [text]
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise errors.UsageError(f"--prompts={text} holds no prompt; write one a line.")
@@ -99,7 +95,7 @@ def read_labels(text: str, classes: int, num: int, seed: int) -> np.ndarray:
     if text == RANDOM:  # the first ones do not depend on how many follow
         draw = np.random.Generator(np.random.Philox(key=seed)).random(num)
         return (draw * classes).astype(np.int32)
-    words = pathlib.Path(text).read_text().split() if _is_file(text) else text.split(",")
+    words = disk.read_text(text).split() if _is_file(text) else text.split(",")
     try:
         ids = [int(word) for word in words]
     except ValueError as e:
@@ -118,11 +114,8 @@ def read_labels(text: str, classes: int, num: int, seed: int) -> np.ndarray:
 
 
 def _read_arrays(path):
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise errors.UsageError(f"--cond={path} cannot be read as .npz ({e}).") from e
+    with disk.arrays(path) as file:
+        arrays = {name: file[name] for name in file.files}
     for name, array in arrays.items():
         if not array.ndim or not len(array):
             raise errors.UsageError(
@@ -134,4 +127,4 @@ def _read_arrays(path):
 
 def _identity(text: str) -> str:
     """What a manifest says of a flag: its text, or the digest of the file that it names."""
-    return hashlib.sha256(pathlib.Path(text).read_bytes()).hexdigest() if _is_file(text) else text
+    return hashlib.sha256(disk.read_bytes(text)).hexdigest() if _is_file(text) else text

@@ -54,35 +54,36 @@ def draw(wanted: Drawing) -> dict | None:
         origin["weaker"] = run.guide_digest
     if wanted.decoder:
         origin["decoder"] = run.decoder_digest
-    job.claim(about | origin | conditions.names)
+    with settings.owned(wanted.out, worker):
+        job.claim(about | origin | conditions.names)
 
-    def batch(first, count):
-        cond, indices = conditions.fields(first, count), np.arange(first, first + count)
-        return run.draw(count, how.sampling, wanted.seed, cond, how.size, indices)
+        def batch(first, count):
+            cond, indices = conditions.fields(first, count), np.arange(first, first + count)
+            return run.draw(count, how.sampling, wanted.seed, cond, how.size, indices)
 
-    with watch.compile_clock() as compiling:
-        drawn, clocks = job_lib.work(job, worker, batch, conditions.row, wanted.batch_size)
-    if job.unrecorded():
-        return None
-    digest = job.finish()
-    write_grid(job, conditions)
-    summary = {"num": wanted.num, "digest": digest, "seconds": seconds(), **about}
-    if wanted.decoder:
-        summary["decoder"] = {"run": wanted.decoder, "weights": run.decoder_digest}
-    summary["samples_png"] = str(job.out / "grid.png")
-    if not drawn:
-        return summary
-    # Decoding is part of the sampler's program: it is measured apart, the device drained.
-    decode = run.time_decode(wanted.batch_size, how.sampling, how.size) * clocks["batches"]
-    drawing = clocks["draw"] - compiling()
-    return summary | {
-        "drawn": drawn,
-        "images_per_second": drawn / max(drawing, 1e-9),
-        "compile_seconds": compiling(),
-        "denoise_seconds": max(drawing - decode, 0.0),
-        "decode_seconds": decode,
-        "write_seconds": clocks["write"],
-    }
+        with watch.compile_clock() as compiling:
+            drawn, clocks = job_lib.work(job, worker, batch, conditions.row, wanted.batch_size)
+        if job.unrecorded():
+            return None
+        digest = job.finish()
+        write_grid(job, conditions)
+        summary = {"num": wanted.num, "digest": digest, "seconds": seconds(), **about}
+        if wanted.decoder:
+            summary["decoder"] = {"run": wanted.decoder, "weights": run.decoder_digest}
+        summary["samples_png"] = str(job.out / "grid.png")
+        if not drawn:
+            return summary
+        # Decoding is part of the sampler's program: it is measured apart, the device drained.
+        decode = run.time_decode(wanted.batch_size, how.sampling, how.size) * clocks["batches"]
+        drawing = clocks["draw"] - compiling()
+        return summary | {
+            "drawn": drawn,
+            "images_per_second": drawn / max(drawing, 1e-9),
+            "compile_seconds": compiling(),
+            "denoise_seconds": max(drawing - decode, 0.0),
+            "decode_seconds": decode,
+            "write_seconds": clocks["write"],
+        }
 
 
 def write_grid(job, conditions):

@@ -7,11 +7,10 @@ import pathlib
 import numpy as np
 
 from ldm_jax.base import errors, raster
-from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion import editing as maths
 from ldm_jax.jobs import conditioning, painter, pictures, settings
 from ldm_jax.models.conditioners import CONDITIONERS
-from ldm_jax.runs import codecs, conditions, opened
+from ldm_jax.runs import codecs, conditions, keys, opened
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class Edit(settings.Wanted):
         if not self.images:
             raise errors.UsageError("--images is missing: give a picture or a folder of them.")
         found = pictures.read("--images", self.images)
-        size = settings.read_size(self.size, record_lib.read(self.run))
+        size = settings.read_size(self.size, keys.read(self.run))
         images = np.stack([pictures.fit(picture.pixels, size) for picture in found])
         return [picture.name for picture in found], found, images
 
@@ -73,7 +72,7 @@ def vary(edit: Edit) -> dict:
 
 def upscale(edit: Edit) -> dict:
     """Draws pictures of the training size from small ones, or from pictures made small."""
-    config = record_lib.read(edit.run)
+    config = keys.read(edit.run)
     given = config.get("conditioners", {}).values()
     if not any("low_res" in CONDITIONERS.get(own["name"]).fields for own in given):
         raise errors.UsageError(f"--run={edit.run} was not trained for super-resolution (low_res).")

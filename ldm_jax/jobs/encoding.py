@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from ldm_jax.base import disk, errors, platforms, shard, tree, watch
-from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents, pipeline, sources
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs, settings
 from ldm_jax.runs import check as check_lib
-from ldm_jax.runs import codecs, kinds
+from ldm_jax.runs import codecs, keys, kinds
 from ldm_jax.runs import data as data_lib
 
 
@@ -38,7 +37,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     seconds = watch.stopwatch()
     worker = settings.read_worker(wanted.worker)
     chains = latents.variants(data.size, data.crop, data.flip, data.interpolation)
-    config = record_lib.read(wanted.run)
+    config = keys.read(wanted.run)
     kinds.expect(config, "autoencode", f"--run={wanted.run}")
     codec = kinds.of(config).codec(config)
     check_lib.divides(data.size, codec.f, "the downsampling factor f of --run")
@@ -54,25 +53,31 @@ def encode(wanted: Encoding, data) -> dict | None:
     job = job_lib.Job(
         wanted.out, len(records), wanted.shard_size, "arrayrecord", layout=Shards(index)
     )
-    job.claim(index)
-    params = jax.device_put(params, shard.replicated(mesh))
-    moments = jax.jit(codec.moments)
+    with settings.owned(wanted.out, worker):
+        job.claim(index)
+        params = jax.device_put(params, shard.replicated(mesh))
+        moments = jax.jit(codec.moments)
 
-    def batch(first, count):
-        """[count, variants, h/f, w/f, c] of records first, ...; the last one fills up a batch."""
-        parts = reader.read(np.minimum(range(first, first + count), len(records) - 1))
-        parts = [moments(params, shard.put_batch({"image": x}, mesh)["image"]) for x in parts]
-        return narrow(np.stack(jax.device_get(parts), 1), wanted.dtype)
+        def batch(first, count):
+            """[count, variants, h/f, w/f, c] of records first, ...; the last fills up a batch."""
+            parts = reader.read(np.minimum(range(first, first + count), len(records) - 1))
+            parts = [moments(params, shard.put_batch({"image": x}, mesh)["image"]) for x in parts]
+            return narrow(np.stack(jax.device_get(parts), 1), wanted.dtype)
 
-    encoded, clocks = job_lib.work(job, worker, batch, reader.take, wanted.batch_size)
-    if job.unrecorded():
-        return None
-    digest, size = job.finish(), sum(latents.Cache(job.out).index["files"].values())
-    summary = {"records": len(records), "variants": len(chains), "bytes": size, "digest": digest}
-    summary |= {"encoded": encoded, "seconds": seconds()}
-    if encoded:
-        summary["records_per_second"] = encoded / clocks["draw"]
-    return summary | {"index": index}
+        encoded, clocks = job_lib.work(job, worker, batch, reader.take, wanted.batch_size)
+        if job.unrecorded():
+            return None
+        digest, size = job.finish(), sum(latents.Cache(job.out).index["files"].values())
+        summary = {
+            "records": len(records),
+            "variants": len(chains),
+            "bytes": size,
+            "digest": digest,
+        }
+        summary |= {"encoded": encoded, "seconds": seconds()}
+        if encoded:
+            summary["records_per_second"] = encoded / clocks["draw"]
+        return summary | {"index": index}
 
 
 class Shards(outputs.Format):

@@ -13,10 +13,15 @@ import time
 import numpy as np
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, values
 from ldm_jax.base import progress as progress_lib
 from ldm_jax.engine import preempt
 from ldm_jax.jobs import outputs
+
+# What is read of manifest.json and of a shard's record
+_SIZE = values.of(values.Positive)
+MANIFEST = values.Fields({"shard_size": _SIZE, "format": values.Text()})
+RECORD = values.Fields({"end": _SIZE, "rows": values.Several(values.Mapping(None), most=2**24)})
 
 
 class Job:
@@ -41,7 +46,7 @@ class Job:
         """Writes manifest.json; refuses a folder that holds samples of other settings."""
         manifest = json.loads(json.dumps(manifest | self._own))  # as it will be read back
         file = self.out / "manifest.json"
-        if file.exists() and (old := json.loads(file.read_text())) != manifest:
+        if file.exists() and (old := disk.read_json(file)) != manifest:
             changed = "; ".join(config_lib.difference(old, manifest))
             raise errors.UsageError(
                 f"{self.out} holds other samples ({changed}); take another --out."
@@ -91,8 +96,8 @@ class Job:
     def _record(self, shard) -> dict:
         """What says that the shard is finished; {} where nothing does."""
         try:
-            record = json.loads(self._file(shard).read_text())
-        except (OSError, ValueError):
+            record = disk.read_json(self._file(shard))
+        except errors.UsageError:
             return {}
         same = record.get("begin") == shard.begin and record.get("end") == shard.end
         return record if same else {}
@@ -109,8 +114,8 @@ def open_job(out) -> Job:
     out = pathlib.Path(out)
     if not (out / "manifest.json").is_file():
         raise errors.UsageError(f"{out} holds no manifest.json; make it with ldm_jax.sample.")
-    manifest = json.loads((out / "manifest.json").read_text())
-    ends = [json.loads(file.read_text())["end"] for file in (out / "shards").glob("*.json")]
+    manifest = disk.read_json(out / "manifest.json", MANIFEST)
+    ends = [disk.read_json(file, RECORD)["end"] for file in (out / "shards").glob("*.json")]
     if not ends:
         raise errors.UsageError(f"{out} holds no finished samples; let ldm_jax.sample end.")
     job = Job(out, max(ends), manifest["shard_size"], manifest["format"])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 from ldm_jax.data import images
 
 
@@ -22,7 +22,7 @@ def read(flag: str, path: str) -> list[Picture]:
     root = pathlib.Path(path)
     files = sorted(root.iterdir()) if root.is_dir() else [root]
     files = [file for file in files if images.is_image_name(file.name)]
-    if not files or not files[0].is_file():
+    if not files or not root.exists():
         raise errors.UsageError(
             f"{flag}={path}: no images there ({', '.join(images.EXTENSIONS)}); give one."
         )
@@ -33,8 +33,8 @@ def read(flag: str, path: str) -> list[Picture]:
                 f"{flag}={path}: two files are called {file.stem!r}; rename one."
             )
         try:
-            found[file.stem] = images.decode(file.read_bytes(), str(file))
-        except (images.BadRecord, OSError) as e:
+            found[file.stem] = images.decode(disk.read_bytes(file), str(file))
+        except images.BadRecord as e:
             raise errors.UsageError(f"{flag}: {e}") from e
     return [Picture(name, pixels) for name, pixels in found.items()]
 

@@ -6,13 +6,11 @@ import re
 import sys
 from typing import Any
 
-import jax
-
-from ldm_jax.base import errors, platforms
+from ldm_jax.base import errors, owner, platforms, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion.process import make_process
-from ldm_jax.engine import snapshots
-from ldm_jax.runs import conditions, kinds, opened
+from ldm_jax.engine import hosts, snapshots
+from ldm_jax.runs import conditions, keys, kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
 
@@ -56,8 +54,10 @@ class Settings:
 
 def read(wanted: Wanted, **changes) -> Settings:
     """The settings of a job; the run's own sampling gives way to the job's, that to `changes`."""
-    config = record_lib.read(wanted.run)
+    config = keys.read(wanted.run)
     kinds.expect(config, "diffuse", f"--run={wanted.run}")
+    if wanted.weaker:
+        kinds.expect(keys.read(wanted.weaker), "diffuse", f"--weaker={wanted.weaker}")
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     conditions.check_guidance(config, sampling.guidance, wanted.weaker)
     sampling.grid(make_process(**config.process))
@@ -91,17 +91,24 @@ def read_size(text: str, config) -> tuple[int, int]:
     except ValueError as e:
         raise errors.UsageError(f"--size={text} must read HxW in pixels, e.g. 64x96.") from e
     factor, _ = kinds.of(config).divisor(config)
-    if height < 1 or width < 1 or height % factor or width % factor:
+    for side in (height, width):
+        values.check(f"--size={text}: a side", side, values.of(values.Side))
+    if height % factor or width % factor:
         raise errors.UsageError(
             f"--size={text}: both sides must be positive multiples of {factor}."
         )
     return height, width
 
 
+def owned(out, worker: tuple[int, int]):
+    """Holds the folder of a job for one of its workers; see base/owner.py."""
+    return owner.of("--out", out, "{}/{}".format(*worker) if worker[1] > 1 else "")
+
+
 def read_worker(text: str) -> tuple[int, int]:
-    """ "2/8" -> (2, 8); "" -> what JAX says of this process, which is (0, 1) on a lone machine."""
+    """ "2/8" -> (2, 8); "" -> this process of a distributed program, (0, 1) of a lone one."""
     if not text:
-        return jax.process_index(), jax.process_count()
+        return hosts.index(), hosts.count()
     parsed = re.fullmatch(r"(\d+)/(\d+)", text)
     if not parsed or int(parsed[1]) >= int(parsed[2]):
         raise errors.UsageError(f"--worker={text} must read K/N with 0 <= K < N, e.g. 0/4.")

@@ -4,13 +4,14 @@ Level 0 is the image's resolution; level l works at a factor 2**l below it, on b
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.base import registry
+from ldm_jax.base.values import Factor, Fraction, Positive, Positives
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.shortcut import SHORTCUTS, patches
 from ldm_jax.nn import attention, blocks
@@ -22,18 +23,18 @@ ATTENTION = {"softmax": attention.AttentionBlock, "linear": attention.LinearAtte
 class _Levels(nn.Module):
     """The arguments that an Autoencoder shares with both of its halves."""
 
-    width: int = 128
-    mult: tuple = (1, 2, 4)
-    blocks: int = 2
-    attention: tuple = ()
+    width: Positive = 128
+    mult: Positives = (1, 2, 4)
+    blocks: Positive = 2
+    attention: tuple[Factor, ...] = ()
     mid_attention: bool = True
-    attention_kind: str = "softmax"
-    dropout: float = 0.0
+    attention_kind: Literal["softmax", "linear"] = "softmax"
+    dropout: Fraction = 0.0
     resample_conv: bool = True
-    groups: int = 32
-    norm_kernel: str = "xla"
+    groups: Positive = 32
+    norm_kernel: Literal["xla", "pallas"] = "xla"
     remat: bool = False
-    remat_saves: str = ""
+    remat_saves: Literal["", "products"] = ""
     dtype: Any = jnp.float32
 
 
@@ -53,11 +54,11 @@ class Autoencoder(_Levels):
     The kernel of the decoder's last convolution is params["decoder"]["conv_out"]["kernel"].
     """
 
-    z_channels: int = 3
-    latent_channels: int = 3
+    z_channels: Positive = 3
+    latent_channels: Positive = 3
     bottleneck: str = "kl"
-    codebook_size: int = 8192
-    image_channels: int = 3
+    codebook_size: Positive = 8192
+    image_channels: Positive = 3
     posterior_logvar: float = 0.0
     tanh_out: bool = False
     shortcut: str = ""

@@ -5,7 +5,7 @@ ViT-L/14's text side. The weights are the Linen collection "frozen", which no op
 checkpoint keeps; weights/clip.py reads them from Hugging Face's or OpenAI's file.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from ldm_jax.base import errors
+from ldm_jax.base.values import Natural, Number, Positive
 from ldm_jax.models.conditioners import CONDITIONERS, Cond, Conditioner, check_ids
 from ldm_jax.models.transformer import TokenTransformer
 from ldm_jax.nn.blocks import dense, layer, same_fields
@@ -56,15 +57,15 @@ class ClipText(Conditioner):
     """
 
     weights: str = ""
-    vocab_size: int = 49_408
-    length: int = 77
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    activation: str = "quick_gelu"
-    start: int = 49_406
-    end: int = 49_407
-    pad: int = 49_407
+    vocab_size: Positive = 49_408
+    length: Annotated[int, Number(2, 2**14, whole=True)] = 77
+    width: Positive = 768
+    depth: Positive = 12
+    heads: Positive = 12
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    start: Natural = 49_406
+    end: Natural = 49_407
+    pad: Natural = 49_407
     mask_padding: bool = True
 
     fields: ClassVar[tuple] = ("clip_ids",)
@@ -78,11 +79,6 @@ class ClipText(Conditioner):
                 "hf:openai/clip-vit-large-patch14."
             )
         check_ids(self, "start", "end", "pad")
-        if self.activation not in ACTIVATIONS:
-            raise errors.UsageError(
-                f"activation={self.activation!r}: choose {' or '.join(ACTIVATIONS)}"
-                f"{errors.nearest(self.activation, ACTIVATIONS)}"
-            )
 
     @nn.nowrap
     def example(self, image, latent):

@@ -20,7 +20,7 @@ not have it as it is (data/conditions.py), and one line in a config.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import einops
 import jax
@@ -29,6 +29,7 @@ import numpy as np
 from flax import linen as nn
 
 from ldm_jax.base import errors, registry
+from ldm_jax.base.values import Above0, Amount, Natural, Number, Positive, Share
 from ldm_jax.models import transformer
 from ldm_jax.nn import blocks
 
@@ -58,7 +59,7 @@ class Conditioner(nn.Module):
     dtype: of the computation.
     """
 
-    dropout: float | None = dataclasses.field(default=None, kw_only=True)
+    dropout: Share | None = dataclasses.field(default=None, kw_only=True)
     dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
 
     fields: ClassVar[tuple] = ()
@@ -81,10 +82,10 @@ class ClassEmbedder(Conditioner):
     the embeddings start with.
     """
 
-    num_classes: int
-    width: int = 512
-    place: str = "tokens"
-    table_std: float = 1.0
+    num_classes: Natural
+    width: Positive = 512
+    place: Literal["tokens", "vector"] = "tokens"
+    table_std: Amount = 1.0
 
     fields: ClassVar[tuple] = ("class",)
 
@@ -92,14 +93,8 @@ class ClassEmbedder(Conditioner):
     def example(self, image, latent):
         return {"class": jnp.zeros(image[:1], jnp.int32)}
 
-    @nn.nowrap
-    def check(self):
-        if self.place not in ("tokens", "vector"):
-            raise errors.UsageError(f"place={self.place!r} is unknown; use 'tokens' or 'vector'.")
-
     @nn.compact
     def __call__(self, batch, drop):
-        self.check()
         init = nn.initializers.normal(self.table_std)
         how = dict(embedding_init=init, dtype=self.dtype, name="table")
         table = nn.Embed(self.num_classes + 1, self.width, **how)
@@ -121,17 +116,17 @@ class TokenEmbedder(Conditioner):
       in the paper: none. A small network learns sooner when the condition reaches every block.
     """
 
-    width: int
-    depth: int
-    vocab_size: int
-    length: int
-    pad: int
-    null: tuple
-    heads: int = 8
-    head_width: int = 64
+    width: Positive
+    depth: Natural
+    vocab_size: Positive
+    length: Positive
+    pad: Natural
+    null: tuple[Natural, ...]
+    heads: Positive = 8
+    head_width: Positive = 64
     mask_padding: bool = True
-    vector: int = 0
-    table_std: float = 0.02
+    vector: Natural = 0
+    table_std: Above0 = 0.02
     remat: bool = False
 
     @nn.nowrap
@@ -159,8 +154,6 @@ class TokenEmbedder(Conditioner):
     @nn.nowrap
     def check(self):
         check_ids(self, "pad", "null")
-        if not self.table_std > 0:
-            raise errors.UsageError(f"table_std={self.table_std} must be above 0.")
         if len(self.null) > self.length:
             raise errors.UsageError(
                 f"null={self.null} has more ids than length={self.length}: give fewer."
@@ -174,10 +167,10 @@ class TextEmbedder(TokenEmbedder):
     The null condition is the empty caption: [CLS] [SEP], then [PAD].
     """
 
-    vocab_size: int = 30_522
-    length: int = 77
-    pad: int = 0
-    null: tuple = (101, 102)
+    vocab_size: Positive = 30_522
+    length: Positive = 77
+    pad: Natural = 0
+    null: tuple[Natural, ...] = (101, 102)
 
     fields: ClassVar[tuple] = ("text_ids",)
 
@@ -189,10 +182,10 @@ class LayoutEmbedder(TokenEmbedder):
     8191 stands for a missing object; the null condition has no object and no crop.
     """
 
-    vocab_size: int = 8192
-    length: int = 92
-    pad: int = 8191
-    null: tuple = ()
+    vocab_size: Positive = 8192
+    length: Positive = 92
+    pad: Natural = 8191
+    null: tuple[Natural, ...] = ()
 
     fields: ClassVar[tuple] = ("layout_ids",)
 
@@ -204,8 +197,8 @@ class GivenTokens(Conditioner):
     The null condition is zeros; a model trained on another null is given it when it is sampled.
     """
 
-    length: int = 77
-    width: int = 768
+    length: Positive = 77
+    width: Positive = 768
 
     fields: ClassVar[tuple] = ("tokens",)
 
@@ -229,10 +222,10 @@ class SpatialRescaler(Conditioner):
     (the same, even sizes only) or nearest.
     """
 
-    stages: int = 2
-    classes: int = 182
-    channels: int = 3
-    method: str = "bilinear"
+    stages: Annotated[int, Number(0, 16, whole=True)] = 2
+    classes: Positive = 182
+    channels: Natural = 3
+    method: Literal["bilinear", "area", "nearest"] = "bilinear"
     bias: bool = False
 
     fields: ClassVar[tuple] = ("segmentation",)
@@ -241,14 +234,8 @@ class SpatialRescaler(Conditioner):
     def example(self, image, latent):
         return {"segmentation": jnp.zeros(image[:3], jnp.int32)}
 
-    @nn.nowrap
-    def check(self):
-        if self.method not in ("bilinear", "area", "nearest"):
-            raise errors.UsageError(f"method={self.method!r}: use 'bilinear', 'area' or 'nearest'.")
-
     @nn.compact
     def __call__(self, batch, drop):
-        self.check()
         x = batch["segmentation"]
         if jnp.issubdtype(x.dtype, jnp.integer):
             x = jax.nn.one_hot(x, self.classes, dtype=self.dtype)
@@ -276,7 +263,7 @@ class LowResolution(Conditioner):
     batch["low_res"]: [b, h/f, w/f, channels] in [-1, 1]. The null condition is zeros, mid-grey.
     """
 
-    channels: int = 3
+    channels: Positive = 3
 
     fields: ClassVar[tuple] = ("low_res",)
 

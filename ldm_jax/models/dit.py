@@ -6,7 +6,7 @@ initialisation it is the identity. All layers are one layer, compiled once and r
 weights are stacked, and the time to compile does not grow with the depth.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import einops
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from ldm_jax.base import errors, tree
+from ldm_jax.base.values import Above0, Positive
 from ldm_jax.models.backbones import BACKBONES, Backbone
 from ldm_jax.nn import attention, blocks
 
@@ -41,20 +42,20 @@ class DiT(Backbone):
     before the MLP.
     """
 
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    patch: int = 2
+    width: Positive = 384
+    depth: Positive = 12
+    heads: Positive = 6
+    patch: Positive = 2
     cross_attention: bool = False
     qk_norm: bool = False
     rope: bool = False
     separate: bool = False
     freq_shift: int = 0
     time_offset: int = 0
-    mlp_eps: float = EPS
-    attention_kernel: str = "xla"
+    mlp_eps: Above0 = EPS
+    attention_kernel: Literal["xla", "cudnn", "auto"] = "xla"
     remat: bool = False
-    remat_saves: str = ""
+    remat_saves: Literal["", "products"] = ""
 
     @property
     def divisor(self):
@@ -74,9 +75,6 @@ class DiT(Backbone):
 
     @nn.nowrap
     def check(self):
-        for name in ("width", "depth", "heads", "patch"):
-            if (value := getattr(self, name)) < 1:
-                raise errors.UsageError(f"{name}={value} must be at least 1.")
         if self.width % self.width_unit:
             nearest = max(1, round(self.width / self.width_unit)) * self.width_unit
             raise errors.UsageError(

@@ -1,10 +1,11 @@
 """A tiny autoencoder (madebyollin's TAESD family): cheap latents for previews, small machines."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.base.values import Amount, Number, Positive
 from ldm_jax.models import shortcut
 from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.nn import blocks
@@ -21,13 +22,13 @@ class TinyAutoencoder(nn.Module):
     takes a quarter of the work. f = patch * 2**(levels - 1).
     """
 
-    width: int = 64
-    latent_channels: int = 32
-    levels: int = 4
-    blocks: int = 3
+    width: Positive = 64
+    latent_channels: Positive = 32
+    levels: Annotated[int, Number(1, 16, whole=True)] = 4
+    blocks: Positive = 3
     pool: bool = True
-    bound: float = 3.0
-    patch: int = 1
+    bound: Amount = 3.0
+    patch: Positive = 1
     dtype: Any = jnp.float32
 
     bottleneck: ClassVar[str] = "none"

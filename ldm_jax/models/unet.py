@@ -4,11 +4,13 @@ Dhariwal & Nichol 2021; Rombach et al. 2022, sec. 3.3.
 """
 
 import math
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.base import errors
+from ldm_jax.base.values import MOST, Above0, Factor, Fraction, Natural, Number, Positive, Positives
 from ldm_jax.models.backbones import BACKBONES, Backbone
 from ldm_jax.nn import attention, blocks
 
@@ -34,30 +36,30 @@ class UNet(Backbone):
     diffusers' DDPM).
     """
 
-    width: int = 224
-    mult: tuple = (1, 2, 3, 4)
-    blocks: int = 2
-    attention: tuple = (8, 4, 2)
-    heads: int | tuple | None = None
-    head_channels: int | None = None
-    transformer_depth: int = 1
+    width: Annotated[int, Number(4, MOST, whole=True)] = 224
+    mult: Positives = (1, 2, 3, 4)
+    blocks: Positive = 2
+    attention: tuple[Factor, ...] = (8, 4, 2)
+    heads: Natural | tuple[Positive, ...] | None = None
+    head_channels: Natural | None = None
+    transformer_depth: Positive = 1
     cross_attention: bool = False
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     scale_shift: bool = False
     resblock_updown: bool = False
     resample_conv: bool = True
-    heads_up: int | None = None
+    heads_up: Natural | None = None
     fill_heads: bool = True
-    codebook_logits: int = 0
-    eps: float = 1e-5
+    codebook_logits: Natural = 0
+    eps: Above0 = 1e-5
     sin_first: bool = False
     freq_shift: int = 0
     asymmetric: bool = False
-    groups: int = 32
-    attention_kernel: str = "xla"
-    norm_kernel: str = "xla"
+    groups: Positive = 32
+    attention_kernel: Literal["xla", "cudnn", "auto"] = "xla"
+    norm_kernel: Literal["xla", "pallas"] = "xla"
     remat: bool = False
-    remat_saves: str = ""
+    remat_saves: Literal["", "products"] = ""
 
     @property
     def divisor(self):
@@ -172,18 +174,19 @@ class UNet(Backbone):
             heads, head_width = self.heads_up, None
         heads = channels // head_width if head_width else heads
         head_width = head_width or channels // heads
-        # a transformer projects to a width of its own, an attention block has only its channels
-        if not heads or not (self.cross_attention or heads * head_width == channels):
+        # Only a transformer that need not fill its channels has heads of any width.
+        own = self.cross_attention and (not self.fill_heads or not self.head_channels)
+        if not heads or not (own or heads * head_width == channels):
             raise errors.UsageError(
                 f"{channels} channels (level {level}) cannot be split by heads={heads or None}, "
                 f"head_channels={self.head_channels}: change one of these, or width."
             )
-        own = {"heads": heads, "kernel": self.attention_kernel}
+        given = {"heads": heads, "kernel": self.attention_kernel}
         if not self.cross_attention:
-            return blocks.layer(attention.AttentionBlock, self, **own, zero_init=True)
+            return blocks.layer(attention.AttentionBlock, self, **given, zero_init=True)
         head_width = channels // heads if self.fill_heads else head_width
-        own |= {"head_width": head_width, "depth": self.transformer_depth}
-        return blocks.layer(attention.SpatialTransformer, self, **own)
+        given |= {"head_width": head_width, "depth": self.transformer_depth}
+        return blocks.layer(attention.SpatialTransformer, self, **given)
 
     @nn.nowrap
     def _resample(self, direction, name, h, emb, train):

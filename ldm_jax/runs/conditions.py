@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ldm_jax.base import errors, upgrade
+from ldm_jax.base import errors, upgrade, values
 from ldm_jax.data import conditions, transforms
 from ldm_jax.models import clip  # noqa: F401  (registers itself)
 from ldm_jax.models.conditioners import CONDITIONERS, label_of, num_classes
@@ -19,8 +19,7 @@ def make_conditioners(config: ConfigDict) -> dict:
     for label, kwargs in sorted(config.conditioners.items()):
         conditioner = CONDITIONERS.get(kwargs["name"])
         own = inspect.signature(conditioner).parameters.keys() - {"name", "parent", "dtype"}
-        fields = [conditioner.latent_of.get(f, f) for f in conditioner.fields]
-        known = {"name"} | own | conditions.options(fields)
+        known = declared(kwargs["name"]).keys() - {"parent", "dtype"}
         if unknown := sorted(set(kwargs) - known):
             raise errors.UsageError(
                 f"config.conditioners.{label} has no key {unknown[0]!r}"
@@ -28,12 +27,14 @@ def make_conditioners(config: ConfigDict) -> dict:
             )
         given = {k: v for k, v in kwargs.items() if k in own}
         made[label] = conditioner(**given, dtype=dtype, name=f"{upgrade.PREFIX}{label}")
-        if not 0 <= (made[label].dropout or 0.0) <= 1:
-            raise errors.UsageError(
-                f"config.conditioners.{label}.dropout={made[label].dropout}: give a share from 0 "
-                "to 1, or leave it out for config.loss.cond_dropout."
-            )
     return made
+
+
+def declared(name: str) -> dict:
+    """{key: what it may be} of the group of a registered conditioner."""
+    conditioner = CONDITIONERS.get(name)
+    fields = [conditioner.latent_of.get(f, f) for f in conditioner.fields]
+    return values.declared(conditioner) | conditions.options(fields)
 
 
 def make(config: ConfigDict, source=None, fields=None, codec=None) -> conditions.Conditions:

@@ -5,17 +5,17 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults, errors
+from ldm_jax.base import defaults, errors, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import discriminator, lpips, tiny  # noqa: F401  (tiny registers itself)
-from ldm_jax.models.autoencoder import ATTENTION, AUTOENCODERS
+from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.paired import Paired
 from ldm_jax.models.shortcut import SHORTCUTS
-from ldm_jax.runs import codecs, kinds, opened, start
+from ldm_jax.runs import codecs, keys, kinds, opened, start
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.runs.check import divides, one_of
+from ldm_jax.runs.check import divides
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
 from ldm_jax.weights.readers import READERS
@@ -28,9 +28,13 @@ class AutoencodeKind(kinds.Kind):
     player = "autoencoder"
     prefix = "r"
     judged_on = "held_out"
+    keys = defaults.FirstStage
 
     def defaults(self):
         return defaults.first_stage()
+
+    def declared(self, config):
+        return {"model": values.declared(AUTOENCODERS.get(keys.entry(config, "model")))}
 
     def check(self, config, source):
         if config.encoder:
@@ -38,9 +42,6 @@ class AutoencodeKind(kinds.Kind):
         BOTTLENECKS.get(self.network(config).bottleneck)
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
-        one_of("config.discriminator.norm", config.discriminator.norm, discriminator.NORMS)
-        kind = config.model.get("attention_kind", "softmax")
-        one_of("config.model.attention_kind", kind, ATTENTION)
         if config.loss.terms.get("halved"):
             f = self.network(config).f
             divides(config.data.size, 2 * f, f"twice f={f}, as config.loss.terms.halved is set")

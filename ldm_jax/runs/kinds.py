@@ -10,7 +10,7 @@ import abc
 import jax
 from ml_collections import ConfigDict
 
-from ldm_jax.base import errors, registry
+from ldm_jax.base import defaults, errors, registry, values
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import api
 
@@ -28,6 +28,7 @@ class Kind(abc.ABC):
     Attributes:
       title: what a run of this kind is called in a sentence.
       player: the player whose weights stand for the run: what is exported, sampled, evaluated.
+      keys: the keys of such a config with their types and defaults, see base/defaults.py.
       draws: whether its runs draw images from noise.
       prefix: what the names of distances between the data and its images begin with.
       judged_on: "training" or "held_out": the records that those distances are measured on.
@@ -35,9 +36,14 @@ class Kind(abc.ABC):
 
     title: str
     player: str
+    keys: type[values.Group] = defaults.Common
     draws: bool = False
     prefix: str = ""
     judged_on: str = "training"
+
+    def declared(self, config) -> dict[str, dict]:
+        """{group: {key: type}} of what the config names, beside `keys`; see runs/keys.py."""
+        return {}
 
     @abc.abstractmethod
     def check(self, config, source):

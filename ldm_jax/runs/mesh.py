@@ -4,11 +4,8 @@ import jax
 
 from ldm_jax.base import errors, shard
 from ldm_jax.engine import step
-from ldm_jax.nn import attention, blocks
 from ldm_jax.runs import kinds
-from ldm_jax.runs.check import divides, one_of
-
-KERNELS = {"attention_kernel": attention.KERNELS, "norm_kernel": blocks.NORM_KERNELS}
+from ldm_jax.runs.check import divides
 
 
 def make_mesh(config, devices=None) -> jax.sharding.Mesh:
@@ -19,8 +16,6 @@ def make_mesh(config, devices=None) -> jax.sharding.Mesh:
     Raises:
       UsageError: a batch, an image or a network that does not divide, or a kernel that cannot.
     """
-    for key, kernels in KERNELS.items():
-        one_of(f"config.model.{key}", config.model.get(key, "xla"), kernels)
     kind = kinds.of(config)
     with errors.of("config.mesh"):
         mesh = shard.make_mesh(**config.mesh, devices=devices)

@@ -21,7 +21,7 @@ from ldm_jax.base.record import Record
 from ldm_jax.diffusion import samplers
 from ldm_jax.engine import snapshots
 from ldm_jax.models.conditioners import Cond
-from ldm_jax.runs import codecs, conditions, kinds
+from ldm_jax.runs import codecs, conditions, keys, kinds
 from ldm_jax.stages.sampling import Sampling
 
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
@@ -42,7 +42,7 @@ def load(path, ema: bool | float = True, mesh=None, weaker=None, decoder=None):
     """
     platforms.quiet_libraries()
     record = Record(path)
-    config = record.config
+    config = keys.read(path)
     for run in filter(None, (path, weaker)):
         snapshots.check(run, ema)
     if weaker:

@@ -6,18 +6,18 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults, errors, tree, upgrade
+from ldm_jax.base import defaults, errors, tree, upgrade, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
-from ldm_jax.diffusion.process import make_process
+from ldm_jax.diffusion.process import DENSITIES, SCHEDULES, make_process
 from ldm_jax.engine import hosts, snapshots
 from ldm_jax.models import dit, unet  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser
-from ldm_jax.runs import codecs, conditions, data, kinds, opened, teachers
+from ldm_jax.runs import codecs, conditions, data, keys, kinds, opened, teachers
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import diffuse, scaling
+from ldm_jax.stages import diffuse, distil, scaling
 from ldm_jax.stages.sampling import Sampling
 from ldm_jax.weights import readers
 
@@ -31,10 +31,25 @@ class DiffuseKind(kinds.Kind):
 
     title = "a second stage"
     player = "denoiser"
+    keys = defaults.SecondStage
     draws = True
 
     def defaults(self):
         return defaults.ldm()
+
+    def declared(self, config):
+        found = {
+            "model": values.declared(BACKBONES.get(keys.entry(config, "model"))),
+            "process": SCHEDULES.declared() | DENSITIES.declared(),
+            "sample": values.declared(Sampling),
+            "distil": distil.METHODS.declared(),
+        }
+        for group in ("process", "distil"):  # beside the keys that are always there
+            found[group] |= values.declared(values.declared(self.keys)[group])
+        for label in config.conditioners:
+            path = f"conditioners.{label}"
+            found[path] = conditions.declared(keys.entry(config, path))
+        return found
 
     def check(self, config, source, codec=None):
         codecs.check_trained(config.first_stage)
@@ -62,7 +77,8 @@ class DiffuseKind(kinds.Kind):
         _check_latents(config.latents, model.codec.channels)
         with errors.of("config.sample"):
             conditions.check_guidance(config, config.sample.guidance)
-        model.sampling.method(model.process)
+            model.sampling.method(model.process)
+            model.sampling.check_tile(model.divisor)
         classes = conditions.classes(config)
         if 0 < classes < len(source.classes or ()):
             raise errors.UsageError(
@@ -269,6 +285,8 @@ class DiffuseKind(kinds.Kind):
         params = snapshots.read_params(record.path, (self.player,), ema=ema)[0][self.player]
         codec, first = self.codec(config), None
         if codec.model:
+            # Another first stage than the one it was trained on is refused here.
+            frozen_lib.read(self._beneath(config)[:1], record.frozen, record.shown)
             network, beneath, _ = codecs.single(config.first_stage)
             first = network, {"model": beneath}
         whole = config.to_dict() | {"f": codec.f}
@@ -302,8 +320,6 @@ def _check_latents(latents, channels):
                 f"config.latents.{name}={numbers}: needs a number for each of the {channels} "
                 "channels, in mean and in std."
             )
-    if not all(s > 0 for s in given["std"]):
-        raise errors.UsageError(f"config.latents.std={given['std']} must be above 0.")
 
 
 def _warn_of_noise(shares, first_stage):

@@ -100,17 +100,14 @@ class Autoencode:
         return BOTTLENECKS.get(self.model.bottleneck)
 
     def check(self):
-        """Raises UsageError for settings of the loss that are negative, or do nothing here."""
+        """Raises UsageError for settings of the loss that do nothing here."""
         loss = self.loss
         wanted = {
             "restart": (loss.restart, self._trains_entries, "a codebook that is trained"),
             "perceptual_crop": (loss.perceptual_crop, loss.perceptual_weight, "perceptual_weight"),
             "disc_terms": (sum(loss.disc_terms.values()), loss.disc_weight, "disc_weight"),
-            "latent_noise": (loss.latent_noise, True, ""),
         }
         for name, (value, there, what) in wanted.items():
-            if value < 0:
-                raise errors.UsageError(f"{name}={value} must be at least 0.")
             if value and not there:
                 raise errors.UsageError(f"{name}={value} does nothing without {what}: set it to 0.")
 

@@ -49,8 +49,6 @@ class Consistency(Distilled):
                 f"config.distil.first={self.first}, intervals={self.intervals}: needs 1 <= first "
                 f"<= intervals <= {timesteps}."
             )
-        if not self.huber > 0:
-            raise errors.UsageError(f"config.distil.huber={self.huber} must be above 0.")
 
     @property
     def steps(self) -> int:

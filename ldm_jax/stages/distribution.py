@@ -52,14 +52,8 @@ class Distribution(Distilled):
                 "config.distil.guidance: a range of guidance is of method=consistency, as the "
                 "critic is not told it; give one number."
             )
-        if not self.calls:
-            raise errors.UsageError("config.distil.calls=() is empty: give (1, 2, 4).")
         for calls in self.calls:
             grids.exact(self.student.process, calls)
-        if self.critic_steps < 1:
-            raise errors.UsageError(
-                f"config.distil.critic_steps={self.critic_steps} must be at least 1."
-            )
 
     def players(self, frozen):
         # The critic begins as the teacher, and learns in which way the student's samples differ.

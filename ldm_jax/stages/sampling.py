@@ -1,8 +1,9 @@
 """How images are drawn, as one value: what a config's `sample` group and a job's manifest hold."""
 
 import dataclasses
+from typing import Annotated
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, values
 from ldm_jax.diffusion import grids, guidance, samplers
 from ldm_jax.diffusion.process import Process
 from ldm_jax.diffusion.tiles import Tiling
@@ -16,9 +17,9 @@ CHOICES = {  # field: the registry that its value names an entry of, and the fie
 }
 
 
-def _field(default, help: str, **limits):
-    """A field that is also a flag: `help` and the limits are the flag's (cli.Fields)."""
-    return dataclasses.field(default=default, metadata={"help": help, **limits})
+def _field(default, help: str):
+    """A field that is also a flag, whose --help says `help` (cli.Fields)."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,33 +33,32 @@ class Sampling:
     """
 
     sampler: str = _field("ddim", "Name of the sampler: ddim, ddpm, ... (docs/samplers.md).")
-    steps: int = _field(50, "Number of steps of the time grid.")
-    eta: float = _field(
-        0.0, "How much noise ddim adds at each step, 1 for as much as ddpm.", least=0
-    )
-    guidance: float = _field(1.0, "Scale of classifier-free guidance, 1 for none.", least=0)
+    steps: values.Positive = _field(50, "Number of steps of the time grid.")
+    eta: values.Share = _field(0.0, "How much noise ddim adds at each step, 1 for as much as ddpm.")
+    guidance: values.Amount = _field(1.0, "Scale of classifier-free guidance, 1 for none.")
     spacing: str = _field("exact", "Name of the time grid: exact, legacy, trailing, linspace, ...")
-    rescale: float = _field(
+    rescale: values.Share = _field(
         0.0, "How far guided predictions are scaled back to the spread of others, 0 to 1."
     )
-    interval: tuple[float, ...] = _field((), "Noise levels LOW,HIGH between which guidance acts.")
-    clip: float = _field(0.0, "Largest magnitude of every predicted x_0, 0 for no limit.", least=0)
-    strength: float = 1.0
-    tile: int = _field(
-        0, "Side of the tiles in pixels; 0 takes tiles for large images alone.", least=0
+    interval: tuple[values.Share, ...] = _field(
+        (), "Noise levels LOW,HIGH between which guidance acts."
     )
-    rho: float = _field(7.0, "How the karras grid spaces its noise levels.")
-    shift: float = _field(1.0, "How far the shifted grid moves to noise; 1 not at all.", least=1)
+    clip: values.Amount = _field(0.0, "Largest magnitude of every predicted x_0, 0 for no limit.")
+    strength: Annotated[float, values.Number(above=0, most=1)] = 1.0
+    tile: values.Natural = _field(
+        0, "Side of the tiles in pixels; 0 takes tiles for large images alone."
+    )
+    rho: values.Above0 = _field(7.0, "How the karras grid spaces its noise levels.")
+    shift: values.Above0 = _field(1.0, "How far the shifted grid moves to noise; 1 not at all.")
     rule: str = _field("linear", "Name of the rule by which guidance combines two predictions.")
 
     def __post_init__(self):
+        values.check_fields(self)
         object.__setattr__(self, "interval", tuple(self.interval))  # JSON has lists
         for field, (registry, options) in CHOICES.items():
             given = {option: getattr(self, option) for option in options}
             registry.taken(getattr(self, field), **given)
-        guidance.check(self.rescale, self.interval)
-        if not 0 < self.strength <= 1:
-            raise errors.UsageError(f"strength={self.strength} must be above 0 and at most 1.")
+        guidance.check(self.interval)
 
     def over(self, given: dict) -> "Sampling":
         """These settings with those that are `given` in their place.
@@ -90,18 +90,22 @@ class Sampling:
             scale = scale.reshape(-1, *[1] * (strong.ndim - 1))
         return guidance.GUIDANCES.call(self.rule, strong, weak, scale, rescale=self.rescale)
 
+    def check_tile(self, divisor: int):
+        """Raises UsageError for tiles that do not divide as images have to."""
+        if self.tile % divisor:
+            nearest = max(1, round(self.tile / divisor)) * divisor
+            raise errors.UsageError(
+                f"tile={self.tile} must divide by {divisor}, as images do; nearest: {nearest}."
+            )
+
     def tiling(self, model, height: int, width: int) -> Tiling | None:
         """Tiles of the latents for images of this size; None draws them whole.
 
         model: a stages.diffuse.Diffuse. A quarter of a tile overlaps the next.
         """
+        self.check_tile(model.divisor)
         tile = self.tile or WHOLE * model.size
         if max(height, width) <= tile:
             return None
-        if tile % model.divisor:
-            nearest = max(1, round(tile / model.divisor)) * model.divisor
-            raise errors.UsageError(
-                f"tile={tile} must divide by {model.divisor}, as images do; nearest: {nearest}."
-            )
         cells = tile // model.codec.f
         return Tiling(cells, cells // 4)

@@ -7,14 +7,14 @@ of f set both configs as a whole.
 
 import itertools
 import re
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, values
+from ldm_jax.base.values import Above0, Group, Natural, Positive, Positives
 
-DESIGNS = ("grid", "star")
 STAGES = ("first_stage", "ldm")
 LABEL = re.compile(r"[A-Za-z0-9.+-]+")
 # Keys that the sweep sets itself, and the key of the sweep's config that says how.
@@ -30,6 +30,46 @@ NAMES = {"f": "f", "bottleneck": "bottlenecks", "channels": "channels", "seed": 
 PIXELS = "pixels"  # label of what only changes first stages, where there is none
 
 
+class Budget(Group):
+    kind: Literal["flops", "steps", "seconds"]
+    amount: Above0
+    max_steps: Positive
+
+
+class Sampling(Group):
+    num: Positive
+    batch_size: Positive
+    steps: Positives
+    curve: Positive
+    flags: tuple[str, ...]
+
+
+class Encode(Group):
+    batch_size: Positive
+    shard_size: Positive
+
+
+class Sweep(Group):
+    """The keys of a sweep; configs/sweeps/base.py says what they mean, and their defaults."""
+
+    f: Positives
+    bottlenecks: tuple[str, ...]
+    channels: tuple[Positive, ...]
+    design: Literal["grid", "star"]
+    seeds: Annotated[tuple, values.Several(values.of(values.Seed), least=1)]
+    seed_first_stages: bool
+    data: dict
+    parameters: Natural
+    tolerance: Above0
+    budget: Budget
+    points: Positive
+    sampling: Sampling
+    evaluate: dict
+    encode: Encode
+    first_stages: dict
+    ldms: dict
+
+
 class Axis(NamedTuple):
     """values: {label: {key: value}}, the baseline first; none is what the recipe has."""
 
@@ -41,7 +81,7 @@ def load(spec: str, overrides: dict[str, str]) -> ConfigDict:
     """The config of a sweep; `axes` among the overrides is read by `parse`, others as usual."""
     overrides = dict(overrides)
     text = overrides.pop("axes", None)
-    sweep = config_lib.load(spec, overrides)
+    sweep = config_lib.load(spec, overrides, "--sweep")
     if text is not None:
         with sweep.unlocked():
             sweep.axes = tuple(parse(text, dict(sweep.axes)).items())

@@ -7,7 +7,6 @@ ones share them.
 """
 
 import hashlib
-import operator
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -15,13 +14,12 @@ from ml_collections import ConfigDict
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.runs import check as check_lib
-from ldm_jax.runs import codecs, kinds
+from ldm_jax.runs import codecs, keys, kinds
 from ldm_jax.runs import data as data_lib
 from ldm_jax.stages.codec import Codec
 from ldm_jax.sweeps import axes as axes_lib
 from ldm_jax.sweeps import widths
 
-BUDGETS = ("flops", "steps", "seconds")
 WARMUP = 0.1  # share of the steps that a warm-up may take at most
 PREFIXES = {"f": "f", "channels": "c"}  # of labels that are numbers
 UNTRAINED = "first_stage"  # stands in a denoiser's config for the run that is still to be trained
@@ -108,16 +106,7 @@ def cells(sweep: ConfigDict) -> list[Cell]:
 
 def check(sweep: ConfigDict):
     """Raises UsageError for a wrong value of the sweep's own keys."""
-    for key, value, known in (
-        ("budget.kind", sweep.budget.kind, BUDGETS),
-        ("design", sweep.design, axes_lib.DESIGNS),
-    ):
-        if value not in known:
-            hint = errors.nearest(value, known)
-            raise errors.UsageError(f"config.{key}={value!r}: use one of {', '.join(known)}{hint}")
-    for key in ("budget.amount", "budget.max_steps", "points", "sampling.num"):
-        if not (value := operator.attrgetter(key)(sweep)) > 0:
-            raise errors.UsageError(f"config.{key}={value} must be above 0.")
+    keys.check_group("config", sweep, axes_lib.Sweep)
     if sweep.sampling.curve not in sweep.sampling.steps:
         raise errors.UsageError(
             f"config.sampling.curve={sweep.sampling.curve} must be one of config.sampling.steps="

@@ -45,45 +45,52 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     hosts.check_devices(devices)
     mesh = mesh_lib.make_mesh(config)
 
-    # Workdir: of a run to resume, or of a new one
+    # Workdir: of a run to resume, or of a new one; no other process may write there
     if workdir_lib.begun(workdir):
         workdir_lib.can_resume(workdir)
     elif config.init_from:
         inherit.check(config.init_from, kind.shapes(config), config.init_grow)
-    hosts.on_first(lambda: workdir_lib.claim(record, config, source, allow))
-    platforms.cache_compilations(workdir / "compilation_cache")
+    with hosts.owned("--workdir", workdir):
+        hosts.on_first(lambda: workdir_lib.claim(record, config, source, allow))
+        platforms.cache_compilations(workdir / "compilation_cache")
 
-    # Stage, data and settings
-    stage = kind.begin(config, source, record, cache)
-    data = data_lib.make(config, source, stage.fields, cache=cache)
-    names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas"
-    names += "init_from", "init_grow"
-    own = {name: config[name] for name in names} | config.checkpoints.to_dict()
-    settings = loop.Settings(workdir, loop.Intervals(**config.steps), **own)
+        # Stage, data and settings
+        stage = kind.begin(config, source, record, cache)
+        data = data_lib.make(config, source, stage.fields, cache=cache)
+        names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas"
+        names += "init_from", "init_grow"
+        own = {name: config[name] for name in names} | config.checkpoints.to_dict()
+        settings = loop.Settings(workdir, loop.Intervals(**config.steps), **own)
 
-    # Loop; after bad steps, a second one from an older checkpoint
-    report = workdir / f"hang_{hosts.index():04d}.txt"
-    with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
-        programs = step_lib.programs(
-            stage,
-            config.optim.to_dict(),
-            mesh=mesh,
-            total=config.steps.total,
-            accumulate=config.accumulate,
-            ema_warmup=not config.init_from,
-            offload=config.offload,
-        )
-        evaluators = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
-        if kind.rival(config):
-            evaluators.append(rival.Rival(config, source, record))
-        if request:
-            evaluators.append(distances.Distances(request, config, source, mesh))
-        parts = stage, data, programs, settings, evaluators
-        session = lambda history: loop.train(trainer.Trainer(*parts, history, phase))
-        rollback.with_rollbacks(session, workdir, config.max_rollbacks)
+        # Loop; after bad steps, a second one from an older checkpoint
+        report = workdir / f"hang_{hosts.index():04d}.txt"
+        with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
+            programs = step_lib.programs(
+                stage,
+                config.optim.to_dict(),
+                mesh=mesh,
+                total=config.steps.total,
+                accumulate=config.accumulate,
+                ema_warmup=not config.init_from,
+                offload=config.offload,
+            )
+            evaluators = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
+            if kind.rival(config):
+                evaluators.append(rival.Rival(config, source, record))
+            if request:
+                evaluators.append(distances.Distances(request, config, source, mesh))
+            parts = stage, data, programs, settings, evaluators
 
-    # Summary
-    return hosts.on_first(lambda: summary(workdir) | {"seconds": seconds()})
+            def train_on(history):
+                run = trainer.Trainer(*parts, history, phase)
+                # Now the state was restored: a config that does not fit it would have been refused.
+                hosts.on_first(lambda: workdir_lib.describe(record, config, source))
+                loop.train(run)
+
+            rollback.with_rollbacks(train_on, workdir, config.max_rollbacks)
+
+        # Summary
+        return hosts.on_first(lambda: summary(workdir) | {"seconds": seconds()})
 
 
 def summary(workdir) -> dict:

@@ -22,6 +22,8 @@ MAY_CHANGE = {
     "offload": "says where moments are kept between steps",
 }
 
+MENTIONED = 8  # changes that a message lists; with more, another run is meant
+
 
 def begun(workdir) -> bool:
     """Whether the folder holds a checkpoint, to resume from or to protect."""
@@ -42,9 +44,10 @@ def can_resume(workdir):
 
 
 def claim(record, config, source, allow=()):
-    """Writes config.json and data.txt into a workdir.
+    """Refuses a workdir that holds another run; one without a checkpoint becomes this run's.
 
-    A workdir without a checkpoint holds nothing to protect, so any config may replace its own.
+    That one holds nothing to protect, so any config may replace its own. The records of a run that
+    is resumed stay as they are, see `describe`.
 
     Args:
       allow: keys besides MAY_CHANGE in which the config may differ from that of an existing run.
@@ -56,15 +59,26 @@ def claim(record, config, source, allow=()):
         record.forget("latents.json", "frozen.json", "start.json")
         if not record.is_of(config):  # a run may roll back before its first checkpoint
             record.forget("rollbacks.jsonl")
+        describe(record, config, source)
     elif record.exists():
+        if record.config.get("stage") != config.stage:
+            raise errors.UsageError(
+                f"{record.shown} holds a run of stage {record.config.get('stage')!r}, this config "
+                f"is of {config.stage!r}: take another --workdir."
+            )
         free = tuple(f"{key}." for key in MAY_CHANGE)
         lines = config_lib.difference(record.config, config)
         changed = {line.split(":")[0]: line for line in lines}
         changed = {key: line for key, line in changed.items() if not f"{key}.".startswith(free)}
         if changed.keys() - set(allow):
+            said = f"{record.shown} holds a run with another config"
+            lines, more = list(changed.values())[:MENTIONED], len(changed) - MENTIONED
+            if more > 0:
+                raise errors.UsageError(
+                    f"{said} ({'; '.join(lines)}; and {more} more): take another --workdir."
+                )
             raise errors.UsageError(
-                f"{record.shown} holds a run with another config ({'; '.join(changed.values())}): "
-                "take another --workdir, or allow it with "
+                f"{said} ({'; '.join(lines)}): take another --workdir, or allow it with "
                 f"--allow_config_change={','.join(changed)}"
             )
         if record.data not in ("", source.fingerprint):
@@ -72,5 +86,9 @@ def claim(record, config, source, allow=()):
                 f"{record.shown}: the data has changed since this run began (fingerprint "
                 f"{record.data}, now {source.fingerprint}); restore it, or take another --workdir."
             )
+
+
+def describe(record, config, source):
+    """Writes config.json and data.txt."""
     record.write_config(config)
     record.write_data(source.fingerprint)

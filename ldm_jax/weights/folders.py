@@ -3,17 +3,12 @@
 import json
 import pathlib
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """Raises UsageError where there is no such file, or where it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise errors.UsageError(f"{path} cannot be read ({e.strerror}).") from e
-    except ValueError as e:
-        raise errors.UsageError(f"{path} is not JSON ({e}).") from e
+    """Raises UsageError where there is no such file, or where it is no dict in JSON."""
+    return disk.read_json(path)
 
 
 def write_json(path: pathlib.Path, content):

@@ -4,13 +4,12 @@ official_config.py translates the yaml, which says `target` (a class) and `param
 nested; compvis.py has the tables of keys.
 """
 
-import pathlib
 import re
 
 import jax
 import numpy as np
 
-from ldm_jax.base import errors, tensorfile
+from ldm_jax.base import disk, errors, tensorfile
 from ldm_jax.diffusion.schedules import alpha_bar
 from ldm_jax.weights import compvis, text_encoders
 from ldm_jax.weights import official_config as translate
@@ -189,15 +188,22 @@ def _averaged(state) -> dict | None:
     return state | {key: state[shadow(key)] for key in own}
 
 
+MOST_YAML = 2**20  # characters
+
+
 def _read_yaml(path) -> dict:
     import yaml
 
+    text = disk.read_text(path)
+    if len(text) > MOST_YAML or re.search(r"(?m)[\s\[,:]\*\w", text):
+        # An alias may stand for others, and a few lines for more than fits into memory.
+        raise errors.UsageError(
+            f"--config={path} is too long or has aliases: no model's yaml does."
+        )
     try:
-        content = yaml.safe_load(pathlib.Path(path).read_text())
-    except OSError as e:
-        raise errors.UsageError(f"--config={path}: {e.strerror}.") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise errors.UsageError(f"--config={path} is not yaml: {' '.join(str(e).split())}") from e
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as e:
+        raise errors.UsageError(f"--config={path} is not yaml: {errors.reason(e)}") from e
     if not isinstance(content, dict):
         raise errors.UsageError(f"--config={path} is not the yaml of a model.")
     # yaml takes 1e-6, without a dot, for a string

@@ -116,9 +116,7 @@ def test_without_an_interval_guidance_never_computes_the_plain_prediction():
     np.testing.assert_array_equal(guided(X, T), 2 * X)
 
 
-@pytest.mark.parametrize(
-    ("rescale", "interval"), [(1.5, (0.0, 1.0)), (0.0, (0.5, 0.2)), (0.0, (0.0, 2.0)), (0.0, (1,))]
-)
-def test_settings_that_mean_nothing_are_refused(rescale, interval):
-    with pytest.raises(UsageError, match=r"rescale|interval"):
-        guidance.check(rescale, interval)
+@pytest.mark.parametrize("interval", [(0.5, 0.2), (0.0, 2.0), (1,)])
+def test_an_interval_that_means_nothing_is_refused(interval):
+    with pytest.raises(UsageError, match="interval"):
+        guidance.check(interval)

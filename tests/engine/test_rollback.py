@@ -1,5 +1,6 @@
 """Runs of a stage of one weight, on data of which some batches are poison."""
 
+import shutil
 import signal
 
 import jax
@@ -151,3 +152,28 @@ def test_what_spikes_are_compared_with_is_resumed():
     with pytest.raises(rollback.BadSteps) as raised:
         rollback.Spikes("e", 10.0, 60, state).check(61, {"e": 2.0})
     assert raised.value.good == 59
+
+
+def test_a_run_whose_folder_is_gone_ends(tmp_path):
+    run = tmp_path / "run"
+
+    class Vandal(loop.Evaluator):
+        def __call__(self, step, params, frozen):
+            run.rename(tmp_path / "elsewhere")
+            return {}
+
+    with pytest.raises(errors.RunError, match=r"run/parameters.txt has vanished"):
+        train(run, Rows({}), evaluators=[Vandal()])
+
+
+def test_a_run_without_a_readable_checkpoint_says_so_and_keeps_its_records(tmp_path, caplog):
+    run = tmp_path / "run"
+    train(run, Rows({}))
+    before = (run / "metrics.jsonl").read_bytes()
+    for step in (run / "checkpoints").glob("[0-9]*"):
+        shutil.rmtree(step / "state")
+    train(run, Rows({}))
+    assert (
+        (run / "metrics.jsonl.old").read_bytes() == before == (run / "metrics.jsonl").read_bytes()
+    )
+    assert "training starts again at step 0" in caplog.text and ".corrupt" in caplog.text

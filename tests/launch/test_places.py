@@ -19,7 +19,7 @@ from ldm_jax import cli
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONFIG = "--config=configs/debug.py:ldm"
-NASTY = "a b'c\"d$HOME;`id`\nнова\\"
+NASTY = "a b'c\"d$HOME;`id`нова\\"
 TPU = ["--zone=us-central2-b", "--accelerator_type=v4-32", "--devices=tpu:16", "--spot"]
 TPU += ["--runtime_version=tpu-ubuntu2204-base", "--project=p"]
 GKE = ["--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--slices=2", "--claim=runs"]
@@ -321,3 +321,17 @@ def test_gcloud_understands_every_command(still, tmp_path, capfd):
 def test_the_scripts_are_well_formed():
     for script in (ROOT / "launch").glob("*.sh"):
         subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.batch_size=-1", "config.batch_size=-1 must be"),
+        ("--config.modl.width=8", "did you mean 'model'"),
+        ("--workdir=runs/x", "a path from the root"),
+        ("--time=a\nb", "--time=a b: it must be a line of text"),
+    ],
+)
+def test_what_a_host_would_refuse_is_refused_before_it_is_asked_for(flag, words, refused):
+    argv = [CONFIG, "--workdir=/runs/x", "--nodes=1", "--dry_run", flag]
+    assert words in refused(call(slurm, *argv))

@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
-from ldm_jax.models import bottleneck
+from ldm_jax.models import bottleneck, shortcut
 from ldm_jax.runs import kinds
 from ldm_jax.stages import adversary, autoencode
 
@@ -187,13 +187,14 @@ def test_the_adaptive_weight_is_that_of_gradients_through_the_whole_decoder(kl, 
     assert float(metrics["adaptive_weight"]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_adaptive_weight_sees_what_turns_the_convolution_into_the_image(images):
-    rng = np.random.default_rng(0)
-    features, kernel = rng.normal(size=(4, 8, 8, 2)), 0.1 * rng.normal(size=(3, 3, 2, 3))
+@pytest.mark.parametrize("side", [1, 2])  # pixels of one of the convolution's positions
+def test_the_adaptive_weight_sees_what_turns_the_convolution_into_the_image(images, side):
+    rng, hw = np.random.default_rng(0), 8 // side
+    features, kernel = rng.normal(size=(4, hw, hw, 2)), rng.normal(size=(3, 3, 2, 3 * side**2)) / 10
     features, kernel = jnp.float32(features), jnp.float32(kernel)
     layout = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
     convolve = lambda k: jax.lax.conv_general_dilated(features, k, (1, 1), "SAME", **layout)
-    render = lambda kernel: jnp.tanh(convolve(kernel))
+    render = lambda kernel: jnp.tanh(shortcut.images(convolve(kernel), side))
     nll = lambda x: jnp.sum((x - images[:, :8, :8]) ** 2)
     judge = lambda x: jnp.mean(x**3)
     norms = [

@@ -269,7 +269,6 @@ def test_its_own_measures_say_how_near_the_teacher_it_is():
     [
         (dict(intervals=4), "first=8, intervals=4"),
         (dict(intervals=2000), "<= 1000"),
-        (dict(huber=0.0), "huber=0.0"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused(changes, line):
@@ -349,9 +348,7 @@ def test_the_critic_starts_as_the_teacher_and_the_student_learns_in_one_step_of_
     ("changes", "line"),
     [
         (dict(teacher=None), "config.distil.method=distribution needs config.distil.teacher"),
-        (dict(calls=()), r"config.distil.calls=\(\)"),
-        (dict(calls=(0,)), "0"),
-        (dict(critic_steps=0), "critic_steps=0"),
+        (dict(calls=(1, 2000)), "2000"),
     ],
 )
 def test_what_cannot_be_matched_is_refused(changes, line):

@@ -1,0 +1,95 @@
+"""The keys of a config and what each may be: every value is checked here, before all else.
+
+What the keys of base/defaults.py may be stands there. The others are of what the config names (a
+network, a conditioner, an optimizer, ...) and are declared by it, see base/values.py.
+"""
+
+from ml_collections import ConfigDict
+
+from ldm_jax.base import defaults, errors, record, remote, values
+from ldm_jax.data import conditions
+from ldm_jax.engine import optim
+from ldm_jax.runs import kinds
+
+START = "a config starts from all keys of its base, see configs/base.py and configs/sweeps/base.py"
+
+
+def check(config: ConfigDict, decided: bool = True):
+    """Raises UsageError for the first value that its key cannot have; a key too many or too few.
+
+    decided: whether the data have decided of conditioners what is left to them (runs.data.resolve).
+    """
+    values.check("config.stage", config.get("stage"), values.Text())
+    kind = kinds.of(config)
+    check_group("config", config, kind.keys)
+    learnt = {f"optim.{player}": None for player in {*kind.defaults().optim, *config.optim}}
+    for path in sorted(learnt):
+        optim.OPTIMIZERS.get(entry(config, path))
+        learnt[path] = optim.OPTIMIZERS.declared() | values.declared(defaults.Optimizer)
+    for path, known in (learnt | kind.declared(config)).items():
+        found = group(config, path)
+        if not decided and path.startswith("conditioners."):
+            known = known | {key: None for key, value in found.items() if value == conditions.OPEN}
+        _check_keys(f"config.{path}", found, known)
+
+
+def read(run) -> ConfigDict:
+    """The config of a run, with every value checked; see base/record.py."""
+    config = record.read(run)
+    with errors.of(f"{remote.shown(run)}/{record.CONFIG}"):
+        check(config)
+    return config
+
+
+def group(config: ConfigDict, path: str) -> ConfigDict:
+    """The group `config.a.b`; what is none is a UsageError."""
+    for i, part in enumerate(parts := path.split(".")):
+        config = config.get(part)
+        _is_group(".".join(["config", *parts[: i + 1]]), config)
+    return config
+
+
+def entry(config: ConfigDict, path: str) -> str:
+    """The name in the group `config.a.b` of what it configures."""
+    name = group(config, path).get("name")
+    values.check(f"config.{path}.name", name, values.Text())
+    return name
+
+
+def check_group(said: str, found, keys: type[values.Group]):
+    """Raises UsageError for a group, or one in it, that lacks a key or has a wrong value.
+
+    said: what the user calls the group.
+    """
+    _is_group(said, found)
+    known = values.declared(keys)
+    if keys.whole and (missing := sorted(known.keys() - found.keys())):
+        raise errors.UsageError(f"{said} has no {missing[0]!r}: {START}.")
+    for key, kind in known.items():
+        if isinstance(kind, type):
+            check_group(f"{said}.{key}", found[key], kind)
+    own = {key: kind for key, kind in known.items() if not isinstance(kind, type)}
+    _check_values(said, found, own)
+
+
+def _check_keys(said: str, found: ConfigDict, known: dict):
+    """As `_check_values`, where a key that is not known is wrong."""
+    if unknown := sorted(found.keys() - known.keys()):
+        hint = errors.nearest(unknown[0], known)
+        raise errors.UsageError(f"{said} has no key {unknown[0]!r}{hint}.")
+    _check_values(said, found, known)
+
+
+def _check_values(said: str, found: ConfigDict, known: dict):
+    for key in known.keys() & found.keys():
+        value, kind = found[key], known[key]
+        if isinstance(kind, values.Mapping) and isinstance(value, ConfigDict):
+            for name, one in value.items():
+                values.check(f"{said}.{key}.{name}", one, kind.each)
+        else:
+            values.check(f"{said}.{key}", value, kind)
+
+
+def _is_group(said: str, value):
+    if not isinstance(value, ConfigDict):
+        raise errors.UsageError(f"{said}={values.shown(value)} must be a group of keys, a dict.")
