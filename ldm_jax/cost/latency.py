@@ -4,13 +4,14 @@ A student of few steps needs one to four calls with one row for an image, its te
 two rows for an image where it is guided.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import shard
 from ldm_jax.cost import gan, programs, timing
 from ldm_jax.runs import kinds
-from ldm_jax.runs.opened import DECODES
 
 BATCHES = (1, 16, 64)
 
@@ -76,10 +77,11 @@ def _decoding(config, mesh, b: int) -> programs.Program:
 
 
 def _sizes(config, mesh) -> dict:
-    program = _decoding(config, mesh, 1)
-    own = [program.arguments["params"].get(name, ()) for name in DECODES]
-    count = sum(leaf.size for leaf in jax.tree.leaves(own))
-    return {"parameters": count, "operations": program.flops()}
+    program, network = _decoding(config, mesh, 1), kinds.of(config).codec(config).model
+    init = functools.partial(network.init, method="decode")  # what decoding reads, and no more
+    key, z = jax.eval_shape(lambda: jax.random.key(0)), program.arguments["batch"]
+    leaves = jax.tree.leaves(jax.eval_shape(init, key, z)["params"])
+    return {"parameters": sum(leaf.size for leaf in leaves), "operations": program.flops()}
 
 
 def _generating(generator, mesh, b: int) -> programs.Program:
