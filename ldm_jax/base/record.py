@@ -48,8 +48,8 @@ class Record:
             if "ema" in player:  # as its default is, see base/defaults.py
                 player["ema"] = config_lib.one_or_several(player["ema"])
         if "distil" in saved:
-            guidance = saved["distil"]["guidance"]
-            saved["distil"]["guidance"] = config_lib.one_or_several(guidance)
+            guidance = config_lib.one_or_several(saved["distil"]["guidance"])
+            saved["distil"] = saved["distil"] | {"guidance": guidance}  # which upgrade may share
         with disk.reading(f"{self.shown}/{CONFIG}"):
             config = config_lib.from_dict(saved)
         places = [(config, "first_stage")]

@@ -15,6 +15,7 @@ import pytest
 
 from ldm_jax.base.errors import UsageError
 from ldm_jax.diffusion import guidance, process, samplers, schedules
+from ldm_jax.models.backbones import Backbone
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.diffuse import Diffuse, Loss
@@ -44,6 +45,7 @@ class Best:
     """The network that knows the data: N(MEAN, DEVIATION^2) at every pixel."""
 
     fields, told, latent_of = (), (), {}
+    backbone = Backbone  # of which its divisor is asked, 1
 
     def __init__(self, process):
         self.process = process
