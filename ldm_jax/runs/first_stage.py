@@ -36,7 +36,11 @@ class AutoencodeKind(kinds.Kind):
         return {"model": values.declared(AUTOENCODERS.get(keys.entry(config, "model")))}
 
     def check(self, config, source):
-        BOTTLENECKS.get(self.network(config).bottleneck)
+        bottleneck = self.network(config).bottleneck
+        if BOTTLENECKS.get(bottleneck).entries and not config.model.codebook_size:
+            raise errors.UsageError(
+                f"config.model.codebook_size=0 with bottleneck={bottleneck!r}: give a codebook."
+            )
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
         if config.loss.decoder_only:
