@@ -17,7 +17,9 @@ def get_config(arg=None):
     config = student.get_config(arg)
     learns = dict(lr=1e-4, schedule="cosine", warmup=50, clip=1.0)
     with config.unlocked():
-        config.distil.method = "distribution"
+        given = {key: config.distil[key] for key in ("teacher", "guidance", "weaker")}
+        config.distil = base.ldm().distil
+        config.distil.update(given, method="distribution")
         config.optim.denoiser.update(learns, ema=0.998)
         config.optim.critic = base.optimizer(**learns)
     return config

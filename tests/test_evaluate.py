@@ -306,7 +306,7 @@ def test_broken_protocols_are_refused_in_one_line(samples, ldm, first_stage, ref
         ([given, f"--reference={foreign}", "--metrics=kid"], "mu and sigma"),
         ([given, f"--reference={other}"], "computed with resize=another"),
         ([given, f"--reference={tmp_path / 'none'}"], "neither a run"),
-        ([given, f"--against={tmp_path}"], "no summary.json"),
+        ([given, f"--against={tmp_path}"], "summary.json cannot be read"),
         ([f"--samples={flat}", f"--reference={ldm}"], "[4, 16, 16]"),
         ([f"--samples={floats}", f"--reference={ldm}"], "float64"),
         ([f"--samples={named}", f"--reference={ldm}"], "holds images"),

@@ -104,7 +104,7 @@ def test_distribution_matching_goes_on_from_a_student_and_resumes_to_the_byte(
     assert lines[-1]["val/spread"] > 0 and lines[-1]["val/drift"] > 0
     origin = json.loads((whole / "latents.json").read_text())["origin"]
     assert origin["teacher_run"] == str(pixel_run)
-    assert json.loads((whole / "init_from.json").read_text())["run"] == str(student)
+    assert json.loads((whole / "init_from.json").read_text())["init_from"] == str(student)
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "6")
     assert match(student, cut) == 0

@@ -120,7 +120,7 @@ def test_the_dry_run_prints_a_command_for_each_cell(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--config.budget.kind=flop"], "did you mean 'flops'"),
+        (["--config.budget.kind=flop"], "nearest: flops"),
         (["--config.budget.amount=0"], "config.budget.amount=0"),
         (["--config.f=(1,3)"], "3 has no config in config.ldms"),
         (["--config.points=0"], "config.points=0"),

@@ -63,7 +63,8 @@ def of(flag: str, folder, worker: str = ""):
 
 @contextlib.contextmanager
 def _lock(flag: str, path: pathlib.Path, shared: bool = False):
-    with open(path, "a+") as file:  # closing it releases the lock
+    # A POSIX lock ends when its process closes any file of this path: nobody else opens it here.
+    with open(path, "a+") as file:
         until, waits = time.monotonic() + PATIENCE, False
         while not _try(file, shared, path):
             other = _said(file, path)

@@ -51,7 +51,12 @@ class Record:
             guidance = config_lib.one_or_several(saved["distil"]["guidance"])
             saved["distil"] = saved["distil"] | {"guidance": guidance}  # which upgrade may share
         with disk.reading(f"{self.shown}/{CONFIG}"):
-            config = config_lib.from_dict(saved)
+            config = self._absolute(config_lib.from_dict(saved))
+        config_lib.import_plugins(config.get("plugins", ()))
+        return config
+
+    def _absolute(self, config) -> config_dict.ConfigDict:
+        """The config with absolute paths of what lies inside the run."""
         places = [(config, "first_stage")]
         for conditioner in config.get("conditioners", {}).values():
             places += [(conditioner, "weights"), (conditioner, "tokenizer")]
@@ -59,7 +64,6 @@ class Record:
             for group, key in places:
                 if (inside := group.get(key)) and (self.path / inside).is_dir():
                     group[key] = str(self.path / inside)
-        config_lib.import_plugins(config.get("plugins", ()))
         return config
 
     @property

@@ -293,9 +293,11 @@ def read(text: str, kind: Type):
     if kind.takes(text):
         return text
     value = literal(text)
-    if isinstance(kind, Several) and not isinstance(value, tuple):
-        value = tuple(map(literal, filter(None, text.split(","))))
-    return value
+    if isinstance(kind, Several):
+        several = value if isinstance(value, tuple) else filter(None, text.split(","))
+        return tuple(read(str(part), kind.each) for part in several)
+    of_floats = isinstance(kind, Number) and not kind.whole
+    return float(value) if of_floats and kind.takes(value) else value
 
 
 def literal(text: str):

@@ -91,11 +91,10 @@ def read_size(text: str, config) -> tuple[int, int]:
     except ValueError as e:
         raise errors.UsageError(f"--size={text} must read HxW in pixels, e.g. 64x96.") from e
     factor, _ = kinds.of(config).divisor(config)
-    for side in (height, width):
-        values.check(f"--size={text}: a side", side, values.of(values.Side))
-    if height % factor or width % factor:
+    most = values.of(values.Side).most
+    if not all(0 < side <= most and side % factor == 0 for side in (height, width)):
         raise errors.UsageError(
-            f"--size={text}: both sides must be positive multiples of {factor}."
+            f"--size={text}: both sides must be positive multiples of {factor}, at most {most}."
         )
     return height, width
 

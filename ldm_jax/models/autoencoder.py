@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.base import registry
-from ldm_jax.base.values import Factor, Fraction, Positive, Positives
+from ldm_jax.base.values import Factor, Fraction, Natural, Positive, Positives
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.shortcut import SHORTCUTS, patches
 from ldm_jax.nn import attention, blocks
@@ -57,7 +57,7 @@ class Autoencoder(_Levels):
     z_channels: Positive = 3
     latent_channels: Positive = 3
     bottleneck: str = "kl"
-    codebook_size: Positive = 8192
+    codebook_size: Natural = 8192
     image_channels: Positive = 3
     posterior_logvar: float = 0.0
     tanh_out: bool = False

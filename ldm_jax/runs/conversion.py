@@ -13,7 +13,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint, snapshots
-from ldm_jax.runs import kinds
+from ldm_jax.runs import keys, kinds
 from ldm_jax.weights import dit, official, rules, taesd
 from ldm_jax.weights import from_diffusers as diffusers_reader
 
@@ -101,12 +101,13 @@ def write_run(source, folder, overrides) -> dict:
 
 def make_config(stage: str, changes: dict, overrides: dict):
     """The default config of a stage with these changes, locked."""
-    keys = kinds.KINDS.get(stage).defaults().to_dict()
+    default = kinds.KINDS.get(stage).defaults().to_dict()
     if "name" in changes.get("model", {}):  # another network, with keys of its own
-        keys["model"] = {}
-    config = ConfigDict(_merge(keys, changes)).lock()
+        default["model"] = {}
+    config = ConfigDict(_merge(default, changes)).lock()
     for key, text in overrides.items():
         config_lib.override(config, key, text)
+    keys.check(config)
     return config
 
 

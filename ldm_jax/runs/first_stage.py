@@ -39,7 +39,12 @@ class AutoencodeKind(kinds.Kind):
     def check(self, config, source):
         if config.encoder:
             _check_encoder(config, self.decoder(config))
-        BOTTLENECKS.get(self.network(config).bottleneck)
+        network = self.network(config)
+        if BOTTLENECKS.get(network.bottleneck).entries and not network.codebook_size:
+            raise errors.UsageError(
+                f"config.model.codebook_size=0 with bottleneck={network.bottleneck!r}: give a "
+                "codebook."
+            )
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
         if config.loss.terms.get("halved"):
