@@ -3,6 +3,7 @@
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, remote
 from ldm_jax.engine import checkpoint
+from ldm_jax.runs import kinds
 
 # The keys, or groups of keys, of a run's config that may differ when it is resumed, with the reason
 # why they do not affect its numbers. No other key may change, not even those of kernels and of
@@ -61,10 +62,11 @@ def claim(record, config, source, allow=()):
             record.forget("rollbacks.jsonl")
         describe(record, config, source)
     elif record.exists():
-        if record.config.get("stage") != config.stage:
+        theirs, ours = kinds.of(record.config), kinds.of(config)
+        if theirs is not ours:
             raise errors.UsageError(
-                f"{record.shown} holds a run of stage {record.config.get('stage')!r}, this config "
-                f"is of {config.stage!r}: take another --workdir."
+                f"{record.shown} holds {theirs.title}, this config is of {ours.title}: take another "
+                "--workdir."
             )
         free = tuple(f"{key}." for key in MAY_CHANGE)
         lines = config_lib.difference(record.config, config)
