@@ -65,8 +65,8 @@ def claim(record, config, source, allow=()):
         theirs, ours = kinds.of(record.config), kinds.of(config)
         if theirs is not ours:
             raise errors.UsageError(
-                f"{record.shown} holds {theirs.title}, this config is of {ours.title}: take another "
-                "--workdir."
+                f"{record.shown} holds {theirs.title}, this config is of {ours.title}: "
+                "take another --workdir."
             )
         free = tuple(f"{key}." for key in MAY_CHANGE)
         lines = config_lib.difference(record.config, config)
