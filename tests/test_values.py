@@ -1,8 +1,10 @@
 """Any value of any key either trains or is refused in one line, before a device is touched."""
 
 import functools
+import pathlib
 import random
 import re
+import runpy
 from typing import Literal
 
 import pytest
@@ -64,6 +66,14 @@ def test_every_key_has_a_type(name):
     for path in paths(recipe()):
         with pytest.raises(errors.UsageError, match=re.escape(f"config.{path}")):
             keys.check(with_value(recipe, path, object()), decided=False)
+
+
+def test_the_reference_of_keys_is_what_is_declared_and_every_key_has_a_sentence():
+    script = runpy.run_path(str(pathlib.Path(__file__).parent.parent / "docs" / "keys.py"))
+    page = script["page"]()
+    bare = re.findall(r"^\| (`\w+`) \|.*\|.*\| +\|$", page, re.M)
+    assert not bare, f"{bare}: say in a comment behind the key what it is (docs/extend.md)"
+    assert script["PAGE"].read_text() == page, "docs/keys.md is old; renew it: python docs/keys.py"
 
 
 @pytest.mark.parametrize(
