@@ -11,6 +11,8 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
     scaled: whether those have the denoiser's scale, or the first stage's own.
     told: those of its fields that say how is drawn, not what, by their name in `config.sample`: no
       data has them, the stage fills them in. Most have none; one that has some has `bounds`, too.
+    vector_key: the field that is the width of its Cond.vector, "" where it makes none; 0 there is
+      none, too.
     reader: the name of a function in the registry READERS of weights/readers.py. It takes the
       conditioner and returns its Linen collection "frozen": weights from elsewhere, which are never
       trained, averaged or saved with a run. Most have none.
@@ -66,6 +68,7 @@ class Conditioner(nn.Module):
     latent_of: ClassVar[dict] = {}
     scaled: ClassVar[bool] = False
     told: ClassVar[tuple] = ()
+    vector_key: ClassVar[str] = ""
     reader: ClassVar[str] = ""
 
     @nn.nowrap
@@ -88,6 +91,10 @@ class ClassEmbedder(Conditioner):
     table_std: Amount = 1.0
 
     fields: ClassVar[tuple] = ("class",)
+
+    @property
+    def vector_key(self):
+        return "width" if self.place == "vector" else ""
 
     @nn.nowrap
     def example(self, image, latent):
@@ -128,6 +135,8 @@ class TokenEmbedder(Conditioner):
     vector: Natural = 0
     table_std: Above0 = 0.02
     remat: bool = False  # recompute the activations inside layers in the backward pass
+
+    vector_key: ClassVar[str] = "vector"
 
     @nn.nowrap
     def example(self, image, latent):
