@@ -81,7 +81,7 @@ class Checkpoints(Group):
 class Limits(Group):
     """Seconds that a phase may take before the process ends with exit code 42; 0: no limit."""
 
-    start: Natural = 3_600  # all before the first step, but for compiling
+    start: Natural = 3_600  # all before the first step, but for compiling, and after the last
     compile: Natural = 7_200  # compiling a step
     data: Natural = 600  # waiting for a batch
     step: Natural = 1_800  # a training step
