@@ -2,8 +2,8 @@
 
     python -m ldm_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=v ...]
 
---config.key=value changes any key of the config; ldm_jax/base/defaults.py lists them. The same
-command on the same workdir continues from the newest checkpoint. SIGTERM saves and exits with 42.
+--config.key=value changes any key of the config; docs/keys.md lists them. The same command on the
+same workdir continues from the newest checkpoint. SIGTERM saves and exits with 42.
 --config.init_from=RUN starts a new run from the weights of RUN, and --config=RUN/config.json takes
 the config of RUN.
 """

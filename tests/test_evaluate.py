@@ -354,6 +354,7 @@ def test_samples_of_a_run_that_is_gone_are_measured_against_a_folder(
     ("overrides", "words"),
     [
         (["metrics=fd"], "config.eval.weights"),
+        (["every=2"], "config.eval.every=2 does nothing without config.eval.metrics"),
         (["metrics=fid", "weights={weights}", "features=pocket"], "did you mean 'fd'"),
         (["metrics=is", "weights={weights}", "features=pocket"], "config.eval.metrics=is"),
         (

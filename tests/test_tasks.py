@@ -191,10 +191,10 @@ def test_each_conditioner_gets_its_own_null():
     [
         ("text", dict(dropout=1.5), "text.dropout=1.5: give a share"),
         ("text", dict(lenght=3), "no key 'lenght'; did you mean 'length'"),
-        ("text", dict(vocab_size=7), "has 19 tokens"),
+        ("text", dict(vocab_size=7, vector=64), "has 19 tokens"),
         ("superres", dict(degradation="bicubik"), "did you mean 'bicubic'"),
         ("inpaint", dict(holes=dict(box=0.0, stroke=0.0, half=0.0)), "weight of 0 or more"),
-        ("layout", dict(places="middle"), "choose box or centre"),
+        ("layout", dict(places="middle", vector=64), "choose box or centre"),
     ],
 )
 def test_a_wrong_key_is_one_line_before_any_device_is_touched(task, changes, message):

@@ -1,8 +1,10 @@
 """Any value of any key either trains or is refused in one line, before a device is touched."""
 
 import functools
+import pathlib
 import random
 import re
+import runpy
 from typing import Literal
 
 import pytest
@@ -64,6 +66,31 @@ def test_every_key_has_a_type(name):
     for path in paths(recipe()):
         with pytest.raises(errors.UsageError, match=re.escape(f"config.{path}")):
             keys.check(with_value(recipe, path, object()), decided=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "conditioner"),
+    [
+        ("width", dict(name="class", num_classes=16, place="vector")),
+        ("vector", dict(name="layout", width=8, depth=1, vocab_size=512, pad=511, length=14)),
+    ],
+)
+def test_a_vector_is_as_wide_as_the_embedding_that_it_is_added_to(key, conditioner):
+    config = ldm()
+    config.conditioners = {"shape": conditioner | {key: 4 * config.model.width}}
+    source = data.open_source(config.data)
+    check.check(config, source)
+    config.conditioners.shape[key] += 1
+    with pytest.raises(errors.UsageError, match=rf"conditioners.shape: {key}=65 must be 64"):
+        check.check(config, source)
+
+
+def test_the_reference_of_keys_is_what_is_declared_and_every_key_has_a_sentence():
+    script = runpy.run_path(str(pathlib.Path(__file__).parent.parent / "docs" / "keys.py"))
+    page = script["page"]()
+    bare = re.findall(r"^\| (`\w+`) \|.*\|.*\| +\|$", page, re.M)
+    assert not bare, f"{bare}: say in a comment behind the key what it is (docs/extend.md)"
+    assert script["PAGE"].read_text() == page, "docs/keys.md is old; renew it: python docs/keys.py"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class Registry:
 
         The others must be at their default, as they do nothing; any other value is a UsageError.
         """
-        own = _options(self.get(name))
+        own = self.options(name)
         for option, value in options.items():
             defaults = self.takers(option)
             if option in own or value in defaults.values():
@@ -67,26 +67,23 @@ class Registry:
             raise errors.UsageError(f"{said}, only with {takers}: leave it at {default}.")
         return {option: value for option, value in options.items() if option in own}
 
+    def options(self, name: str) -> dict:
+        """{option: default} of the entry `name`."""
+        known = inspect.signature(self.get(name)).parameters.values()
+        return {p.name: p.default for p in known if p.default is not p.empty}
+
     def takers(self, option: str) -> dict:
         """{entry: its default of `option`} for the entries that take it."""
-        named = {name: _options(self._entries[name]) for name in self.names()}
+        named = {name: self.options(name) for name in self.names()}
         return {name: options[option] for name, options in named.items() if option in options}
 
     def declared(self) -> dict:
         """{option: what it may be} of the options of all entries; see base/values.py."""
         found = {}
         for name in self.names():
-            own = _options(self._entries[name])
-            found |= {
-                key: t for key, t in values.declared(self._entries[name]).items() if key in own
-            }
+            own, kinds = self.options(name), values.declared(self.get(name))
+            found |= {key: kind for key, kind in kinds.items() if key in own}
         return found
 
     def names(self) -> list[str]:
         return sorted(self._entries)
-
-
-def _options(entry) -> dict:
-    """{name: default} of the arguments that have a default."""
-    parameters = inspect.signature(entry).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -31,13 +31,13 @@ def min_snr(process, *, gamma=5.0):
 
 @WEIGHTS.register("v")
 def v(process, *, cap=400.0):
-    """The squared error of v (Salimans & Ho 2022), whatever is predicted; see `_as_error`."""
+    """The squared error of v (Salimans & Ho 2022), whatever is predicted; at most `cap`."""
     return _as_error(process, process.variance / process.noise, cap)
 
 
 @WEIGHTS.register("flow")
 def flow(process, *, cap=400.0):
-    """The squared error of eps - x_0 (Liu et al. 2022), whatever is predicted; see `_as_error`."""
+    """The squared error of eps - x_0 (Liu et al. 2022), whatever is predicted; at most `cap`."""
     alpha, sigma = process.tables
     return _as_error(process, ((alpha + sigma) / sigma) ** 2, cap)
 

@@ -33,6 +33,7 @@ def from_betas(name):
             table = rescale_to_zero_terminal_snr(table) if zero_terminal_snr else table
             return table, 1.0 - table
 
+        schedule.__doc__ = make_betas.__doc__
         return make_betas
 
     return decorate

@@ -27,16 +27,19 @@ POWER = "power"  # the average that is kept at several lengths, and combined to 
 
 @SCHEDULES.register("constant")
 def constant(lr, steps):
+    """Always lr."""
     return optax.constant_schedule(lr)
 
 
 @SCHEDULES.register("cosine")
 def cosine(lr, steps, *, floor=0.0, length=0):
+    """Down to floor * lr along half a cosine."""
     return optax.cosine_decay_schedule(lr, max(length or steps, 1), alpha=floor)
 
 
 @SCHEDULES.register("linear")
 def linear(lr, steps, *, floor=0.0, length=0):
+    """Down to floor * lr along a line."""
     return optax.linear_schedule(lr, floor * lr, max(length or steps, 1))
 
 
@@ -53,7 +56,9 @@ def inverse_sqrt(lr, steps, *, floor=0.0, length=0):
 
 @OPTIMIZERS.register("adam")
 def adam(rate, b1=0.9, b2=0.999, mu_dtype=""):
-    """mu_dtype: "bfloat16" keeps the first moment in it; "" and "float32" do not.
+    """Adam (Kingma & Ba 2015).
+
+    mu_dtype: "bfloat16" keeps the first moment in it; "" and "float32" do not.
 
     The second moment stays float32: b2 = 0.999 moves it by less than bfloat16 resolves.
     """
@@ -83,10 +88,11 @@ def muon(
 ):
     """Muon (Jordan et al. 2024) for kernels, Adam with Nesterov's momentum for all else.
 
-    A kernel's momentum (of decay `beta`) is orthogonalised as the matrix from all inputs of a
-    neuron, of a convolution over its window too, to its outputs. ns_steps: Newton-Schulz iterations
-    of that, which cost a small network as much as its gradients. adam_share: Adam's learning rate,
-    as a share of Muon's. weight_decay: of kernels alone. mu_dtype: see `adam`.
+    A kernel's momentum is orthogonalised as the matrix from all inputs of a neuron, of a
+    convolution over its window too, to its outputs. beta: decay of that momentum. ns_steps:
+    Newton-Schulz iterations of the orthogonalisation, which cost a small network as much as its
+    gradients. adam_share: Adam's learning rate, as a share of Muon's. weight_decay: of kernels
+    alone. mu_dtype: see `adam`.
     """
     return optax.contrib.muon(
         rate,
@@ -137,7 +143,7 @@ def ema(decay: float, warmup: bool = True):
 
 @AVERAGES.register(POWER)
 def power_average(length: float, warmup: bool = True):
-    """The average along a power function, of that length; see power.py.
+    """The average along a power function, of that length; see engine/power.py.
 
     It forgets all weights before step 1, inherited ones too: combining averages to one of another
     length counts on it.

@@ -19,6 +19,12 @@ def request(config) -> measures.Request | None:
     """What `config.eval` asks for; reads the weights. None where nothing is to be measured."""
     metrics, wanted = tuple(config.eval.metrics), config.eval
     if not metrics:
+        for key in ("features", "weights", "samples", "every"):
+            if wanted[key]:
+                raise errors.UsageError(
+                    f"config.eval.{key}={wanted[key]} does nothing without {METRICS}: name some, "
+                    f"{', '.join(suite.METRICS.names())}, or leave it out."
+                )
         return None
     if wanted.every % config.steps.eval:
         raise errors.UsageError(

@@ -27,10 +27,10 @@ class _Levels(nn.Module):
     mult: Positives = (1, 2, 4)
     blocks: Positive = 2
     attention: tuple[Factor, ...] = ()
-    mid_attention: bool = True
-    attention_kind: Literal["softmax", "linear"] = "softmax"
-    dropout: Fraction = 0.0
-    resample_conv: bool = True
+    mid_attention: bool = True  # between the two middle blocks of each half
+    attention_kind: Literal["softmax", "linear"] = "softmax"  # of all attention
+    dropout: Fraction = 0.0  # share of features that residual blocks drop
+    resample_conv: bool = True  # what resamples has a convolution
     groups: Positive = 32
     norm_kernel: Literal["xla", "pallas"] = "xla"
     remat: bool = False
@@ -58,9 +58,9 @@ class Autoencoder(_Levels):
     latent_channels: Positive = 3
     bottleneck: str = "kl"
     codebook_size: Natural = 8192
-    image_channels: Positive = 3
+    image_channels: Positive = 3  # of the images
     posterior_logvar: float = 0.0
-    tanh_out: bool = False
+    tanh_out: bool = False  # images are bent into [-1, 1]
     shortcut: str = ""
 
     @property

@@ -160,6 +160,16 @@ class Gaussian(Bottleneck):
 
 
 @dataclasses.dataclass(frozen=True)
+class Noise(Gaussian):
+    """Noise of the same variance on all latents, as in Unified Latents (2026, arXiv 2602.17270).
+
+    The KL divergence then only keeps the means from growing until the noise no longer matters.
+    """
+
+    fixed: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Codebook(Bottleneck):
     """The decoder sees the nearest of k learned entries: params["codebook"], [k, c]."""
 
@@ -211,8 +221,6 @@ class Signs(Bottleneck):
 
 BOTTLENECKS.register("none")(Bottleneck())
 BOTTLENECKS.register("kl")(Gaussian())
-# Noise of the same variance for all latents, as in Unified Latents (2026, arXiv 2602.17270). The KL
-# divergence then only keeps the means from growing until the noise no longer matters.
-BOTTLENECKS.register("noise")(Gaussian(fixed=True))
+BOTTLENECKS.register("noise")(Noise())
 BOTTLENECKS.register("vq")(Codebook())
 BOTTLENECKS.register("lfq")(Signs())

@@ -57,16 +57,16 @@ class ClipText(Conditioner):
     """
 
     weights: str = ""
-    vocab_size: Positive = 49_408
-    length: Annotated[int, Number(2, 2**14, whole=True)] = 77
-    width: Positive = 768
-    depth: Positive = 12
-    heads: Positive = 12
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    start: Natural = 49_406
-    end: Natural = 49_407
-    pad: Natural = 49_407
-    mask_padding: bool = True
+    vocab_size: Positive = 49_408  # ids
+    length: Annotated[int, Number(2, 2**14, whole=True)] = 77  # tokens of a caption
+    width: Positive = 768  # of the tokens
+    depth: Positive = 12  # layers
+    heads: Positive = 12  # of attention
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # of the MLPs
+    start: Natural = 49_406  # the id before a caption
+    end: Natural = 49_407  # the id behind it
+    pad: Natural = 49_407  # the id of padding
+    mask_padding: bool = True  # padding is not attended to
 
     fields: ClassVar[tuple] = ("clip_ids",)
     reader: ClassVar[str] = "clip"

@@ -11,6 +11,8 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
     scaled: whether those have the denoiser's scale, or the first stage's own.
     told: those of its fields that say how is drawn, not what, by their name in `config.sample`: no
       data has them, the stage fills them in. Most have none; one that has some has `bounds`, too.
+    vector_key: the field that is the width of its Cond.vector, "" where it makes none; 0 there is
+      none, too.
     reader: the name of a function in the registry READERS of weights/readers.py. It takes the
       conditioner and returns its Linen collection "frozen": weights from elsewhere, which are never
       trained, averaged or saved with a run. Most have none.
@@ -66,6 +68,7 @@ class Conditioner(nn.Module):
     latent_of: ClassVar[dict] = {}
     scaled: ClassVar[bool] = False
     told: ClassVar[tuple] = ()
+    vector_key: ClassVar[str] = ""
     reader: ClassVar[str] = ""
 
     @nn.nowrap
@@ -82,12 +85,16 @@ class ClassEmbedder(Conditioner):
     the embeddings start with.
     """
 
-    num_classes: Natural
-    width: Positive = 512
-    place: Literal["tokens", "vector"] = "tokens"
+    num_classes: Natural  # -1 takes the data's
+    width: Positive = 512  # of the embeddings
+    place: Literal["tokens", "vector"] = "tokens"  # for cross-attention, or beside the timestep
     table_std: Amount = 1.0
 
     fields: ClassVar[tuple] = ("class",)
+
+    @property
+    def vector_key(self):
+        return "width" if self.place == "vector" else ""
 
     @nn.nowrap
     def example(self, image, latent):
@@ -116,18 +123,20 @@ class TokenEmbedder(Conditioner):
       in the paper: none. A small network learns sooner when the condition reaches every block.
     """
 
-    width: Positive
-    depth: Natural
-    vocab_size: Positive
-    length: Positive
-    pad: Natural
-    null: tuple[Natural, ...]
-    heads: Positive = 8
-    head_width: Positive = 64
-    mask_padding: bool = True
+    width: Positive  # of the tokens
+    depth: Natural  # layers of the transformer
+    vocab_size: Positive  # ids
+    length: Positive  # tokens at most
+    pad: Natural  # the id of padding
+    null: tuple[Natural, ...]  # ids of the null condition
+    heads: Positive = 8  # of attention
+    head_width: Positive = 64  # channels of each head
+    mask_padding: bool = True  # padding is not attended to
     vector: Natural = 0
     table_std: Above0 = 0.02
-    remat: bool = False
+    remat: bool = False  # recompute the activations inside layers in the backward pass
+
+    vector_key: ClassVar[str] = "vector"
 
     @nn.nowrap
     def example(self, image, latent):
@@ -197,8 +206,8 @@ class GivenTokens(Conditioner):
     The null condition is zeros; a model trained on another null is given it when it is sampled.
     """
 
-    length: Positive = 77
-    width: Positive = 768
+    length: Positive = 77  # tokens of a condition
+    width: Positive = 768  # of each
 
     fields: ClassVar[tuple] = ("tokens",)
 
@@ -222,11 +231,11 @@ class SpatialRescaler(Conditioner):
     (the same, even sizes only) or nearest.
     """
 
-    stages: Annotated[int, Number(0, 16, whole=True)] = 2
-    classes: Positive = 182
-    channels: Natural = 3
+    stages: Annotated[int, Number(0, 16, whole=True)] = 2  # times that the map is halved
+    classes: Positive = 182  # labels, from 0 on
+    channels: Natural = 3  # that the halved map is mapped to; 0: it is not
     method: Literal["bilinear", "area", "nearest"] = "bilinear"
-    bias: bool = False
+    bias: bool = False  # of that mapping
 
     fields: ClassVar[tuple] = ("segmentation",)
 
@@ -263,7 +272,7 @@ class LowResolution(Conditioner):
     batch["low_res"]: [b, h/f, w/f, channels] in [-1, 1]. The null condition is zeros, mid-grey.
     """
 
-    channels: Positive = 3
+    channels: Positive = 3  # of the small image
 
     fields: ClassVar[tuple] = ("low_res",)
 
@@ -320,9 +329,9 @@ class ScalarEmbedder(Conditioner):
     condition are told theirs, too.
     """
 
-    width: int
-    features: int = 256
-    bounds: tuple = ()
+    width: Positive
+    features: Positive = 256
+    bounds: tuple[Amount, ...] = ()
 
     fields: ClassVar[tuple] = ("guidance",)
     told: ClassVar[tuple] = ("guidance",)

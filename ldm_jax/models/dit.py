@@ -26,7 +26,9 @@ EPS = 1e-6
 
 @BACKBONES.register("dit")
 class DiT(Backbone):
-    """x: [b, h, w, c], t: [b] -> [b, h, w, out_channels] float32, zero at initialisation.
+    """The diffusion transformer (Peebles & Xie 2023), and its published variants.
+
+    x: [b, h, w, c], t: [b] -> [b, h, w, out_channels] float32, zero at initialisation.
 
     width, depth, heads: of the layers; S, B, L and XL of the paper are (384, 12, 6), (768, 12, 12),
     (1024, 24, 16) and (1152, 28, 16). patch: side of a patch, in positions of the latent.

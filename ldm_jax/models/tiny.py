@@ -22,10 +22,10 @@ class TinyAutoencoder(nn.Module):
     takes a quarter of the work. f = patch * 2**(levels - 1).
     """
 
-    width: Positive = 64
-    latent_channels: Positive = 32
-    levels: Annotated[int, Number(1, 16, whole=True)] = 4
-    blocks: Positive = 3
+    width: Positive = 64  # channels of all levels
+    latent_channels: Positive = 32  # those of the latent
+    levels: Annotated[int, Number(1, 16, whole=True)] = 4  # resolutions, each half the last one
+    blocks: Positive = 3  # residual blocks at each level but the highest
     pool: bool = True
     bound: Amount = 3.0
     patch: Positive = 1

@@ -17,7 +17,9 @@ from ldm_jax.nn import attention, blocks
 
 @BACKBONES.register("unet")
 class UNet(Backbone):
-    """x: [b, h, w, c], t: [b] -> [b, h, w, out_channels] float32, zero at initialisation.
+    """The UNet of latent diffusion (Rombach et al. 2022), and its published variants.
+
+    x: [b, h, w, c], t: [b] -> [b, h, w, out_channels] float32, zero at initialisation.
 
     width, mult: level l has width * mult[l] channels. blocks: residual blocks per level on the way
     down, one more on the way up. attention: downsampling factors, not sizes, at which attention
@@ -42,12 +44,12 @@ class UNet(Backbone):
     attention: tuple[Factor, ...] = (8, 4, 2)
     heads: Natural | tuple[Positive, ...] | None = None
     head_channels: Natural | None = None
-    transformer_depth: Positive = 1
+    transformer_depth: Positive = 1  # layers of each SpatialTransformer
     cross_attention: bool = False
-    dropout: Fraction = 0.0
-    scale_shift: bool = False
-    resblock_updown: bool = False
-    resample_conv: bool = True
+    dropout: Fraction = 0.0  # share of features that residual blocks drop
+    scale_shift: bool = False  # the timestep scales features, too, and does not only shift them
+    resblock_updown: bool = False  # residual blocks resample, not single convolutions
+    resample_conv: bool = True  # what resamples has a convolution
     heads_up: Natural | None = None
     fill_heads: bool = True
     codebook_logits: Natural = 0

@@ -61,11 +61,7 @@ class DiffuseKind(kinds.Kind):
         for label, conditioner in self.conditioners(config).items():
             with errors.of(f"config.conditioners.{label}"):
                 conditioner.check()
-                if conditioner.told and conditioner.width != model.denoiser.backbone.time_width:
-                    raise errors.UsageError(
-                        f"width={conditioner.width} must be {model.denoiser.backbone.time_width}, "
-                        f"that of the timestep's sinusoids of {config.model.name!r}."
-                    )
+                _check_width(conditioner, model.denoiser.backbone, config.model.name)
         if codecs.is_identity(config.first_stage) and model.codec.channels != IMAGE_CHANNELS:
             raise errors.UsageError(
                 f"config.first_stage={config.first_stage}: images have {IMAGE_CHANNELS} channels; "
@@ -306,6 +302,23 @@ def _given(latents) -> dict:
     if latents.std:
         return scaling.of_moments(latents.mean, latents.std)
     return {"scale": latents.scale} if latents.scale else {}
+
+
+def _check_width(conditioner, backbone, name: str):
+    """Raises UsageError for what the backbone `name` cannot add to its timestep."""
+    if conditioner.told and conditioner.width != backbone.time_width:
+        raise errors.UsageError(
+            f"width={conditioner.width} must be {backbone.time_width}, that of the timestep's "
+            f"sinusoids of {name!r}."
+        )
+    key, wanted = conditioner.vector_key, backbone.vector_width
+    width = getattr(conditioner, key) if key else 0
+    if width and not wanted:
+        raise errors.UsageError(f"{key}={width}: {name!r} takes no vector beside its timestep.")
+    if width and width != wanted:
+        raise errors.UsageError(
+            f"{key}={width} must be {wanted}, that of the timestep's embedding in config.model."
+        )
 
 
 def _check_latents(latents, channels):

@@ -19,13 +19,13 @@ ADVICE = (
 
 @DISCRIMINATOR_LOSSES.register("hinge")
 def hinge(real, fake):
-    """Lim & Ye 2017. real, fake: logits -> scalar."""
+    """The hinge loss (Lim & Ye 2017). real, fake: logits -> scalar."""
     return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
 
 
 @DISCRIMINATOR_LOSSES.register("vanilla")
 def vanilla(real, fake):
-    """Goodfellow et al. 2014, on logits -> scalar."""
+    """The loss of the first GANs (Goodfellow et al. 2014), on logits -> scalar."""
     return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))
 
 

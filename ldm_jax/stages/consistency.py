@@ -29,8 +29,9 @@ from ldm_jax.stages.distil import METHODS, Distilled
 @METHODS.register("consistency")
 @dataclasses.dataclass(frozen=True)
 class Consistency(Distilled):
-    """Consistency distillation, see the module. teacher: None lets the data give the direction.
+    """In one call the student reaches where its teacher's steps end, see the module.
 
+    teacher: None lets the data give the direction.
     intervals: strides from noise to data at the end of the training; first: at its beginning,
       doubled until they are `intervals`, for equal times. huber: the deviation at which the loss
       turns from squares to lengths, in each row.

@@ -29,7 +29,9 @@ INNER = (0.02, 0.98)  # part of the timesteps at which samples are compared
 @METHODS.register("distribution")
 @dataclasses.dataclass(frozen=True)
 class Distribution(Distilled):
-    """Distribution matching, see the module; the players are "denoiser" and "critic".
+    """The student's samples are distributed as its teacher's; a critic is trained beside it.
+
+    See the module; the players are "denoiser" and "critic".
 
     calls: numbers of calls that the student is to sample by; it is trained at the levels that
       these visit. critic_steps: steps of the critic for one of the student. The student learns in
