@@ -10,10 +10,13 @@ Steps and learning rates are for small networks; 2e-6 suits 300M parameters (Yin
 """
 
 from configs import base, student
+from ldm_jax.base import errors
 
 
 def get_config(arg=None):
     """arg: the run to start from."""
+    if not arg:
+        raise errors.UsageError("configs/distribution.py:RUN needs the run of a student as RUN.")
     config = student.get_config(arg)
     learns = dict(lr=1e-4, schedule="cosine", warmup=50, clip=1.0)
     with config.unlocked():

@@ -35,8 +35,7 @@ FLAGS = dict(
 def main(args, overrides):
     cli.require(args, "run", "out")
     cli.mirror(args)
-    cli.check_writable("--out", args.out)
-    cli.check_holds("--out", args.out)
+    cli.check_out("--out", args.out)
     from ldm_jax.evaluation import adherence
 
     wanted, out = cli.fill(adherence.Adherence, args), pathlib.Path(args.out)

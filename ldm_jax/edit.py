@@ -43,8 +43,7 @@ def main(kind, args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "run", "out")
     cli.mirror(args)
-    cli.check_writable("--out", args.out)
-    cli.check_holds("--out", args.out)
+    cli.check_out("--out", args.out)
     from ldm_jax.jobs import editing
 
     seconds = watch.stopwatch()

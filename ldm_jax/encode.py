@@ -29,8 +29,7 @@ FLAGS = dict(
 def main(args, overrides):
     cli.require(args, "run", "out")
     cli.mirror(args)
-    cli.check_writable("--out", args.out)
-    cli.check_holds("--out", args.out, "manifest.json")
+    cli.check_out("--out", args.out, "manifest.json")
     from ldm_jax.jobs import encoding
     from ldm_jax.runs import data
 

@@ -51,8 +51,7 @@ def main(args, overrides):
         return print(*compare(summaries.read(args.summary, "--summary")), sep="\n")
     path = pathlib.Path(args.run or args.samples)
     out = str(args.out or (path if path.is_dir() else path.with_suffix("")) / "evaluation")
-    cli.check_writable("--out", out)
-    cli.check_holds("--out", out)
+    cli.check_out("--out", out)
     found = summaries.measure(cli.fill(summaries.Evaluation, args, out=out), other)
     cli.finish(pathlib.Path(out, "summary.json"), found, lengths.words(found) + compare(found))
 

@@ -32,8 +32,7 @@ FLAGS = dict(
 def main(args, overrides):
     cli.require(args, "config", "topology")
     if args.out:
-        cli.check_writable("--out", args.out)
-        cli.check_holds("--out", args.out)
+        cli.check_out("--out", args.out)
     from ldm_jax.cost import estimates, reports
     from ldm_jax.runs import data
 

@@ -42,10 +42,10 @@ def main(args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "run", *(() if args.export else ("out",)))
     cli.mirror(args)
-    folder = pathlib.Path(args.export).parent if args.export else args.out
-    cli.check_writable("--export" if args.export else "--out", folder)
-    if not args.export:
-        cli.check_holds("--out", args.out, "manifest.json")
+    if args.export:
+        cli.check_writable("--export", pathlib.Path(args.export).parent)
+    else:
+        cli.check_out("--out", args.out, "manifest.json")
     from ldm_jax.jobs import drawing, export
 
     wanted = cli.fill(drawing.Drawing, args, sampling=cli.sampling(args))

@@ -32,8 +32,7 @@ FLAGS = dict(
 def main(args, overrides):
     cli.require(args, "sweep", "workdir")
     if not args.dry_run:
-        cli.check_writable("--workdir", args.workdir)
-        cli.check_holds("--workdir", args.workdir, "cells")
+        cli.check_out("--workdir", args.workdir, "cells")
     from ldm_jax.sweeps import axes
     from ldm_jax.sweeps import work as work_lib
 

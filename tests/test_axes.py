@@ -117,4 +117,4 @@ def test_axes_are_refused_in_one_line_before_anything_runs(text, words, tmp_path
 
 def test_an_unknown_design_is_refused(tmp_path, refused):
     flags = [f"--sweep={SWEEP}", f"--workdir={tmp_path}", "--config.design=start"]
-    assert "did you mean 'star'" in refused(call(sweep, *flags))
+    assert "must be 'grid' or 'star'; nearest: star" in refused(call(sweep, *flags))

@@ -62,7 +62,10 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
         (["--compare=one.json,two.json"], "no file of bench"),
         ([*FIRST, "--batch_size=3"], "must divide by 8"),
         ([*FIRST, "--config.model.norm_kernel=pallas"], "norm_kernel=pallas with 8 devices"),
-        ([*FIRST, "--config.model.norm_kernel=palas"], "use 'xla' or 'pallas'"),
+        (
+            [*FIRST, "--config.model.norm_kernel=palas"],
+            "must be 'xla' or 'pallas'; nearest: pallas",
+        ),
         ([*FIRST, "--steps=10", "--guidance=2"], "--steps and --guidance: a first stage draws no"),
         (
             [*FIRST, "--config.mesh.data=3"],

@@ -294,14 +294,17 @@ def test_one_device_draws_what_eight_draw(run, whole, tmp_path):
     assert np.abs(pixels(tmp_path).astype(int) - pixels(whole)).max() <= 1
 
 
+CLASS = {"name": "class"}
+
+
 @pytest.mark.parametrize(
     ("cond_dropout", "conditioners", "guidance", "warns"),
     [
-        (0.0, {"class": {}}, 2.0, True),
-        (0.0, {"class": {}}, 1.0, False),
-        (0.1, {"class": {}}, 2.0, False),
-        (0.0, {"class": {}, "text": {"dropout": 0.2}}, 2.0, False),
-        (0.1, {"class": {"dropout": 0.0}}, 2.0, True),
+        (0.0, {"class": CLASS}, 2.0, True),
+        (0.0, {"class": CLASS}, 1.0, False),
+        (0.1, {"class": CLASS}, 2.0, False),
+        (0.0, {"class": CLASS, "text": {"name": "text", "dropout": 0.2}}, 2.0, False),
+        (0.1, {"class": CLASS | {"dropout": 0.0}}, 2.0, True),
         (0.0, {}, 2.0, False),
     ],
 )

@@ -189,7 +189,7 @@ def test_each_conditioner_gets_its_own_null():
 @pytest.mark.parametrize(
     "task, changes, message",
     [
-        ("text", dict(dropout=1.5), "text.dropout=1.5: give a share"),
+        ("text", dict(dropout=1.5), "text.dropout=1.5 must be a number from 0 to 1"),
         ("text", dict(lenght=3), "no key 'lenght'; did you mean 'length'"),
         ("text", dict(vocab_size=7, vector=64), "has 19 tokens"),
         ("superres", dict(degradation="bicubik"), "did you mean 'bicubic'"),

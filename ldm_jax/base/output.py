@@ -50,6 +50,12 @@ def check_holds(flag: str, folder, own: str = ""):
             )
 
 
+def check_out(flag: str, folder, own: str = ""):
+    """`check_writable` and `check_holds`: whether a command may write to `folder`."""
+    check_writable(flag, folder)
+    check_holds(flag, folder, own)
+
+
 def finish(path, summary: dict, lines=()):
     """Writes `summary` as JSON to `path` and prints its plain values, then `lines`."""
     disk.write_json(path, summary)

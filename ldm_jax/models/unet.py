@@ -176,8 +176,10 @@ class UNet(Backbone):
             heads, head_width = self.heads_up, None
         heads = channels // head_width if head_width else heads
         head_width = head_width or channels // heads
+        if heads and self.cross_attention and self.fill_heads:
+            head_width = channels // heads
         # Only a transformer that need not fill its channels has heads of any width.
-        own = self.cross_attention and (not self.fill_heads or not self.head_channels)
+        own = self.cross_attention and not self.fill_heads
         if not heads or not (own or heads * head_width == channels):
             raise errors.UsageError(
                 f"{channels} channels (level {level}) cannot be split by heads={heads or None}, "
@@ -186,7 +188,6 @@ class UNet(Backbone):
         given = {"heads": heads, "kernel": self.attention_kernel}
         if not self.cross_attention:
             return blocks.layer(attention.AttentionBlock, self, **given, zero_init=True)
-        head_width = channels // heads if self.fill_heads else head_width
         given |= {"head_width": head_width, "depth": self.transformer_depth}
         return blocks.layer(attention.SpatialTransformer, self, **given)
 

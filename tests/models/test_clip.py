@@ -120,7 +120,6 @@ def test_a_conditioner_names_its_reader_and_is_given_to_it(monkeypatch):
         (dict(depth=1), r"depth=1.*encoder\.layers\.1"),
         (dict(width=16), r"width=16.*\(8,\) instead of \(16,\)"),
         (dict(vocab_size=25), r"table/embedding \(24, 8\) instead of \(25, 8\)"),
-        (dict(activation="gleu"), "did you mean 'gelu'"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_line(state, tmp_path, changes, message):
