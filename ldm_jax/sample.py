@@ -42,15 +42,14 @@ def main(args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "run", *(() if args.export else ("out",)))
     cli.mirror(args)
-    if args.export:
-        cli.check_writable("--export", pathlib.Path(args.export).parent)
+    if file := pathlib.Path(args.export) if args.export else None:
+        cli.check_writable("--export", file.parent)
     else:
         cli.check_out("--out", args.out, "manifest.json")
     from ldm_jax.jobs import drawing, export
 
     wanted = cli.fill(drawing.Drawing, args, sampling=cli.sampling(args))
-    if args.export:
-        file = pathlib.Path(args.export)
+    if file:
         summary = export.write(wanted, file, args.platforms)
         cli.finish(file.with_name(f"{file.name}.summary.json"), summary)
     elif summary := drawing.draw(wanted):

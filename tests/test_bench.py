@@ -64,7 +64,7 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
         ([*FIRST, "--config.model.norm_kernel=pallas"], "norm_kernel=pallas with 8 devices"),
         (
             [*FIRST, "--config.model.norm_kernel=palas"],
-            "must be 'xla' or 'pallas'; nearest: pallas",
+            "must be 'xla' or 'pallas'",
         ),
         ([*FIRST, "--steps=10", "--guidance=2"], "--steps and --guidance: a first stage draws no"),
         (

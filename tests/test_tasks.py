@@ -125,7 +125,7 @@ def test_the_first_stage_says_how_small_the_small_image_is():
 
 
 def test_the_vocabulary_decides_the_size_of_the_text_conditioner():
-    config, source = resolved("text")
+    config, source = with_keys("text", vector=64)
     text = config.conditioners.text
     assert (text.vocab_size, text.null, text.pad) == (19, (2, 3), 0)
     check_lib.check(config, source)
@@ -142,7 +142,7 @@ def with_keys(task, **changes):
 
 
 def test_conditioners_keep_to_their_own_dropout():
-    config, source = with_keys("text", dropout=0.5)
+    config, source = with_keys("text", dropout=0.5, vector=64)
     with config.unlocked():
         config.conditioners.other = copy.deepcopy(config.conditioners.text)
         config.conditioners.third = copy.deepcopy(config.conditioners.text)
