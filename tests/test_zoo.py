@@ -220,7 +220,7 @@ def test_an_unknown_kind_of_attention_is_refused_by_its_key():
     config = load("kl_f4")
     with config.unlocked():
         config.model.attention_kind = "liner"
-    with pytest.raises(errors.UsageError, match=r"config.model.attention_kind='liner'.*'linear'"):
+    with pytest.raises(errors.UsageError, match=r"config.model.attention_kind=liner.*'linear'"):
         check_lib.check(config, range(10))
 
 
