@@ -12,6 +12,7 @@ rate are for small networks; 1e-4 suits 50M parameters and more.
 
 from ldm_jax.base import errors
 from ldm_jax.base import record as record_lib
+from ldm_jax.runs import kinds
 
 
 def get_config(arg=None):
@@ -19,6 +20,7 @@ def get_config(arg=None):
     if not arg:
         raise errors.UsageError("configs/student.py:RUN needs the run of the teacher as RUN.")
     config = record_lib.Record(arg).config
+    kinds.expect(config, "diffuse", arg)
     with config.unlocked():
         config.init_from, config.init_grow = arg, False
         config.distil.update(method="consistency", teacher=config.distil.teacher or arg)

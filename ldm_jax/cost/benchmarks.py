@@ -52,6 +52,8 @@ class Benchmark:
         if given and not kind.draws:
             flags = " and ".join(f"--{name}" for name in given)
             raise errors.UsageError(f"{flags}: {kind.title} draws no samples; leave them out.")
+        if self.decoder and "latency" not in self.parts:
+            raise errors.UsageError("--decoder is timed by one part alone: --parts=latency.")
         with self.config.unlocked():
             self.config.batch_size = self.batch_size or self.config.batch_size
             if given:
