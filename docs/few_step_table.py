@@ -161,7 +161,8 @@ def shown(cell: dict | None, figure: str, whole: dict, name: str) -> str:
         return ""
     if figure != "score":
         error = f" ± {1.96 * cell['fd_std']:.0f}" if figure == FIGURES[0] else ""
-        return f"{cell[figure]:.3g}{error} ({cell[figure] / whole[figure]:.2f})"
+        ratio = f" ({cell[figure] / whole[figure]:.2f})" if whole[figure] else ""
+        return f"{cell[figure]:.3g}{error}{ratio}"
     own, theirs = (np.array(x["rows"]) > 0.5 for x in (cell, whole))
     better, worse = int(np.sum(own & ~theirs)), int(np.sum(theirs & ~own))
     p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
