@@ -11,6 +11,7 @@ So are declared the keys of a config (base/defaults.py), the fields of what a co
 default's. A bool is no number, and neither are NaN and the infinities.
 """
 
+import abc
 import ast
 import dataclasses
 import inspect
@@ -27,14 +28,14 @@ MOST = 2**31 - 1  # of whole numbers: counters on devices are int32
 SHOWN = 60  # characters of a value in a message
 
 
-class Type:
+class Type(abc.ABC):
     """What a value may be; words: the end of a sentence that begins with "must be"."""
 
     words: str
 
+    @abc.abstractmethod
     def takes(self, value) -> bool:
         """Whether the value is one."""
-        raise NotImplementedError
 
     def nearest(self, value):
         """The value that may have been meant; None where there is no telling."""

@@ -85,17 +85,11 @@ class Benchmark:
             for part in self.parts:
                 if found := getattr(self, part)():
                     summary[part] = found
-                    print(*self._said(part, found), sep="\n", flush=True)
+                    print(*reports.of_part(part, found), sep="\n", flush=True)
             if other:
                 summary["against"] = other.clock(self.repeats)
                 print(*reports.of_pairs(summary["against"]), sep="\n", flush=True)
         return summary
-
-    def _said(self, part: str, found: dict) -> list[str]:
-        if "batches" in found:
-            how = self.config.sample
-            return latency.lines(found, how.steps, how.guidance != 1.0)
-        return reports.of_part(part, found)
 
     def train(self) -> dict:
         """A training step."""

@@ -17,7 +17,7 @@ BATCHES = (1, 16, 64)
 
 
 def measure(config, mesh, repeats: int, decoder=None) -> dict:
-    """{"batches": {batch: {part: seconds for the batch}}} for BATCHES, and sizes.
+    """{"batches": {batch: {part: seconds for the batch}}} for BATCHES, sizes, and the teacher.
 
     Parts: `call` of the denoiser; `guided_call`, with two rows for an image; `decode`;
     `other_decode` by the first stage of the config `decoder`, where one is given; and two of a
@@ -32,7 +32,8 @@ def measure(config, mesh, repeats: int, decoder=None) -> dict:
         one = gan.nearest(config.data.size, of, wanted, jnp.dtype(config.dtype))
         generators[name] = one
         sizes[name] = {"parameters": gan.parameters(one), "operations": gan.operations(one)}
-    found = {"sizes": sizes, "batches": {}}
+    teacher = {"steps": config.sample.steps, "guided": config.sample.guidance != 1.0}
+    found = {"teacher": teacher, "sizes": sizes, "batches": {}}
     for b in BATCHES:
         parts = {"call": _call(config, mesh, b), "guided_call": _call(config, mesh, 2 * b)}
         parts |= {name: _decoding(one, mesh, b) for name, one in decoders.items()}
@@ -41,11 +42,9 @@ def measure(config, mesh, repeats: int, decoder=None) -> dict:
     return found
 
 
-def lines(found: dict, steps: int, guided: bool) -> list[str]:
-    """Milliseconds an image of each part, and how many times a generator's each way of drawing is.
-
-    steps, guided: the teacher's.
-    """
+def lines(found: dict) -> list[str]:
+    """Milliseconds an image of each part and way of drawing, and how many times a generator's."""
+    steps, guided = found["teacher"]["steps"], found["teacher"]["guided"]
     said = ["latency     milliseconds an image, and how many times the generator's"]
     for name, size in found["sizes"].items():
         m, gflop = size["parameters"] / 1e6, size["operations"] / 1e9

@@ -13,7 +13,6 @@ import numpy as np
 from ldm_jax.base import raster, shard, tree
 from ldm_jax.cost import flops
 from ldm_jax.diffusion import samplers
-from ldm_jax.engine import step as step_lib
 from ldm_jax.runs import kinds
 from ldm_jax.stages.codec import Codec
 
@@ -40,14 +39,7 @@ def training(config, mesh, first_stage: Codec | None = None, cached: bool = Fals
     """
     kind, given = kinds.of(config), {"codec": first_stage} if first_stage else {}
     stage = kind.stage(config, kind.frozen_shapes(config, **given), **given)
-    programs = step_lib.programs(
-        stage,
-        config.optim.to_dict(),
-        mesh=mesh,
-        total=config.steps.total,
-        accumulate=config.accumulate,
-        offload=config.offload,
-    )
+    programs = kinds.programs(config, stage, mesh)
     whole, batch = shard.replicated(mesh), kind.batch(config, cached, **given)
     rows = {name: shard.batch_sharding(mesh, field.shape) for name, field in batch.items()}
     arguments = {

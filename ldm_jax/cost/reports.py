@@ -1,7 +1,7 @@
 """Readable lines about estimates (`plan`) and benchmarks (`bench`)."""
 
 from ldm_jax.base import tree
-from ldm_jax.cost import convolutions
+from ldm_jax.cost import convolutions, latency
 
 BOUNDS = ("matrix", "memory", "collective")
 
@@ -58,6 +58,8 @@ def of_part(part: str, found: dict) -> list[str]:
     """The lines that `bench` prints about one part."""
     if "left_out" in found:
         return [f"{part:10}  left out: {found['left_out']}"]
+    if "batches" in found:
+        return latency.lines(found)
     words = [f"{1e3 * found['seconds']:.4g} ms"]
     if "seconds_min" in found:
         words[0] += f" ({1e3 * found['seconds_min']:.4g} to {1e3 * found['seconds_max']:.4g})"

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ldm_jax.base import defaults, errors, registry, values
+from ldm_jax.engine import step as step_lib
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import api
 
@@ -20,6 +21,19 @@ KINDS = registry.Registry("stage")
 def of(config: ConfigDict) -> "Kind":
     """The kind of stage that a config trains."""
     return KINDS.get(config.stage)
+
+
+def programs(config: ConfigDict, stage: api.Stage, mesh) -> step_lib.Programs:
+    """The programs by which a config trains its stage on the devices of a mesh."""
+    return step_lib.programs(
+        stage,
+        config.optim.to_dict(),
+        mesh=mesh,
+        total=config.steps.total,
+        accumulate=config.accumulate,
+        ema_warmup=not config.init_from,
+        offload=config.offload,
+    )
 
 
 class Kind(abc.ABC):

@@ -11,6 +11,7 @@ its teacher is guided. It is measured and shown at that of its `config.sample`.
 "weaker", those of the run that its autoguidance leads away from, where it has one.
 """
 
+import abc
 import dataclasses
 import functools
 
@@ -31,7 +32,7 @@ COMPARED = 8  # rows of a batch that are drawn for it
 
 
 @dataclasses.dataclass(frozen=True)
-class Distilled:
+class Distilled(abc.ABC):
     """The second stage of a student; what every method of distillation has.
 
     Its player "denoiser" is a second stage's, so that the run is one.
@@ -82,9 +83,9 @@ class Distilled:
         """DDIM steps of the teacher whose samples the student's are held against."""
         return STEPS
 
+    @abc.abstractmethod
     def players(self, frozen) -> tuple[api.Player, ...]:
         """Whoever learns; frozen: as `stage` has it."""
-        raise NotImplementedError
 
     def evaluate(self, params, frozen, batch, key):
         """With a teacher, [b] each, all of the batch's first rows and alike in every row:

@@ -9,7 +9,6 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, platforms, remote, watch
 from ldm_jax.base.record import Record
 from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback, trainer
-from ldm_jax.engine import step as step_lib
 from ldm_jax.evaluation import distances, held_out, rival
 from ldm_jax.runs import check, kinds
 from ldm_jax.runs import data as data_lib
@@ -65,15 +64,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
         # Loop; after bad steps, a second one from an older checkpoint
         report = workdir / f"hang_{hosts.index():04d}.txt"
         with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
-            programs = step_lib.programs(
-                stage,
-                config.optim.to_dict(),
-                mesh=mesh,
-                total=config.steps.total,
-                accumulate=config.accumulate,
-                ema_warmup=not config.init_from,
-                offload=config.offload,
-            )
+            programs = kinds.programs(config, stage, mesh)
             evaluators = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
             if kind.rival(config):
                 evaluators.append(rival.Rival(config, source, record))
