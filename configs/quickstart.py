@@ -1,4 +1,4 @@
-"""Ten to twelve minutes on two CPU cores: coloured shapes at 32x32, f = 4, class-conditional.
+"""Eight to twelve minutes on two CPU cores: coloured shapes at 32x32, f = 4, class-conditional.
 
     bash launch/quickstart.sh
 

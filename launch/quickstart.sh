@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to pictures: environment, first stage, latent diffusion, samples, evaluation.
-# Run again, it goes on from what is there. Ten to twelve minutes on two CPU cores after the install.
+# Run again, it goes on from what is there. Eight to twelve minutes on two CPU cores after the install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
