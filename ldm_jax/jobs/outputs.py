@@ -4,7 +4,6 @@ A shard's files are written each under a temporary name and renamed, so they are
 at all; the job's record of the shard, with a digest of the files, comes last (jobs/job.py).
 """
 
-import abc
 import concurrent.futures
 import dataclasses
 import functools
@@ -42,7 +41,7 @@ def shards(num: int, size: int) -> list[Shard]:
     return [Shard(k, i, min(i + size, num)) for k, i in enumerate(range(0, num, size))]
 
 
-class Format(abc.ABC):
+class Format:
     """How shards lie in a folder: one file of each of `suffixes` a shard, if not said otherwise.
 
     images: uint8 [n, h, w, 3]; rows: what is known of each image: `class`, `caption`;
@@ -55,17 +54,15 @@ class Format(abc.ABC):
         """Names of the shard's files, in their order."""
         return [f"{shard.number:05d}.{suffix}" for suffix in self.suffixes]
 
-    @abc.abstractmethod
     def write(self, folder: pathlib.Path, shard: Shard, images, rows: list[dict], classes: int):
-        """Writes the shard's files."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def read(self, folder: pathlib.Path, shard: Shard) -> np.ndarray:
         """uint8 [n, h, w, 3]."""
+        raise NotImplementedError
 
     def assemble(self, out: pathlib.Path, shards: list[Shard], rows: list[dict]):
         """Writes what only a whole job has; called once all shards are there."""
-        return
 
 
 class Pictures(Format):
