@@ -21,12 +21,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from ldm_jax import cli
 from ldm_jax.base import defaults, values
 from ldm_jax.data import conditions as makers
-from ldm_jax.data import degradations, holes, sources
-from ldm_jax.diffusion import grids, guidance, loss_weights, methods, process, schedules
 from ldm_jax.engine import optim
-from ldm_jax.models import autoencoder, backbones, bottleneck, conditioners, shortcut
-from ldm_jax.runs import conditions, first_stage, second_stage  # noqa: F401  (register what exists)
-from ldm_jax.stages import adversary, distil, terms
+from ldm_jax.runs import conditions
+from ldm_jax.shell import registries
 from ldm_jax.stages.sampling import Sampling
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
@@ -38,30 +35,32 @@ Written by `python docs/keys.py` from the declarations in the code. A recipe set
 `--config.model.mult=1,2,4`). Every value is checked before a device is touched.
 
 """
-# Title, the key that names an entry, registry, the group that has the entries' options.
-NAMED = (
-    ("Data sources", "data.source", sources.SOURCES, None),
-    ("Autoencoders", "model", autoencoder.AUTOENCODERS, None),
-    ("Bottlenecks", "model.bottleneck", bottleneck.BOTTLENECKS, None),
-    ("Shortcuts", "model.shortcut", shortcut.SHORTCUTS, None),
-    ("Losses of the discriminator", "loss.disc_loss", adversary.DISCRIMINATOR_LOSSES, None),
-    ("Terms of the autoencoder's loss", "loss.terms", terms.TERMS, None),
-    ("Terms of the discriminator's loss", "loss.disc_terms", adversary.DISCRIMINATOR_TERMS, None),
-    ("Backbones", "model", backbones.BACKBONES, None),
-    ("Conditioners", "conditioners.LABEL", conditioners.CONDITIONERS, None),
-    ("Degradations", "conditioners.LABEL.degradation", degradations.DEGRADATIONS, None),
-    ("Holes", "conditioners.LABEL.holes", holes.KINDS, None),
-    ("Noise schedules", "process.schedule", schedules.SCHEDULES, defaults.Process),
-    ("Distributions of timesteps", "process.density", process.DENSITIES, defaults.Process),
-    ("Weights of timesteps", "loss.weight", loss_weights.WEIGHTS, defaults.SecondStageLoss),
-    ("Methods of distillation", "distil.method", distil.METHODS, defaults.Distil),
-    ("Samplers", "sample.sampler", methods.SAMPLERS, Sampling),
-    ("Time grids", "sample.spacing", grids.GRIDS, Sampling),
-    ("Rules of guidance", "sample.rule", guidance.GUIDANCES, Sampling),
-    ("Optimizers", "optim.PLAYER.name", optim.OPTIMIZERS, defaults.Optimizer),
-    ("Learning-rate schedules", "optim.PLAYER.schedule", optim.SCHEDULES, defaults.Optimizer),
-    ("Averages of the weights", "optim.PLAYER.average", optim.AVERAGES, None),
+# Title, its plural in `ldm list`, the group that has the entries' options.
+TITLES = (
+    ("Data sources", "sources", None),
+    ("Autoencoders", "autoencoders", None),
+    ("Bottlenecks", "bottlenecks", None),
+    ("Shortcuts", "shortcuts", None),
+    ("Losses of the discriminator", "disc_losses", None),
+    ("Terms of the autoencoder's loss", "terms", None),
+    ("Terms of the discriminator's loss", "disc_terms", None),
+    ("Backbones", "backbones", None),
+    ("Conditioners", "conditioners", None),
+    ("Degradations", "degradations", None),
+    ("Holes", "holes", None),
+    ("Noise schedules", "schedules", defaults.Process),
+    ("Distributions of timesteps", "densities", defaults.Process),
+    ("Weights of timesteps", "weights", defaults.SecondStageLoss),
+    ("Methods of distillation", "distillations", defaults.Distil),
+    ("Samplers", "samplers", Sampling),
+    ("Time grids", "grids", Sampling),
+    ("Rules of guidance", "guidances", Sampling),
+    ("Optimizers", "optimizers", defaults.Optimizer),
+    ("Learning-rate schedules", "learning_rates", defaults.Optimizer),
+    ("Averages of the weights", "averages", None),
 )
+# Title, the key that names an entry, registry, the group that has the entries' options.
+NAMED = [(title, *registries.of(kind), group) for title, kind, group in TITLES]
 MODULES = ("model", "conditioners.LABEL")  # groups whose `name` decides of all other keys
 # The networks that recipes start from: their defaults, and where the comments of these are.
 MODELS = {

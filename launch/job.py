@@ -18,7 +18,8 @@ import subprocess
 import sys
 
 from ldm_jax import cli
-from ldm_jax.base import errors, remote
+from ldm_jax.base import errors, recipes, remote
+from ldm_jax.base import record as record_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGING = "runs/launch"  # under the checkout, where git does not look
@@ -168,15 +169,15 @@ def read(
         )
     if hosts > 1 and command not in ("train", *WORKERS):
         raise errors.UsageError(f"--command={command} runs as one process, not as {hosts}.")
-    file = (args.config if "config" in args and args.config else "").partition(":")[0]
-    if file and not (ROOT / file).is_file() and not pathlib.Path(file).is_file():
-        raise errors.UsageError(f"--config={args.config}: there is no file {file}.")
+    config = args.config if "config" in args and args.config else ""
+    if config and not _is_here(config) and not _is_here(f"{ROOT}/{config}"):
+        raise errors.UsageError(
+            f"--config={config}: there is no recipe, file or run {config}{recipes.nearest(config)}."
+        )
     if command == "train":
         from ldm_jax.runs import data
 
-        data.load(
-            args.config if pathlib.Path(file).is_file() else f"{ROOT}/{args.config}", overrides
-        )
+        data.load(config if _is_here(config) else f"{ROOT}/{config}", overrides)
     name = args.name or re.sub(r"[^a-z0-9]+", "-", pathlib.Path(folder).name.lower())
     if not NAME.fullmatch(name):
         raise errors.UsageError(
@@ -192,6 +193,11 @@ def read(
     if command != "train":
         arguments.insert(0, f"--command={command}")
     return Launch(name, command, pathlib.PurePosixPath(folder), tuple(arguments), record)
+
+
+def _is_here(config: str) -> bool:
+    """Whether there is such a recipe, file or run."""
+    return bool(recipes.find(config.partition(":")[0])) or record_lib.Record(config).exists()
 
 
 def now() -> str:

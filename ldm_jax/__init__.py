@@ -5,7 +5,7 @@ run = ldm_jax.load("runs/quickstart/ldm")
 images = run.sample(16, steps=50, guidance=2.0, cond={"class": ids})
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(path, ema: bool | float = True):

@@ -16,7 +16,7 @@ from ldm_jax import cli
 USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS = (*USUAL, "dispatch", "convolutions", "latency")
 FLAGS = dict(
-    config=cli.Text("Config file, path.py[:variant]."),
+    config=cli.Recipe("Recipe, NAME[:variant] or path.py[:variant], or a run."),
     parts=cli.Listed(
         "Parts to time; there are also dispatch, convolutions and latency.", USUAL, of=PARTS
     ),

@@ -15,7 +15,7 @@ from ldm_jax import cli
 from ldm_jax.base import disk, errors
 
 FLAGS = dict(
-    config=cli.Text("Config file, path.py[:variant]."),
+    config=cli.Recipe("Recipe, NAME[:variant] or path.py[:variant], or a run."),
     records=cli.Integer("How many records to read, evenly spread; 0 reads all.", 0, least=0),
     out=cli.Text("Folder to write summary.json to.", ""),
 )

@@ -5,13 +5,16 @@ flags into one call. Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "
 (preempted, and saved).
 """
 
+import ast
 import contextlib
 import dataclasses
 import errno
-import importlib
+import importlib.util
 import math
+import pathlib
 import shlex
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 
@@ -50,6 +53,16 @@ class Text(flags.ArgumentParser, flags.ArgumentSerializer):
 
     def define(self, name: str, values: flags.FlagValues):
         flags.DEFINE(self, name, self.default, self.help, values, serializer=self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(Text):
+    """Names a config, see base/record.py: load. Completion offers recipes.
+
+    under: the folder in configs/ that has them.
+    """
+
+    under: str = ""
 
 
 class _Typed(Text):
@@ -188,6 +201,14 @@ class Fields:
             flag = Value(field.metadata["help"], None, values_lib.of(field.type))
             flag.define(field.name, values)
 
+    def names(self) -> list[str]:
+        """The names of the flags, read from the source, as importing it may be slow."""
+        source = pathlib.Path(importlib.util.find_spec(self.module).origin).read_text()
+        tree = ast.parse(source).body
+        body = next(n.body for n in tree if isinstance(n, ast.ClassDef) and n.name == self.name)
+        said = (n for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.value, ast.Call))
+        return [field.target.id for field in said]
+
     def given(self, args) -> dict:
         """{field: value} of the flags that were given."""
         values = {field.name: args[field.name].value for field in self._fields()}
@@ -240,10 +261,10 @@ def run(doc, table, main, argv, verbs=None) -> int:
     argv = list(argv)
     verb = [argv.pop(0)] if verbs and argv and not argv[0].startswith("-") else []
     try:
-        values = define(table, argv)
         if {"--help", "-help", "-h", "--helpfull"} & set(argv):
-            print(f"{doc.strip()}\n\n{describe(values)}")
+            print(doc.strip(), describe(table, argv, verbs), sep="\n\n")
             return 0
+        values = define(table, argv)
         overrides = parse(values, argv)
         if verbs and (not verb or verb[0] not in verbs):
             hint = errors.nearest("".join(verb), verbs)
@@ -279,8 +300,23 @@ def define(table, argv=()) -> flags.FlagValues:
     return values
 
 
-def describe(values: flags.FlagValues) -> str:
-    """A line for each flag: its name, its default if it has one, its help."""
+def describe(table, argv=(), verbs=None) -> str:
+    """What --help says below the docstring: the verbs, and a line for each flag.
+
+    The command's own flags come first, then those that it shares with all that draw images.
+    """
+    table = table(argv) if callable(table) else table
+    drawing = {name: flag for name, flag in table.items() if SAMPLING.get(name) is flag}
+    own = {name: flag for name, flag in table.items() if name not in drawing}
+    parts = [textwrap.fill(f"The first argument is one of {', '.join(verbs)}.")] if verbs else []
+    parts += [f"Flags:\n{_lines(define(own))}"] if own else []
+    if drawing:
+        parts += [f"How images are drawn, as the run says by default:\n{_lines(define(drawing))}"]
+    return "\n\n".join(parts)
+
+
+def _lines(values: flags.FlagValues) -> str:
+    """For each flag its name, its default if it has one, its help."""
     lines = []
     for name in values:
         flag = values[name]

@@ -17,7 +17,7 @@ import pathlib
 
 from ldm_jax import cli
 
-KINDS = ("compvis", "diffusers", "dit", "taef2", "export")
+VERBS = ("compvis", "diffusers", "dit", "taef2", "export")
 FLAGS = dict(
     config=cli.Text("The official yaml of the model, for compvis."),
     checkpoint=cli.Text("The file or folder to read."),
@@ -54,7 +54,7 @@ def main(kind, args, overrides):
     cli.finish(pathlib.Path(args.out) / "summary.json", summary, notes)
 
 
-run = functools.partial(cli.run, __doc__, FLAGS, main, verbs=KINDS)  # argv -> exit code
+run = functools.partial(cli.run, __doc__, FLAGS, main, verbs=VERBS)  # argv -> exit code
 
 if __name__ == "__main__":
-    cli.start(__doc__, FLAGS, main, verbs=KINDS)
+    cli.start(__doc__, FLAGS, main, verbs=VERBS)

@@ -11,7 +11,7 @@ from ldm_jax import cli
 from ldm_jax.base import errors
 
 FLAGS = dict(
-    config=cli.Text("Config file, path.py[:variant]."),
+    config=cli.Recipe("Recipe, NAME[:variant] or path.py[:variant], or a run."),
     workdir=cli.Text("Folder of the run that is to be trained."),
     devices=cli.Text("Devices that all hosts together must have, e.g. tpu:16 or gpu.", ""),
 )

@@ -20,7 +20,7 @@ import pathlib
 from ldm_jax import cli
 from ldm_jax.base import watch
 
-EDITS = ("inpaint", "vary", "upscale", "interpolate", "progress", "reconstruct")
+VERBS = ("inpaint", "vary", "upscale", "interpolate", "progress", "reconstruct")
 FLAGS = dict(
     run=cli.Text("Folder of a trained run."),
     out=cli.Text("Folder to write to."),
@@ -53,4 +53,4 @@ def main(kind, args, overrides):
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, FLAGS, main, verbs=EDITS)
+    cli.start(__doc__, FLAGS, main, verbs=VERBS)

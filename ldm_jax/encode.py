@@ -17,7 +17,7 @@ from ldm_jax import cli
 
 FLAGS = dict(
     run=cli.Text("Folder of a trained first stage."),
-    config=cli.Text("Config whose data to encode; the run's own by default."),
+    config=cli.Recipe("Config whose data to encode; the run's own by default."),
     out=cli.Text("Folder to write to."),
     dtype=cli.Choice("Type of the moments on disk.", "float16", of=("float16", "bfloat16")),
     batch_size=cli.Integer("Images encoded at a time, over all devices.", 64, least=1),

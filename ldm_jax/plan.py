@@ -17,7 +17,7 @@ from ldm_jax.base import disk
 
 PARTS = ("train", "sample")
 FLAGS = dict(
-    config=cli.Text("Config file, path.py[:variant]."),
+    config=cli.Recipe("Recipe, NAME[:variant] or path.py[:variant], or a run."),
     topology=cli.Text("Devices to compile for: v5e:4x4, v5p:2x2x1, v6e:2x4, cuda:8, cpu:8."),
     target=cli.Text("File that describes the GPU, for cuda.", ""),
     parts=cli.Listed("Programs to compile.", PARTS, of=PARTS),

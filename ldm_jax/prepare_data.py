@@ -16,7 +16,7 @@ import pathlib
 from ldm_jax import cli
 from ldm_jax.base import disk, errors
 
-FORMATS = ("coco", "openimages", "shards")  # data/annotations.py reads them
+VERBS = ("coco", "openimages", "shards")  # data/annotations.py reads them
 FILES = dict(
     captions=cli.Text("COCO's file of captions.", ""),
     instances=cli.Text("COCO's file of instances, for boxes and maps.", ""),
@@ -53,4 +53,4 @@ def main(name, args, overrides):
 
 
 if __name__ == "__main__":
-    cli.start(__doc__, FLAGS, main, verbs=FORMATS)
+    cli.start(__doc__, FLAGS, main, verbs=VERBS)

@@ -21,7 +21,7 @@ from ldm_jax import cli
 from ldm_jax.base import owner, platforms
 
 FLAGS = dict(
-    sweep=cli.Text("Config of the sweep, path.py[:preset]."),
+    sweep=cli.Recipe("Sweep, sweeps/NAME[:preset] or path.py[:preset].", under="sweeps"),
     workdir=cli.Text("Folder of this sweep."),
     cell=cli.Text("Run the cell of this name alone.", ""),
     dry_run=cli.Switch("Print each cell and the command that runs it, and run nothing."),

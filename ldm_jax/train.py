@@ -14,7 +14,7 @@ from ldm_jax import cli
 from ldm_jax.base import platforms
 
 FLAGS = dict(
-    config=cli.Text("Config file, path.py[:variant], or RUN/config.json."),
+    config=cli.Recipe("Recipe, NAME[:variant] or path.py[:variant], or a run."),
     workdir=cli.Text("Folder of this run."),
     devices=cli.Text("Devices that all hosts together must have, e.g. tpu:16 or gpu.", ""),
     deterministic=cli.Switch("Make GPUs bit-reproducible, but slower; CPUs and TPUs always are."),

@@ -9,31 +9,31 @@ import importlib
 import json
 import pathlib
 import runpy
-import sys
 
 from ml_collections import config_dict
 
-from ldm_jax.base import errors, values
+from ldm_jax.base import errors, recipes, values
 
 
 def load(
     spec: str, overrides: dict[str, str] | None = None, flag: str = "--config"
 ) -> config_dict.ConfigDict:
-    """Reads `path/to/file.py[:variant]` and applies overrides.
+    """Reads a recipe and applies overrides.
 
-    overrides: `{"a.b": "text"}`. flag: what named the file.
+    spec: `path/to/file.py[:variant]`, or a recipe's name instead of the file (base/recipes.py).
+    overrides: `{"a.b": "text"}`. flag: what named the recipe.
 
     Raises:
       UsageError: a missing file, an unknown variant, an unknown key or a wrong type, in one line.
     """
     path, _, variant = spec.partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file() or file.suffix != ".py":
-        known = map(str, file.parent.glob("*.py"))
-        fault = "not a python file:" if file.is_file() else "no file"
+    file = recipes.find(path)
+    if file is None or file.suffix != ".py":
+        fault = "not a python file:" if file else "no recipe, file or run"
         raise errors.UsageError(
-            f"{flag}={spec}: {fault} {path}{errors.nearest(path, known)} "
-            "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm)."
+            f"{flag}={spec}: {fault} {path}{recipes.nearest(path)} "
+            "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm; "
+            "`ldm list recipes` names those of ldm_jax)."
         )
     with errors.of(f"{flag}={spec}"):
         config = _execute(file, variant)
@@ -61,11 +61,7 @@ def import_plugins(modules: tuple[str, ...], key: str = "config.plugins"):
 
 
 def _execute(file: pathlib.Path, variant: str) -> config_dict.ConfigDict:
-    # Config files say `from configs import base`, wherever the command is called from.
-    folders = file.resolve().parents
-    root = str(next((p.parent for p in folders if p.name == "configs"), folders[1]))
-    if root not in sys.path:
-        sys.path.insert(0, root)
+    recipes.make_importable(file)
     try:
         config = runpy.run_path(str(file))["get_config"](variant or None)
     except errors.UsageError:

@@ -16,7 +16,7 @@ import pathlib
 from ml_collections import config_dict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, remote, upgrade, values
+from ldm_jax.base import disk, errors, recipes, remote, upgrade, values
 
 CONFIG = "config.json"
 _NUMBERS = values.of(float | tuple[float, ...])
@@ -133,15 +133,19 @@ class Record:
 
 
 def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:
-    """A recipe, `path.py[:variant]`, or a run's config.json, with overrides {"a.b": "text"}.
+    """The config that `--config` names, with overrides {"a.b": "text"}.
+
+    spec: a recipe's name or file, `NAME[:variant]` or `path.py[:variant]`, or a run: its folder, or
+    its config.json. A word that names both is the recipe; `./word` is the run.
 
     Raises:
       UsageError: a missing file, an unknown variant, an unknown key or a wrong type, in one line.
     """
-    file = pathlib.Path(spec)
-    if file.name != CONFIG or not file.is_file():
-        return config_lib.load(spec, overrides)
-    return config_lib.overridden(Record(file.parent).config, overrides)
+    run = spec.removesuffix(CONFIG) or "."
+    recipe = run == spec and recipes.find(spec.partition(":")[0])
+    if not recipe and (record := Record(run)).exists():
+        return config_lib.overridden(record.config, overrides)
+    return config_lib.load(spec, overrides)
 
 
 def read(run) -> config_dict.ConfigDict:

@@ -125,6 +125,7 @@ def warnings(names, n: int, reference_n: int | None, dimension: int, settings: S
 
 @register("fd", "reference")
 def fd(samples, reference, settings):
+    """Frechet distance of the features (Heusel et al. 2017); of Inception's, FID."""
     value = frechet.frechet_distance(samples.moments, reference)
     if not settings.bootstrap:
         return {"fd": value}
@@ -136,6 +137,7 @@ def fd(samples, reference, settings):
 
 @register("fd_infinity", "reference")
 def fd_infinity(samples, reference, settings):
+    """Frechet distance, extrapolated to infinitely many samples (Chong & Forsyth 2020)."""
     distance = resampling.Resampled(samples.features, reference)
     value, error = resampling.infinity(distance, seed=settings.seed)
     return {"fd/infinity": value, "fd/infinity_std": error}
@@ -143,6 +145,7 @@ def fd_infinity(samples, reference, settings):
 
 @register("kid", "reference", "features")
 def kid(samples, reference, settings):
+    """Kernel distance, KID on Inception's features (Binkowski et al. 2018)."""
     draws = settings.kid_subsets, settings.kid_subset_size, settings.seed
     value, std = kernel.kernel_distance(samples.features, reference.features, *draws)
     return {"kid": value, "kid/std": std}
@@ -150,6 +153,7 @@ def kid(samples, reference, settings):
 
 @register("prc", "reference", "features")
 def prc(samples, reference, settings):
+    """Precision and recall (Kynkaanniemi et al. 2019)."""
     fake, real = samples.features[:NEIGHBOURS], reference.features[:NEIGHBOURS]
     precision, recall = manifold.precision_recall(fake, real, settings.precision_k)
     return {
@@ -162,6 +166,7 @@ def prc(samples, reference, settings):
 
 @register("dc", "reference", "features")
 def dc(samples, reference, settings):
+    """Density and coverage (Naeem et al. 2020)."""
     fake, real = samples.features[:NEIGHBOURS], reference.features[:NEIGHBOURS]
     density, coverage = manifold.density_coverage(fake, real, settings.density_k)
     return {
@@ -173,6 +178,7 @@ def dc(samples, reference, settings):
 
 @register("is", "logits")
 def inception(samples, reference, settings):
+    """Inception score (Salimans et al. 2016); wants features that have logits."""
     value, std = inception_score.inception_score(samples.logits, settings.splits, settings.seed)
     return {"inception_score": value, "inception_score/std": std}
 

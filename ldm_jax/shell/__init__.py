@@ -1,0 +1,1 @@
+"""What makes the shell comfortable: the commands by name, what a config may name, completion."""

@@ -1,0 +1,144 @@
+"""Completion of `ldm` for bash and zsh: commands, verbs, flags, keys of a config, recipes.
+
+A script knows all words by itself, so that Tab starts no Python; only recipes in configs/ of the
+current folder are looked up. Elsewhere files are offered.
+"""
+
+import importlib
+
+from ldm_jax import cli
+from ldm_jax.base import defaults, recipes, values
+from ldm_jax.shell import commands
+
+# What may follow `ldm COMMAND` and `ldm COMMAND --flag=`, a word a line, for both shells.
+WORDS = """\
+#compdef ldm
+# Completion of ldm, made by: ldm completion %(shell)s
+_ldm_words() {
+    case "$1" in
+%(words)s
+    esac
+}
+_ldm_values() {
+    case "$1 $2" in
+%(values)s
+    esac
+}
+_ldm_keys() {
+    %(keys)s
+}
+_ldm_recipes() {  # of ldm_jax, and of the current folder
+    case "$1" in
+%(recipes)s
+    esac
+    (cd "configs/$1" 2>/dev/null && ls) | sed -n 's,\\.py$,,p' |
+        grep -Evx '%(others)s' | sed "s,^,${1:+$1/},"
+}
+"""
+# Readline splits words at = and :, and replaces only what stands behind the last of them.
+BASH = r"""
+_ldm() {
+    local IFS=$'\n' line="${COMP_LINE:0:COMP_POINT}" command="" found head
+    local word="${line##*[[:space:]]}"
+    [ "$COMP_CWORD" -gt 1 ] && command="${COMP_WORDS[1]}"
+    case "$word" in
+        --*=*)
+            found="$(_ldm_values "$command" "${word%%=*}")"
+            COMPREPLY=($(compgen -P "${word%%=*}=" -W "$found" -- "${word#*=}"))
+            if [ ${#COMPREPLY[@]} -eq 0 ]; then
+                compopt -o filenames 2>/dev/null
+                COMPREPLY=($(compgen -P "${word%%=*}=" -f -- "${word#*=}"))
+            fi ;;
+        *) COMPREPLY=($(compgen -W "$(_ldm_words "$command")" -- "$word")) ;;
+    esac
+    case "${COMPREPLY[0]}" in *=) compopt -o nospace 2>/dev/null ;; esac
+    head="${word%"${word##*["$COMP_WORDBREAKS"]}"}"
+    COMPREPLY=("${COMPREPLY[@]#"$head"}")
+}
+complete -F _ldm ldm
+"""
+ZSH = r"""
+_ldm() {
+    local command="" flag="${PREFIX%%=*}"
+    local -a found
+    (( CURRENT > 2 )) && command="${words[2]}"
+    if [[ "$PREFIX" == --*=* ]]; then
+        compset -P '*='
+        found=("${(@f)$(_ldm_values "$command" "$flag")}")
+        compadd -a found || _files
+    else
+        found=("${(@f)$(_ldm_words "$command")}")
+        compadd -S '' -- ${(M)found:#*=}
+        compadd -- ${found:#*=}
+    fi
+}
+if [[ "$funcstack[1]" == _ldm ]]; then _ldm "$@"; else compdef _ldm ldm; fi
+"""
+SHELLS = {"bash": BASH, "zsh": ZSH}
+
+
+def script(shell: str) -> str:
+    """The completion of `ldm` for that shell."""
+    words = {"": _print([*commands.names(), "--help", "--version"])}
+    offered, folders = {}, {}
+    for name in commands.names():
+        command = importlib.import_module(f"ldm_jax.{name}")
+        kinds = command.FLAGS.items()
+        flags = [word for flag, kind in kinds for word in _spelled(flag, kind)]
+        words[name] = _print([*getattr(command, "VERBS", ()), *flags, "--help"])
+        for flag, kind in kinds:
+            if isinstance(kind, cli.Recipe):
+                folders[kind.under] = _print(_recipes(kind.under))
+                offered[f"{name} --{flag}"] = f'_ldm_recipes "{kind.under}"'
+                words[name] += "; _ldm_keys" if not kind.under else ""
+            elif known := [word for word in getattr(kind, "of", ()) if word]:
+                offered[f"{name} --{flag}"] = _print(known)
+    head = WORDS % dict(
+        shell=shell,
+        words=_cases(words),
+        values=_cases(offered),
+        keys=_print(f"--config.{key}=" for key in keys()),
+        recipes=_cases(folders),
+        others="|".join(("_.*", *recipes.LIBRARIES)),
+    )
+    return head + SHELLS[shell]
+
+
+def keys() -> list[str]:
+    """The keys of a config that are declared for every first or second stage."""
+    found = {}
+    for stage in (defaults.FirstStage, defaults.SecondStage):
+        found |= dict.fromkeys(_flat(values.declared(stage)))
+    return [*found]
+
+
+def _flat(declared: dict, above: str = ""):
+    for key, kind in declared.items():
+        if isinstance(kind, type):
+            yield from _flat(values.declared(kind), f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
+
+
+def _spelled(name: str, kind) -> list[str]:
+    """A flag as it is written."""
+    if isinstance(kind, cli.Fields):
+        return [f"--{field}=" for field in kind.names()]
+    if isinstance(kind, cli.Switch):
+        return [f"--{name}"]
+    return [f"--{name}="]
+
+
+def _recipes(under: str) -> list[str]:
+    """The names of recipes, each also with its variants."""
+    found = {name: recipes.variants(file) for name, file in recipes.names(under=under).items()}
+    with_variant = [f"{name}:{v}" for name, all in found.items() for v in all if v != "..."]
+    return sorted([*found, *with_variant])
+
+
+def _print(words) -> str:
+    return rf"printf '%s\n' {' '.join(words)}"
+
+
+def _cases(rows: dict[str, str]) -> str:
+    return "\n".join(f'        "{key}") {does} ;;' for key, does in rows.items())
