@@ -172,7 +172,7 @@ def read(
     config = args.config if "config" in args and args.config else ""
     if config and not _is_here(config) and not _is_here(f"{ROOT}/{config}"):
         raise errors.UsageError(
-            f"--config={config}: there is no recipe, file or run {config}{recipes.nearest(config)}."
+            f"--config={config}: there is no file, recipe or run {config}{recipes.nearest(config)}."
         )
     if command == "train":
         from ldm_jax.runs import data
@@ -196,7 +196,7 @@ def read(
 
 
 def _is_here(config: str) -> bool:
-    """Whether there is such a recipe, file or run."""
+    """Whether there is such a file, recipe or run."""
     return bool(recipes.find(config.partition(":")[0])) or record_lib.Record(config).exists()
 
 

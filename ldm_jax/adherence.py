@@ -1,12 +1,11 @@
-"""Draws samples under held-out conditions of scenes and measures how well they match them.
+"""Measures how well samples of scenes match their conditions.
 
-    python -m ldm_jax.adherence --run=RUN --out=DIR [--num=256 --guidance=1,2,4 --steps=50 --seed=0]
-        [--config.data.combinations=unseen]
-    python -m ldm_jax.adherence --run=RUN --out=DIR --null    # under the null condition instead
+    python -m ldm_jax.adherence --run=runs/quickstart/ldm --out=adherence --num=64 --guidance=1,2,4
+    python -m ldm_jax.adherence --run=RUN --out=DIR --config.data.combinations=unseen
 
-The run has to be trained on the procedural scenes: a checker recognises the objects of such a
-picture from its pixels. --config.data.* changes the data that conditions come from;
-combinations=unseen asks for pairs of objects that training never showed together.
+Samples are drawn under held-out conditions, of a run that was trained on the procedural scenes: a
+checker recognises their objects from the pixels. --config.data.* changes the data that conditions
+come from; combinations=unseen asks for pairs of objects that training never showed together.
 
 DIR holds grid.png (each sample beside the picture that its condition belongs to) and summary.json.
 Scores that begin with `real_` are those of the true pictures, encoded and decoded by the first

@@ -1,8 +1,8 @@
-"""Times the programs of a config on this machine's devices, with their MFU.
+"""Times the programs of a config on this machine, with their MFU.
 
-    python -m ldm_jax.bench --config=configs/quickstart.py:ldm
-    python -m ldm_jax.bench --config=configs/ldm_celebahq.py --batch_size=64 --against=diffusers
-    python -m ldm_jax.bench --compare=old.json,new.json   # exit code 1 if something became slower
+    python -m ldm_jax.bench --config=quickstart:ldm --parts=train,sample
+    python -m ldm_jax.bench --config=ldm_celebahq --batch_size=64 --against=diffusers  # wants torch
+    python -m ldm_jax.bench --compare=OLD.json,NEW.json    # exit code 1 if something became slower
 
 Weights and batches are random arrays of the config's shapes, so no trained run and no data is
 needed; only the part `data` reads records, and it is left out if there are none. A second stage is

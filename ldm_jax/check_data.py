@@ -1,7 +1,7 @@
-"""Finds what is wrong with a data set before a job is launched, with counts and examples.
+"""Finds what is wrong with a data set before a job is launched.
 
-    python -m ldm_jax.check_data --config=configs/NAME.py[:variant] [--records=N --out=DIR]
-        [--config.data.path=... --config.data.vocabulary=...]
+    python -m ldm_jax.check_data --config=quickstart:ldm --records=1000
+    python -m ldm_jax.check_data --config=ldm_text2img_cc --config.data.path=TARS
 
 Every record (or N of them, evenly spread) is read, cropped and converted to the inputs of the
 recipe's conditioners, as in training. Training replaces records that are unreadable or that a

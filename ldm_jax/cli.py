@@ -54,6 +54,10 @@ class Text(flags.ArgumentParser, flags.ArgumentSerializer):
     def define(self, name: str, values: flags.FlagValues):
         flags.DEFINE(self, name, self.default, self.help, values, serializer=self)
 
+    def spelled(self, name: str) -> list[str]:
+        """How the flag begins on a command line."""
+        return [f"--{name}="]
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe(Text):
@@ -121,6 +125,9 @@ class Switch(Text):
 
     def define(self, name, values):
         flags.DEFINE_boolean(name, self.default, self.help, values)
+
+    def spelled(self, name):
+        return [f"--{name}"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,13 +208,13 @@ class Fields:
             flag = Value(field.metadata["help"], None, values_lib.of(field.type))
             flag.define(field.name, values)
 
-    def names(self) -> list[str]:
-        """The names of the flags, read from the source, as importing it may be slow."""
+    def spelled(self, name) -> list[str]:
+        """See Text; read from the source, as importing it may be slow."""
         source = pathlib.Path(importlib.util.find_spec(self.module).origin).read_text()
         tree = ast.parse(source).body
         body = next(n.body for n in tree if isinstance(n, ast.ClassDef) and n.name == self.name)
         said = (n for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.value, ast.Call))
-        return [field.target.id for field in said]
+        return [f"--{field.target.id}=" for field in said]
 
     def given(self, args) -> dict:
         """{field: value} of the flags that were given."""

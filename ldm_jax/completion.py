@@ -1,4 +1,4 @@
-"""Prints what makes Tab complete commands, flags, keys and recipes behind `ldm`.
+"""Prints what makes Tab complete commands, flags and recipes.
 
     python -m ldm_jax.completion bash
     python -m ldm_jax.completion zsh
@@ -10,8 +10,10 @@ Or, in ~/.bashrc or ~/.zshrc, at some tenths of a second for each new shell:
 eval "$(ldm completion bash)", or zsh.
 """
 
+import importlib
+
 from ldm_jax import cli
-from ldm_jax.shell import completion
+from ldm_jax.shell import commands, completion
 
 VERBS = tuple(completion.SHELLS)
 FLAGS = {}
@@ -19,7 +21,8 @@ FLAGS = {}
 
 def main(shell, args, overrides):
     cli.refuse_overrides(overrides, "completion has no config")
-    print(completion.script(shell), end="")
+    modules = {name: importlib.import_module(f"ldm_jax.{name}") for name in commands.names()}
+    print(completion.script(shell, modules), end="")
 
 
 if __name__ == "__main__":

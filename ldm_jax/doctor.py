@@ -1,6 +1,7 @@
-"""Checks a machine before a job, and finds within a minute what would stop the training later.
+"""Finds within a minute what would stop a job on this machine.
 
-    python -m ldm_jax.doctor [--config=configs/NAME.py[:variant] --workdir=DIR --devices=tpu:16]
+    python -m ldm_jax.doctor
+    python -m ldm_jax.doctor --config=quickstart:first_stage --workdir=runs/next
 
 Versions and devices are checked always. --config adds the config itself, a batch of its data, and
 the compilation of a training step with the memory that it takes. --workdir adds that the folder can

@@ -1,11 +1,11 @@
-"""Edits pictures with a trained second stage, or draws series of pictures from it.
+"""Edits pictures with a trained second stage, or draws series.
 
+    python -m ldm_jax.edit interpolate --run=runs/quickstart/ldm --out=between --seeds=1,2,3
+    python -m ldm_jax.edit progress    --run=runs/quickstart/ldm --out=steps --num=8
+    python -m ldm_jax.edit vary        --run=runs/quickstart/ldm --out=vary --images=samples/images
+    python -m ldm_jax.edit reconstruct --run=runs/quickstart/ldm --out=same --images=samples/images
     python -m ldm_jax.edit inpaint     --run=RUN --out=DIR --images=DIR --masks=DIR
-    python -m ldm_jax.edit vary        --run=RUN --out=DIR --images=DIR --strength=0.6
     python -m ldm_jax.edit upscale     --run=RUN --out=DIR --images=DIR
-    python -m ldm_jax.edit interpolate --run=RUN --out=DIR --images=DIR | --seeds=1,2,3
-    python -m ldm_jax.edit progress    --run=RUN --out=DIR --num=8
-    python -m ldm_jax.edit reconstruct --run=RUN --out=DIR --images=DIR
 
 inpaint redraws the white area of a mask and keeps every other pixel; a run that was trained for
 inpainting gets image and mask as its conditions. vary adds noise to a picture (strength 0: none,

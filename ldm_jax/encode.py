@@ -1,8 +1,8 @@
-"""Encodes a data set into a latent cache, which a second stage trains from instead of images.
+"""Encodes a data set into latents that a second stage trains from.
 
-    python -m ldm_jax.encode --run=FIRST_STAGE_RUN --config=configs/NAME.py:ldm --out=DIR
-    python -m ldm_jax.train --config=configs/NAME.py:ldm --config.first_stage=FIRST_STAGE_RUN \\
-        --config.latents.cache=DIR --workdir=RUN
+    python -m ldm_jax.encode --run=runs/quickstart/first_stage --config=quickstart:ldm --out=latents
+    python -m ldm_jax.train --config=quickstart:ldm --config.latents.cache=latents \\
+        --config.first_stage=runs/quickstart/first_stage --workdir=runs/quickstart/cached
 
 The cache holds the posterior's mean and variance for every training record (and for its mirror
 image, if the config flips), so that training samples from the posterior as it does with images. The

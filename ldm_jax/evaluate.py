@@ -1,15 +1,15 @@
-"""Evaluates a run on held-out data, or a set of samples (docs/evaluation.md).
+"""Evaluates a run on held-out data, or a set of samples.
 
-    python -m ldm_jax.evaluate --run=RUN [--weights=FILE]
+    python -m ldm_jax.evaluate --run=runs/quickstart/first_stage
+    python -m ldm_jax.evaluate --samples=samples
     python -m ldm_jax.evaluate --samples=FOLDER|FILE.npz --reference=RUN|FOLDER|FILE.npz \\
         --features=inception --weights=FILE [--metrics=fd,kid,prc,dc,is,fd_infinity]
 
 --run measures what training measures too, over all held-out records: reconstructions and latents of
 a first stage, with --weights also distances of images from reconstructions (rfid, rfd_mobilenet);
-the denoising error of a second stage. --ema=0.05,0.07 measures averages of these lengths, and plots
-the figures over them. --samples measures the figures of --metrics; of procedural scenes also
-class_accuracy, by a checker of shape and colour. summary.json says how each figure was measured.
---against=SUMMARY compares with another evaluation, and refuses one with another protocol.
+the denoising error of a second stage. --ema=0.05,0.07 measures, and plots, averages of these
+lengths. --samples measures the figures of --metrics; of scenes also class_accuracy, by a checker.
+summary.json says how each was measured (docs/evaluation.md). --against=SUMMARY compares with it.
 """
 
 import pathlib

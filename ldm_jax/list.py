@@ -1,4 +1,4 @@
-"""Lists what a config may name: recipes, samplers, sources, metrics, ... (docs/keys.md has more).
+"""Lists what a config may name: recipes, samplers, metrics, ...
 
     python -m ldm_jax.list recipes
     python -m ldm_jax.list samplers

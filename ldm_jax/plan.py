@@ -1,8 +1,8 @@
-"""Compiles a config for devices that need not be here: does it fit, and what does it cost?
+"""Compiles a config for absent devices: does it fit, how fast is it?
 
-    python -m ldm_jax.plan --config=configs/ldm_celebahq.py --topology=v5e:2x4 [--config.key=value]
+    python -m ldm_jax.plan --config=quickstart:first_stage --topology=cpu:8
+    python -m ldm_jax.plan --config=ldm_celebahq --topology=v5e:2x4    # wants libtpu
     python -m ldm_jax.plan --config=... --topology=cuda:8 --target=h200.txtpb
-    python -m ldm_jax.plan --config=... --topology=cpu:8
 
 Compiled are the training step that `train` runs and the program that `sample` runs, sharded as the
 config says. Weights and data are not needed, only their shapes: --config.first_stage may name a

@@ -1,4 +1,4 @@
-"""Writes metadata.jsonl for public data sets: the captions, boxes and maps of their images.
+"""Writes metadata.jsonl for public data sets: captions, boxes, maps.
 
     python -m ldm_jax.prepare_data coco --path=train2017 --captions=captions_train2017.json
         [--instances=instances_train2017.json --maps=FOLDER_IN_PATH]

@@ -1,6 +1,6 @@
 """Draws images from a trained second stage.
 
-    python -m ldm_jax.sample --run=RUN --out=DIR --num=50000 --format=npz [--steps=50 --guidance=2]
+    python -m ldm_jax.sample --run=runs/quickstart/ldm --out=samples --num=64 --guidance=2
 
 Image i depends on (seed, i, weights, settings) alone, not on the batch size, the devices or the
 workers, apart from float rounding, which these may change. The same command resumes an interrupted

@@ -1,6 +1,6 @@
-"""Trains, samples and evaluates every cell of a sweep, and writes a report (docs/ablation.md).
+"""Trains, samples and evaluates the cells of a sweep, and reports.
 
-    python -m ldm_jax.sweep --sweep=configs/sweeps/downsampling.py:tiny --workdir=DIR [--dry_run]
+    python -m ldm_jax.sweep --sweep=sweeps/downsampling:tiny --workdir=runs/downsampling --dry_run
     python -m ldm_jax.sweep ... --cell=f4_kl_c4_s0    # one cell alone: a job of a cluster's array
     python -m ldm_jax.sweep ... --report              # the report of the cells that are finished
     python -m ldm_jax.sweep ... --config.axes="ldm.process.prediction=v,eps; ..."  # what varies
@@ -9,7 +9,7 @@ A cell is a first stage, a latent cache, a denoiser, samples at several points o
 several step counts, and their evaluation. Cells differ in f, in the seed, or in any other keys of
 their configs. Each part is made by one of the other commands, which is printed with its flags.
 Finished parts are not made again, so the same command resumes an interrupted sweep, and cells share
-first stages and caches. --config.key=value changes the sweep's config.
+first stages and caches. --config.key=value changes the sweep's config (docs/ablation.md).
 
 DIR holds first_stages/, latents/, cells/ and the report: index.html, results.csv, summary.json.
 """

@@ -1,11 +1,13 @@
-"""Trains a first or a second stage, or resumes one that was interrupted.
+"""Trains a first or a second stage, or resumes its training.
 
-    python -m ldm_jax.train --config=configs/NAME.py[:variant] --workdir=DIR [--config.key=v ...]
+    python -m ldm_jax.train --config=quickstart:first_stage --workdir=runs/quickstart/first_stage
+    python -m ldm_jax.train --config=quickstart:ldm --workdir=runs/quickstart/ldm \\
+        --config.first_stage=runs/quickstart/first_stage
 
---config.key=value changes any key of the config; docs/keys.md lists them. The same command on the
-same workdir continues from the newest checkpoint. SIGTERM saves and exits with 42.
---config.init_from=RUN starts a new run from the weights of RUN, and --config=RUN/config.json takes
-the config of RUN.
+--config takes a recipe by its name, which `ldm list recipes` tells, a recipe of your own as
+path.py[:variant], or a run, whose config it is. --config.key=value changes any key of the config;
+docs/keys.md lists them. The same command on the same workdir continues from the newest checkpoint.
+SIGTERM saves and exits with 42. --config.init_from=RUN starts from the weights of RUN.
 """
 
 import pathlib

@@ -18,7 +18,7 @@ SIZE = 16
 
 
 def call_edit(name, *argv) -> int:
-    return cli.run(edit.__doc__, edit.FLAGS, edit.main, [name, *map(str, argv)], edit.EDITS)
+    return cli.run(edit.__doc__, edit.FLAGS, edit.main, [name, *map(str, argv)], edit.VERBS)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_edit_refuses_in_one_line(name, flags, words, run, folder, tmp_path, cap
     places = dict(images=folder / "images", root=folder, small=small, black=black, one=one)
     flags = [f"--run={run}", f"--out={tmp_path / 'out'}", *(f.format(**places) for f in flags)]
     argv = [*([name] if name else []), *flags]
-    assert cli.run(edit.__doc__, edit.FLAGS, edit.main, argv, edit.EDITS) == cli.EXIT_USAGE
+    assert cli.run(edit.__doc__, edit.FLAGS, edit.main, argv, edit.VERBS) == cli.EXIT_USAGE
     err = capfd.readouterr().err.strip().splitlines()
     assert len(err) == 1 and words in err[0], err
     assert not (tmp_path / "out").exists()

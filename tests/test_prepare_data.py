@@ -13,7 +13,7 @@ from ldm_jax.data import images, sources
 
 
 def prepare(*argv) -> int:
-    table, main, verbs = prepare_data.FLAGS, prepare_data.main, prepare_data.FORMATS
+    table, main, verbs = prepare_data.FLAGS, prepare_data.main, prepare_data.VERBS
     return cli.run("", table, main, [str(a) for a in argv], verbs)
 
 

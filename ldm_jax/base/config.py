@@ -29,7 +29,7 @@ def load(
     path, _, variant = spec.partition(":")
     file = recipes.find(path)
     if file is None or file.suffix != ".py":
-        fault = "not a python file:" if file else "no recipe, file or run"
+        fault = "not a python file:" if file else "no file, recipe or run"
         raise errors.UsageError(
             f"{flag}={spec}: {fault} {path}{recipes.nearest(path)} "
             "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm; "

@@ -22,6 +22,8 @@ def find(path: str) -> pathlib.Path | None:
     """The file that `path` names: a file, NAME or configs/NAME.py; None where there is none."""
     if pathlib.Path(path).is_file():
         return pathlib.Path(path)
+    if path.startswith((".", "/")):
+        return None
     name = path.removeprefix(f"{FOLDER}/")
     name = name.removesuffix(".py") if name != path else name
     files = (folder / f"{name}.py" for folder in (pathlib.Path(FOLDER), OURS))

@@ -5,6 +5,16 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ("__init__", "__main__", "cli")
+HELP = """\
+Latent Diffusion Models in JAX: trains, samples, evaluates.
+
+    ldm COMMAND --flag=value ...    (or python -m ldm_jax.COMMAND ...)
+
+{}
+
+`ldm COMMAND --help` tells a command's flags, and has examples of what can be done with the two runs
+that those of `ldm train --help` make. `ldm list recipes` tells what --config= may be, and
+`ldm completion bash` makes Tab know it."""
 
 
 def names() -> dict[str, str]:
@@ -20,11 +30,4 @@ def _first_line(file) -> str:
 def describe() -> str:
     """What `ldm --help` prints."""
     known = names()
-    lines = (f"  {name:{max(map(len, known))}}  {said}" for name, said in known.items())
-    return (
-        "Latent Diffusion Models in JAX: trains, samples, evaluates.\n\n"
-        "    ldm COMMAND --flag=value ...    (or python -m ldm_jax.COMMAND ...)\n\n"
-        + "\n".join(lines)
-        + "\n\n`ldm COMMAND --help` tells a command's flags, with examples.\n"
-        "`ldm list recipes` tells what --config= may be, `ldm completion bash` makes Tab know it."
-    )
+    return HELP.format("\n".join(f"  {name:13} {said}" for name, said in known.items()))

@@ -4,11 +4,7 @@ A script knows all words by itself, so that Tab starts no Python; only recipes i
 current folder are looked up. Elsewhere files are offered.
 """
 
-import importlib
-
-from ldm_jax import cli
 from ldm_jax.base import defaults, recipes, values
-from ldm_jax.shell import commands
 
 # What may follow `ldm COMMAND` and `ldm COMMAND --flag=`, a word a line, for both shells.
 WORDS = """\
@@ -77,20 +73,18 @@ if [[ "$funcstack[1]" == _ldm ]]; then _ldm "$@"; else compdef _ldm ldm; fi
 SHELLS = {"bash": BASH, "zsh": ZSH}
 
 
-def script(shell: str) -> str:
-    """The completion of `ldm` for that shell."""
-    words = {"": _print([*commands.names(), "--help", "--version"])}
+def script(shell: str, commands: dict) -> str:
+    """The completion of `ldm` for that shell. commands: {name: its module}."""
+    words = {"": _print([*commands, "--help", "--version"])}
     offered, folders = {}, {}
-    for name in commands.names():
-        command = importlib.import_module(f"ldm_jax.{name}")
-        kinds = command.FLAGS.items()
-        flags = [word for flag, kind in kinds for word in _spelled(flag, kind)]
+    for name, command in commands.items():
+        flags = [word for flag, kind in command.FLAGS.items() for word in kind.spelled(flag)]
         words[name] = _print([*getattr(command, "VERBS", ()), *flags, "--help"])
-        for flag, kind in kinds:
-            if isinstance(kind, cli.Recipe):
-                folders[kind.under] = _print(_recipes(kind.under))
-                offered[f"{name} --{flag}"] = f'_ldm_recipes "{kind.under}"'
-                words[name] += "; _ldm_keys" if not kind.under else ""
+        for flag, kind in command.FLAGS.items():
+            if (under := getattr(kind, "under", None)) is not None:  # it names recipes
+                folders[under] = _print(_recipes(under))
+                offered[f"{name} --{flag}"] = f'_ldm_recipes "{under}"'
+                words[name] += "" if under else "; _ldm_keys"
             elif known := [word for word in getattr(kind, "of", ()) if word]:
                 offered[f"{name} --{flag}"] = _print(known)
     head = WORDS % dict(
@@ -118,15 +112,6 @@ def _flat(declared: dict, above: str = ""):
             yield from _flat(values.declared(kind), f"{above}{key}.")
         else:
             yield f"{above}{key}"
-
-
-def _spelled(name: str, kind) -> list[str]:
-    """A flag as it is written."""
-    if isinstance(kind, cli.Fields):
-        return [f"--{field}=" for field in kind.names()]
-    if isinstance(kind, cli.Switch):
-        return [f"--{name}"]
-    return [f"--{name}="]
 
 
 def _recipes(under: str) -> list[str]:
