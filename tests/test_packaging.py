@@ -1,4 +1,4 @@
-"""What the product declares that it needs is what it imports, no more and no less."""
+"""What the product declares is true: its dependencies, no more and no less, and its version."""
 
 import ast
 import importlib.metadata
@@ -6,6 +6,11 @@ import pathlib
 import re
 import sys
 import tomllib
+
+import yaml
+from packaging import requirements
+
+import ldm_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -50,3 +55,21 @@ def test_the_tested_set_is_of_the_same_packages():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     tested = named(line for line in lines if not line.startswith("#"))
     assert tested == named(PROJECT["dependencies"])
+
+
+def test_the_lock_holds_exact_versions_of_the_tested_set_and_no_addresses():
+    text = (ROOT / "requirements-3.12.lock").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    locked = {normal(line.partition("==")[0].partition("[")[0]): line for line in lines}
+    assert all(re.fullmatch(r"[\w.\[\]-]+==[\w.+!]+", line) for line in lines)
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        wanted = requirements.Requirement(line) if line and line[0] != "#" else None
+        if wanted and (not wanted.marker or wanted.marker.evaluate({"python_version": "3.12"})):
+            version = locked[normal(wanted.name)].partition("==")[2]
+            assert wanted.specifier.contains(version), f"{line}: the lock has {version}"
+
+
+def test_the_version_is_one_in_all_places():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert ldm_jax.__version__ == cited == first
