@@ -29,9 +29,9 @@ def load(
     path, _, variant = spec.partition(":")
     file = recipes.find(path)
     if file is None or file.suffix != ".py":
-        fault = "not a python file:" if file else "no file, recipe or run"
+        missing = f"no file, recipe or run {path}{recipes.nearest(path)}"
         raise errors.UsageError(
-            f"{flag}={spec}: {fault} {path}{recipes.nearest(path)} "
+            f"{flag}={spec}: {f'not a python file: {path}' if file else missing} "
             "(a config is a python file with get_config, e.g. configs/quickstart.py:ldm; "
             "`ldm list recipes` names those of ldm_jax)."
         )
@@ -63,7 +63,10 @@ def import_plugins(modules: tuple[str, ...], key: str = "config.plugins"):
 def _execute(file: pathlib.Path, variant: str) -> config_dict.ConfigDict:
     recipes.make_importable(file)
     try:
-        config = runpy.run_path(str(file))["get_config"](variant or None)
+        found = runpy.run_path(str(file))
+        if "get_config" not in found:
+            raise errors.UsageError(f"{file} has no get_config, so it is no recipe.")
+        config = found["get_config"](variant or None)
     except errors.UsageError:
         raise
     except (Exception, SystemExit) as e:
