@@ -25,7 +25,8 @@ def main():
 
     command = importlib.import_module(f"ldm_jax.{name}")
     doc = command.__doc__.replace("python -m ldm_jax.", "ldm ")
-    cli.start(doc, command.FLAGS, command.main, argv, getattr(command, "VERBS", None))
+    verbs, words = getattr(command, "VERBS", None), getattr(command, "WORDS", "")
+    cli.start(doc, command.FLAGS, command.main, argv, verbs, words)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib.util
+import itertools
 import math
 import pathlib
 import shlex
@@ -241,7 +242,7 @@ def sampling(args) -> dict:
     return SAMPLING["sampling"].given(args)
 
 
-def start(doc: str, table, main, argv=None, verbs=None):
+def start(doc: str, table, main, argv=None, verbs=None, words: str = ""):
     """Runs one command and exits the process.
 
     Args:
@@ -250,9 +251,10 @@ def start(doc: str, table, main, argv=None, verbs=None):
       main: (parsed FlagValues, {"a.b": "text"} config overrides) -> None.
       argv: without the program's name; sys.argv's by default.
       verbs: subcommands; the first argument must name one, and main gets it as its first argument.
+      words: the flag that the first arguments are values of, up to the first that begins with -.
     """
     try:
-        code = run(doc, table, main, sys.argv[1:] if argv is None else argv, verbs)
+        code = run(doc, table, main, sys.argv[1:] if argv is None else argv, verbs, words)
     except Exception:
         traceback.print_exc()
         code = EXIT_FAILED
@@ -261,12 +263,13 @@ def start(doc: str, table, main, argv=None, verbs=None):
     sys.exit(code)
 
 
-def run(doc, table, main, argv, verbs=None) -> int:
+def run(doc, table, main, argv, verbs=None, words: str = "") -> int:
     """`start` without the exit: returns the exit code."""
     platforms.quiet_libraries()
     platforms.set_flags()
     argv = list(argv)
     verb = [argv.pop(0)] if verbs and argv and not argv[0].startswith("-") else []
+    argv = named(argv, words)
     try:
         if {"--help", "-help", "-h", "--helpfull"} & set(argv):
             print(doc.strip(), describe(table, argv, verbs), sep="\n\n")
@@ -289,6 +292,12 @@ def run(doc, table, main, argv, verbs=None) -> int:
         return _say("interrupted", 130)
     finally:
         remote.push()
+
+
+def named(argv: list[str], words: str) -> list[str]:
+    """argv with its first arguments as the flag `words`, if there is one; see `start`."""
+    first = [*itertools.takewhile(lambda word: not word.startswith("-"), argv)] if words else []
+    return [f"--{words}={','.join(first)}", *argv[len(first) :]] if first else argv
 
 
 def call(name: str, *argv: str):

@@ -23,6 +23,7 @@ ORDER = (
     ("evaluation",),
     ("training",),
     ("cost",),
+    ("reports",),
     ("sweeps",),
     ("shell",),
 )
@@ -30,7 +31,8 @@ ORDER = (
 SHARED = ("__init__", "__main__", "cli")
 COMMANDS = (
     *("train", "encode", "sample", "edit", "evaluate", "adherence", "convert", "sweep"),
-    *("plan", "bench", "doctor", "check_data", "prepare_data", "list", "completion"),
+    *("plan", "bench", "doctor", "check_data", "prepare_data", "report", "compare"),
+    *("list", "completion"),
 )
 MOST_LINES = 60  # of a command: its flags and one call
 

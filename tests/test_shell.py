@@ -24,7 +24,7 @@ from ldm_jax.stages.sampling import Sampling
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHON = "python -m ldm_jax."
-READ = ("run", "samples", "images", "decoder")  # flags that name what another command wrote
+READ = ("run", "runs", "samples", "images", "decoder")  # flags that name what another command wrote
 WRITTEN = ("workdir", "out")
 READS_OTHERS_FILES = ("prepare_data",)  # it has no example that would work in an empty folder
 
@@ -82,11 +82,13 @@ def test_the_examples_of_a_command_fit_its_flags_and_one_another(name):
     for command, *argv in ALL[name]:
         verbs = getattr(module(command), "VERBS", None)
         assert not verbs or argv.pop(0) in verbs
+        argv = cli.named(argv, getattr(module(command), "WORDS", ""))
         args = cli.define(module(command).FLAGS, argv)
         overrides = cli.parse(args, argv)
         for flag in READ:
-            read = args[flag].value if flag in args else None
-            assert not read or any(read == w or read.startswith(f"{w}/") for w in written), read
+            value = args[flag].value if flag in args else None
+            for read in value if isinstance(value, list) else [value] if value else []:
+                assert any(read == w or read.startswith(f"{w}/") for w in written), read
         if "config" in args and args.config:
             record_lib.load(args.config, overrides)
         if "sweep" in args:
@@ -231,6 +233,7 @@ def test_completion_knows_commands_flags_keys_and_recipes(tmp_path):
     assert complete("ldm train --config=mi", tmp_path) == ["mine"]
     assert "base" not in complete("ldm train --config=", tmp_path)
     assert complete("ldm sample --run=conf", tmp_path) == ["configs"], "files elsewhere"
+    assert complete("ldm report conf", tmp_path) == ["configs"]
 
 
 def test_completion_knows_every_flag_and_the_samplers_without_importing_them():

@@ -190,7 +190,7 @@ def from_dict(saved: dict) -> config_dict.ConfigDict:
 
 def difference(old, new) -> list[str]:
     """`["data.size: 64 -> 128", ...]` for every key whose value differs."""
-    old, new = _flat(plain(old)), _flat(plain(new))
+    old, new = flat(plain(old)), flat(plain(new))
     return [
         f"{key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
@@ -198,8 +198,9 @@ def difference(old, new) -> list[str]:
     ]
 
 
-def _flat(value, key: str = "") -> dict:
+def flat(value, key: str = "") -> dict:
+    """{"a.b": value} of nested dicts."""
     if not isinstance(value, dict) or not value:
         return {key.removeprefix("."): value}
-    parts = [_flat(inner, f"{key}.{name}") for name, inner in value.items()]
+    parts = [flat(inner, f"{key}.{name}") for name, inner in value.items()]
     return {k: v for part in parts for k, v in part.items()}

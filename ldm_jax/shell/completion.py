@@ -34,19 +34,18 @@ _ldm_recipes() {  # of ldm_jax, and of the current folder
 # Readline splits words at = and :, and replaces only what stands behind the last of them.
 BASH = r"""
 _ldm() {
-    local IFS=$'\n' line="${COMP_LINE:0:COMP_POINT}" command="" found head
+    local IFS=$'\n' line="${COMP_LINE:0:COMP_POINT}" command="" found head prefix
     local word="${line##*[[:space:]]}"
     [ "$COMP_CWORD" -gt 1 ] && command="${COMP_WORDS[1]}"
     case "$word" in
-        --*=*)
-            found="$(_ldm_values "$command" "${word%%=*}")"
-            COMPREPLY=($(compgen -P "${word%%=*}=" -W "$found" -- "${word#*=}"))
-            if [ ${#COMPREPLY[@]} -eq 0 ]; then
-                compopt -o filenames 2>/dev/null
-                COMPREPLY=($(compgen -P "${word%%=*}=" -f -- "${word#*=}"))
-            fi ;;
-        *) COMPREPLY=($(compgen -W "$(_ldm_words "$command")" -- "$word")) ;;
+        --*=*) prefix="${word%%=*}=" found="$(_ldm_values "$command" "${word%%=*}")" ;;
+        *) prefix="" found="$(_ldm_words "$command")" ;;
     esac
+    COMPREPLY=($(compgen -P "$prefix" -W "$found" -- "${word#"$prefix"}"))
+    if [ ${#COMPREPLY[@]} -eq 0 ]; then
+        compopt -o filenames 2>/dev/null
+        COMPREPLY=($(compgen -P "$prefix" -f -- "${word#"$prefix"}"))
+    fi
     case "${COMPREPLY[0]}" in *=) compopt -o nospace 2>/dev/null ;; esac
     head="${word%"${word##*["$COMP_WORDBREAKS"]}"}"
     COMPREPLY=("${COMPREPLY[@]#"$head"}")
@@ -57,16 +56,17 @@ ZSH = r"""
 _ldm() {
     local command="" flag="${PREFIX%%=*}"
     local -a found
+    local open
     (( CURRENT > 2 )) && command="${words[2]}"
     if [[ "$PREFIX" == --*=* ]]; then
         compset -P '*='
         found=("${(@f)$(_ldm_values "$command" "$flag")}")
-        compadd -a found || _files
     else
         found=("${(@f)$(_ldm_words "$command")}")
-        compadd -S '' -- ${(M)found:#*=}
-        compadd -- ${found:#*=}
     fi
+    compadd -S '' -- ${(M)found:#*=}
+    open=$?
+    compadd -- ${found:#*=} || (( ! open )) || _files
 }
 if [[ "$funcstack[1]" == _ldm ]]; then _ldm "$@"; else compdef _ldm ldm; fi
 """

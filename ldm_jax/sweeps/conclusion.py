@@ -4,6 +4,7 @@ import collections
 import math
 import statistics
 
+from ldm_jax.reports import intervals
 from ldm_jax.sweeps import results
 from ldm_jax.sweeps import variants as variants_lib
 from ldm_jax.sweeps.variants import Effect, Variant
@@ -127,7 +128,7 @@ def _versus(best: Variant, other: Variant, choices: int) -> tuple[bool, str]:
     if found.p is None:
         return False, f"a difference of {gap.value:.3g}, of unknown error"
     if found.value.value < 0:
-        gap = results.Value(gap.value, -found.value.high, -found.value.low)
+        gap = intervals.Value(gap.value, -found.value.high, -found.value.low)
     p = min(1.0, choices * found.p)
     shown = p < variants_lib.SURE
     return shown, f"a difference of {gap}, {'shown' if shown else 'not shown'} ({probability(p)})"

@@ -2,38 +2,24 @@
 
 from matplotlib.figure import Figure
 
+from ldm_jax.reports import intervals, plots
 from ldm_jax.sweeps import results
-
-SIZE = (6.4, 4.2)  # inches
-
-
-def _axes(title: str, x: str, y: str, log: bool = True):
-    figure = Figure(figsize=SIZE, layout="constrained")
-    scale = "log" if log else "linear"
-    axes = figure.add_subplot(title=title, xlabel=x, ylabel=y, xscale=scale)
-    axes.grid(alpha=0.3)
-    return figure, axes
 
 
 def _line(axes, cells, cell, x, rows, key):
     """Draws one cell's rows over x, with error bars; each variant has a colour and one label."""
-    values = [results.measure(row["measures"], key, row["num"]) for row in rows]
-    middle, errors = [v.value for v in values], None
-    if all(v.low is not None for v in values):
-        # The interval of a share is asymmetric, and by rounding it may not even contain the share.
-        both = [(max(v.value - v.low, 0), max(v.high - v.value, 0)) for v in values]
-        errors = [*zip(*both)]
+    values = [intervals.measure(row["measures"], key, row["num"]) for row in rows]
     names, label = [*dict.fromkeys(map(results.variant, cells))], results.variant(cell)
     colour = f"C{names.index(label) % 10}"
     label = None if label in axes.get_legend_handles_labels()[1] else label
-    axes.errorbar(x, middle, errors, marker="o", capsize=2, color=colour, label=label)
+    plots.points(axes, x, values, color=colour, label=label)
     axes.legend(fontsize="small")
 
 
 def training(cells, key: str, x: str) -> Figure:
     """Fig. 6: quality during training. x: "steps" or "flops"."""
     words = {"steps": "training steps", "flops": "training FLOPs of the denoiser"}[x]
-    figure, axes = _axes(f"Quality against {words}", words, results.MEASURES[key][0])
+    figure, axes = plots.axes(f"Quality against {words}", words, results.MEASURES[key][0])
     for cell in cells:
         rows = [row for row in cell["rows"] if row["sampling_steps"] == cell["curve"]]
         each = {"steps": 1, "flops": cell["flops_per_step"]}[x]
@@ -44,7 +30,7 @@ def training(cells, key: str, x: str) -> Figure:
 def throughput(cells, key: str) -> Figure:
     """Fig. 7: quality against the speed of sampling, with a point for each step count."""
     title = "Quality against sampling throughput, at the end of training"
-    figure, axes = _axes(title, "images per second", results.MEASURES[key][0])
+    figure, axes = plots.axes(title, "images per second", results.MEASURES[key][0])
     for cell in cells:
         rows = sorted(cell["rows"], key=lambda row: row["sampling_steps"])
         last = [r for r in rows if r["step"] == cell["steps"] and r["images_per_second"]]
@@ -62,7 +48,7 @@ def distortion(cells, key: str) -> Figure | None:
     if not having:
         return None
     label, _ = results.FIRST_STAGE[key]
-    figure, axes = _axes(f"First stages: {label}", "numbers in the latents of an image", label)
+    figure, axes = plots.axes(f"First stages: {label}", "numbers in the latents of an image", label)
     for cell in {cell["first_stage"]["name"]: cell for cell in having}.values():
         numbers = (cell["size"] // cell["f"]) ** 2 * cell["channels"]
         at = numbers, results.first_stage(cell)[key]
@@ -74,7 +60,7 @@ def distortion(cells, key: str) -> Figure | None:
 
 def costs(cells) -> Figure:
     """Training FLOPs of both stages, a bar for each cell."""
-    figure, axes = _axes("What each cell cost", "training FLOPs", "", log=False)
+    figure, axes = plots.axes("What each cell cost", "training FLOPs", "", log=False)
     names = [cell["cell"] for cell in cells]
     first = [cell["first_stage"]["flops"] if cell["first_stage"] else 0.0 for cell in cells]
     second = [results.flops(cell, cell["steps"]) for cell in cells]

@@ -8,7 +8,7 @@ import math
 import statistics
 from typing import NamedTuple
 
-from ldm_jax.sweeps.results import Value, Z
+from ldm_jax.reports.intervals import Value, Z
 
 LEVEL = 0.95  # of intervals
 

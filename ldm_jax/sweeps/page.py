@@ -1,19 +1,12 @@
 """The report as a single HTML file, with all plots and samples inside it as base64."""
 
-import base64
 import html
-import io
 import pathlib
 
 from ldm_jax.base import disk, errors
+from ldm_jax.reports import intervals, markup
 from ldm_jax.sweeps import conclusion, figures, results
 from ldm_jax.sweeps import variants as variants_lib
-
-STYLE = """body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
-table{border-collapse:collapse}
-td,th{padding:.2em .7em;border-bottom:1px solid #ccc;text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}
-figure{display:inline-block;margin:.5em;vertical-align:top;max-width:34em}"""
 
 
 def write(workdir, cells: list[dict], axes: dict) -> dict:
@@ -51,9 +44,6 @@ def page(cells, axes, keys, said, ranks) -> str:
     distortions = [figures.distortion(cells, key) for key in results.FIRST_STAGE]
     title = f"Sweep over {', '.join(variants_lib.varied(axes)) or 'seeds'}"
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1>",
         "<h2>Conclusion</h2>",
         *(f"<p>{html.escape(sentence)}</p>" for sentence in said),
         "<h2>Variants, over their seeds</h2>",
@@ -62,18 +52,17 @@ def page(cells, axes, keys, said, ranks) -> str:
         "<h2>Cells, at the end of training</h2>",
         _table(cells, axes, keys),
         "<h2>Quality, training and throughput</h2>",
-        *map(_figure, plots),
+        *map(markup.figure, plots),
         "<h2>First stages</h2>",
-        *(_figure(plot) for plot in distortions if plot),
+        *(markup.figure(plot) for plot in distortions if plot),
         _predictors(ranks),
         "<h2>Costs</h2>",
-        _figure(figures.costs(cells)),
+        markup.figure(figures.costs(cells)),
         _costs(cells),
         "<h2>Samples</h2>",
         *map(_samples, cells),
-        "</body></html>\n",
     ]
-    return "\n".join(parts)
+    return markup.page(title, parts)
 
 
 def _variants(cells, axes, keys) -> str:
@@ -87,7 +76,7 @@ def _variants(cells, axes, keys) -> str:
         for own in zip(*columns)
     ]
     note = "In brackets 95 % intervals: Student's t over seeds, or of the samples if that is wider."
-    return _html_table(head, rows) + f"<p>{note}</p>"
+    return markup.table(head, rows) + f"<p>{note}</p>"
 
 
 def _effects(cells, axes, key) -> str:
@@ -102,7 +91,7 @@ def _effects(cells, axes, key) -> str:
         row = [effect.axis, effect.label, effect.baseline, effect.difference.value, p]
         verdict = "not shown to differ" if effect.verdict == "none" else effect.verdict
         rows.append([*row, verdict])
-    return f"<h3>{html.escape(results.MEASURES[key][0])}</h3>" + _html_table(head, rows)
+    return f"<h3>{html.escape(results.MEASURES[key][0])}</h3>" + markup.table(head, rows)
 
 
 def _summary(effect) -> dict:
@@ -123,9 +112,9 @@ def _table(cells, axes, keys) -> str:
         row = [cell["cell"], *(cell["labels"][axis] for axis in shown)]
         row += [f"{cell['parameters']:,}", f"{steps:,}", cell["batch_size"]]
         row += [f"{results.flops(cell, steps):.3g}", f"{speed:.3g}" if speed else "-"]
-        rows.append(row + [results.measure(last["measures"], k, last["num"]) for k in keys])
+        rows.append(row + [intervals.measure(last["measures"], k, last["num"]) for k in keys])
     note = f"<p>{cells[0]['rows'][0]['num']} samples each; in brackets 95 % intervals.</p>"
-    return _html_table(head, rows) + note
+    return markup.table(head, rows) + note
 
 
 def _predictors(ranks) -> str:
@@ -133,7 +122,7 @@ def _predictors(ranks) -> str:
         return "<p>Too few first stages to correlate their measures with the final ranking.</p>"
     rows = [(results.FIRST_STAGE[name][0], f"{rho:+.2f}", n) for name, (rho, n) in ranks.items()]
     head = ["measure of the first stage", "rank correlation with the samples' quality", "stages"]
-    return _html_table(head, rows)
+    return markup.table(head, rows)
 
 
 def _costs(cells) -> str:
@@ -149,29 +138,11 @@ def _costs(cells) -> str:
             seen.setdefault(first["name"], []).append(first["flops"])
     saved = sum(sum(costs[1:]) for costs in seen.values())
     note = f"Sharing first stages between cells saved {saved:.3g} FLOPs of training."
-    return _html_table(head, rows) + f"<p>{note}</p>"
+    return markup.table(head, rows) + f"<p>{note}</p>"
 
 
 def _samples(cell) -> str:
     file = pathlib.Path(results.final(cell)["samples_png"])
     if not file.is_file():
         return f"<p>{html.escape(cell['cell'])}: its samples are no longer there.</p>"
-    return _image(file.read_bytes(), cell["cell"])
-
-
-def _figure(figure) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110)
-    return _image(out.getvalue())
-
-
-def _image(png: bytes, caption: str = "") -> str:
-    data, words = base64.b64encode(png).decode(), html.escape(caption)
-    below = f"<figcaption>{words}</figcaption>" if caption else ""
-    return f'<figure><img alt="{words}" src="data:image/png;base64,{data}">{below}</figure>'
-
-
-def _html_table(head, rows) -> str:
-    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in row)
-    lines = [cells("th", head), *(cells("td", row) for row in rows)]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return markup.image(file.read_bytes(), cell["cell"])

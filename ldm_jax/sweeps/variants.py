@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from ldm_jax.reports import intervals
 from ldm_jax.sweeps import inference, results
 
 SURE = 0.05  # corrected p below which a difference counts as shown
@@ -16,11 +17,11 @@ class Variant(NamedTuple):
 
     labels: dict[str, str]
     name: str
-    values: dict[int, results.Value]
+    values: dict[int, intervals.Value]
     share: bool = False
 
     @property
-    def mean(self) -> results.Value:
+    def mean(self) -> intervals.Value:
         found = inference.mean([*self.values.values()])
         if not self.share or found.low is None:
             return found
@@ -48,12 +49,12 @@ class Effect(NamedTuple):
 
 def of(cells, key: str) -> list[Variant]:
     """The variants of finished cells, in the order in which they come. key: of the measure."""
-    found, share = {}, key in results.SHARES
+    found, share = {}, key in intervals.SHARES
     for cell in cells:
         row = results.final(cell)
         name = results.variant(cell)
         variant = found.setdefault(name, Variant(cell["labels"], name, {}, share))
-        variant.values[cell["seed"]] = results.measure(row["measures"], key, row["num"])
+        variant.values[cell["seed"]] = intervals.measure(row["measures"], key, row["num"])
     return [*found.values()]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ldm_jax.reports.intervals import Value
 from ldm_jax.sweeps import conclusion, inference, variants
-from ldm_jax.sweeps.results import Value
 
 AXES = {
     "f": ["4"],

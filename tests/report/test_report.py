@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from ldm_jax.reports import intervals
 from ldm_jax.sweeps import conclusion, page, results
 
 AXES = {"f": ["1", "2", "4", "8", "32"], "bottleneck": ["kl"], "channels": []}
@@ -91,14 +92,14 @@ def test_rank_correlation_is_one_where_the_orders_agree():
 
 
 def test_wilsons_interval():
-    value = results.measure({"class_accuracy": 0.5}, "class_accuracy", 100)
+    value = intervals.measure({"class_accuracy": 0.5}, "class_accuracy", 100)
     assert (value.low, value.high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert results.measure({"class_accuracy": 0.0}, "class_accuracy", 100).high > 0.03
-    assert results.measure({}, "fid", 100) is None
+    assert intervals.measure({"class_accuracy": 0.0}, "class_accuracy", 100).high > 0.03
+    assert intervals.measure({}, "fid", 100) is None
 
 
 def test_the_spread_of_subsets_is_not_taken_for_an_error():
-    assert results.measure({"kid": 1.0, "kid_std": 1e-16}, "kid", 100) == (1.0, None, None)
+    assert intervals.measure({"kid": 1.0, "kid_std": 1e-16}, "kid", 100) == (1.0, None, None)
 
 
 def test_the_page_needs_nothing_beside_it(tmp_path):
