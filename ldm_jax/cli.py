@@ -12,6 +12,7 @@ import errno
 import importlib.util
 import itertools
 import math
+import os
 import pathlib
 import shlex
 import sys
@@ -255,6 +256,9 @@ def start(doc: str, table, main, argv=None, verbs=None, words: str = ""):
     """
     try:
         code = run(doc, table, main, sys.argv[1:] if argv is None else argv, verbs, words)
+    except BrokenPipeError:  # as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _say("nobody reads the output any more", EXIT_FAILED)
     except Exception:
         traceback.print_exc()
         code = EXIT_FAILED

@@ -19,7 +19,7 @@ def losses(histories) -> list:
     """A plot for each figure of training, with those of held-out records as points."""
     held_out = _names(histories, "held_out")
     own = [name for name in _names(histories, "train") if not name.endswith(RATE)]
-    return [_plot(name, histories, [name], name in held_out) for name in own]
+    return [_plot(name, histories, [name], name if name in held_out else "") for name in own]
 
 
 def evaluations(histories) -> list:
@@ -36,28 +36,26 @@ def speed(histories) -> list:
     return [_plot(name, histories, [name], source="timing")] if _names(histories, "timing") else []
 
 
-def _plot(title, histories, names, held_out=False, source="train"):
-    """names: of lines, from `source`. held_out: whether, or under which name, there are points."""
+def _plot(title, histories, names, held_out="", source="train"):
+    """names: of lines, from `source`; held_out: the figure of held-out records drawn as points."""
     figure, axes = plots.axes(title, "steps", "", log=False, size=SIZE)
-    drawn = []
+    several, drawn = len(histories) > 1, []
     for number, history in enumerate(histories):
-        label = history.name if len(histories) > 1 else None
+        colour = {"color": f"C{number % 10}"} if len(names) < 2 else {}
         for name in names:
             steps, values = getattr(history, source).get(name, ([], []))
-            said = label or (name if len(names) > 1 else "training" if held_out else None)
-            colour = {"color": f"C{number % 10}"} if len(names) == 1 else {}
-            axes.plot(steps, [v.value for v in values], label=said, **colour)
-            drawn += [v.value for v in values]
-        name = held_out if isinstance(held_out, str) else title
-        if held_out and name in history.held_out:
-            steps, values = history.held_out[name]
-            said = (None if names else label) if label else "held out"
-            plots.points(axes, steps, values, color=f"C{number % 10}", ls="", label=said)
-            drawn += [v.value for v in values]
-    finite = [value for value in drawn if math.isfinite(value)]
+            label = history.name if several else name if len(names) > 1 else "training"
+            axes.plot(steps, [v.value for v in values], label=label, **colour)
+            drawn += values
+        if held_out in history.held_out:
+            steps, values = history.held_out[held_out]
+            label = "held out" if not several else None if names else history.name
+            plots.points(axes, steps, values, ls="", label=label, **colour)
+            drawn += values
+    finite = [v.value for v in drawn if math.isfinite(v.value)]
     if finite and min(finite) > 0 and max(finite) > WIDE * min(finite):
         axes.set_yscale("log")
-    if axes.get_legend_handles_labels()[1]:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(fontsize="x-small")
     return figure
 

@@ -39,7 +39,8 @@ class History:
     @property
     def goodput(self) -> str:
         """Where its time went, in words; "" where that is not recorded."""
-        found = goodput.report(self.path)
+        with disk.reading(f"{self.name}/goodput.jsonl"):
+            found = goodput.report(self.path)
         return goodput.words(found) if found else ""
 
     @property
@@ -97,6 +98,8 @@ class History:
             for key in wanted or ("step",):
                 if key not in line:
                     raise errors.UsageError(f"{file}:{number} lacks {key!r}: it is damaged.")
+            if not isinstance(line.get("step", 0), int):
+                raise errors.UsageError(f"{file}:{number}: step={line['step']} is no whole number.")
         return lines
 
 
