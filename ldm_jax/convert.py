@@ -4,7 +4,7 @@
     python -m ldm_jax.convert diffusers --checkpoint=FOLDER --out=RUN
     python -m ldm_jax.convert dit       --checkpoint=MODEL.pt --out=RUN
     python -m ldm_jax.convert taef2     --checkpoint=FOLDER --out=RUN
-    python -m ldm_jax.convert export    --run=runs/quickstart/ldm --out=exported
+    python -m ldm_jax.convert export    --run=RUN --out=FOLDER
 
 compvis reads the official checkpoints (.ckpt, .safetensors, .npz), diffusers the folder of a model
 or of a pipeline, dit the file of an official diffusion transformer, taef2 the two files of a tiny
