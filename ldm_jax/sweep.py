@@ -3,6 +3,7 @@
     python -m ldm_jax.sweep --sweep=configs/sweeps/downsampling.py:tiny --workdir=DIR [--dry_run]
     python -m ldm_jax.sweep ... --cell=f4_kl_c4_s0    # one cell alone: a job of a cluster's array
     python -m ldm_jax.sweep ... --report              # the report of the cells that are finished
+    python -m ldm_jax.sweep ... --forecast=1e18       # which variant to train for so many FLOPs
     python -m ldm_jax.sweep ... --config.axes="ldm.process.prediction=v,eps; ..."  # what varies
 
 A cell is a first stage, a latent cache, a denoiser, samples at several points of training and with
@@ -26,6 +27,9 @@ FLAGS = dict(
     cell=cli.Text("Run the cell of this name alone.", ""),
     dry_run=cli.Switch("Print each cell and the command that runs it, and run nothing."),
     report=cli.Switch("Only write the report of the finished cells."),
+    forecast=cli.Number(
+        "FLOPs of both stages: only print what the finished cells promise for them.", 0.0, least=0
+    ),
 )
 
 
@@ -43,6 +47,8 @@ def main(args, overrides):
         argv += [f"--config.{key}={text}" for key, text in overrides.items()]
         return print(*work_lib.describe(chosen, sweep, argv), sep="\n")
     works = [work_lib.Work(cell, sweep, workdir, cli.call) for cell in chosen]
+    if args.forecast:
+        return print(*work_lib.forecast(workdir, works, args.forecast), sep="\n")
     if not args.report:
         # One cache for all commands, which leave it alone where the environment names it.
         platforms.cache_compilations(workdir / "compilation_cache")
