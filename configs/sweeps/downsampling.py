@@ -115,7 +115,7 @@ def _photos(size, shapes, amount):
     config.data = dict(source="folder", path="", size=size)
     config.parameters = 1_100_000
     config.seeds, config.seed_first_stages = (0, 1, 2), True
-    config.plateau.doublings = 3
+    config.plateau.update(doublings=3, gain_db=0.5)
     config.budget.update(amount=amount)
     config.points, config.spacing = 5, "doubling"
     config.sampling.update(num=512, batch_size=64, steps=(25,), curve=25, flags=("--guidance=1.5",))
