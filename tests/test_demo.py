@@ -30,7 +30,7 @@ def test_a_request_draws_what_the_run_draws(artist, pixel_run):
     assert answer.compiled and answer.settings["class"] == artist.classes[3]
     assert not artist.answer(asking.Request(n=2, sampling=STEPS, label="5")).compiled
     frames = artist.frames(asking.Request(sampling=STEPS, label="3"))
-    assert frames.shape == (asking.FRAMES, 16, 16, 3)
+    assert frames.shape == (3, 16, 16, 3)
 
 
 def test_what_is_not_painted_over_stays(artist):

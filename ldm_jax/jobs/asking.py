@@ -125,7 +125,8 @@ class Artist:
         """The predicted x_0 on the way to the first picture, uint8 [frames, h, w, 3]."""
         how = self.sampling.over(request.sampling)
         cond = self._cond(request, *self._framed(request))
-        return self.run.trace(1, how, request.seed, cond, self.size, FRAMES)[1][:, 0]
+        frames = min(FRAMES, how.steps)
+        return self.run.trace(1, how, request.seed, cond, self.size, frames)[1][:, 0]
 
     def _framed(self, request):
         """The picture and the hole at the size of the run; None where there are none."""
