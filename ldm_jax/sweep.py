@@ -3,15 +3,15 @@
     python -m ldm_jax.sweep --sweep=sweeps/downsampling:tiny --workdir=runs/downsampling --dry_run
     python -m ldm_jax.sweep ... --cell=f4_kl_c4_s0    # one cell alone: a job of a cluster's array
     python -m ldm_jax.sweep ... --report              # the report of the cells that are finished
+    python -m ldm_jax.sweep ... --forecast=1e18       # which variant to train for so many FLOPs
     python -m ldm_jax.sweep ... --config.axes="ldm.process.prediction=v,eps; ..."  # what varies
 
 A cell is a first stage, a latent cache, a denoiser, samples at several points of training and with
 several step counts, and their evaluation. Cells differ in f, in the seed, or in any other keys of
-their configs. Each part is made by one of the other commands, which is printed with its flags.
-Finished parts are not made again, so the same command resumes an interrupted sweep, and cells share
-first stages and caches. --config.key=value changes the sweep's config (docs/ablation.md).
-
-DIR holds first_stages/, latents/, cells/ and the report: index.html, results.csv, summary.json.
+their configs, and share first stages and caches. Each part is made by one of the other commands.
+Finished parts are not made again, so the same command resumes an interrupted sweep.
+--config.key=value changes the sweep's config (docs/ablation.md). The workdir holds first_stages/,
+latents/, cells/ and the report: index.html, results.csv, summary.json.
 """
 
 import os
@@ -26,6 +26,7 @@ FLAGS = dict(
     cell=cli.Text("Run the cell of this name alone.", ""),
     dry_run=cli.Switch("Print each cell and the command that runs it, and run nothing."),
     report=cli.Switch("Only write the report of the finished cells."),
+    forecast=cli.Number("FLOPs of both stages: only print what cells promise.", 0.0, least=0),
 )
 
 
@@ -43,6 +44,8 @@ def main(args, overrides):
         argv += [f"--config.{key}={text}" for key, text in overrides.items()]
         return print(*work_lib.describe(chosen, sweep, argv), sep="\n")
     works = [work_lib.Work(cell, sweep, workdir, cli.call) for cell in chosen]
+    if args.forecast:
+        return print(*work_lib.forecast(workdir, works, args.forecast), sep="\n")
     if not args.report:
         # One cache for all commands, which leave it alone where the environment names it.
         platforms.cache_compilations(workdir / "compilation_cache")

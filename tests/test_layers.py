@@ -32,7 +32,7 @@ SHARED = ("__init__", "__main__", "cli")
 COMMANDS = (
     *("train", "encode", "sample", "edit", "evaluate", "adherence", "convert", "sweep"),
     *("plan", "bench", "doctor", "check_data", "prepare_data", "report", "compare"),
-    *("list", "completion"),
+    *("demo", "list", "completion"),
 )
 MOST_LINES = 60  # of a command: its flags and one call
 

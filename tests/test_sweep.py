@@ -1,6 +1,7 @@
 """The sweep: its cells and budgets, the dry run, and the debug preset from nothing to a report."""
 
 import csv
+import itertools
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ from ldm_jax.cost import programs
 from ldm_jax.models import backbones
 from ldm_jax.models.unet import UNet
 from ldm_jax.stages.codec import Codec
-from ldm_jax.sweeps import cells, widths
+from ldm_jax.sweeps import cells, widths, work
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SWEEP = f"{ROOT}/configs/sweeps/downsampling.py:debug"
@@ -90,6 +91,37 @@ def test_every_point_of_a_run_has_a_checkpoint(steps, points):
     assert abs(ldm.steps.total - steps) <= 0.1 * steps + points
 
 
+@pytest.mark.parametrize("steps", [20, 100, 2500])
+def test_points_that_double_are_runs_of_half_the_length_of_the_next(steps):
+    ldm = cells.dated(config_lib.load(f"{DEBUG}:ldm"), steps, 4, "doubling")
+    points = cells.judged(ldm, 4, "doubling")
+    assert points[-1] == ldm.steps.total and abs(points[-1] - steps) <= 0.1 * steps + 8
+    assert all(2 * a == b for a, b in itertools.pairwise(points))
+    assert all(step % ldm.checkpoints.keep_every == 0 for step in points)
+
+
+@pytest.mark.parametrize(
+    ("limit", "doublings", "trained", "steps"),
+    [(8, 3, [4, 8, 16], 8), (99, 3, [4, 8, 16, 32], 32), (8, 0, [], 4), (2, 3, [4, 8], 4)],
+)
+def test_first_stages_train_until_twice_the_steps_gain_little(
+    limit, doublings, trained, steps, config, plan, tmp_path, monkeypatch
+):
+    seen = []
+
+    def first_stage(self, cell):
+        seen.append((cell.first_stage.steps.total, cell.first_stage.seed))
+        return None, None, {"psnr_db": 20.0 + min(cell.first_stage.steps.total, limit)}
+
+    monkeypatch.setattr(work.Work, "first_stage", first_stage)
+    changed = config.copy_and_resolve_references()
+    changed.plateau.doublings, changed.seeds, changed.seed_first_stages = doublings, (5, 0), True
+    cell = plan[-1]
+    found = work.Work(cell, changed, tmp_path, None).long_enough()
+    assert seen == [(n, 5) for n in trained]  # the first seed says it for all
+    assert (found.steps.total, found.seed) == (steps, 0) and cell.first_stage.steps.total == 4
+
+
 def test_a_budget_buys_steps():
     flops = {"kind": "flops", "amount": 1e12, "max_steps": 10_000}
     assert cells.steps(flops, 1e9) == 1_000
@@ -124,6 +156,8 @@ def test_the_dry_run_prints_a_command_for_each_cell(tmp_path, capfd):
         (["--config.budget.amount=0"], "config.budget.amount=0"),
         (["--config.f=(1,3)"], "3 has no config in config.ldms"),
         (["--config.points=0"], "config.points=0"),
+        (["--config.spacing=double"], "nearest: doubling"),
+        (["--forecast=1e15"], "holds no finished cells"),
         (["--config.sampling.curve=7"], "config.sampling.curve=7"),
         (["--config.parameters=500"], "config.parameters=500"),
         (["--config.ldms.f1.modle.width=3"], "did you mean 'model'"),

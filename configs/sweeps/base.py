@@ -20,7 +20,11 @@ def sweep(first_stages: dict, ldms: dict, axes: dict | None = None) -> ConfigDic
             # What each denoiser may spend. flops: of training, by XLA's count; steps; seconds, by
             # the speed of a few steps.
             budget=dict(kind="flops", amount=1e15, max_steps=10_000_000),
-            points=4,  # times in training, evenly spread, at which samples are judged
+            # First stages train the steps of their recipe, then twice as many from the start, until
+            # that gains less than gain_db of held-out PSNR, but `doublings` times at most.
+            plateau=dict(doublings=0, gain_db=0.3),
+            points=4,  # times in training at which samples are judged
+            spacing="even",  # of these points; doubling: each has twice the steps of the one before
             sampling=dict(
                 num=5_000,
                 batch_size=100,

@@ -2,8 +2,10 @@
 
     python -m ldm_jax.sweep --sweep=configs/sweeps/downsampling.py:tiny --workdir=runs/ablation
 
-Presets: tiny (two CPU cores, about an hour: coloured shapes at 32x32), small (one GPU), paper (the
-columns of Tab. 13; wants --config.first_stages.* and --config.ldms.* with data), debug (seconds).
+Presets: photos32 and photos (two CPU cores, hours: photographs at 32x32 and 64x64; both want
+--config.data.path=DIR and --config.evaluate.*, docs/ablation.md), tiny (two CPU cores, about an
+hour: coloured shapes at 32x32), small (one GPU), paper (the columns of Tab. 13; wants
+--config.first_stages.* and --config.ldms.* with data), debug (seconds).
 """
 
 from configs import ablation, debug, photos, quickstart, tasks
@@ -14,7 +16,8 @@ F = (1, 2, 4, 8, 16, 32)
 
 
 def get_config(arg=None):
-    return config_lib.variants(arg, tiny=tiny, small=small, paper=paper, debug=pocket)
+    presets = dict(tiny=tiny, photos32=photos32, photos=photos64, small=small, paper=paper)
+    return config_lib.variants(arg, **presets, debug=pocket)
 
 
 # f: (latent channels, mult of the autoencoder)
@@ -60,6 +63,62 @@ def _scenes_ldm(f):
     mult, attention, config.batch_size, lr = SCENES_LDM[f]
     config.model.update(mult=mult, attention=attention, heads=1, head_channels=0, groups=4)
     config.optim.denoiser.lr = lr
+    return config
+
+
+# f: (mult, attention, batch) at 32x32 pixels
+PHOTOS_LDM = {
+    1: ((1, 2, 2), (4,), 16),
+    2: ((1, 2, 2), (2, 4), 32),
+    4: ((1, 2, 2), (1, 2, 4), 64),
+    8: ((1, 2), (1, 2), 128),
+    16: ((1, 2), (1, 2), 256),
+    32: ((1,), (1,), 256),
+}
+
+
+def photos32():
+    """Photographs at 32x32; latents from 32x32 to 1x1, denoisers of 1.1M parameters."""
+    return _photos(32, PHOTOS_LDM, amount=8e12)
+
+
+def photos64():
+    """Photographs at 64x64; latents from 64x64 to 2x2."""
+    shapes = {
+        f: (mult, attention, max(8, b // 2)) for f, (mult, attention, b) in PHOTOS_LDM.items()
+    }
+    shapes[1] = ((1, 1, 2, 2), (8,), 8)
+    shapes[32] = ((1, 2), (1, 2), 128)
+    return _photos(64, shapes, amount=3.2e13)
+
+
+def _photos(size, shapes, amount):
+    """The study of docs/ablation.md: first stages until they are flat, five budgets, three seeds.
+
+    Learning rates stay constant, so that a checkpoint is what a training of its length would end
+    with.
+    """
+    first_stages, ldms = {}, {}
+    for f, (channels, mult) in SCENES_FIRST.items():
+        config = first_stages[f] = photos.first_stage()
+        config.model.update(mult=mult, z_channels=channels, latent_channels=channels)
+        config.model.shortcut = "levels" if f >= 8 else "linear"
+        config.steps.update(total=300, eval=300, checkpoint=300)
+        config.data.threads = 1
+    for f, (mult, attention, batch) in shapes.items():
+        config = ldms[f] = photos.ldm()
+        config.batch_size = batch
+        config.model.update(mult=mult, attention=attention, heads=1, head_channels=0, groups=4)
+        config.optim.denoiser.update(lr=1e-3, schedule="constant", warmup=20, ema=0.998)
+        config.data.threads = 1
+    config = sweep(first_stages, ldms)
+    config.data = dict(source="folder", path="", size=size)
+    config.parameters = 1_100_000
+    config.seeds, config.seed_first_stages = (0, 1, 2), True
+    config.plateau.update(doublings=3, gain_db=0.5)
+    config.budget.update(amount=amount)
+    config.points, config.spacing = 5, "doubling"
+    config.sampling.update(num=512, batch_size=64, steps=(25,), curve=25, flags=("--guidance=1.5",))
     return config
 
 

@@ -36,6 +36,11 @@ class Budget(Group):
     max_steps: Positive
 
 
+class Plateau(Group):
+    doublings: Natural
+    gain_db: Above0
+
+
 class Sampling(Group):
     num: Positive
     batch_size: Positive
@@ -61,8 +66,10 @@ class Sweep(Group):
     data: dict
     parameters: Natural
     tolerance: Above0
+    plateau: Plateau
     budget: Budget
     points: Positive
+    spacing: Literal["even", "doubling"]
     sampling: Sampling
     evaluate: dict
     encode: Encode

@@ -62,6 +62,8 @@ class Cell(NamedTuple):
 
     def run_name(self, sweep) -> str:
         length = {"budget": sweep.budget.to_dict(), "points": sweep.points}
+        if sweep.spacing != "even" or sweep.plateau.doublings:  # else as in earlier sweeps
+            length |= {"spacing": sweep.spacing, "plateau": sweep.plateau.to_dict()}
         return f"{self.name}-{digest(self.first_stage, self.ldm, length)}"
 
     @property
@@ -164,19 +166,29 @@ def _seeded(variant: Cell, seed: int, sweep) -> Cell:
     return variant._replace(seed=seed, first_stage=first, ldm=ldm)
 
 
-def dated(ldm: ConfigDict, steps: int, points: int) -> ConfigDict:
-    """A copy that trains about `steps` steps and keeps `points` checkpoints, evenly spaced."""
+def dated(ldm: ConfigDict, steps: int, points: int, spacing: str = "even") -> ConfigDict:
+    """A copy that trains about `steps` steps and keeps the checkpoints that `judged` names."""
     ldm = unlocked(ldm)
-    part = max(1, steps // points)
+    parts = points if spacing == "even" else 2 ** (points - 1)
+    part = max(1, steps // parts)
     pieces = -(-part // ldm.steps.checkpoint)
     checkpoint = max(1, round(part / pieces))
     part = checkpoint * pieces
     log = min(ldm.steps.log, part)
-    ldm.steps.update(total=part * points, eval=part, checkpoint=checkpoint, log=log)
+    ldm.steps.update(total=part * parts, eval=part, checkpoint=checkpoint, log=log)
     ldm.checkpoints.keep_every = part
     for player in ldm.optim.values():
         player.warmup = min(player.warmup, int(WARMUP * ldm.steps.total))
     return ldm
+
+
+def judged(ldm: ConfigDict, points: int, spacing: str) -> list[int]:
+    """The steps of a `dated` config at which its samples are judged, the last one included.
+
+    spacing: even, or doubling, where every point has had twice the steps of the one before.
+    """
+    part = ldm.checkpoints.keep_every
+    return [part * (k + 1 if spacing == "even" else 2**k) for k in range(points)]
 
 
 def steps(budget, flops_per_step: float, seconds_per_step: float | None = None) -> int:

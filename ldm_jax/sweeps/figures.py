@@ -1,8 +1,10 @@
 """The plots of a report: each function makes a matplotlib Figure of the cells' summaries."""
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ldm_jax.reports import intervals, plots
+from ldm_jax.sweeps import law as law_lib
 from ldm_jax.sweeps import results
 
 
@@ -24,6 +26,27 @@ def training(cells, key: str, x: str) -> Figure:
         rows = [row for row in cell["rows"] if row["sampling_steps"] == cell["curve"]]
         each = {"steps": 1, "flops": cell["flops_per_step"]}[x]
         _line(axes, cells, cell, [each * row["step"] for row in rows], rows, key)
+    return figure
+
+
+def law(cells, key: str) -> Figure:
+    """Quality against the training FLOPs of both stages, with the fitted law to 4 x as far."""
+    label = results.MEASURES[key][0]
+    title = "Quality against the training FLOPs of both stages"
+    figure, axes = plots.axes(title, "training FLOPs", label)
+    measured = law_lib.points(cells, key)
+    fitted = law_lib.fit(measured)
+    first = {results.variant(c): (c["first_stage"] or {}).get("flops", 0.0) for c in cells}
+    shown = lambda loss: 1 - loss if results.MEASURES[key][1] else loss
+    for i, name in enumerate(first):
+        own, colour = [p for p in measured if p.variant == name], f"C{i % 10}"
+        at = np.array([p.flops for p in own])
+        axes.scatter(at + first[name], [shown(p.loss) for p in own], s=14, color=colour, label=name)
+        for style, ends in (("-", (at.min(), at.max())), (":", (at.max(), 4 * at.max()))):
+            reach = np.geomspace(*ends)
+            curve = [shown(fitted.at(name, x)) for x in reach]
+            axes.plot(reach + first[name], curve, style, color=colour)
+    axes.legend(fontsize="small")
     return figure
 
 

@@ -6,6 +6,7 @@ import pathlib
 from ldm_jax.base import disk, errors
 from ldm_jax.reports import intervals, markup
 from ldm_jax.sweeps import conclusion, figures, results
+from ldm_jax.sweeps import law as law_lib
 from ldm_jax.sweeps import variants as variants_lib
 
 
@@ -15,17 +16,13 @@ def write(workdir, cells: list[dict], axes: dict) -> dict:
     cells: their summaries, in the order of the sweep. axes: {axis: labels}, the baseline first.
     """
     workdir = pathlib.Path(workdir)
-    found = results.keys(cells)
-    if not found:
-        raise errors.UsageError(
-            f"{workdir}: the cells' evaluations share none of {', '.join(results.MEASURES)}; give "
-            "config.evaluate.samples the flags that measure one."
-        )
+    found = ranking(workdir, cells)
     key = found[0]
     said = conclusion.sentences(cells, key, axes) + conclusion.off_budget(cells)
     ranks, variants = conclusion.predictors(cells, key), variants_lib.of(cells, key)
+    law = law_lib.summary(cells, key)
     disk.write_text(workdir / "results.csv", results.table(cells))
-    disk.write_text(workdir / "index.html", page(cells, axes, found, said, ranks))
+    disk.write_text(workdir / "index.html", page(cells, axes, found, said, ranks, law))
     return {
         "measure": key,
         "conclusion": said,
@@ -33,10 +30,22 @@ def write(workdir, cells: list[dict], axes: dict) -> dict:
         "values": {c["cell"]: results.final(c)["measures"][key] for c in cells},
         "variants": {v.name: v.mean._asdict() | {"seeds": len(v.values)} for v in variants},
         "effects": [_summary(effect) for effect in variants_lib.effects(variants, axes, key)],
+        "law": law,
     }
 
 
-def page(cells, axes, keys, said, ranks) -> str:
+def ranking(workdir, cells) -> list[str]:
+    """The measures that all cells have; the first one ranks them."""
+    found = results.keys(cells)
+    if not found:
+        raise errors.UsageError(
+            f"{workdir}: the cells' evaluations share none of {', '.join(results.MEASURES)}; give "
+            "config.evaluate.samples the flags that measure one."
+        )
+    return found
+
+
+def page(cells, axes, keys, said, ranks, law) -> str:
     plots = []
     for key in keys:
         plots += [figures.training(cells, key, x) for x in ("steps", "flops")]
@@ -53,6 +62,7 @@ def page(cells, axes, keys, said, ranks) -> str:
         _table(cells, axes, keys),
         "<h2>Quality, training and throughput</h2>",
         *map(markup.figure, plots),
+        *(_law(cells, keys[0], law) if law else ()),
         "<h2>First stages</h2>",
         *(markup.figure(plot) for plot in distortions if plot),
         _predictors(ranks),
@@ -115,6 +125,31 @@ def _table(cells, axes, keys) -> str:
         rows.append(row + [intervals.measure(last["measures"], k, last["num"]) for k in keys])
     note = f"<p>{cells[0]['rows'][0]['num']} samples each; in brackets 95 % intervals.</p>"
     return markup.table(head, rows) + note
+
+
+def _law(cells, key, law) -> list[str]:
+    """The law of a measure: its figure, the winner at each budget, its check. law: its summary."""
+    said = law_lib.FORMULA.format(**law)
+    head = ["denoiser's FLOPs", *(f"{name} is best with" for name in law["terms"])]
+    rows = [
+        [f"{budget['flops']:.3g}", *(f"{p:.0%}" for p in budget["best_with"].values())]
+        for budget in law["winners"]
+    ]
+    parts = [
+        "<h2>A law</h2>",
+        f"<p>{html.escape(said)}</p>",
+        markup.figure(figures.law(cells, key)),
+    ]
+    parts.append(markup.table(head, rows))
+    if law["held_out"]:
+        rows = [[name, *map("{:.4g}".format, v.values())] for name, v in law["held_out"].items()]
+        note = (
+            "The largest budget, as the law predicts it from points that cost at most a "
+            f"{law_lib.HELD_OUT}th of it. The last of these points is the rival of the prediction."
+        )
+        head = [results.MEASURES[key][0], *law_lib.CHECKED]
+        parts += ["<h3>Held out</h3>", markup.table(head, rows), f"<p>{note}</p>"]
+    return parts
 
 
 def _predictors(ranks) -> str:

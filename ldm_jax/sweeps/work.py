@@ -12,7 +12,7 @@ from ldm_jax.base import disk, errors, output
 from ldm_jax.base import record as record_lib
 from ldm_jax.cost import programs
 from ldm_jax.sweeps import axes as axes_lib
-from ldm_jax.sweeps import cells, page
+from ldm_jax.sweeps import cells, law, page
 
 CALIBRATION = 30  # steps that are timed to plan a budget of seconds
 
@@ -43,12 +43,24 @@ def describe(chosen, sweep, argv) -> list[str]:
 
 def write_report(workdir: pathlib.Path, works):
     """Writes the report of the cells that are finished."""
-    done = [read(work.folder) for work in works if work.finished()]
-    if not done:
-        raise errors.UsageError(f"--workdir={workdir} holds no finished cells: run the sweep.")
+    done = done_of(workdir, works)
     axes = {axis.name: [*axis.values] for axis in axes_lib.of(works[0].sweep)}
     summary = page.write(workdir, done, axes) | {"cells": f"{len(done)} of {len(works)}"}
     output.finish(workdir / "summary.json", summary, [f"report: {workdir / 'index.html'}"])
+
+
+def forecast(workdir: pathlib.Path, works, flops: float) -> list[str]:
+    """What the finished cells promise for so many FLOPs of both stages, in lines."""
+    done = done_of(workdir, works)
+    return law.lines(done, page.ranking(workdir, done)[0], flops)
+
+
+def done_of(workdir: pathlib.Path, works) -> list[dict]:
+    """The summaries of the finished cells, at least one."""
+    done = [read(work.folder) for work in works if work.finished()]
+    if not done:
+        raise errors.UsageError(f"--workdir={workdir} holds no finished cells: run the sweep.")
+    return done
 
 
 class Work:
@@ -59,10 +71,7 @@ class Work:
 
     def __init__(self, cell, sweep, workdir: pathlib.Path, call):
         self.cell, self.sweep, self.call = cell, sweep, call
-        self.folder = workdir / "cells" / cell.run_name(sweep)
-        shared = cell.first_stage is not None
-        self.first = workdir / "first_stages" / cell.first_stage_name if shared else None
-        self.cache = workdir / "latents" / cell.cache_name if shared else None
+        self.workdir, self.folder = workdir, workdir / "cells" / cell.run_name(sweep)
         self.judgement = cells.digest(sweep.sampling, sweep.evaluate)
 
     def finished(self) -> bool:
@@ -73,12 +82,11 @@ class Work:
         if self.finished():
             print(f"{self.cell.name} is done.", flush=True)
             return
-        first = self.prepare() if self.first else None
-        config, flops, seconds = self.config()
+        first = self.prepare() if self.cell.first_stage else None
+        config, flops, seconds = self.config(first)
         run = self.folder / "run"
         trained = self.train(config, run)
-        part = config.checkpoints.keep_every
-        points = range(part, config.steps.total + 1, part)
+        points = cells.judged(config, self.sweep.points, self.sweep.spacing)
         rows = [row for step in points for row in self.judge(config, run, step)]
         summary = {
             "cell": self.cell.name,
@@ -104,20 +112,19 @@ class Work:
 
     def prepare(self) -> dict:
         """Trains and evaluates the first stage and encodes the data; returns costs and measures."""
-        with locked(self.first):
-            trained = self.train(self.cell.first_stage, self.first)
-            flags = self.sweep.evaluate.first_stage
-            measures = self.evaluate({"run": self.first}, self.first, flags)
-        with locked(self.cache):
-            recipe = self.cache / "data" / record_lib.CONFIG
-            if not finished(self.cache):
-                disk.write_text(recipe, config_lib.to_json(self.cell.ldm))
-            settings = {"run": self.first, "config": recipe, "out": self.cache}
-            encoded = self.once(self.cache, "encode", settings | self.sweep.encode.to_dict())
-        flops = programs.training_flops(self.cell.first_stage)
+        cell = self.cell._replace(first_stage=self.long_enough())
+        run, trained, measures = self.first_stage(cell)
+        cache = self.workdir / "latents" / cell.cache_name
+        with locked(cache):
+            recipe = cache / "data" / record_lib.CONFIG
+            if not finished(cache):
+                disk.write_text(recipe, config_lib.to_json(cell.ldm))
+            settings = {"run": run, "config": recipe, "out": cache}
+            encoded = self.once(cache, "encode", settings | self.sweep.encode.to_dict())
         return {
-            "name": self.first.name,
-            "flops": flops * trained["steps"],
+            "name": run.name,
+            "cache": cache.name,
+            "flops": programs.training_flops(cell.first_stage) * trained["steps"],
             "steps": trained["steps"],
             "train_seconds": trained["seconds"],
             "encode_seconds": encoded["seconds"],
@@ -125,11 +132,44 @@ class Work:
             "measures": measures,
         }
 
-    def config(self):
-        """(the denoiser's final config, FLOPs of a step, measured seconds of a step or None)."""
+    def long_enough(self):
+        """The config of the first stage with the steps after which it has stopped improving.
+
+        Twice the steps are trained, from the start and with a schedule of that length, until they
+        gain less than `plateau.gain_db` of held-out PSNR. All seeds take the steps that the first
+        one of the sweep needs.
+        """
+        config, own = cells.unlocked(self.cell.first_stage), self.cell.first_stage.seed
+        if self.sweep.seed_first_stages:
+            config.seed = self.sweep.seeds[0]
+        psnr = lambda: self.first_stage(self.cell._replace(first_stage=config))[-1]["psnr_db"]
+        reached = psnr() if self.sweep.plateau.doublings else None
+        for _ in range(self.sweep.plateau.doublings):
+            shorter, config = config, cells.unlocked(config)
+            config.steps.total *= 2
+            if (longer := psnr()) - reached < self.sweep.plateau.gain_db:
+                config = shorter
+                break
+            reached = longer
+        config.seed = own
+        return config
+
+    def first_stage(self, cell) -> tuple[pathlib.Path, dict, dict]:
+        """Trains and evaluates a first stage; returns its run, training's summary, measures."""
+        run = self.workdir / "first_stages" / cell.first_stage_name
+        with locked(run):
+            trained = self.train(cell.first_stage, run)
+            return run, trained, self.evaluate({"run": run}, run, self.sweep.evaluate.first_stage)
+
+    def config(self, first: dict | None):
+        """(the denoiser's final config, FLOPs of a step, measured seconds of a step or None).
+
+        first: what `prepare` returned; None for pixels.
+        """
         config = cells.unlocked(self.cell.ldm)
-        if self.first:
-            config.first_stage, config.latents.cache = str(self.first), str(self.cache)
+        if first:
+            config.first_stage = str(self.workdir / "first_stages" / first["name"])
+            config.latents.cache = str(self.workdir / "latents" / first["cache"])
         flops, seconds = programs.training_flops(self.cell.ldm, self.cell.codec), None
         if self.sweep.budget.kind == "seconds":
             trial = cells.dated(config, CALIBRATION, 3)
@@ -137,7 +177,7 @@ class Work:
             timing = disk.read_jsonl(self.folder / "calibration" / "timing.jsonl")
             seconds = min(line.get("seconds_per_step", 1e9) for line in timing)
         steps = cells.steps(self.sweep.budget, flops, seconds)
-        return cells.dated(config, steps, self.sweep.points), flops, seconds
+        return cells.dated(config, steps, self.sweep.points, self.sweep.spacing), flops, seconds
 
     def judge(self, config, run, step):
         """Samples and evaluates one checkpoint; yields a row for each number of sampling steps."""
