@@ -1,6 +1,6 @@
 """Times the programs of a config on this machine, with their MFU.
 
-    python -m ldm_jax.bench --config=quickstart:ldm --parts=train,sample
+    python -m ldm_jax.bench --config=quickstart:ldm --config.first_stage=runs/quickstart/first_stage
     python -m ldm_jax.bench --config=ldm_celebahq --batch_size=64 --against=diffusers  # wants torch
     python -m ldm_jax.bench --compare=OLD.json,NEW.json    # exit code 1 if something became slower
 

@@ -2,7 +2,6 @@
 
     python -m ldm_jax.sweep --sweep=sweeps/downsampling:tiny --workdir=runs/downsampling --dry_run
     python -m ldm_jax.sweep ... --cell=f4_kl_c4_s0    # one cell alone: a job of a cluster's array
-    python -m ldm_jax.sweep ... --report              # the report of the cells that are finished
     python -m ldm_jax.sweep ... --forecast=1e18       # which variant to train for so many FLOPs
     python -m ldm_jax.sweep ... --config.axes="ldm.process.prediction=v,eps; ..."  # what varies
 
