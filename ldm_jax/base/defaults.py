@@ -90,6 +90,14 @@ class Limits(Group):
     stuck: Natural = 60  # a step on several hosts while no host reports another phase
 
 
+class Track(Group):
+    """A service that shows runs, beside the files of each; see docs/launch.md."""
+
+    name: str = ""  # wandb or trackio, whose package has to be installed; "": none
+    project: str = "ldm_jax"  # that the run is shown in
+    entity: str = ""  # wandb: the account or team that the project is of; "": one's own
+
+
 Axis = Positive | Literal[-1]
 
 
@@ -116,6 +124,7 @@ class Common(Group):
     eval: Eval
     checkpoints: Checkpoints
     limits: Limits
+    track: Track
     # steps in a row with values that are not finite, after more of which a run rolls back to an
     # older checkpoint
     max_bad_steps: Natural = 5

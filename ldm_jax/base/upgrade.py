@@ -12,7 +12,8 @@ PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; thei
 # {an old key: the keys beside it that were added later, with values of the earlier behaviour}
 ADDED = {
     "seed": dict(init_from="", init_grow=False, plugins=[], offload=False)
-    | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),
+    | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0)
+    | dict(track=dict(name="", project="ldm_jax", entity="")),
     "latents": dict(
         distil=dict(method="", teacher="", guidance=0.0, weaker="")
         | dict(intervals=50, first=8, huber=1e-3)

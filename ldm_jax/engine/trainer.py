@@ -28,13 +28,14 @@ class Trainer:
       evaluators: loop.Evaluator each; their numbers go to metrics.jsonl in this order.
       history: the run's rollbacks.
       phase: phases.Phases, which watches and counts what the run does.
+      sinks: sinks.Sink each, which show the run beside TensorBoard.
 
     Attributes:
       first: the step of that checkpoint, 0 without one.
       checkpoints: of the run.
     """
 
-    def __init__(self, stage, data, programs, settings, evaluators, history, phase):
+    def __init__(self, stage, data, programs, settings, evaluators, history, phase, sinks=()):
         self.stage, self.programs, self.settings = stage, programs, settings
         self.evaluators, self.phase, self.mesh = evaluators, phase, programs.mesh
         self.checkpoints = checkpoint.Checkpoints(
@@ -52,7 +53,7 @@ class Trainer:
             fold = jax.jit(jax.random.fold_in, out_shardings=shard.replicated(self.mesh))
             self.key = fold(self.key, history.offset)
         self.frozen = shard.put_replicated(stage.frozen, self.mesh)
-        self._begin_records(data, meta)
+        self._begin_records(data, meta, sinks)
         self._introduce(news)
         self._batches = data.train(self.first + history.offset)
         self._program = self._compare = None
@@ -76,11 +77,12 @@ class Trainer:
                 print(*inherit.news(origin), sep="\n", end="", flush=True)
         return state, {}
 
-    def _begin_records(self, data, meta):
+    def _begin_records(self, data, meta, sinks):
         """Logs and counters, which go on from what the checkpoint says of them."""
         settings, workdir, first = self.settings, self.settings.workdir, self.first
         damaged = self.checkpoints.damaged
-        self.logs = log.Log(workdir, start=first, total=settings.steps.total, kept=bool(damaged))
+        how = dict(total=settings.steps.total, kept=bool(damaged), sinks=sinks)
+        self.logs = log.Log(workdir, start=first, **how)
         if damaged and not first:
             logger.error(
                 "ALARM: no checkpoint of %s can be read (%s): training starts again at step 0, and "
@@ -105,7 +107,7 @@ class Trainer:
         where = f"from step {self.first} to {self.settings.steps.total}"
         say(f"parameters: {sizes}; {where}; {remote.shown(self.logs.workdir)}")
         if news:
-            say(news)
+            self.logs.alarm(news)
         if self.logs.active:
             overview = parameter_overview.get_parameter_overview(params, include_stats=False)
             disk.write_text(self._overview, overview + "\n")
@@ -153,14 +155,14 @@ class Trainer:
         for name, (bound, advice) in self.stage.alarms.items():
             if means.get(name, 0.0) > bound and name not in self._alarmed:
                 self._alarmed.add(name)
-                self.logs.progress.say(f"step {step}: {name} {means[name]:.3g}: {advice}.")
+                self.logs.alarm(f"step {step}: {name} {means[name]:.3g}: {advice}.")
         rates = {f"{n}/lr": float(rate(step - 1)) for n, rate in self.programs.rates.items()}
         self.checkpoints.check()
         with self.phase("save"):  # storage that stalls is not a step that is stuck
             timing = self._stopwatch.measure(step, self.settings.batch_size)
             self.logs.write("metrics.jsonl", step, means | rates)
             self.logs.write("timing.jsonl", step, timing)
-            self._ledger.write(step)
+            self.logs.show(step, self._ledger.write(step))
         shown = {name: value for name, value in means.items() if name.endswith("/loss")}
         shown |= {"images/s": timing["images_per_second"]} if timing else {}
         self.logs.progress.update(step, shown)

@@ -8,7 +8,7 @@ import jax
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, platforms, remote, watch
 from ldm_jax.base.record import Record
-from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback, trainer
+from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback, trackers, trainer
 from ldm_jax.evaluation import distances, held_out, rival
 from ldm_jax.runs import check, kinds
 from ldm_jax.runs import data as data_lib
@@ -30,6 +30,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     source = data_lib.open_source(config.data)
     config = data_lib.resolve(config, source)
     check.check(config, source)
+    trackers.check(**config.track)
     kind, record = kinds.of(config), Record(workdir)
     cache = kind.open_cache(config, source)
     request = distances.request(config)
@@ -63,7 +64,8 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
 
         # Loop; after bad steps, a second one from an older checkpoint
         report = workdir / f"hang_{hosts.index():04d}.txt"
-        with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
+        watched = phases.Phases(dict(config.limits), report)
+        with trackers.tracking(config, record) as sinks, hosts.losses(), watched as phase:
             programs = kinds.programs(config, stage, mesh)
             evaluators = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
             if kind.rival(config):
@@ -73,7 +75,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
             parts = stage, data, programs, settings, evaluators
 
             def train_on(history):
-                run = trainer.Trainer(*parts, history, phase)
+                run = trainer.Trainer(*parts, history, phase, sinks)
                 # Now the state was restored: a config that does not fit it would have been refused.
                 hosts.on_first(lambda: workdir_lib.describe(record, config, source))
                 loop.train(run)
