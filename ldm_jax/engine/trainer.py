@@ -9,6 +9,7 @@ from clu import parameter_overview
 from ldm_jax.base import disk, errors, remote, shard, tree
 from ldm_jax.base.record import Record
 from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, replicas, rollback
+from ldm_jax.engine import profile as profile_lib
 from ldm_jax.engine import snapshots as snapshots_lib
 from ldm_jax.engine import step as step_lib
 
@@ -97,6 +98,9 @@ class Trainer:
         self._bad_records = meter.BadRecords(workdir, data)
         self._ledger = goodput.Ledger(workdir, first, self.phase.seconds, self.logs.active)
         self._ledger.write(first)
+        where, say = workdir / "profile", self.logs.progress.say
+        steps = settings.profile if self.logs.active else ()
+        self._profile = profile_lib.Profile(steps, where, say)
 
     def _introduce(self, news):
         """The first lines of a run, devices, parameters, where it stands, and parameters.txt."""
@@ -121,10 +125,12 @@ class Trainer:
         batch = shard.put_batch(batch, self.mesh)
         if self._program is None:
             self._compile(batch)
-        with jax.transfer_guard("disallow"):
+        self._profile.before(step, self._in_flight)
+        with self._profile.step(step), jax.transfer_guard("disallow"):
             self.state, metrics = self._program(self.state, self.frozen, batch, self.key)
         self._meter.add(step, metrics)
         self._in_flight.append(metrics)
+        self._profile.after(step, metrics)
         if len(self._in_flight) > RUN_AHEAD:
             jax.block_until_ready(self._in_flight.popleft())
         if step == self.first + 1:
@@ -221,6 +227,7 @@ class Trainer:
         """Closes what is open; the session came to `step`."""
         self.phase.begin("start")
         self._ledger.end(step)
+        self._profile.close(step)
         self._batches.close()
         self.logs.close()
         for part in (self._snapshots, self.checkpoints):

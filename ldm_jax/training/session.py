@@ -8,7 +8,17 @@ import jax
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, platforms, remote, watch
 from ldm_jax.base.record import Record
-from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback, trackers, trainer
+from ldm_jax.engine import (
+    goodput,
+    hosts,
+    inherit,
+    loop,
+    phases,
+    profile,
+    rollback,
+    trackers,
+    trainer,
+)
 from ldm_jax.evaluation import distances, held_out, rival
 from ldm_jax.runs import check, kinds
 from ldm_jax.runs import data as data_lib
@@ -16,13 +26,14 @@ from ldm_jax.runs import mesh as mesh_lib
 from ldm_jax.training import workdir as workdir_lib
 
 
-def train(config, workdir, allow=(), devices: str = "") -> dict:
+def train(config, workdir, allow=(), devices: str = "", profile_steps: str = "") -> dict:
     """Trains a run in `workdir`, or resumes the one that is there; returns its summary.
 
     Args:
       config: see base/defaults.py; keys that depend on the data are filled in here.
       allow: keys in which the config may differ from that of the run in `workdir`.
       devices: those that all hosts together must have, see hosts.check_devices.
+      profile_steps: "FIRST:LAST" writes a trace of these steps, see engine/profile.py.
     """
     seconds, workdir = watch.stopwatch(), pathlib.Path(workdir)
 
@@ -31,6 +42,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     config = data_lib.resolve(config, source)
     check.check(config, source)
     trackers.check(**config.track)
+    traced = profile.window(profile_steps, config.steps.total)
     kind, record = kinds.of(config), Record(workdir)
     cache = kind.open_cache(config, source)
     request = distances.request(config)
@@ -60,6 +72,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
         names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas"
         names += "init_from", "init_grow"
         own = {name: config[name] for name in names} | config.checkpoints.to_dict()
+        own["profile"] = traced
         settings = loop.Settings(workdir, loop.Intervals(**config.steps), **own)
 
         # Loop; after bad steps, a second one from an older checkpoint
