@@ -31,7 +31,9 @@ class Data(Group):
     path: str = ""  # folder, tar, arrayrecord: where the records lie; tfds: its data_dir
     name: str = ""  # tfds: the data set's name
     split: str = ""  # tfds, folder, tar: only the records of this split; "" takes all
-    label_field: str = "label"  # folder, tar: key of metadata.jsonl that holds the class
+    label_field: str = "label"  # folder, tar: key of the metadata that holds the class
+    # folder, tar: key of the metadata that holds the caption; "": caption, captions or text
+    caption_field: str = ""
     count: Positive = 100_000  # scenes: number of pictures
     objects: Positive = 1  # scenes: number of shapes in each picture
     relations: bool = False  # scenes: captions say which of two objects is where

@@ -19,7 +19,8 @@ ADDED = {
         | dict(intervals=50, first=8, huber=1e-3)
     ),
     "distil.huber": dict(calls=[1, 2, 4], critic_steps=5),
-    "data.source": dict(label_field="label", combinations="", relations=False, vocabulary=""),
+    "data.source": dict(label_field="label", combinations="", relations=False, vocabulary="")
+    | dict(caption_field=""),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
     "checkpoints.keep": dict(snapshots=0),
     "limits.step": dict(stuck=0),
