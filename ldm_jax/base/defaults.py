@@ -27,13 +27,16 @@ from ldm_jax.base.values import (
 
 
 class Data(Group):
-    source: str = "scenes"  # where records come from: scenes, folder, tar, arrayrecord, tfds
-    path: str = ""  # folder, tar, arrayrecord: where the records lie; tfds: its data_dir
+    # where records come from: scenes, folder, tar, parquet, arrayrecord, tfds
+    source: str = "scenes"
+    path: str = ""  # folder, tar, parquet, arrayrecord: where the records lie; tfds: its data_dir
     name: str = ""  # tfds: the data set's name
-    split: str = ""  # tfds, folder, tar: only the records of this split; "" takes all
-    label_field: str = "label"  # folder, tar: key of the metadata that holds the class
-    # folder, tar: key of the metadata that holds the caption; "": caption, captions or text
+    split: str = ""  # tfds, folder, tar, parquet: only the records of this split; "" takes all
+    # folder, tar, parquet: key of the metadata, or column, that holds the class
+    label_field: str = "label"
+    # folder, tar, parquet: that holds the caption; "": caption, captions or text
     caption_field: str = ""
+    image_field: str = ""  # parquet: column of the images; "": image, or the only one
     count: Positive = 100_000  # scenes: number of pictures
     objects: Positive = 1  # scenes: number of shapes in each picture
     relations: bool = False  # scenes: captions say which of two objects is where
