@@ -27,7 +27,7 @@ from ldm_jax.base.values import (
 
 
 class Data(Group):
-    # where records come from: scenes, folder, tar, parquet, arrayrecord, tfds
+    # where records come from: scenes, folder, tar, parquet, arrayrecord, tfds, mix
     source: str = "scenes"
     path: str = ""  # folder, tar, parquet, arrayrecord: where the records lie; tfds: its data_dir
     name: str = ""  # tfds: the data set's name
@@ -36,6 +36,8 @@ class Data(Group):
     label_field: str = "label"
     # folder, tar, parquet: that holds the caption; "": caption, captions or text
     caption_field: str = ""
+    # mix: {name: dict(source=..., weight=1.0, further keys of that source)}
+    mix: dict = {}
     image_field: str = ""  # parquet: column of the images; "": image, or the only one
     count: Positive = 100_000  # scenes: number of pictures
     objects: Positive = 1  # scenes: number of shapes in each picture

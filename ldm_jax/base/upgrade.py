@@ -20,7 +20,7 @@ ADDED = {
     ),
     "distil.huber": dict(calls=[1, 2, 4], critic_steps=5),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary="")
-    | dict(caption_field="", image_field=""),
+    | dict(caption_field="", image_field="", mix={}),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
     "checkpoints.keep": dict(snapshots=0),
     "limits.step": dict(stuck=0),

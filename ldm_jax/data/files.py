@@ -85,6 +85,7 @@ class Folder(Files):
     def __init__(
         self, path: str, label_field: str = "label", caption_field: str = "", split: str = ""
     ):
+        sources.check_local(path)
         self._root = root = pathlib.Path(path)
         if not root.is_dir():
             raise errors.UsageError(
@@ -129,6 +130,7 @@ class Tar(Files):
     def __init__(
         self, path: str, label_field: str = "label", caption_field: str = "", split: str = ""
     ):
+        sources.check_local(path)
         root = pathlib.Path(path)
         self._archives = sorted(root.glob("*.tar")) if root.is_dir() else [root]
         if not self._archives or not self._archives[0].is_file():

@@ -42,6 +42,7 @@ class Parquet(sources.Source):
         image_field: str = "",
         split: str = "",
     ):
+        sources.check_local(path)
         root = pathlib.Path(path)
         files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
         if not files or not files[0].is_file():

@@ -16,6 +16,7 @@ MAY_CHANGE = {
     "check_replicas": "only compares",
     "data.max_bad_fraction": "says when to stop",
     "data.path": "the data's fingerprint decides whether they are the same",
+    "data.mix": "as data.path",
     "data.workers": "a row of a batch depends on the seed, the step and the row alone",
     "data.threads": "as data.workers",
     "checkpoints": "say which checkpoints are kept",

@@ -283,16 +283,16 @@ def test_bad_records_are_named(root, monkeypatch):
 
 def test_holdout_parts_the_records_the_same_way_each_time():
     source = sources.open_source("scenes", size=8, count=50)
-    train = sources.holdout(source, 0.1, train=True)
-    held = sources.holdout(source, 0.1, train=False)
+    train = source.holdout(0.1, train=True)
+    held = source.holdout(0.1, train=False)
     names = [v.name(i) for v in (train, held) for i in range(len(v))]
     assert (len(train), len(held)) == (45, 5)
     assert sorted(names) == sorted(source.name(i) for i in range(50))
     assert train.fingerprint != held.fingerprint and held.classes == source.classes
-    assert held.name(0) == sources.holdout(source, 0.1, train=False).name(0)
-    assert len(sources.holdout(source, 1e-6, train=False)) == 1
+    assert held.name(0) == source.holdout(0.1, train=False).name(0)
+    assert len(source.holdout(1e-6, train=False)) == 1
     with pytest.raises(errors.UsageError, match=r"holdout=1.5 of 50"):
-        sources.holdout(source, 1.5, train=True)
+        source.holdout(1.5, train=True)
 
 
 def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
@@ -309,6 +309,8 @@ def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
         ("tar", {"path": str(tmp_path / "empty")}, "empty.*tar"),
         ("tar", {"path": str(packed)}, "gzip"),
         ("arrayrecord", {"path": str(tmp_path / "empty")}, "empty.*array_record"),
+        *((name, {"path": "gs://b/set"}, "mount the bucket") for name in ("folder", "tar")),
+        *((name, {"path": "gs://b/set"}, "copy it here") for name in ("parquet", "arrayrecord")),
     ]
     for name, kwargs, message in cases:
         with pytest.raises(errors.UsageError, match=message) as caught:
