@@ -61,14 +61,13 @@ class Profile:
         """`with profile.step(step):` marks the step in the trace."""
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def after(self, step: int, arrays):
-        """Step `step` was dispatched; `arrays` are its results."""
-        if self._from and step == self._steps[1]:
-            jax.block_until_ready(arrays)
-            self.close(step)
+    def ends(self, step: int) -> bool:
+        """Whether the trace that is open is to end with this step."""
+        return bool(self._from) and step == self._steps[1]
 
-    def close(self, step: int):
+    def close(self, step: int, pending=()):
         """Writes the trace that is open, which ends with `step`; the session does no more of it."""
+        jax.block_until_ready(pending)
         if not self._from:
             if self._steps:
                 self._say("no profile: this session did no step from {} to {}".format(*self._steps))

@@ -130,7 +130,9 @@ class Trainer:
             self.state, metrics = self._program(self.state, self.frozen, batch, self.key)
         self._meter.add(step, metrics)
         self._in_flight.append(metrics)
-        self._profile.after(step, metrics)
+        if self._profile.ends(step):
+            with self.phase("save"):  # which may take a minute, and is not a step that is stuck
+                self._profile.close(step, metrics)
         if len(self._in_flight) > RUN_AHEAD:
             jax.block_until_ready(self._in_flight.popleft())
         if step == self.first + 1:
