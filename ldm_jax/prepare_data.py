@@ -3,10 +3,9 @@
     python -m ldm_jax.prepare_data coco --path=train2017 --captions=captions_train2017.json
         [--instances=instances_train2017.json --maps=FOLDER_IN_PATH]
     python -m ldm_jax.prepare_data openimages --path=IMAGES --boxes=FILE.csv --classes=FILE.csv
-    python -m ldm_jax.prepare_data shards --path=TARS
 
-The images stay where they are; --config.data.source=folder (or tar) with --config.data.path=PATH
-reads them. docs/data.md says where each data set comes from.
+The images stay where they are; --config.data.source=folder with --config.data.path=PATH reads
+them. docs/data.md says where each data set comes from.
 """
 
 import inspect
@@ -16,7 +15,7 @@ import pathlib
 from ldm_jax import cli
 from ldm_jax.base import disk, errors
 
-VERBS = ("coco", "openimages", "shards")  # data/annotations.py reads them
+VERBS = ("coco", "openimages")  # data/annotations.py reads them
 FILES = dict(
     captions=cli.Text("COCO's file of captions.", ""),
     instances=cli.Text("COCO's file of instances, for boxes and maps.", ""),
@@ -24,7 +23,7 @@ FILES = dict(
     boxes=cli.Text("Open Images' table of boxes.", ""),
     classes=cli.Text("Open Images' table of class names.", ""),
 )
-FLAGS = dict(path=cli.Text("Folder of the images, or of the tars."), **FILES)
+FLAGS = dict(path=cli.Text("Folder of the images."), **FILES)
 
 
 def main(name, args, overrides):

@@ -20,6 +20,7 @@ FLAGS = dict(
     workdir=cli.Text("Folder of this run."),
     devices=cli.Text("Devices that all hosts together must have, e.g. tpu:16 or gpu.", ""),
     deterministic=cli.Switch("Make GPUs bit-reproducible, but slower; CPUs and TPUs always are."),
+    profile_steps=cli.Text("Steps to write a trace of into WORKDIR/profile, e.g. 100:103.", ""),
     allow_config_change=cli.Listed("Keys of a run's config that may change, e.g. steps.total."),
 )
 
@@ -37,7 +38,8 @@ def main(args, overrides):
     hosts.connect()
     hosts.everywhere(lambda: cli.check_writable("--workdir", args.workdir))
     hosts.on_first(lambda: cli.check_holds("--workdir", args.workdir, "config.json"))
-    found = session.train(config, args.workdir, args.allow_config_change, args.devices)
+    how = args.allow_config_change, args.devices, args.profile_steps
+    found = session.train(config, args.workdir, *how)
     file, lines = pathlib.Path(args.workdir) / "summary.json", session.words(args.workdir, found)
     hosts.on_first(lambda: cli.finish(file, found, lines))
 

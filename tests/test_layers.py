@@ -36,7 +36,8 @@ COMMANDS = (
 )
 MOST_LINES = 60  # of a command: its flags and one call
 
-OPTIONAL = {"tensorflow", "torch", "torchvision", "tensorflow_cpu", "diffusers", "wandb", "gradio"}
+OPTIONAL = {"tensorflow", "torch", "torchvision", "tensorflow_cpu", "diffusers", "gradio"}
+OPTIONAL |= {"wandb", "trackio"}
 
 
 def files():

@@ -1,15 +1,13 @@
 """Annotations in the public data sets' own forms become records."""
 
-import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ldm_jax import cli, prepare_data
-from ldm_jax.data import images, sources
+from ldm_jax.data import sources
 
 
 def prepare(*argv) -> int:
@@ -59,24 +57,6 @@ def test_openimages(root):
     np.testing.assert_allclose(source[0]["boxes"], [[0.1, 0.2, 0.5, 0.6]])
 
 
-def test_shards(root):
-    with tarfile.open(root / "set" / "00000.tar", "w") as archive:
-        for key, files in {
-            "000000": {"jpg": None, "txt": "A red dog.\n", "json": '{"caption": "other"}'},
-            "000001": {"jpg": None, "json": '{"caption": "Of json"}'},
-            "000002": {"jpg": None},
-        }.items():
-            for ending, text in files.items():
-                data = images.encode(np.zeros((8, 8, 3), np.uint8), "jpeg")
-                data = data if text is None else text.encode()
-                member = tarfile.TarInfo(f"{key}.{ending}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    assert prepare("shards", f"--path={root}/set") == 0
-    source = sources.open_source("tar", path=f"{root}/set")
-    assert [source[i]["caption"] for i in range(3)] == ["A red dog.", "Of json", ""]
-
-
 def test_what_does_not_fit_is_one_line(root, capsys):
     (root / "broken.json").write_text("{")
     (root / "other.json").write_text("{}")
@@ -86,7 +66,6 @@ def test_what_does_not_fit_is_one_line(root, capsys):
         (["coco", f"--path={root}/set", f"--captions={root}/broken.json"], "as JSON"),
         (["coco", f"--path={root}/set", f"--captions={root}/other.json"], "not the files of coco"),
         (["openimages", f"--path={root}/set"], "--boxes is missing"),
-        (["shards", f"--path={root}/set"], "no .tar file"),
         (["coco", f"--path={root}/set"], "no image of these"),
     ]:
         assert prepare(*argv) == 2

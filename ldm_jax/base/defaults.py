@@ -27,11 +27,18 @@ from ldm_jax.base.values import (
 
 
 class Data(Group):
-    source: str = "scenes"  # where records come from: scenes, folder, tar, arrayrecord, tfds
-    path: str = ""  # folder, tar, arrayrecord: where the records lie; tfds: its data_dir
+    # where records come from: scenes, folder, tar, parquet, arrayrecord, tfds, mix
+    source: str = "scenes"
+    path: str = ""  # folder, tar, parquet, arrayrecord: where the records lie; tfds: its data_dir
     name: str = ""  # tfds: the data set's name
-    split: str = ""  # tfds, folder, tar: only the records of this split; "" takes all
-    label_field: str = "label"  # folder, tar: key of metadata.jsonl that holds the class
+    split: str = ""  # tfds, folder, tar, parquet: only the records of this split; "" takes all
+    # folder, tar, parquet: key of the metadata, or column, that holds the class
+    label_field: str = "label"
+    # folder, tar, parquet: that holds the caption; "": caption, captions or text
+    caption_field: str = ""
+    # mix: {name: dict(source=..., weight=1.0, further keys of that source)}
+    mix: dict = {}
+    image_field: str = ""  # parquet: column of the images; "": image, or the only one
     count: Positive = 100_000  # scenes: number of pictures
     objects: Positive = 1  # scenes: number of shapes in each picture
     relations: bool = False  # scenes: captions say which of two objects is where
@@ -90,6 +97,14 @@ class Limits(Group):
     stuck: Natural = 60  # a step on several hosts while no host reports another phase
 
 
+class Track(Group):
+    """A service that shows runs, beside the files of each; see docs/launch.md."""
+
+    name: str = ""  # wandb or trackio, whose package has to be installed; "": none
+    project: str = "ldm_jax"  # that the run is shown in
+    entity: str = ""  # wandb: the account or team that the project is of; "": one's own
+
+
 Axis = Positive | Literal[-1]
 
 
@@ -116,6 +131,7 @@ class Common(Group):
     eval: Eval
     checkpoints: Checkpoints
     limits: Limits
+    track: Track
     # steps in a row with values that are not finite, after more of which a run rolls back to an
     # older checkpoint
     max_bad_steps: Natural = 5

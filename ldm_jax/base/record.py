@@ -6,6 +6,7 @@
     frozen.json     of a first stage: the digests of networks that it uses and does not train
     start.json      of a first stage that is initialised from its data: the digest of the statistics
     rival.json      of a first stage: how well PCA or k-means reconstructs the same images
+    tracker.json    the run's ids at trackers, by the name of each
     init_from.json  where the weights at step 0 come from
 
 Runs of earlier versions are read through `upgrade`.
@@ -112,6 +113,14 @@ class Record:
     def rival(self) -> dict:
         """How well PCA or k-means reconstructs the run's images; {} where nothing is recorded."""
         return self._read("rival.json")
+
+    @property
+    def tracker(self) -> dict:
+        """{tracker: the run's id there}."""
+        found = self._read("tracker.json")
+        for name, run_id in found.items():
+            values.check(f"{self.shown}/tracker.json: {name}", run_id, values.Text())
+        return found
 
     def write(self, **files: dict):
         """write(latents=..., init_from=...) writes latents.json and init_from.json."""

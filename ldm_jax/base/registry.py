@@ -64,6 +64,7 @@ class Registry:
             if not defaults:
                 raise errors.UsageError(f"{said}, nor with any other{errors.nearest(option, own)}.")
             takers, default = " or ".join(defaults), next(iter(defaults.values()))
+            default = '""' if default == "" else default
             raise errors.UsageError(f"{said}, only with {takers}: leave it at {default}.")
         return {option: value for option, value in options.items() if option in own}
 

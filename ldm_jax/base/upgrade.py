@@ -12,13 +12,15 @@ PREFIX = "conditioners_"  # of the parameters of a denoiser's conditioners; thei
 # {an old key: the keys beside it that were added later, with values of the earlier behaviour}
 ADDED = {
     "seed": dict(init_from="", init_grow=False, plugins=[], offload=False)
-    | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0),
+    | dict(max_loss_spike=0.0, max_rollbacks=0, check_replicas=0)
+    | dict(track=dict(name="", project="ldm_jax", entity="")),
     "latents": dict(
         distil=dict(method="", teacher="", guidance=0.0, weaker="")
         | dict(intervals=50, first=8, huber=1e-3)
     ),
     "distil.huber": dict(calls=[1, 2, 4], critic_steps=5),
-    "data.source": dict(label_field="label", combinations="", relations=False, vocabulary=""),
+    "data.source": dict(label_field="label", combinations="", relations=False, vocabulary="")
+    | dict(caption_field="", image_field="", mix={}),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
     "checkpoints.keep": dict(snapshots=0),
     "limits.step": dict(stuck=0),

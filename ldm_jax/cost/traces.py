@@ -1,4 +1,4 @@
-"""Profiles of a program: a trace by jax.profiler, and the operations that took longest."""
+"""Profiles of a program: a trace (engine/profile.py), and the operations that took longest."""
 
 import pathlib
 from collections import Counter
@@ -7,12 +7,13 @@ import jax
 
 from ldm_jax.base import errors
 from ldm_jax.cost import hlo
+from ldm_jax.engine import profile
 
 
 def record(call, folder, calls: int = 3):
     """Writes an XProf trace of `calls` calls into `folder`. call: () -> arrays."""
     jax.block_until_ready(call())
-    with jax.profiler.trace(str(folder), create_perfetto_trace=False):
+    with profile.trace(folder):
         for _ in range(calls):
             jax.block_until_ready(call())
 

@@ -5,4 +5,4 @@ package, and everything but `pipeline` and the record files stays at numpy and P
 """
 
 # Each registers its sources or its makers of condition fields.
-from ldm_jax.data import bytepairs, captions, files, layouts, records  # noqa: F401
+from ldm_jax.data import bytepairs, captions, files, layouts, mix, parquet, records  # noqa: F401

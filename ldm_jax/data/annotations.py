@@ -3,7 +3,6 @@
 import csv
 import json
 import pathlib
-import tarfile
 from collections.abc import Iterator
 
 from ldm_jax.base import errors, registry
@@ -60,24 +59,3 @@ def openimages(path: str, boxes: str, classes: str) -> Iterator[dict]:
                 row["boxes"].append([float(note[k]) for k in ("XMin", "YMin", "XMax", "YMax")])
                 row["box_labels"].append(names[note["LabelName"]])
     yield from (rows[name] for name in sorted(rows))
-
-
-@FORMATS.register("shards")
-def shards(path: str) -> Iterator[dict]:
-    """Tars of KEY.jpg beside KEY.txt (or KEY.json with a `caption`), as img2dataset writes them."""
-    archives = sorted(pathlib.Path(path).glob("*.tar"))
-    if not archives:
-        raise errors.UsageError(f"--path={path}: no .tar file there.")
-    for archive in archives:
-        pictures, captions = {}, {}
-        with tarfile.open(archive, "r:") as file:
-            for member in file:
-                key, _, ending = member.name.removeprefix("./").rpartition(".")
-                if images.is_image_name(member.name):
-                    pictures[key] = member.name.removeprefix("./")
-                elif ending == "txt":
-                    captions[key] = file.extractfile(member).read().decode("utf-8", "replace")
-                elif ending == "json" and key not in captions:
-                    captions[key] = json.load(file.extractfile(member)).get("caption") or ""
-        for key, name in pictures.items():
-            yield {"file": name, "caption": captions.get(key, "").strip()}

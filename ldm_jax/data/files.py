@@ -1,5 +1,6 @@
 """Image files as sources: a folder, and tar archives that are read in place."""
 
+import collections
 import os
 import pathlib
 import tarfile
@@ -7,29 +8,32 @@ import tarfile
 import numpy as np
 
 from ldm_jax.base import disk, errors
-from ldm_jax.data import images, metadata, sources
+from ldm_jax.data import images, metadata, sidecars, sources
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Files(sources.Source):
-    """Named, encoded images with what `metadata.jsonl` says of them. A subclass reads them.
+    """Named, encoded images with what their metadata and the files beside them say of them.
 
-    With a `metadata.jsonl` the records are its rows (`file`, `caption`, `label`, `split`, `boxes`,
-    ...); without, all images that were found.
+    With a `metadata.jsonl` or `metadata.csv` the records are its rows (`file`, `caption`, `label`,
+    `split`, `boxes`, ...); without, all images that were found. A subclass reads them.
     """
 
-    def __init__(self, kind, path, found, beside, size, *, strict, label_field, split):
-        """found: names of images; beside: the folder of metadata.jsonl; size: name -> bytes of the
-        image; strict: whether every row must have its image."""
-        rows = metadata.read_rows(beside / "metadata.jsonl", label_field)
+    def __init__(self, kind, path, found, folder, size, beside, read, *, strict, columns, split):
+        """found: names of images; folder: of the metadata; size: name -> bytes of the image;
+        beside, read: see sidecars.merged; strict: whether every row must have its image."""
+        rows = metadata.read_rows(folder, columns)
         names = _listed(found, rows, path, strict)
+        beside = {name: beside[name] for name in names if beside.get(name)}
+        rows = sidecars.merged(f"Data path {path!r}", rows, beside, read, columns)
+        metadata.check_captions(rows, columns)
         for name in names:
             if not name.isprintable():
                 raise errors.UsageError(
                     f"Data path {path!r}: the name {name!r} is not UTF-8 in one line; rename it."
                 )
-        labels = metadata.labels(names, rows, label_field)
+        labels = metadata.labels(names, rows, columns)
         self.box_classes = tuple(metadata.box_names(rows.values()))
         # Classes are numbered over all splits, so that training and validation agree on the ids.
         ids, self.classes = metadata.class_ids(labels) if labels else (None, ())
@@ -74,24 +78,36 @@ class Files(sources.Source):
 class Folder(Files):
     """A folder of images, flat or a folder per class (optionally under train/, val/, test/).
 
-    Hidden files and folders are left out. `metadata.jsonl` may lie in the folder.
+    Hidden files and folders are left out. A metadata.jsonl or metadata.csv may lie in the folder,
+    and KEY.txt, .json or .cls beside KEY.jpg.
     """
 
-    def __init__(self, path: str, label_field: str = "label", split: str = ""):
+    def __init__(
+        self, path: str, label_field: str = "label", caption_field: str = "", split: str = ""
+    ):
+        sources.check_local(path)
         self._root = root = pathlib.Path(path)
         if not root.is_dir():
             raise errors.UsageError(
                 f"Data path {path!r} is not a folder; give one that holds images."
             )
         files = (pathlib.Path(parent, name) for parent, _, names in os.walk(root) for name in names)
-        found = filter(images.is_image_name, (file.relative_to(root).as_posix() for file in files))
-        how = dict(strict=True, label_field=label_field, split=split)
+        found, others = set(), {}
+        for name in (file.relative_to(root).as_posix() for file in files):
+            key, ending = sidecars.split(name)
+            if images.is_image_name(name):
+                found.add(name)
+            elif ending in sidecars.ENDINGS:
+                others.setdefault(key, {})[ending] = name
+        beside = {name: others.get(sidecars.split(name)[0]) for name in found}
+        columns = metadata.Columns(label_field, caption_field)
 
         def size(name):
             with disk.reading(f"Data path {path!r}: {name}"):
                 return disk.check_regular(root / name)
 
-        super().__init__("folder", path, set(found), root, size, **how)
+        given = found, root, size, beside, self._read_map
+        super().__init__("folder", path, *given, strict=True, columns=columns, split=split)
 
     def _read(self, i):
         return self._read_map(self._names[i])
@@ -103,30 +119,36 @@ class Folder(Files):
 
 @sources.SOURCES.register("tar")
 class Tar(Files):
-    """One uncompressed .tar, or a folder of them, read in place; `metadata.jsonl` may lie beside.
+    """One uncompressed .tar, or a folder of them, read in place.
 
-    Members are found by one walk over the headers (3,670 of them: about 0.2 s) and then read by
-    offset; nothing is unpacked. Labels, splits and captions work as in `folder`.
+    A metadata.jsonl or metadata.csv may lie beside the tars, and KEY.txt, .json or .cls beside
+    KEY.jpg in them, as WebDataset has it. Members are found by one walk over the headers (3,670 of
+    them: about 0.2 s) and then read by offset; nothing is unpacked. Where two archives hold members
+    of one name, these are called "NAME in ARCHIVE". Labels and splits work as in `folder`.
     """
 
-    def __init__(self, path: str, label_field: str = "label", split: str = ""):
+    def __init__(
+        self, path: str, label_field: str = "label", caption_field: str = "", split: str = ""
+    ):
+        sources.check_local(path)
         root = pathlib.Path(path)
         self._archives = sorted(root.glob("*.tar")) if root.is_dir() else [root]
         if not self._archives or not self._archives[0].is_file():
             raise errors.UsageError(
                 f"Data path {path!r}: no .tar file there; give one or its folder."
             )
-        members = {}  # {name: (number of the archive, offset, bytes)}
-        for number, archive in enumerate(self._archives):
-            members |= {name: (number, *where) for name, where in _index(archive).items()}
-        # A single archive may hold only some of the rows of the metadata.jsonl beside it.
-        how = dict(strict=root.is_dir(), label_field=label_field, split=split)
-        size = lambda name: members[name][2]
-        super().__init__("tar", path, members, self._archives[0].parent, size, **how)
+        self._open = {}
+        folder = self._archives[0].parent
+        # {name: (number of the archive, offset, bytes)}; {name: {ending: likewise}}
+        members, beside = _members([_index(archive) for archive in self._archives], self._archives)
+        # A single archive may hold only some of the rows of the metadata beside it.
+        how = dict(strict=root.is_dir(), columns=metadata.Columns(label_field, caption_field))
+        given = members, folder, lambda name: members[name][2], beside
+        read = lambda where: self._read_at(*where)
+        super().__init__("tar", path, *given, read, split=split, **how)
         self._where = np.array([members[name] for name in self._names], np.int64)
         maps = (row["segmentation"] for row in self._rows if "segmentation" in row)
         self._maps = {name: members[name] for name in maps if name in members}
-        self._open = {}
 
     def __getstate__(self):
         return self.__dict__ | {"_open": {}}
@@ -148,8 +170,28 @@ class Tar(Files):
         return data
 
 
+def _members(indices, archives) -> tuple[dict, dict]:
+    """The images of all archives and what lies beside each; see Tar."""
+    times = collections.Counter(
+        name for index in indices for name in index if images.is_image_name(name)
+    )
+    members, beside = {}, {}
+    for number, index in enumerate(indices):
+        others = {}
+        for name, where in index.items():
+            key, ending = sidecars.split(name)
+            if ending in sidecars.ENDINGS:
+                others.setdefault(key, {})[ending] = (number, *where)
+        for name, where in index.items():
+            if images.is_image_name(name):
+                full = name if times[name] == 1 else f"{name} in {archives[number].name}"
+                members[full] = (number, *where)
+                beside[full] = others.get(sidecars.split(name)[0])
+    return members, beside
+
+
 def _index(archive: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Image members of an archive: `{name: (offset, size)}` of their bytes."""
+    """Members of an archive that are images or lie beside one: `{name: (offset, size)}`."""
     with disk.reading(archive):
         disk.check_regular(archive)
         with archive.open("rb") as file:
@@ -165,7 +207,8 @@ def _index(archive: pathlib.Path) -> dict[str, tuple[int, int]]:
         with tarfile.open(archive, "r:") as file:
             for member in file:
                 name = member.name.removeprefix("./")
-                if member.isreg() and not member.issparse() and images.is_image_name(name):
+                wanted = images.is_image_name(name) or sidecars.split(name)[1] in sidecars.ENDINGS
+                if wanted and member.isreg() and not member.issparse():
                     found[name] = (member.offset_data, member.size)
     except (tarfile.TarError, UnicodeError, OSError) as e:
         raise errors.UsageError(f"{archive} is not a whole tar file ({e}); make it again.") from e
@@ -181,7 +224,7 @@ def _listed(found, rows: dict, path, strict: bool) -> list[str]:
     missing = [name for name in rows if name not in found]
     if rows and (len(missing) == len(rows) or (strict and missing)):
         raise errors.UsageError(
-            f"Data path {path!r}: metadata.jsonl lists {len(missing)} file(s) that are not there, "
+            f"Data path {path!r}: the metadata lists {len(missing)} file(s) that are not there, "
             f"e.g. {missing[0]}; add them or drop their rows."
         )
     return sorted(name for name in found if name in rows) if rows else sorted(found)

@@ -1,6 +1,9 @@
-"""What a set of image files says beside its pixels: `metadata.jsonl`, folder names, splits."""
+"""What a set of image files says beside its pixels: metadata.jsonl or .csv, folders, splits."""
 
+import csv
+import dataclasses
 import json
+import logging
 import pathlib
 import re
 
@@ -8,12 +11,14 @@ import numpy as np
 
 from ldm_jax.base import disk, errors, values
 
+logger = logging.getLogger(__name__)
+
 _SPLIT_FOLDER = re.compile(r"(train|training|val|valid|validation|test)[-_]?\d*")  # val2017 too
 MOST_CLASSES = 2**20  # every id up to the largest is a class with a name
 _TEXT, _NAME = values.Text(lines=True), values.Text()
 _LABEL = values.Either((_TEXT, values.Number(0, MOST_CLASSES - 1, whole=True)))
 _BOX = values.Several(values.Number(), 4, 4)
-# Fields of metadata.jsonl that records carry; the rest of a row is dropped when it is read.
+# Fields of a row that records carry.
 _FIELDS = {
     "caption": _TEXT,
     "captions": values.Several(_TEXT),
@@ -25,39 +30,107 @@ _FIELDS = {
 }
 
 
-def read_rows(path: pathlib.Path, label_field: str) -> dict[str, dict]:
-    """metadata.jsonl -> `{file: row}`, by the rows' `file` or `file_name`; no file: no rows."""
-    if not path.exists():
-        return {}
-    rows, kinds = {}, _FIELDS | {label_field: _LABEL}
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The keys of a row that hold what data sets call by many names.
+
+    label: of the class. caption: of the caption or captions; "" takes caption, captions or text.
+    """
+
+    label: str = "label"
+    caption: str = ""
+
+
+def read_rows(folder: pathlib.Path, columns: Columns) -> dict[str, dict]:
+    """metadata.jsonl of a folder, else its metadata.csv -> `{file: row}`; without them no rows.
+
+    A row names its image as `file` or `file_name`.
+    """
+    lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
+    if lines.exists() and table.exists():
+        logger.warning("%s is read, and metadata.csv beside it is not.", lines)
+    if lines.exists():
+        given = _lines(lines)
+    else:
+        given = _table(table, columns) if table.exists() else ()
+    rows = {}
+    for where, found in given:
+        file = found.get("file") or found.get("file_name")
+        values.check(f"{where}: file", file, _NAME)
+        rows[file] = row(where, found, columns)
+    return rows
+
+
+def _lines(path):
+    """(where, {key: value}) of every line of a metadata.jsonl."""
     with disk.reading(path):
         disk.check_regular(path)
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    file, row = _row(f"{path}:{number}", line, kinds)
-                    rows[file] = row
-    return rows
+                    yield f"{path}:{number}", _object(f"{path}:{number}", line)
 
 
-def _row(where: str, line: bytes, kinds: dict) -> tuple[str, dict]:
-    """(file, fields) of one line, in which each field is of its type."""
+def _object(where: str, line: bytes) -> dict:
     try:
-        row = json.loads(line.decode())
-        file = row.get("file") or row["file_name"]
+        found = json.loads(line.decode())
+        found.get("file") or found["file_name"]
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as e:
         reason = "is nested too deep" if isinstance(e, RecursionError) else repr(e)
         raise errors.UsageError(
             f"{where}: not a JSON object with a 'file' key ({reason[:100]}); mend this line."
         ) from e
-    found = {key: row[key] for key in kinds if row.get(key) is not None}
-    for key, value in (("file", file), *found.items()):
-        values.check(f"{where}: {key}", value, kinds.get(key, _NAME))
-    return file, found
+    return found
 
 
-def labels(names: list[str], rows: dict, label_field: str) -> list | None:
+def _table(path, columns):
+    """(where, {column: text}) of every row of a metadata.csv, with labels that are ids as numbers.
+
+    An empty cell is no value, but an empty caption is one.
+    """
+    with disk.reading(path):
+        disk.check_regular(path)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            try:
+                rows = [(f"{path}:{reader.line_num}", found) for found in reader]
+            except csv.Error as e:
+                raise errors.UsageError(f"{path}:{reader.line_num}: {e}; mend this line.") from e
+            names = reader.fieldnames or ()
+    if not {"file", "file_name"} & set(names):
+        raise errors.UsageError(
+            f"{path} has no column file_name (it has {', '.join(names) or 'none'}); name the "
+            "column of the images so."
+        )
+    texts = (columns.caption,) if columns.caption else ("caption", "text")
+    of_class = [found.get(columns.label) for _, found in rows]
+    ids = all((label or "").isdecimal() for label in of_class)
+    for where, found in rows:
+        if None in found or None in found.values():
+            raise errors.UsageError(f"{where}: has not {len(names)} cells; mend this line.")
+        found = {key: text for key, text in found.items() if text or key in texts}
+        yield where, found | ({columns.label: int(found[columns.label])} if ids else {})
+
+
+def row(where: str, given: dict, columns: Columns) -> dict:
+    """The fields of a row that records carry, each of its type; the rest is dropped."""
+    kinds = _FIELDS | {columns.label: _LABEL}
+    found = {key: given[key] for key in kinds if given.get(key) is not None}
+    other = columns.caption or "text"
+    if columns.caption:
+        found = {key: value for key, value in found.items() if key not in ("caption", "captions")}
+    several = "caption" in found or "captions" in found
+    if given.get(other) is not None and other != columns.label and not several:
+        text = given[other]
+        found["captions" if isinstance(text, (list, tuple)) else "caption"] = text
+    for key, value in found.items():
+        values.check(f"{where}: {key}", value, kinds[key])
+    return found
+
+
+def labels(names: list[str], rows: dict, columns: Columns) -> list | None:
     """The label of every name: from the rows, else from a folder per class; None if unlabelled."""
+    label_field = columns.label
     found = [rows.get(name, {}).get(label_field) for name in names]
     if any(label is not None for label in found):
         if None in found:
@@ -68,9 +141,18 @@ def labels(names: list[str], rows: dict, label_field: str) -> list | None:
         return found
     if label_field != "label":
         raise errors.UsageError(
-            f"label_field={label_field!r}: no row of metadata.jsonl has this field; check its name."
+            f"label_field={label_field!r}: no row of the metadata has this field; check its name."
         )
     return _folder_labels(names)
+
+
+def check_captions(rows: dict, columns: Columns):
+    """Raises UsageError where a key for captions is given and no row has it."""
+    if columns.caption and not any({"caption", "captions"} & r.keys() for r in rows.values()):
+        raise errors.UsageError(
+            f"caption_field={columns.caption!r}: no row of the metadata has this field; check its "
+            "name."
+        )
 
 
 def _folder_labels(names: list[str]) -> list[str] | None:

@@ -84,6 +84,7 @@ class ArrayRecords(sources.Source):
     def __init__(self, path: str):
         import grain
 
+        sources.check_local(path)
         pattern = os.path.join(path, f"*{_SUFFIX}") if os.path.isdir(path) else path
         files = sorted(glob.glob(pattern))
         if not files:

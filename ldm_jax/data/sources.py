@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ldm_jax.base import errors, registry
+from ldm_jax.base import errors, registry, remote
 
 SOURCES = registry.Registry("data source")
 
@@ -46,8 +46,9 @@ def check_flags(data: dict, flags: Iterable[str]):
     and the user may set them back: what is empty, or the key's default, passes.
     """
     taken_by = lambda name: inspect.signature(SOURCES.get(name)).parameters
+    flags = {flag.split(".")[1] for flag in flags if flag.startswith("data.")}
     own, takes = taken_by(data["source"]), {name: taken_by(name) for name in SOURCES.names()}
-    for key in (flag.removeprefix("data.") for flag in flags if flag.startswith("data.")):
+    for key in sorted(flags):
         others = {name: taken[key] for name, taken in takes.items() if key in taken}
         off = not data[key] or data[key] in [taken.default for taken in others.values()]
         if others and key not in (*own, *PIPELINE) and not off:
@@ -55,6 +56,15 @@ def check_flags(data: dict, flags: Iterable[str]):
                 f"--config.data.{key}={data[key]} means nothing to the data source "
                 f"{data['source']!r}, only to {', '.join(others)}: leave it out."
             )
+
+
+def check_local(path: str):
+    """Raises UsageError for a URL of a bucket, for sources that read files by their paths."""
+    if path.startswith(remote.SCHEME):
+        raise errors.UsageError(
+            f"Data path {path!r}: this source reads files of this machine; mount the bucket "
+            f"(gcsfuse), or copy it here: gcloud storage cp -r {path} DIR"
+        )
 
 
 class Source:
@@ -75,6 +85,23 @@ class Source:
     classes: tuple[str, ...] = ()
     box_classes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+
+    def holdout(self, fraction: float, *, train: bool) -> "Source":
+        """The training part, or the `fraction` of the records that is kept for evaluation.
+
+        Which records are held out depends on their number alone, not on the run's seed, so that
+        runs on the same data are comparable. Each part has at least one record. The training part
+        keeps the source's order, which the pipeline shuffles; the held-out part comes in a fixed
+        random order, so that the first few records of a set sorted by class are not all of a class.
+        """
+        n = len(self)
+        if not 0 < fraction < 1 or n < 2:
+            raise errors.UsageError(
+                f"holdout={fraction} of {n} record(s): give a fraction between 0 and 1 "
+                "and a source of two records or more."
+            )
+        count, found = min(max(1, round(n * fraction)), n - 1), order(n)
+        return View(self, np.sort(found[count:]) if train else found[:count])
 
 
 class View(Source):
@@ -97,23 +124,9 @@ class View(Source):
         return self._source.name(int(self._indices[i]))
 
 
-def holdout(source: Source, fraction: float, *, train: bool) -> View:
-    """The training part of `source`, or the `fraction` of its records kept for evaluation.
-
-    Which records are held out depends on the number of records alone, not on the run's seed, so
-    runs on the same data are comparable. Each part has at least one record. The training part
-    keeps the source's order, which the pipeline shuffles; the held-out part comes in a fixed random
-    order, so that the first few records of a set sorted by class are not all of one class.
-    """
-    n = len(source)
-    if not 0 < fraction < 1 or n < 2:
-        raise errors.UsageError(
-            f"holdout={fraction} of {n} record(s): give a fraction between 0 and 1 "
-            "and a source of two records or more."
-        )
-    count = min(max(1, round(n * fraction)), n - 1)
-    order = np.random.Generator(np.random.Philox(key=(0, n))).permutation(n)
-    return View(source, np.sort(order[count:]) if train else order[:count])
+def order(n: int) -> np.ndarray:
+    """The numbers below n in a fixed random order."""
+    return np.random.Generator(np.random.Philox(key=(0, n))).permutation(n)
 
 
 def digest(*parts: str | bytes) -> str:

@@ -30,12 +30,17 @@ class Ledger:
         self._before = disk.read_jsonl(self._file) if active else []
         self._own = {"begin": time.time(), "from": first, "seconds": seconds}
 
-    def write(self, step: int):
-        """The session has come to `step`. What the storage does not take is written next time."""
-        if self._active:
-            lines = [*self._before, self._own | {"reached": step, "end": time.time()}]
-            with contextlib.suppress(OSError):
-                disk.write_jsonl(self._file, lines)
+    def write(self, step: int) -> dict:
+        """The session has come to `step`. What the storage does not take is written next time.
+
+        Returns what `account` says of all sessions, each name after "goodput/".
+        """
+        if not self._active:
+            return {}
+        lines = [*self._before, self._own | {"reached": step, "end": time.time()}]
+        with contextlib.suppress(OSError):
+            disk.write_jsonl(self._file, lines)
+        return {f"goodput/{name}": float(value) for name, value in account(lines).items()}
 
     def end(self, step: int):
         """The session ends at `step`; another one of this process counts its seconds from 0."""
@@ -44,12 +49,16 @@ class Ledger:
 
 
 def report(workdir) -> dict:
+    """What `account` says of the sessions of a run."""
+    return account(disk.read_jsonl(pathlib.Path(workdir) / "goodput.jsonl"))
+
+
+def account(sessions: list[dict]) -> dict:
     """`{"productive_fraction": ..., "..._seconds": ...}` over all sessions of a run; {} if none.
 
     Productive is the time of steps whose work is in the run. Lost are the steps that a session did
     and the next one had to do again; down is the time between sessions.
     """
-    sessions = disk.read_jsonl(pathlib.Path(workdir) / "goodput.jsonl")
     if not sessions:
         return {}
     total = collections.Counter()

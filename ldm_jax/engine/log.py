@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, timing.jsonl, TensorBoard events, PNG grids, progress.
+"""What a run leaves to read: metrics.jsonl, timing.jsonl, PNG grids, progress; and its sinks.
 
 metrics.jsonl holds only what the computation determines, so that a run cut three times and an uncut
 one leave the same bytes; clocks go to timing.jsonl. Only process 0 writes.
@@ -12,19 +12,14 @@ import logging
 import os
 import pathlib
 import shutil
-import threading
-import time
 
 import jax
 import numpy as np
-import tensorboardX
 
 from ldm_jax.base import disk, progress, raster
+from ldm_jax.engine import sinks as sinks_lib
 
 logger = logging.getLogger(__name__)
-
-
-ROOM = 10.0  # seconds that TensorBoard may take for one event, or for its end
 
 
 class Log:
@@ -35,9 +30,10 @@ class Log:
       start: the step training goes on from; lines beyond it, left by a run that was cut, go.
       total: the last step, for the time left.
       kept: whether the files as they are, are also kept as FILE.old.
+      sinks: sinks.Sink each, which show the run beside TensorBoard.
     """
 
-    def __init__(self, workdir, *, start: int, total: int, kept: bool = False):
+    def __init__(self, workdir, *, start: int, total: int, kept: bool = False, sinks=()):
         self.workdir = pathlib.Path(workdir)
         self.active = jax.process_index() == 0
         self._unwritten = {}
@@ -48,7 +44,8 @@ class Log:
                 if file.exists():
                     self._cut(file, start, kept)
             purge = start + 1 if start else None
-            self._board = tensorboardX.SummaryWriter(str(self.workdir), purge_step=purge)
+            self._board = sinks_lib.Board(self.workdir, purge)
+            self._sinks = [self._board, *sinks]
 
     def _cut(self, file, start: int, kept: bool):
         """Takes the lines after `start` out of a file, and says so."""
@@ -62,14 +59,23 @@ class Log:
         disk.write_jsonl(file, own)
 
     def write(self, file: str, step: int, values: dict):
-        """One line of numbers, in metrics.jsonl or timing.jsonl and in TensorBoard."""
+        """One line of numbers, in metrics.jsonl or timing.jsonl and in all sinks."""
         if not self.active:
             return
         values = {name: float(value) for name, value in values.items()}
         self._append(file, json.dumps({"step": step} | values) + "\n")
-        if self._board_lives():
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        self.show(step, values)
+
+    def show(self, step: int, values: dict):
+        """Numbers, floats by name, in the sinks alone."""
+        for sink in self._sinks if self.active else ():
+            sink.numbers(step, values)
+
+    def alarm(self, text: str):
+        """A line that stays, in the progress and in the sinks."""
+        self.progress.say(text)
+        for sink in self._sinks if self.active else ():
+            sink.alarm(text)
 
     def _append(self, file, text):
         """Whole lines or nothing; what does not go through is kept and goes with the next."""
@@ -84,24 +90,8 @@ class Log:
             self._unwritten[file] = text
             logger.error("ALARM: %s cannot be written (%s). Training goes on.", path, e.strerror)
 
-    def _board_lives(self) -> bool:
-        """Whether TensorBoard's queue takes one more event.
-
-        Its thread dies of a full disk, and a call would then wait for room in the queue for ever.
-        We alone fill it, so the room that is seen stays; on slow storage we wait for some.
-        """
-        writer = getattr(self._board.file_writer, "event_writer", None)
-        if getattr(writer, "_worker", None) is None:
-            return True
-        until = time.monotonic() + ROOM
-        while writer._worker.is_alive() and writer._event_queue.full():
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.01)
-        return writer._worker.is_alive()
-
     def images(self, step: int, name: str, images, columns: int):
-        """images: [n, h, w, 3] in [-1, 1] -> images/NAME_STEP.png and TensorBoard."""
+        """images: [n, h, w, 3] in [-1, 1] -> images/NAME_STEP.png and all sinks."""
         if not self.active:
             return
         picture = raster.grid(np.asarray(raster.to_uint8(images)), columns)
@@ -110,23 +100,12 @@ class Log:
             raster.write_png(path, picture)
         except OSError as e:
             logger.error("ALARM: %s cannot be written (%s). Training goes on.", path, e.strerror)
-        if self._board_lives():
-            self._board.add_image(name, picture, step, dataformats="HWC")
+        for sink in self._sinks:
+            sink.picture(step, name, picture)
 
     def close(self):
         self.progress.close()
         for file in list(self._unwritten):
             self._append(file, "")
-        if self.active and self._board_lives():
-            # Closing waits for the thread, which may die of a full disk just then.
-            closing = threading.Thread(target=_quietly(self._board.close), daemon=True)
-            closing.start()
-            closing.join(ROOM)
-
-
-def _quietly(action):
-    def act():
-        with contextlib.suppress(Exception):  # storage that takes nothing; there were alarms
-            action()
-
-    return act
+        if self.active:
+            self._board.close()

@@ -41,6 +41,7 @@ class Settings:
     snapshots: of the averages along power functions, over the whole training; see snapshots.py.
     init_from, init_grow: a run whose weights a new run starts from, "" for none, and whether its
       networks may differ; see inherit.
+    profile: the first and the last step that a trace is recorded of, () for none; see profile.
     """
 
     workdir: pathlib.Path
@@ -55,6 +56,7 @@ class Settings:
     snapshots: int = 0
     init_from: str = ""
     init_grow: bool = False
+    profile: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from clu import parameter_overview
 from ldm_jax.base import disk, errors, remote, shard, tree
 from ldm_jax.base.record import Record
 from ldm_jax.engine import checkpoint, goodput, hosts, inherit, log, meter, replicas, rollback
+from ldm_jax.engine import profile as profile_lib
 from ldm_jax.engine import snapshots as snapshots_lib
 from ldm_jax.engine import step as step_lib
 
@@ -28,13 +29,14 @@ class Trainer:
       evaluators: loop.Evaluator each; their numbers go to metrics.jsonl in this order.
       history: the run's rollbacks.
       phase: phases.Phases, which watches and counts what the run does.
+      sinks: sinks.Sink each, which show the run beside TensorBoard.
 
     Attributes:
       first: the step of that checkpoint, 0 without one.
       checkpoints: of the run.
     """
 
-    def __init__(self, stage, data, programs, settings, evaluators, history, phase):
+    def __init__(self, stage, data, programs, settings, evaluators, history, phase, sinks=()):
         self.stage, self.programs, self.settings = stage, programs, settings
         self.evaluators, self.phase, self.mesh = evaluators, phase, programs.mesh
         self.checkpoints = checkpoint.Checkpoints(
@@ -52,7 +54,7 @@ class Trainer:
             fold = jax.jit(jax.random.fold_in, out_shardings=shard.replicated(self.mesh))
             self.key = fold(self.key, history.offset)
         self.frozen = shard.put_replicated(stage.frozen, self.mesh)
-        self._begin_records(data, meta)
+        self._begin_records(data, meta, sinks)
         self._introduce(news)
         self._batches = data.train(self.first + history.offset)
         self._program = self._compare = None
@@ -76,11 +78,12 @@ class Trainer:
                 print(*inherit.news(origin), sep="\n", end="", flush=True)
         return state, {}
 
-    def _begin_records(self, data, meta):
+    def _begin_records(self, data, meta, sinks):
         """Logs and counters, which go on from what the checkpoint says of them."""
         settings, workdir, first = self.settings, self.settings.workdir, self.first
         damaged = self.checkpoints.damaged
-        self.logs = log.Log(workdir, start=first, total=settings.steps.total, kept=bool(damaged))
+        how = dict(total=settings.steps.total, kept=bool(damaged), sinks=sinks)
+        self.logs = log.Log(workdir, start=first, **how)
         if damaged and not first:
             logger.error(
                 "ALARM: no checkpoint of %s can be read (%s): training starts again at step 0, and "
@@ -95,6 +98,9 @@ class Trainer:
         self._bad_records = meter.BadRecords(workdir, data)
         self._ledger = goodput.Ledger(workdir, first, self.phase.seconds, self.logs.active)
         self._ledger.write(first)
+        where, say = workdir / "profile", self.logs.progress.say
+        steps = settings.profile if self.logs.active else ()
+        self._profile = profile_lib.Profile(steps, where, say)
 
     def _introduce(self, news):
         """The first lines of a run, devices, parameters, where it stands, and parameters.txt."""
@@ -105,7 +111,7 @@ class Trainer:
         where = f"from step {self.first} to {self.settings.steps.total}"
         say(f"parameters: {sizes}; {where}; {remote.shown(self.logs.workdir)}")
         if news:
-            say(news)
+            self.logs.alarm(news)
         if self.logs.active:
             overview = parameter_overview.get_parameter_overview(params, include_stats=False)
             disk.write_text(self._overview, overview + "\n")
@@ -119,10 +125,14 @@ class Trainer:
         batch = shard.put_batch(batch, self.mesh)
         if self._program is None:
             self._compile(batch)
-        with jax.transfer_guard("disallow"):
+        self._profile.before(step, self._in_flight)
+        with self._profile.step(step), jax.transfer_guard("disallow"):
             self.state, metrics = self._program(self.state, self.frozen, batch, self.key)
         self._meter.add(step, metrics)
         self._in_flight.append(metrics)
+        if self._profile.ends(step):
+            with self.phase("save"):  # which may take a minute, and is not a step that is stuck
+                self._profile.close(step, metrics)
         if len(self._in_flight) > RUN_AHEAD:
             jax.block_until_ready(self._in_flight.popleft())
         if step == self.first + 1:
@@ -153,14 +163,14 @@ class Trainer:
         for name, (bound, advice) in self.stage.alarms.items():
             if means.get(name, 0.0) > bound and name not in self._alarmed:
                 self._alarmed.add(name)
-                self.logs.progress.say(f"step {step}: {name} {means[name]:.3g}: {advice}.")
+                self.logs.alarm(f"step {step}: {name} {means[name]:.3g}: {advice}.")
         rates = {f"{n}/lr": float(rate(step - 1)) for n, rate in self.programs.rates.items()}
         self.checkpoints.check()
         with self.phase("save"):  # storage that stalls is not a step that is stuck
             timing = self._stopwatch.measure(step, self.settings.batch_size)
             self.logs.write("metrics.jsonl", step, means | rates)
             self.logs.write("timing.jsonl", step, timing)
-            self._ledger.write(step)
+            self.logs.show(step, self._ledger.write(step))
         shown = {name: value for name, value in means.items() if name.endswith("/loss")}
         shown |= {"images/s": timing["images_per_second"]} if timing else {}
         self.logs.progress.update(step, shown)
@@ -219,6 +229,7 @@ class Trainer:
         """Closes what is open; the session came to `step`."""
         self.phase.begin("start")
         self._ledger.end(step)
+        self._profile.close(step)
         self._batches.close()
         self.logs.close()
         for part in (self._snapshots, self.checkpoints):

@@ -41,7 +41,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     kinds.expect(config, "autoencode", f"--run={wanted.run}")
     codec = kinds.of(config).codec(config)
     check_lib.divides(data.size, codec.f, "the downsampling factor f of --run")
-    records = sources.holdout(data_lib.open_source(data), data.holdout, train=True)
+    records = data_lib.open_source(data).holdout(data.holdout, train=True)
     reader = Reader(records, chains, data.threads)
 
     platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")

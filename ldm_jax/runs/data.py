@@ -62,14 +62,14 @@ def resolved(config: ConfigDict) -> ConfigDict:
     return resolve(config, open_source(config.data)) if undecided(config) else config
 
 
-def held_out(config: ConfigDict, source) -> sources.View:
+def held_out(config: ConfigDict, source) -> sources.Source:
     """The records that are never trained on."""
-    return sources.holdout(source, config.data.holdout, train=False)
+    return source.holdout(config.data.holdout, train=False)
 
 
-def training(config: ConfigDict, source) -> sources.View:
+def training(config: ConfigDict, source) -> sources.Source:
     """The records that are."""
-    return sources.holdout(source, config.data.holdout, train=True)
+    return source.holdout(config.data.holdout, train=True)
 
 
 def make(config: ConfigDict, source, fields, share: dict | None = None, cache=None) -> loop.Data:

@@ -8,7 +8,17 @@ import jax
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, platforms, remote, watch
 from ldm_jax.base.record import Record
-from ldm_jax.engine import goodput, hosts, inherit, loop, phases, rollback, trainer
+from ldm_jax.engine import (
+    goodput,
+    hosts,
+    inherit,
+    loop,
+    phases,
+    profile,
+    rollback,
+    trackers,
+    trainer,
+)
 from ldm_jax.evaluation import distances, held_out, rival
 from ldm_jax.runs import check, kinds
 from ldm_jax.runs import data as data_lib
@@ -16,13 +26,14 @@ from ldm_jax.runs import mesh as mesh_lib
 from ldm_jax.training import workdir as workdir_lib
 
 
-def train(config, workdir, allow=(), devices: str = "") -> dict:
+def train(config, workdir, allow=(), devices: str = "", profile_steps: str = "") -> dict:
     """Trains a run in `workdir`, or resumes the one that is there; returns its summary.
 
     Args:
       config: see base/defaults.py; keys that depend on the data are filled in here.
       allow: keys in which the config may differ from that of the run in `workdir`.
       devices: those that all hosts together must have, see hosts.check_devices.
+      profile_steps: "FIRST:LAST" writes a trace of these steps, see engine/profile.py.
     """
     seconds, workdir = watch.stopwatch(), pathlib.Path(workdir)
 
@@ -30,6 +41,8 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
     source = data_lib.open_source(config.data)
     config = data_lib.resolve(config, source)
     check.check(config, source)
+    trackers.check(**config.track)
+    traced = profile.window(profile_steps, config.steps.total)
     kind, record = kinds.of(config), Record(workdir)
     cache = kind.open_cache(config, source)
     request = distances.request(config)
@@ -59,11 +72,13 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
         names = "batch_size", "seed", "max_bad_steps", "max_loss_spike", "check_replicas"
         names += "init_from", "init_grow"
         own = {name: config[name] for name in names} | config.checkpoints.to_dict()
+        own["profile"] = traced
         settings = loop.Settings(workdir, loop.Intervals(**config.steps), **own)
 
         # Loop; after bad steps, a second one from an older checkpoint
         report = workdir / f"hang_{hosts.index():04d}.txt"
-        with hosts.losses(), phases.Phases(dict(config.limits), report) as phase:
+        watched = phases.Phases(dict(config.limits), report)
+        with trackers.tracking(config, record) as sinks, hosts.losses(), watched as phase:
             programs = kinds.programs(config, stage, mesh)
             evaluators = [held_out.HeldOutRecords(stage, data.held_out, mesh)]
             if kind.rival(config):
@@ -73,7 +88,7 @@ def train(config, workdir, allow=(), devices: str = "") -> dict:
             parts = stage, data, programs, settings, evaluators
 
             def train_on(history):
-                run = trainer.Trainer(*parts, history, phase)
+                run = trainer.Trainer(*parts, history, phase, sinks)
                 # Now the state was restored: a config that does not fit it would have been refused.
                 hosts.on_first(lambda: workdir_lib.describe(record, config, source))
                 loop.train(run)

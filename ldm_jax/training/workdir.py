@@ -16,11 +16,13 @@ MAY_CHANGE = {
     "check_replicas": "only compares",
     "data.max_bad_fraction": "says when to stop",
     "data.path": "the data's fingerprint decides whether they are the same",
+    "data.mix": "as data.path",
     "data.workers": "a row of a batch depends on the seed, the step and the row alone",
     "data.threads": "as data.workers",
     "checkpoints": "say which checkpoints are kept",
     "mesh": "says where the run computes; a run may move to devices that round in another way",
     "offload": "says where moments are kept between steps",
+    "track": "says where the run is shown",
 }
 
 MENTIONED = 8  # changes that a message lists; with more, another run is meant
@@ -59,7 +61,7 @@ def claim(record, config, source, allow=()):
     if not begun(record.path):
         record.forget("latents.json", "frozen.json", "start.json")
         if not record.is_of(config):  # a run may roll back before its first checkpoint
-            record.forget("rollbacks.jsonl")
+            record.forget("rollbacks.jsonl", "tracker.json")
         describe(record, config, source)
     elif record.exists():
         theirs, ours = kinds.of(record.config), kinds.of(config)

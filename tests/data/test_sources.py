@@ -1,5 +1,6 @@
 """Laws of the sources: a data set reads the same from every container; errors say what to do."""
 
+import csv
 import io
 import json
 import pickle
@@ -105,6 +106,112 @@ def test_arrayrecord_keeps_segmentation_and_encoded_bytes(tmp_path):
     np.testing.assert_array_equal(source[0]["image"], images.decode(data, "x"))
 
 
+BESIDE = {"0.txt": "A red dog.\n", "0.json": '{"caption": "A red dog."}', "0.cls": "3"}
+BESIDE |= {"2.json": '{"text": "of json", "boxes": "else", "width": 9}', "2.cls": "0"}
+BESIDE |= {"4.json": '{"captions": ["one", "two"]}', "4.cls": "1", "x.txt": "of no image"}
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """cat/{0,2,4}.png with captions and classes beside them."""
+    root = tmp_path / "beside" / "cat"
+    root.mkdir(parents=True)
+    for i in (0, 2, 4):
+        Image.fromarray(picture(i)).save(root / f"{i}.png")
+    for name, text in BESIDE.items():
+        (root / name).write_text(text)
+    return root.parent
+
+
+def test_what_lies_beside_images_reads_the_same_from_folder_and_tar(beside, tmp_path, caplog):
+    folder = sources.open_source("folder", path=str(beside))
+    archive = make_tar(beside, tmp_path / "tars" / "set.tar")
+    tars = sources.open_source("tar", path=str(archive))
+    for source in (folder, tars, pickle.loads(pickle.dumps(tars))):
+        assert [source[i]["caption"] for i in range(3)] == ["A red dog.", "of json", "one"]
+        assert source[2]["captions"] == ["one", "two"]
+        assert [int(source[i]["class"]) for i in range(3)] == [3, 0, 1]
+    assert not caplog.text, "captions that agree are no news"
+
+
+def test_metadata_goes_before_text_and_text_before_json(beside, caplog):
+    opened = lambda: sources.open_source("folder", path=str(beside))
+    seen = {opened().fingerprint}
+    (beside / "cat/0.txt").write_text("other")
+    assert opened()[0]["caption"] == "other" and "1 image(s)" in caplog.text
+    seen.add(opened().fingerprint)
+    rows = [{"file": f"cat/{i}.png", "caption": f"row {i}", "label": 1} for i in (0, 2)]
+    (beside / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    caplog.clear()
+    assert [opened()[i]["caption"] for i in range(2)] == ["row 0", "row 2"]
+    assert len(opened()) == 2 and opened()[0]["class"] == 1
+    assert "2 image(s) have several captions that differ, e.g. cat/0.png" in caplog.text
+    seen.add(opened().fingerprint)
+    assert len(seen) == 3, "captions are data"
+
+
+def test_a_table_reads_as_the_same_lines_of_json(root):
+    files = ["train/cat/0.png", "val/cat/6.PNG", "train/dog/1.PNG"]
+    texts, labels = ['a "red", cat', "", "two\nlines"], [2, 0, 1]
+    rows = [
+        {"file_name": file, "caption": text, "label": label}
+        for file, text, label in zip(files, texts, labels)
+    ]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = sources.open_source("folder", path=str(root))
+    (root / "metadata.jsonl").unlink()
+    with open(root / "metadata.csv", "w", newline="", encoding="utf-8-sig") as file:
+        head = ("file_name", "text", "label", "split")
+        csv.writer(file).writerows([head, *zip(files, texts, labels, ("", "", ""))])
+    table = sources.open_source("folder", path=str(root))
+    assert len(table) == len(lines) == 3
+    for i in range(3):
+        assert_same(table[i], lines[i])
+
+
+def test_a_caption_may_have_any_name(root):
+    rows = [{"file": "train/cat/0.png", "caption": "x", "prompt": ["a", "b"]}]
+    (root / "metadata.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    opened = lambda key: sources.open_source("folder", path=str(root), caption_field=key)
+    assert opened("")[0]["caption"] == "x" and opened("prompt")[0]["captions"] == ["a", "b"]
+    with pytest.raises(errors.UsageError, match="caption_field='prmpt'"):
+        opened("prmpt")
+
+
+def test_archives_may_repeat_names(beside, tmp_path):
+    for number in range(2):
+        (beside / "cat/0.txt").write_text(f"of {number}")
+        (beside / "cat/0.json").unlink(missing_ok=True)
+        make_tar(beside, tmp_path / "tars" / f"{number}.tar")
+    source = sources.open_source("tar", path=str(tmp_path / "tars"))
+    assert len(source) == 6 and source.name(0) == "cat/0.png in 0.tar"
+    assert [source[i]["caption"] for i in range(2)] == ["of 0", "of 1"]
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("cat/0.txt", b"\xff\xfe\x00", "0.png: the .txt beside it cannot be read"),
+        ("cat/0.json", b"[1]", "0.png: the .json beside it is no JSON object"),
+        ("cat/0.json", b'{"caption": 3}', "0.png: the .json beside it: caption=3"),
+        ("cat/0.cls", b"99999999999", "the .cls beside it: label"),
+        ("metadata.csv", b"name,text\n", "has no column file_name"),
+        ("metadata.csv", b"", "has no column file_name"),
+        ("metadata.csv", b"file_name,text\ncat/0.png\n", "metadata.csv:2: has not 2 cells"),
+        ("metadata.csv", b"file_name,text\ncat/0.png,a,b\n", "metadata.csv:2: has not 2 cells"),
+        ("metadata.csv", b'file_name,text\ncat/0.png,"a\n', "metadata.csv:.*mend this line"),
+        ("metadata.csv", b"file_name,text\ncat/9.png,a\n", "cat/9.png"),
+        ("metadata.csv", b"file_name,text\n\xff,a\n", "metadata.csv cannot be read"),
+        ("metadata.csv", b"file_name,boxes\ncat/0.png,9\n", "metadata.csv:2: boxes=9"),
+    ],
+)
+def test_rubbish_beside_images_is_one_line(beside, file, content, message):
+    (beside / file).write_bytes(content)
+    with pytest.raises(errors.UsageError, match=message) as caught:
+        sources.open_source("folder", path=str(beside))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("metadata", [False, True])
 def test_splits_part_the_records_and_share_class_ids(root, metadata):
     if metadata:
@@ -176,16 +283,16 @@ def test_bad_records_are_named(root, monkeypatch):
 
 def test_holdout_parts_the_records_the_same_way_each_time():
     source = sources.open_source("scenes", size=8, count=50)
-    train = sources.holdout(source, 0.1, train=True)
-    held = sources.holdout(source, 0.1, train=False)
+    train = source.holdout(0.1, train=True)
+    held = source.holdout(0.1, train=False)
     names = [v.name(i) for v in (train, held) for i in range(len(v))]
     assert (len(train), len(held)) == (45, 5)
     assert sorted(names) == sorted(source.name(i) for i in range(50))
     assert train.fingerprint != held.fingerprint and held.classes == source.classes
-    assert held.name(0) == sources.holdout(source, 0.1, train=False).name(0)
-    assert len(sources.holdout(source, 1e-6, train=False)) == 1
+    assert held.name(0) == source.holdout(0.1, train=False).name(0)
+    assert len(source.holdout(1e-6, train=False)) == 1
     with pytest.raises(errors.UsageError, match=r"holdout=1.5 of 50"):
-        sources.holdout(source, 1.5, train=True)
+        source.holdout(1.5, train=True)
 
 
 def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
@@ -202,6 +309,8 @@ def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
         ("tar", {"path": str(tmp_path / "empty")}, "empty.*tar"),
         ("tar", {"path": str(packed)}, "gzip"),
         ("arrayrecord", {"path": str(tmp_path / "empty")}, "empty.*array_record"),
+        *((name, {"path": "gs://b/set"}, "mount the bucket") for name in ("folder", "tar")),
+        *((name, {"path": "gs://b/set"}, "copy it here") for name in ("parquet", "arrayrecord")),
     ]
     for name, kwargs, message in cases:
         with pytest.raises(errors.UsageError, match=message) as caught:

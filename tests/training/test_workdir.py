@@ -31,6 +31,7 @@ def run(tmp_path):
 CANNOT_MATTER = {"data.workers": "3", "data.threads": "5", "data.path": "elsewhere"}
 CANNOT_MATTER |= {"checkpoints.keep": "7", "checkpoints.keep_every": "10"}
 CANNOT_MATTER |= {"limits.data": "1", "mesh.fsdp": "2", "data.max_bad_fraction": "0.5"}
+CANNOT_MATTER |= {"track.name": "wandb", "track.project": "other"}
 CANNOT_MATTER |= {"max_rollbacks": "9", "check_replicas": "5", "offload": "True"}
 
 MATTERS = {"model.norm_kernel": "pallas", "model.attention_kernel": "cudnn", "batch_size": "16"}
