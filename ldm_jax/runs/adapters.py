@@ -7,6 +7,7 @@ digest is recorded when the adapter's run begins.
 import functools
 
 import jax
+import numpy as np
 
 from ldm_jax.base import errors, tree
 from ldm_jax.base import record as record_lib
@@ -14,6 +15,7 @@ from ldm_jax.engine import snapshots
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.runs import kinds
 from ldm_jax.stages import adapt
+from ldm_jax.weights import lora
 
 PLAYER = "denoiser"
 # Keys of config.model in which a run and its base may differ: none changes what is computed.
@@ -153,6 +155,14 @@ def weights(record, config, ema: bool | float = True, others: dict | None = None
         found, _ = snapshots.read_params(other.path, (PLAYER,), ema=ema)
         params = of(other.config).merged(params, found[PLAYER], weight)
     return params, step
+
+
+def export(record, config, folder, ema=True) -> str:
+    """Writes what an adapter's run has learnt into a folder; returns what loads it."""
+    own, _ = snapshots.read_params(record.path, (PLAYER,), ema=ema)
+    updates = jax.tree.map(np.asarray, of(config).updates(own[PLAYER]))
+    lora.write(folder, dict(config.model), updates)
+    return lora.LOADER
 
 
 def _shapes(model):

@@ -82,6 +82,19 @@ class Lora:
             flat[*path, B] = jnp.zeros((*stack, self.rank, out))
         return traverse_util.unflatten_dict(flat)
 
+    def updates(self, own) -> dict:
+        """{path of a kernel: (A, B)} with the factor in B, so that W + A B is what is drawn with."""
+        flat = traverse_util.flatten_dict(own)
+        paths = [path[:-1] for path in flat if path[-1] == A]
+        return {"/".join(p): (flat[*p, A], self.factor * flat[*p, B]) for p in paths}
+
+    def of_updates(self, updates: dict):
+        """Undoes `updates`."""
+        flat = {}
+        for path, (a, b) in updates.items():
+            flat |= {(*path.split("/"), A): a, (*path.split("/"), B): b / self.factor}
+        return traverse_util.unflatten_dict(flat)
+
     def merged(self, params, own, weight: float = 1.0):
         """The network's parameters with the adapter `own` in them, so many times; -1 undoes 1."""
         flat, update = traverse_util.flatten_dict(params), traverse_util.flatten_dict(own)
