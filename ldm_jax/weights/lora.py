@@ -98,7 +98,7 @@ def targets(paths, kernels) -> tuple[str, ...]:
 
     One for each kind of layer where all layers of these kinds are meant, else one for each path.
     """
-    kind = lambda path: re.sub(r"^unet/[^/]+/(block_\d+/)?", "/", path)
+    kind = lambda path: re.sub(r"^unet/[^/]+/(block_\d+/)?(?=[^/]+/)", "/", path)
     kinds = sorted({kind(path) for path in paths})
     found = lambda regexes: {k for k in kernels if any(re.search(regex, k) for regex in regexes)}
     brief = tuple(f"{one}$" for one in kinds)
