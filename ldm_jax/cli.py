@@ -227,7 +227,9 @@ SAMPLING = dict(
     sampling=Fields("ldm_jax.stages.sampling", "Sampling"),
     weaker=Text("Run of a less trained model of the same kind, to guide away from.", ""),
     decoder=Text("Run of a first stage that decodes, trained with config.encoder.", ""),
-    adapters=Weighted("Runs of adapters of the run, with weights: RUN:0.7,RUN; 1 if none is given."),
+    adapters=Weighted(
+        "Runs of adapters of the run, with weights: RUN:0.7,RUN; 1 if none is given."
+    ),
     seed=Integer("Seed of the noise.", 0, least=0, most=2**32 - 1),
     ema=Average("The average of the weights, if the run keeps one; --ema=0.07: of that length."),
 )

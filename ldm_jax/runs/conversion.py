@@ -104,15 +104,13 @@ def lora(checkpoint, base, out, overrides, unet_only: bool = False) -> dict:
     """Writes the run of an adapter of `base` into the folder `out`, from a file of diffusers or of
     kohya's scripts; see weights/lora.py."""
     seconds = watch.stopwatch()
-    with _new_folder(out) as folder:
+    with _new_folder(out) as folder, _understood(checkpoint):
         new, config = record_lib.Record(folder), keys.read(base)
         kinds.expect(config, "diffuse", f"--base={base}")
         adapters_lib.refuse(base, f"--base={base}")
         kind = kinds.of(config)
         kernels = tree.shapes(kind.shapes(config)[kind.player])
-        updates, rank = lora_lib.padded(
-            lora_lib.read(checkpoint, dict(config.model), unet_only)
-        )
+        updates, rank = lora_lib.padded(lora_lib.read(checkpoint, dict(config.model), unet_only))
         for path, (a, b) in updates.items():
             shape = (*a.shape[:-1], b.shape[-1])
             if kernels.get(path) != shape:

@@ -1,4 +1,4 @@
-"""Adapters: a few weights that are learnt beside those of a trained network, which stay as they are.
+"""Adapters: few weights that are learnt beside those of a trained network, which stay as they are.
 
 A stage is adapted whole: its player owns the adapter alone, and its losses, evaluation and pictures
 see the network's weights with the adapter in them. So modules know nothing of it, and a merged
@@ -83,7 +83,7 @@ class Lora:
         return traverse_util.unflatten_dict(flat)
 
     def updates(self, own) -> dict:
-        """{path of a kernel: (A, B)} with the factor in B, so that W + A B is what is drawn with."""
+        """{path of a kernel: (A, B)} with the factor in B: W + A B is what is drawn with."""
         flat = traverse_util.flatten_dict(own)
         paths = [path[:-1] for path in flat if path[-1] == A]
         return {"/".join(p): (flat[*p, A], self.factor * flat[*p, B]) for p in paths}

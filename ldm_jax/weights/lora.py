@@ -1,8 +1,8 @@
 """Low-rank updates of a UNet as files of diffusers (PEFT's keys) and of kohya's scripts.
 
-    unet.LAYER.lora_A.weight, unet.LAYER.lora_B.weight                    diffusers, written and read
-    unet.LAYER.lora.down.weight, unet.LAYER.lora.up.weight                of older diffusers, read
-    lora_unet_LAYER.lora_down.weight, .lora_up.weight, .alpha             kohya's, read; `_` for `.`
+    unet.LAYER.lora_A.weight, unet.LAYER.lora_B.weight           diffusers', written and read
+    unet.LAYER.lora.down.weight, unet.LAYER.lora.up.weight       of older diffusers, read
+    lora_unet_LAYER.lora_down.weight, .lora_up.weight, .alpha    kohya's, read; `_` for `.`
 
 LAYER is diffusers' name of a layer of UNet2DConditionModel. In such a network no kernel of ours
 holds several layers of diffusers', so that each update is one of theirs, in both directions.
@@ -19,7 +19,9 @@ from ldm_jax.weights import diffusers, rules
 FILE = "pytorch_lora_weights.safetensors"
 LOADER = "load_lora_weights of a pipeline of diffusers"
 KOHYA = "lora_unet_"
-_PART = re.compile(r"(.+?)\.(lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up|alpha)(?:\.weight)?")
+_PART = re.compile(
+    r"(.+?)\.(lora_A|lora_B|lora\.down|lora\.up|lora_down|lora_up|alpha)(?:\.weight)?"
+)
 _DOWN, _UP = ("lora_A", "lora.down", "lora_down"), ("lora_B", "lora.up", "lora_up")
 _TEXT = ("text_encoder", "lora_te")  # how keys of a text encoder's updates begin
 
@@ -69,6 +71,12 @@ def read(file, model: dict, unet_only: bool = False) -> dict:
     for name, parts in layers.items():
         if not {"A", "B"} <= parts.keys():
             raise errors.UsageError(f"{file}: the update of {name} lacks one of its two arrays.")
+        shapes = parts["A"].shape, parts["B"].shape
+        if min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1]:
+            raise errors.UsageError(
+                f"{file}: the arrays of {name} have shapes {shapes[0]} and {shapes[1]}, which make "
+                "no update."
+            )
     found = []
     for part, own in (("A", table), ("B", _maps(table))):
         state = {f"{name}.weight": parts[part] for name, parts in layers.items()}
