@@ -26,7 +26,7 @@ from ldm_jax.diffusion import grids, guidance, loss_weights, methods, process, s
 from ldm_jax.engine import optim
 from ldm_jax.models import autoencoder, backbones, bottleneck, conditioners, shortcut
 from ldm_jax.runs import conditions, first_stage, second_stage  # noqa: F401  (register what exists)
-from ldm_jax.stages import adversary, distil, terms
+from ldm_jax.stages import adapt, adversary, distil, terms
 from ldm_jax.stages.sampling import Sampling
 
 PAGE = pathlib.Path(__file__).with_suffix(".md")
@@ -55,6 +55,7 @@ NAMED = (
     ("Distributions of timesteps", "process.density", process.DENSITIES, defaults.Process),
     ("Weights of timesteps", "loss.weight", loss_weights.WEIGHTS, defaults.SecondStageLoss),
     ("Methods of distillation", "distil.method", distil.METHODS, defaults.Distil),
+    ("Adapters", "adapt.name", adapt.ADAPTERS, defaults.Adapt),
     ("Samplers", "sample.sampler", methods.SAMPLERS, Sampling),
     ("Time grids", "sample.spacing", grids.GRIDS, Sampling),
     ("Rules of guidance", "sample.rule", guidance.GUIDANCES, Sampling),

@@ -27,11 +27,11 @@ def adapt(base, workdir, *flags, recipe="lora") -> int:
     return call(train, *argv, *(f"--config.{flag}" for flag in (*FLAGS, *flags)))
 
 
-def as_if_trained(base, folder, seed):
+def as_if_trained(base, folder, seed, **adapter):
     """The run of an adapter of `base`, with random arrays."""
     config, record = record_lib.read(base), record_lib.Record(folder)
     with config.unlocked():
-        config.adapt.update(name="lora", base=str(base), rank=2, targets=("conv_1",))
+        config.adapt.update(name="lora", base=str(base), **adapter)
     folder.mkdir()
     record.write_config(config)
     kind, rng = kinds.of(config), np.random.default_rng(seed)
@@ -45,7 +45,10 @@ def as_if_trained(base, folder, seed):
 @pytest.fixture(scope="module")
 def two(pixel_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
-    return [as_if_trained(pixel_run, folder / f"{seed}", seed) for seed in (1, 2)]
+    return [
+        as_if_trained(pixel_run, folder / f"{seed}", seed, rank=2, targets=("conv_1",))
+        for seed in (1, 2)
+    ]
 
 
 def output(run, **adapters):
