@@ -313,7 +313,7 @@ def describe(values: flags.FlagValues) -> str:
         flag = values[name]
         default = flag.default
         default = ",".join(map(str, default)) if isinstance(default, list) else default
-        given = f"--{name}" if default in (None, "") else f"--{name}={default}"
+        given = f"--{name}" if default in (None, "", {}) else f"--{name}={default}"
         lines.append(f"  {given:26} {flag.help}")
     return "\n".join(lines)
 

@@ -8,12 +8,11 @@
     python -m ldm_jax.convert merge     --run=RUN [--adapters=RUN:0.7,RUN:0.5] --out=RUN
     python -m ldm_jax.convert export    --run=RUN --out=FOLDER
 
-compvis reads the official checkpoints (.ckpt, .safetensors, .npz), diffusers the folder of a model
-or of a pipeline, dit the file of an official diffusion transformer, taef2 the two files of a tiny
-autoencoder, lora a file of diffusers or of kohya's scripts for the run BASE. merge makes the run of
-an adapter, or a run and adapters of it, one of whole weights. The other commands take a converted
-run as any other run. Code in a checkpoint is never executed. --config.key=value changes the config
-of the run that is written.
+compvis reads official checkpoints (.ckpt, .safetensors, .npz), diffusers the folder of a model or a
+pipeline, dit the file of an official diffusion transformer, taef2 a tiny autoencoder's two, lora a
+file of diffusers or kohya's scripts, for the run BASE. merge makes one run of whole weights of that
+of an adapter, or of a run and its adapters. The other commands take a converted run as any other
+run. No code in a checkpoint is executed. --config.key=value changes the config of the new run.
 """
 
 import functools
@@ -22,10 +21,11 @@ import pathlib
 from ldm_jax import cli
 from ldm_jax.base import errors
 
-KINDS = ("compvis", "diffusers", "dit", "taef2", "lora", "merge", "export")
-NEEDED = dict(compvis=("checkpoint", "config"), lora=("checkpoint", "run"))
-NEEDED |= dict(merge=("run",), export=("run",))
-GIVEN = dict(compvis=("config", "heads", "tokenizer"), dit=("heads",))  # beside a checkpoint
+# Flags of each kind, beside --out.
+TAKES = dict(compvis=("checkpoint", "config", "heads", "tokenizer"), diffusers=("checkpoint",))
+TAKES |= dict(dit=("checkpoint", "heads"), taef2=("checkpoint",))
+TAKES |= dict(lora=("checkpoint", "run", "unet_only"), merge=("run", "adapters", "ema"))
+TAKES |= dict(export=("run", "ema"))
 FLAGS = dict(
     config=cli.Text("The official yaml of the model, for compvis."),
     checkpoint=cli.Text("The file or folder to read."),
@@ -40,25 +40,21 @@ FLAGS = dict(
 
 
 def main(kind, args, overrides):
-    cli.require(args, "out", *NEEDED.get(kind, ("checkpoint",)))
-    if args.adapters and kind != "merge":
+    given = {name: args[name].value for name in TAKES[kind]}
+    cli.require(args, "out", *(name for name in given if FLAGS[name].default is None))
+    if args.adapters and "adapters" not in given:
         raise errors.UsageError(f"--adapters is for merge, not for {kind}: merge them first.")
     from ldm_jax.runs import conversion
 
-    if kind == "export":
-        summary = conversion.export(args.run, args.out, args.ema)
-    elif kind == "merge":
-        summary = conversion.merge(args.run, args.out, args.adapters, args.ema)
-    elif kind == "lora":
-        summary = conversion.lora(args.checkpoint, args.run, args.out, overrides, args.unet_only)
+    if "checkpoint" in given:
+        summary = conversion.convert(kind, out=args.out, overrides=overrides, **given)
     else:
-        given = {name: args[name].value for name in GIVEN.get(kind, ())}
-        summary = conversion.convert(kind, args.checkpoint, args.out, overrides, **given)
+        summary = getattr(conversion, kind)(out=args.out, **given)
     notes = [f"note: {note}" for note in summary.get("notes", ())]
     cli.finish(pathlib.Path(args.out) / "summary.json", summary, notes)
 
 
-run = functools.partial(cli.run, __doc__, FLAGS, main, verbs=KINDS)  # argv -> exit code
+run = functools.partial(cli.run, __doc__, FLAGS, main, verbs=tuple(TAKES))  # argv -> exit code
 
 if __name__ == "__main__":
-    cli.start(__doc__, FLAGS, main, verbs=KINDS)
+    cli.start(__doc__, FLAGS, main, verbs=tuple(TAKES))

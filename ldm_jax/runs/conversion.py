@@ -34,8 +34,11 @@ OPENERS = {
 def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
     """Converts a checkpoint of another project into a run in the folder `out`, whole or not at all.
 
-    kind: a key of OPENERS, whose function gets `given`; overrides: changes to the run's config.
+    kind: a key of OPENERS, whose function gets `given`, or "lora"; overrides: changes to the run's
+      config.
     """
+    if kind == "lora":
+        return lora(checkpoint, out=out, overrides=overrides or {}, **given)
     seconds = watch.stopwatch()
     with _new_folder(out) as folder, _understood(checkpoint):
         source = OPENERS[kind](checkpoint, **given)
@@ -86,9 +89,8 @@ def merge(run, out, adapters: dict, ema: bool | float = True) -> dict:
             )
         params, step = adapters_lib.weights(record, config, ema, adapters)
         latents = dict(record.latents)
-        latents["origin"] = {
-            name: said for name, said in latents["origin"].items() if not name.startswith("base")
-        }
+        origin = latents.get("origin", {}).items()
+        latents["origin"] = {name: said for name, said in origin if not name.startswith("base")}
         with config.unlocked():
             config.adapt.update(name="", base="")
             config.init_from, config.init_grow = "", False
@@ -100,14 +102,14 @@ def merge(run, out, adapters: dict, ema: bool | float = True) -> dict:
     return summary
 
 
-def lora(checkpoint, base, out, overrides, unet_only: bool = False) -> dict:
-    """Writes the run of an adapter of `base` into the folder `out`, from a file of diffusers or of
+def lora(checkpoint, run, out, overrides: dict, unet_only: bool = False) -> dict:
+    """Writes the run of an adapter of `run` into the folder `out`, from a file of diffusers or of
     kohya's scripts; see weights/lora.py."""
     seconds = watch.stopwatch()
     with _new_folder(out) as folder, _understood(checkpoint):
-        new, config = record_lib.Record(folder), keys.read(base)
-        kinds.expect(config, "diffuse", f"--base={base}")
-        adapters_lib.refuse(base, f"--base={base}")
+        new, config = record_lib.Record(folder), keys.read(run)
+        kinds.expect(config, "diffuse", f"--run={run}")
+        adapters_lib.refuse(run, f"--run={run}")
         kind = kinds.of(config)
         kernels = tree.shapes(kind.shapes(config)[kind.player])
         updates, rank = lora_lib.padded(lora_lib.read(checkpoint, dict(config.model), unet_only))
@@ -115,21 +117,21 @@ def lora(checkpoint, base, out, overrides, unet_only: bool = False) -> dict:
             shape = (*a.shape[:-1], b.shape[-1])
             if kernels.get(path) != shape:
                 raise errors.UsageError(
-                    f"{checkpoint} updates {path} of shape {shape}, which in {base} is "
+                    f"{checkpoint} updates {path} of shape {shape}, which in {run} is "
                     f"{kernels.get(path)}: it is of another network."
                 )
         with config.unlocked():
             config.init_from, config.init_grow = "", False
             targets = lora_lib.targets(updates, [k for k in kernels if k.endswith("/kernel")])
-            config.adapt.update(name="lora", base=str(base), rank=rank, alpha=0.0, targets=targets)
+            config.adapt.update(name="lora", base=str(run), rank=rank, alpha=0.0, targets=targets)
         for key, text in overrides.items():
             config_lib.override(config, key, text)
         keys.check(config)
         new.write_config(config)
         own = adapters_lib.of(config).of_updates(updates)
         save(folder, 0, {"params": {kind.player: own}, "ema": {}})
-        _, origin = frozen_lib.read(kind.frozen(config), {}, str(base))
-        new.write(latents=record_lib.Record(base).latents | {"origin": origin})
+        _, origin = frozen_lib.read(kind.frozen(config), {}, str(run))
+        new.write(latents=record_lib.Record(run).latents | {"origin": origin})
         summary = {
             "converted": str(checkpoint),
             "sha256": tensorfile.digest(checkpoint),
