@@ -66,7 +66,8 @@ def check(config, model):
                     f"{said} has config.{key}.{name}={theirs.get(name)}, and this config "
                     f"{ours.get(name)}: an adapter fits the network it was made for alone."
                 )
-    if start and not record_lib.Record(start).config.adapt.name:
+    begun = record_lib.Record(start) if start else None
+    if begun and begun.exists() and not begun.config.get("adapt", {}).get("name"):
         raise errors.UsageError(
             f"config.init_from={start} holds no adapter: an adapter starts from all weights by "
             "config.adapt.base."

@@ -19,7 +19,7 @@ from ldm_jax.base import errors, registry, tree
 from ldm_jax.stages import api
 
 BASE = "base"  # key of the network's parameters among the frozen ones
-ADAPTERS = registry.Registry("adapter")  # a class with `init` and `merged`
+ADAPTERS = registry.Registry("adapter")
 A, B = "lora_a", "lora_b"
 
 
