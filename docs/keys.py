@@ -52,6 +52,7 @@ TITLES = (
     ("Distributions of timesteps", "densities", defaults.Process),
     ("Weights of timesteps", "weights", defaults.SecondStageLoss),
     ("Methods of distillation", "distillations", defaults.Distil),
+    ("Adapters", "adapters", defaults.Adapt),
     ("Samplers", "samplers", Sampling),
     ("Time grids", "grids", Sampling),
     ("Rules of guidance", "guidances", Sampling),

@@ -195,6 +195,30 @@ class Listed(Text):
 
 
 @dataclasses.dataclass(frozen=True)
+class Weighted(Text):
+    """Names with commas between them, each with a weight, {name: weight}: "a:0.7,b"; 1 if none."""
+
+    default: dict = dataclasses.field(default_factory=dict)
+
+    def parse(self, argument):
+        if isinstance(argument, dict):
+            return argument
+        found = {}
+        for word in flags.ListParser().parse(super().parse(argument)):
+            name, colon, number = word.rpartition(":")
+            weight = values_lib.literal(number) if colon else None
+            if not values_lib.Number().takes(weight):  # a colon of the name: gs://...
+                name, weight = word, 1.0
+            if not name or name in found:
+                raise ValueError(f"give each name once, as NAME:WEIGHT: {word}")
+            found[name] = float(weight)
+        return found
+
+    def serialize(self, value):
+        return ",".join(f"{name}:{weight:g}" for name, weight in value.items())
+
+
+@dataclasses.dataclass(frozen=True)
 class Fields:
     """A flag for each field of a dataclass that has a `help` in its metadata.
 
@@ -233,6 +257,9 @@ SAMPLING = dict(
     sampling=Fields("ldm_jax.stages.sampling", "Sampling"),
     weaker=Text("Run of a less trained model of the same kind, to guide away from.", ""),
     decoder=Text("Run of a first stage that decodes, trained with config.encoder.", ""),
+    adapters=Weighted(
+        "Runs of adapters of the run, with weights: RUN:0.7,RUN; 1 if none is given."
+    ),
     seed=Integer("Seed of the noise.", 0, least=0, most=2**32 - 1),
     ema=Average("The average of the weights, if the run keeps one; --ema=0.07: of that length."),
 )
@@ -342,7 +369,7 @@ def _lines(values: flags.FlagValues) -> str:
         flag = values[name]
         default = flag.default
         default = ",".join(map(str, default)) if isinstance(default, list) else default
-        given = f"--{name}" if default in (None, "") else f"--{name}={default}"
+        given = f"--{name}" if default in (None, "", {}) else f"--{name}={default}"
         lines.append(f"  {given:26} {flag.help}")
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Against diffusers itself, both ways; skipped where torch and diffusers are not installed.
 
-pip install torch diffusers transformers    # beside this project's requirements
+pip install torch diffusers transformers peft    # beside this project's requirements
 pytest tests/test_diffusers_live.py
 """
 
@@ -17,6 +17,8 @@ torch = pytest.importorskip("torch", reason=MISSING)
 diffusers = pytest.importorskip("diffusers", reason=MISSING)
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from safetensors.numpy import load_file, save_file  # noqa: E402
+from test_adapters import as_if_trained  # noqa: E402
 from test_pipelines import FIELDS, TEXT, UNCONDITIONAL, convert_ok, tiny_run  # noqa: E402
 from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 
@@ -24,8 +26,11 @@ import ldm_jax  # noqa: E402
 from ldm_jax.data import bytepairs  # noqa: E402
 from ldm_jax.diffusion import samplers  # noqa: E402
 from ldm_jax.runs import conditions as conditions_of  # noqa: E402
+from ldm_jax.runs import opened  # noqa: E402
+from ldm_jax.weights import lora  # noqa: E402
 
 NOISE = np.random.default_rng(1).normal(size=(2, 8, 8, 2)).astype(np.float32)
+SIDES = ("", "null_")  # of guidance, as the names of fields begin
 GRIDS = [("legacy", 20), ("trailing", 4)]
 
 
@@ -97,6 +102,45 @@ def test_an_exported_guided_run_is_a_stable_diffusion_pipeline(tmp_path, field, 
     images = guided(without_text_encoder(out), steps, tokens, null, NOISE)
     draw = dict(steps=steps, guidance=3.0, spacing=spacing, noise=NOISE, cond=fields)
     close(images, run.sample(2, **draw), 1e-4)
+
+
+def test_adapters_are_low_rank_updates_of_a_pipeline(tmp_path):
+    """One, and two with weights; and what kohya's scripts would write of it, read by both."""
+    pytest.importorskip("peft", reason=f"{MISSING} peft")
+    run, out = export(tmp_path, "first_stage", {"text_ids": TEXT})
+    base, fields = tmp_path / "ldm", FIELDS["text_ids"]
+    tokens = [run._cond({"text_ids": fields[f"{p}text_ids"]}, 2, (16, 16)).tokens for p in SIDES]
+    targets = {"one": ("unet/.*attn",), "two": ("unet/",)}
+    for seed, (name, own) in enumerate(targets.items()):
+        as_if_trained(base, tmp_path / name, seed, rank=3, alpha=1.5, targets=own)
+        convert_ok("export", f"--run={tmp_path / name}", f"--out={tmp_path / name}_file")
+
+    def compare(load, adapters):
+        pipe = without_text_encoder(out)
+        load(pipe)
+        opened_run = opened.load(base, adapters=adapters)
+        how = dict(steps=4, guidance=3.0, spacing=run.config.sample.spacing, noise=NOISE)
+        close(guided(pipe, 4, *tokens, NOISE), opened_run.sample(2, cond=fields, **how), 1e-4)
+
+    def both(pipe):
+        for name in targets:
+            pipe.load_lora_weights(tmp_path / f"{name}_file", adapter_name=name)
+        pipe.set_adapters(list(targets), [0.7, 0.5])
+
+    compare(
+        lambda pipe: pipe.load_lora_weights(tmp_path / "two_file"), {str(tmp_path / "two"): 1.0}
+    )
+    compare(both, {str(tmp_path / "one"): 0.7, str(tmp_path / "two"): 0.5})
+
+    state, kohya = {}, tmp_path / "kohya.safetensors"
+    for key, array in load_file(tmp_path / "two_file" / lora.FILE).items():
+        layer, part = key.removeprefix("unet.").removesuffix(".weight").rsplit(".lora_", 1)
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        state[f"{name}.{dict(A='lora_down', B='lora_up')[part]}.weight"] = array
+        state[f"{name}.alpha"] = np.array(2.0, np.float32)
+    save_file(state, kohya)
+    convert_ok("lora", f"--checkpoint={kohya}", f"--run={base}", f"--out={tmp_path / 'theirs'}")
+    compare(lambda pipe: pipe.load_lora_weights(kohya), {str(tmp_path / "theirs"): 1.0})
 
 
 def test_an_exported_class_vector_is_a_class_embedding(tmp_path):

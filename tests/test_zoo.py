@@ -20,8 +20,10 @@ from ldm_jax.runs import kinds
 from ldm_jax.stages import diffuse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# What recipes are made of; and those whose variant is a run (test_student.py, test_decoder.py).
+# What recipes are made of; and those whose variant is a run (test_student.py, test_decoder.py,
+# test_adapters.py).
 LIBRARIES = ("__init__", "base", "paper", "student", "distribution", "decoder")
+LIBRARIES += ("lora", "sd_v1_lora")
 FILES = {f.stem: f for f in sorted((ROOT / "configs").glob("*.py")) if f.stem not in LIBRARIES}
 SMALL = ("quickstart", "photos", "debug", "taef2", "tasks", "dit")  # not the paper's
 

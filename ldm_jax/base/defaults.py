@@ -295,6 +295,16 @@ class Distil(Group):
     critic_steps: Positive = 5  # distribution: steps of the critic for one of the student
 
 
+class Adapt(Group):
+    """An adapter: few weights, learnt beside those of another run, see docs/adapters.md."""
+
+    name: str = ""  # lora; "" trains all weights
+    base: str = ""  # the run of a second stage whose weights are adapted, and stay as they are
+    rank: Positive = 8  # lora: of the update of each kernel
+    alpha: Amount = 0.0  # lora: the update counts alpha / rank times; 0: once
+    targets: tuple[str, ...] = ("attn",)  # lora: regexes, found in the paths of kernels it adapts
+
+
 class SecondStage(Common):
     """A second stage: the official LDM-4's UNet, unconditional."""
 
@@ -326,6 +336,7 @@ class SecondStage(Common):
     process: Process
     loss: SecondStageLoss
     distil: Distil
+    adapt: Adapt
     # settings of the pictures that training draws, and the defaults of `sample`
     sample: dict = dict(
         sampler="ddim",

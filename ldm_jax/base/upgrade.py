@@ -18,6 +18,7 @@ ADDED = {
         distil=dict(method="", teacher="", guidance=0.0, weaker="")
         | dict(intervals=50, first=8, huber=1e-3)
     ),
+    "distil": dict(adapt=dict(name="", base="", rank=8, alpha=0.0, targets=["attn"])),
     "distil.huber": dict(calls=[1, 2, 4], critic_steps=5),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary="")
     | dict(caption_field="", image_field="", mix={}),

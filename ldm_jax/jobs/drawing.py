@@ -54,6 +54,8 @@ def draw(wanted: Drawing) -> dict | None:
         origin["weaker"] = run.guide_digest
     if wanted.decoder:
         origin["decoder"] = run.decoder_digest
+    if wanted.adapters:
+        origin["adapters"] = wanted.adapters
     with settings.owned(wanted.out, worker):
         job.claim(about | origin | conditions.names)
 

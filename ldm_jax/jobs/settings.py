@@ -9,8 +9,8 @@ from typing import Any
 from ldm_jax.base import errors, owner, platforms, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion.process import make_process
-from ldm_jax.engine import hosts, snapshots
-from ldm_jax.runs import conditions, keys, kinds, opened
+from ldm_jax.engine import hosts
+from ldm_jax.runs import adapters, conditions, keys, kinds, opened
 from ldm_jax.stages.sampling import Sampling
 
 
@@ -33,6 +33,7 @@ class Wanted:
     ema: bool | float = True
     weaker: str = ""
     decoder: str = ""
+    adapters: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Settings:
         """The run (runs.opened); what it compiles is kept beside its weights."""
         wanted = self.wanted
         platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
-        others = {"weaker": wanted.weaker, "decoder": wanted.decoder}
+        others = {name: getattr(wanted, name) for name in ("weaker", "decoder", "adapters")}
         return opened.load(wanted.run, ema=wanted.ema, mesh=mesh, **others)
 
 
@@ -61,8 +62,7 @@ def read(wanted: Wanted, **changes) -> Settings:
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     conditions.check_guidance(config, sampling.guidance, wanted.weaker)
     sampling.grid(make_process(**config.process))
-    for run in filter(None, (wanted.run, wanted.weaker)):
-        snapshots.check(run, wanted.ema)
+    adapters.check_drawn(wanted.run, config, wanted.ema, wanted.weaker, wanted.adapters)
     trained_here = bool(record_lib.Record(wanted.run).data)
     if trained_here and not wanted.weaker and (line := untrained_null(config, sampling.guidance)):
         print(line, file=sys.stderr, flush=True)

@@ -13,9 +13,12 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint, snapshots
+from ldm_jax.runs import adapters as adapters_lib
+from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.runs import keys, kinds
 from ldm_jax.weights import dit, official, rules, taesd
 from ldm_jax.weights import from_diffusers as diffusers_reader
+from ldm_jax.weights import lora as lora_lib
 
 FIRST_STAGE = "first_stage"  # where a converted second stage keeps its first one
 OPENERS = {
@@ -31,8 +34,11 @@ OPENERS = {
 def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
     """Converts a checkpoint of another project into a run in the folder `out`, whole or not at all.
 
-    kind: a key of OPENERS, whose function gets `given`; overrides: changes to the run's config.
+    kind: a key of OPENERS, whose function gets `given`, or "lora"; overrides: changes to the run's
+      config.
     """
+    if kind == "lora":
+        return lora(checkpoint, out=out, overrides=overrides or {}, **given)
     seconds = watch.stopwatch()
     with _new_folder(out) as folder, _understood(checkpoint):
         source = OPENERS[kind](checkpoint, **given)
@@ -62,6 +68,77 @@ def export(run, out, ema: bool | float = True) -> dict:
         config = record.config
         loads_as = kinds.of(config).export(record, config, folder, ema)
         summary = {"exported": run, "loads_as": loads_as, "ema": ema, "seconds": seconds()}
+        disk.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def merge(run, out, adapters: dict, ema: bool | float = True) -> dict:
+    """Writes a run of whole weights into the folder `out`: a base's, with adapters in them.
+
+    run: of an adapter; or of a base, with adapters {run: weight}.
+    """
+    seconds = watch.stopwatch()
+    with _new_folder(out) as folder:
+        record, new = record_lib.Record(run), record_lib.Record(folder)
+        config = keys.read(run)
+        kinds.expect(config, "diffuse", f"--run={run}")
+        adapters_lib.check_drawn(run, config, ema, others=adapters)
+        if not config.adapt.name and not adapters:
+            raise errors.UsageError(
+                f"--run={run} is the run of no adapter: give some beside it, --adapters=RUN:0.7."
+            )
+        params, step = adapters_lib.weights(record, config, ema, adapters)
+        latents = dict(record.latents)
+        origin = latents.get("origin", {}).items()
+        latents["origin"] = {name: said for name, said in origin if not name.startswith("base")}
+        with config.unlocked():
+            config.adapt.update(name="", base="")
+            config.init_from, config.init_grow = "", False
+        new.write_config(config)
+        new.write(latents=latents)
+        save(folder, step, {"params": {kinds.of(config).player: params}, "ema": {}})
+        summary = {"merged": run, "adapters": adapters, "ema": ema, "seconds": seconds()}
+        disk.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def lora(checkpoint, run, out, overrides: dict, unet_only: bool = False) -> dict:
+    """Writes the run of an adapter of `run` into the folder `out`, from a file of diffusers or of
+    kohya's scripts; see weights/lora.py."""
+    seconds = watch.stopwatch()
+    with _new_folder(out) as folder, _understood(checkpoint):
+        new, config = record_lib.Record(folder), keys.read(run)
+        kinds.expect(config, "diffuse", f"--run={run}")
+        adapters_lib.refuse(run, f"--run={run}")
+        kind = kinds.of(config)
+        kernels = tree.shapes(kind.shapes(config)[kind.player])
+        updates, rank = lora_lib.padded(lora_lib.read(checkpoint, dict(config.model), unet_only))
+        for path, (a, b) in updates.items():
+            shape = (*a.shape[:-1], b.shape[-1])
+            if kernels.get(path) != shape:
+                raise errors.UsageError(
+                    f"{checkpoint} updates {path} of shape {shape}, which in {run} is "
+                    f"{kernels.get(path)}: it is of another network."
+                )
+        with config.unlocked():
+            config.init_from, config.init_grow = "", False
+            targets = lora_lib.targets(updates, [k for k in kernels if k.endswith("/kernel")])
+            config.adapt.update(name="lora", base=str(run), rank=rank, alpha=0.0, targets=targets)
+        for key, text in overrides.items():
+            config_lib.override(config, key, text)
+        keys.check(config)
+        new.write_config(config)
+        own = adapters_lib.of(config).of_updates(updates)
+        save(folder, 0, {"params": {kind.player: own}, "ema": {}})
+        _, origin = frozen_lib.read(kind.frozen(config), {}, str(run))
+        new.write(latents=record_lib.Record(run).latents | {"origin": origin})
+        summary = {
+            "converted": str(checkpoint),
+            "sha256": tensorfile.digest(checkpoint),
+            "rank": rank,
+            "kernels": len(updates),
+            "seconds": seconds(),
+        }
         disk.write_json(folder / "summary.json", summary)
     return summary
 

@@ -19,15 +19,15 @@ import numpy as np
 from ldm_jax.base import errors, platforms, raster, shard, tree, upgrade
 from ldm_jax.base.record import Record
 from ldm_jax.diffusion import samplers
-from ldm_jax.engine import snapshots
 from ldm_jax.models.conditioners import Cond
+from ldm_jax.runs import adapters as adapters_lib
 from ldm_jax.runs import codecs, conditions, keys, kinds
 from ldm_jax.stages.sampling import Sampling
 
 READY = ("tokens", "vector", "concat", "mask")  # parts of a Cond that a caller may give as they are
 
 
-def load(path, ema: bool | float = True, mesh=None, weaker=None, decoder=None):
+def load(path, ema: bool | float = True, mesh=None, weaker=None, decoder=None, adapters=None):
     """Opens the run in `path`: a FirstStage or a SecondStage.
 
     Args:
@@ -39,15 +39,17 @@ def load(path, ema: bool | float = True, mesh=None, weaker=None, decoder=None):
         from the null condition (autoguidance, Karras et al. 2024).
       decoder: a run of a first stage that decodes the same latents, in the place of the run's own
         (config.encoder).
+      adapters: {run of an adapter of this run: its weight, 1 as it was trained}; see config.adapt.
+        The run of one adapter may be opened itself.
     """
     platforms.quiet_libraries()
     record = Record(path)
     config = keys.read(path)
-    for run in filter(None, (path, weaker)):
-        snapshots.check(run, ema)
+    adapters_lib.check_drawn(path, config, ema, weaker, adapters)
     if weaker:
         conditions.check_guidance(config, config.sample.guidance, weaker)
-    return kinds.of(config).open(record, config, ema, mesh, weaker, decoder)
+    given = {"adapters": adapters} if adapters else {}
+    return kinds.of(config).open(record, config, ema, mesh, weaker, decoder, **given)
 
 
 class FirstStage:
@@ -87,28 +89,31 @@ class SecondStage:
       guide_digest, decoder_digest: of `weaker` and of `decoder`, where they are given.
     """
 
-    def __init__(self, record, config, ema=True, mesh=None, weaker=None, decoder=None):
+    def __init__(
+        self, record, config, ema=True, mesh=None, weaker=None, decoder=None, adapters=None
+    ):
         self.path, self.config = record.path, config
         kind = kinds.of(config)
         self.model = kind.model(config)
-        frozen = dict(kind.evaluated(config, record).frozen)
+        frozen = kind.beneath(config, record)
         self.decoder_digest = None
         if decoder:
             beneath = self.model.codec, frozen["first_stage"], config.first_stage
             codec, params, self.decoder_digest = codecs.with_decoder(decoder, *beneath)
             self.model = dataclasses.replace(self.model, codec=codec)
             frozen["first_stage"] = params
-        params, self.step = snapshots.read_params(record.path, ("denoiser",), ema=ema)
+        own, self.step = adapters_lib.weights(record, config, ema, adapters)
+        params = {"denoiser": own}
         self.digest = tree.digest(
             (upgrade.numbered(params, config.conditioners), frozen["first_stage"])
         )
         self.guide_digest = None
         if weaker:
-            guide = read_guide(weaker, params["denoiser"], ema)
+            guide = read_guide(weaker, own, ema)
             self.guide_digest = tree.digest(upgrade.numbered(guide, config.conditioners))
             frozen["guide"] = guide
         self._mesh = mesh
-        self._params = shard.place(params["denoiser"], mesh)
+        self._params = shard.place(own, mesh)
         self._frozen = shard.place(frozen, mesh)
         self._encode, self._decode = jax.jit(self.model.encode), jax.jit(self.model.decode)
         self._predict = jax.jit(self.model.predict)
@@ -300,16 +305,16 @@ def read_guide(path, params, ema):
     """A denoiser's weights from the run in `path`, of the same shapes as `params`."""
     record = Record(path)
     kinds.expect(record.config, "diffuse", path)
-    guide, _ = snapshots.read_params(record.path, ("denoiser",), ema=ema)
+    guide, _ = adapters_lib.weights(record, record.config, ema)
     shapes = lambda p: {name: np.shape(leaf) for name, leaf in tree.named_leaves(p)}
-    ours, theirs = shapes(params), shapes(guide["denoiser"])
+    ours, theirs = shapes(params), shapes(guide)
     if ours != theirs:
         name = sorted(ours.items() ^ theirs.items())[0][0]
         raise errors.UsageError(
             f"{path} is not a weaker run of the same model: {name} is {theirs.get(name)} there and "
             f"{ours.get(name)} here."
         )
-    return guide["denoiser"]
+    return guide
 
 
 def check_divides(images, f):

@@ -10,14 +10,14 @@ from ldm_jax.base import defaults, errors, tree, upgrade, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
 from ldm_jax.diffusion.process import DENSITIES, SCHEDULES, make_process
-from ldm_jax.engine import hosts, snapshots
+from ldm_jax.engine import hosts
 from ldm_jax.models import dit, unet  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser
-from ldm_jax.runs import codecs, conditions, data, keys, kinds, opened, teachers
+from ldm_jax.runs import adapters, codecs, conditions, data, keys, kinds, opened, teachers
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import diffuse, distil, scaling
+from ldm_jax.stages import adapt, diffuse, distil, scaling
 from ldm_jax.stages.sampling import Sampling
 from ldm_jax.weights import readers
 
@@ -43,8 +43,9 @@ class DiffuseKind(kinds.Kind):
             "process": SCHEDULES.declared() | DENSITIES.declared(),
             "sample": values.declared(Sampling),
             "distil": distil.METHODS.declared(),
+            "adapt": adapt.ADAPTERS.declared(),
         }
-        for group in ("process", "distil"):  # beside the keys that are always there
+        for group in ("process", "distil", "adapt"):  # beside the keys that are always there
             found[group] |= values.declared(values.declared(self.keys)[group])
         for label in config.conditioners:
             path = f"conditioners.{label}"
@@ -70,6 +71,7 @@ class DiffuseKind(kinds.Kind):
         if config.distil.method:
             with errors.of("config.process"):
                 teachers.check(config, model)
+        adapters.check(config, model)
         _check_latents(config.latents, model.codec.channels)
         with errors.of("config.sample"):
             conditions.check_guidance(config, config.sample.guidance)
@@ -114,14 +116,18 @@ class DiffuseKind(kinds.Kind):
 
     def stage(self, config, frozen, codec=None):
         model = self.model(config, codec)
-        return (teachers.distilled(config, model) if config.distil.method else model).stage(frozen)
+        whole = teachers.distilled(config, model) if config.distil.method else model
+        return adapters.stage(config, model, whole.stage(frozen))
 
     def frozen(self, config, codec=None) -> tuple[frozen_lib.Frozen, ...]:
-        """The first stage beneath it, conditioners' weights from elsewhere, a student's teacher."""
-        return *self._beneath(config, codec), *teachers.frozen(config, self.model(config, codec))
+        """The first stage beneath it, conditioners' weights from elsewhere, the weights that it
+        adapts, a student's teacher."""
+        model = self.model(config, codec)
+        others = *adapters.frozen(config, model.codec), *teachers.frozen(config, model)
+        return *self._beneath(config, codec), *others
 
     def _beneath(self, config, codec=None) -> tuple[frozen_lib.Frozen, ...]:
-        """What drawing needs, too."""
+        """What drawing needs beside the denoiser."""
         model, name = self.model(config, codec), config.first_stage
         key = lambda: jax.random.key(0)
 
@@ -180,22 +186,27 @@ class DiffuseKind(kinds.Kind):
         latents = hosts.on_first(measured, seconds=3600)
         return self.stage(config, weights | scaling.arrays(latents))
 
-    def evaluated(self, config, record):
+    def beneath(self, config, record) -> dict:
+        """The frozen weights that drawing needs beside the denoiser, of a run that was trained."""
         if not record.latents:
             raise errors.UsageError(f"{record.shown} was never trained: it holds no latents.json.")
         weights, _ = frozen_lib.read(self._beneath(config), record.frozen, record.shown)
-        return self.model(config).stage(weights | scaling.arrays(record.latents))
+        return weights | scaling.arrays(record.latents)
+
+    def evaluated(self, config, record):
+        beneath, model = self.beneath(config, record), self.model(config)
+        base, _ = frozen_lib.read(adapters.frozen(config), record.frozen, record.shown)
+        return adapters.stage(config, model, model.stage(beneath | base))
 
     def judged(self, config, record):
-        stage = self.evaluated(config, record)
-        weights, _ = frozen_lib.read(
-            teachers.frozen(config, self.model(config)), record.frozen, record.shown
-        )
-        return self.stage(config, stage.frozen | weights)
+        beneath, model = self.beneath(config, record), self.model(config)
+        others = *adapters.frozen(config), *teachers.frozen(config, model)
+        weights, _ = frozen_lib.read(others, record.frozen, record.shown)
+        return self.stage(config, beneath | weights)
 
     def _statistics(self, config, source, params, origin, cache) -> dict:
         """Scale and moments of the latents: inherited, given, or measured on some batches."""
-        if theirs := teachers.latents(config, origin["digest"]):
+        if theirs := _shared(config, origin["digest"]):
             return theirs
         if config.init_from:
             inherited = record_lib.Record(config.init_from).latents
@@ -237,10 +248,12 @@ class DiffuseKind(kinds.Kind):
     def drawing(self, config):
         model = self.model(config)
         how = dict(sampling=model.sampling, height=model.size, width=model.size)
+        whole = adapters.whole(config)
 
         def draw(params, frozen, batch, keys):
             fields = {name: batch[name] for name in model.fields}
-            z = model.sample(params[self.player], frozen, keys, fields, **how)
+            own = whole(params, frozen)[self.player]
+            z = model.sample(own, frozen, keys, fields, **how)
             return model.render(frozen, z, model.sampling)
 
         return draw, model.fields
@@ -272,13 +285,15 @@ class DiffuseKind(kinds.Kind):
         variables = jax.eval_shape(lambda: model.initial(jax.random.key(0)))
         return model.denoiser.apply, (variables, x, jax.ShapeDtypeStruct((b,), jnp.int32), fields)
 
-    def open(self, record, config, ema=True, mesh=None, weaker=None, decoder=None):
-        return opened.SecondStage(record, config, ema, mesh, weaker, decoder)
+    def open(self, record, config, ema=True, mesh=None, weaker=None, decoder=None, adapters=None):
+        return opened.SecondStage(record, config, ema, mesh, weaker, decoder, adapters)
 
     def export(self, record, config, folder, ema=True):
         from ldm_jax.weights import to_diffusers
 
-        params = snapshots.read_params(record.path, (self.player,), ema=ema)[0][self.player]
+        if config.adapt.name:
+            return adapters.export(record, config, folder, ema)
+        params, _ = adapters.weights(record, config, ema)
         codec, first = self.codec(config), None
         if codec.model:
             # Another first stage than the one it was trained on is refused here.
@@ -290,6 +305,25 @@ class DiffuseKind(kinds.Kind):
 
 
 kinds.KINDS.register("diffuse")(DiffuseKind())
+
+
+def _shared(config, digest: str) -> dict:
+    """How a student's teacher or an adapter's base scales its latents; {} without either.
+
+    digest: of this run's first stage, which has to be theirs.
+    """
+    runs = {"distil.teacher": config.distil.teacher, "adapt.base": config.adapt.base}
+    for key, path in runs.items():
+        if not path:
+            continue
+        theirs = dict(record_lib.Record(path).latents)
+        if theirs.pop("origin", {}).get("digest") != digest:
+            raise errors.UsageError(
+                f"config.{key}={path} was trained on another first stage than "
+                f"config.first_stage={config.first_stage}: both need the same."
+            )
+        return theirs
+    return {}
 
 
 def _by_channel(config) -> bool:

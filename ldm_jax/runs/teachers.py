@@ -9,7 +9,7 @@ from ldm_jax.base import errors, tree
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
 from ldm_jax.models.backbones import BACKBONES
-from ldm_jax.runs import conditions, kinds
+from ldm_jax.runs import adapters, conditions, kinds
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import (  # noqa: F401  (two register themselves)
     consistency,
@@ -84,6 +84,9 @@ def check(config, student):
     if not (path := config.distil.teacher):
         return
     own, said = record_lib.Record(path).config, f"config.distil.teacher={path}"
+    for key in KEYS:
+        if config.distil[key]:
+            adapters.refuse(config.distil[key], f"config.distil.{key}={config.distil[key]}")
     if conditions.told(own):
         raise errors.UsageError(
             f"{said} is told its guidance, as students are: give the teacher of that student."
@@ -131,22 +134,6 @@ def _check_players(learn: set, config):
         )
     if idle := sorted(set(config.optim) - learn):
         raise errors.UsageError(f"config.optim.{idle[0]} does nothing with {method}: delete it.")
-
-
-def latents(config, digest: str) -> dict:
-    """How the teacher scales its latents, which its student has to share; {} without a teacher.
-
-    digest: of this run's first stage.
-    """
-    if not (path := config.distil.teacher):
-        return {}
-    theirs = dict(record_lib.Record(path).latents)
-    if theirs.pop("origin", {}).get("digest") != digest:
-        raise errors.UsageError(
-            f"config.distil.teacher={path} was trained on another first stage than "
-            f"config.first_stage={config.first_stage}: both need the same."
-        )
-    return theirs
 
 
 def frozen(config, student) -> tuple[frozen_lib.Frozen, ...]:
