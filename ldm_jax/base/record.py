@@ -16,14 +16,14 @@ import pathlib
 from ml_collections import config_dict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, remote, upgrade, values
+from ldm_jax.base import disk, errors, hub, remote, upgrade, values
 
 CONFIG = "config.json"
 _NUMBERS = values.of(float | tuple[float, ...])
 
 
 class Record:
-    """The record of the run in `path`, which may be a gs:// URL, or need not be there yet.
+    """The record of the run in `path`, a folder that need not be there yet, a gs:// URL or a name.
 
     Attributes:
       path: of the folder on this machine.
@@ -32,6 +32,12 @@ class Record:
 
     def __init__(self, path):
         self.path, self.shown = pathlib.Path(remote.local(path)), remote.shown(path)
+
+    @property
+    def compiled(self) -> pathlib.Path:
+        """Where programs of the run are kept once they are compiled: not in what was fetched."""
+        home = hub.cache() if self.shown.startswith(hub.HF) else self.path
+        return home / "compilation_cache"
 
     def exists(self) -> bool:
         return (self.path / CONFIG).is_file()

@@ -26,12 +26,14 @@ OPENERS = {
     "dit": dit.open_checkpoint,
     "taef2": taesd.open_checkpoint,
 }
+OF_ONE_FILE = ("compvis", "dit")  # the others are folders
 
 
 def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
     """Converts a checkpoint of another project into a run in the folder `out`, whole or not at all.
 
-    kind: a key of OPENERS, whose function gets `given`; overrides: changes to the run's config.
+    kind: a key of OPENERS, whose function gets `given`; checkpoint: a path or a public name
+    (base/hub.py); overrides: changes to the run's config.
     """
     seconds = watch.stopwatch()
     with _new_folder(out) as folder, _understood(checkpoint):
@@ -39,7 +41,7 @@ def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
         counts = write_run(source, folder, overrides or {})
         summary = {
             "converted": str(checkpoint),
-            "sha256": tensorfile.digest(checkpoint) if os.path.isfile(checkpoint) else None,
+            "sha256": tensorfile.digest(checkpoint) if kind in OF_ONE_FILE else None,
             "stage": source.stage,
             "step": source.step,
             **counts,
