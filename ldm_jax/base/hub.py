@@ -137,7 +137,7 @@ def _from_hub(name: str, address: str, patterns, commit: str | None) -> tuple[st
     except Exception as e:  # no such repository, no network, no space: the library knows many
         key = ", or set HF_TOKEN if it is private or gated" if _status(e) in (401, 403) else ""
         raise errors.UsageError(
-            f"{name}: {shown} could not be fetched ({_reason(e)}); see that the name is right{key},"
+            f"{name}: {shown} could not be fetched ({reason(e)}); see that the name is right{key},"
             f" or get it where there is a network, from {at}, and give its path."
         ) from e
     found = [path for path in root.rglob("*") if path.is_file()]
@@ -201,7 +201,7 @@ def _from_url(name: str, address: str, patterns, _) -> tuple[str, None]:
     except errors.UsageError:
         raise
     except Exception as e:  # no network, no space, a server that refuses
-        raise errors.UsageError(f"{name}: {url} gave nothing ({_reason(e)}); {remedy}") from e
+        raise errors.UsageError(f"{name}: {url} gave nothing ({reason(e)}); {remedy}") from e
     return str(file), None
 
 
@@ -272,7 +272,7 @@ def _asked(error) -> float:
     return min(float(said), MOST_WAIT) if said.isdecimal() else 0.0
 
 
-def _reason(error) -> str:
+def reason(error) -> str:
     """What the server said, or else the innermost exception, which knows best."""
     for response in _responses(error):
         return f"it says {response.status_code} {response.reason_phrase}"

@@ -46,8 +46,8 @@ class Record:
     def config(self) -> config_dict.ConfigDict:
         """The run's config, locked; a folder that is no run is a UsageError.
 
-        Paths of a first stage or a text encoder inside the run, which converted runs have, are
-        relative in config.json and absolute here.
+        Paths of a first stage, a text encoder or a vocabulary inside the run, which converted and
+        published runs have, are relative in config.json and absolute here.
         """
         saved = self._saved()
         for player in saved.get("optim", {}).values():
@@ -63,12 +63,13 @@ class Record:
 
     def _absolute(self, config) -> config_dict.ConfigDict:
         """The config with absolute paths of what lies inside the run."""
-        places = [(config, "first_stage")]
+        places = [(config, "first_stage"), (config, "encoder")]
+        places += [(config.get("data", {}), "vocabulary")]
         for conditioner in config.get("conditioners", {}).values():
             places += [(conditioner, "weights"), (conditioner, "tokenizer")]
         with config.unlocked():
             for group, key in places:
-                if (inside := group.get(key)) and (self.path / inside).is_dir():
+                if (inside := group.get(key)) and (self.path / inside).exists():
                     group[key] = str(self.path / inside)
         return config
 

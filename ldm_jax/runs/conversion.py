@@ -36,7 +36,7 @@ def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
     (base/hub.py); overrides: changes to the run's config.
     """
     seconds = watch.stopwatch()
-    with _new_folder(out) as folder, _understood(checkpoint):
+    with new_folder(out) as folder, _understood(checkpoint):
         source = OPENERS[kind](checkpoint, **given)
         counts = write_run(source, folder, overrides or {})
         summary = {
@@ -59,7 +59,7 @@ def export(run, out, ema: bool | float = True) -> dict:
     """
     seconds = watch.stopwatch()
     snapshots.check(run, ema)
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         record = record_lib.Record(run)
         config = record.config
         loads_as = kinds.of(config).export(record, config, folder, ema)
@@ -122,7 +122,7 @@ def save(folder, step: int, trees: dict):
 
 
 @contextlib.contextmanager
-def _new_folder(out):
+def new_folder(out):
     """A temporary folder that is renamed to `out` at the end, or removed if anything fails."""
     out = pathlib.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
