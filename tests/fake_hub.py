@@ -25,7 +25,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories, self.plain, self.uploads, self.made = {}, {}, {}, {}
+        self.repositories, self.plain, self.uploads = {}, {}, {}
         self.failures, self.status = 0, 503
         self.private, self.cut, self.wrong, self.log = set(), set(), set(), []
         self.lock = threading.Lock()
@@ -108,7 +108,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             (r"/api/models/([^/]+/[^/]+)/commit/(.+)", self._commit),
             (r"/lfs/(.+)", self._store),
             (r"/api/validate-yaml", lambda: self._json({"errors": [], "warnings": []})),
-            (r"/api/whoami-v2", lambda: self._json({"name": "somebody", "type": "user"})),
+            (r"/api/whoami-v2", self._who),
             (r"(/.+)", self._plain),
         ):
             if match := re.fullmatch(pattern, path):
@@ -201,13 +201,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     # What an upload asks for: where the files go, then their content, then the commit.
 
+    def _who(self):
+        if self._allowed("", create=True):
+            self._json({"name": "somebody", "type": "user"})
+
     def _create(self):
         wanted = json.loads(self.body)
         repository = f"{wanted.get('organization') or 'somebody'}/{wanted['name']}"
+        if repository in self.server.repositories:
+            own = {"error": "You already created it", "url": f"{self.server.url}/{repository}"}
+            return self._send(409, json.dumps(own).encode(), {"Content-Type": "application/json"})
         if self._allowed(repository, create=True):
-            self.server.made[repository] = wanted
-            self.server.repositories.setdefault(repository, {})
-            self.server.private |= {repository} if wanted.get("private") else set()
+            self.server.repositories[repository] = {}
+            private = wanted.get("private") or wanted.get("visibility") == "private"
+            self.server.private |= {repository} if private else set()
             self._json({"url": f"{self.server.url}/{repository}"})
 
     def _preupload(self, repository, revision):

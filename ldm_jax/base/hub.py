@@ -129,7 +129,7 @@ def _from_hub(name: str, address: str, patterns, commit: str | None) -> tuple[st
         wanted, patterns = [inside], ()
     else:
         wanted = [f"{inside}/{pattern}" if inside else pattern for pattern in patterns]
-    shown = ", ".join(wanted) if len(wanted) < 4 else "its files"
+    shown = ", ".join(wanted[:3]) + (", ..." if len(wanted) > 3 else "")
     at = f"{constants.ENDPOINT}/{repository}"
     how = dict(revision=commit or revision or None, allow_patterns=wanted)
     try:

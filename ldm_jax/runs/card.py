@@ -17,6 +17,8 @@ DRAWS = {
     "how well samples match their conditions": ("class_accuracy", "adherence"),
 }
 RECONSTRUCTS = {"PSNR": ("psnr_db",), "LPIPS": ("lpips",), "FID of reconstructions": ("rfid",)}
+# What a run's record calls the digests of networks that it took from elsewhere.
+FROZEN = {"digest": "the first stage", "conditioners": "the conditioners' files", "lpips": "LPIPS"}
 NEVER = (
     "memorised training images",
     "bias and unsafe content",
@@ -146,7 +148,7 @@ def _training(facts) -> str:
         "type of the computation": config.dtype,
         "started from": pathlib.PurePath(config.init_from or "nothing").name,
         "digest of these weights": f"`{facts['digest']}`",
-        **{f"digest: {key}": f"`{value}`" for key, value in facts["frozen"].items()},
+        **{f"digest of {FROZEN.get(key, key)}": f"`{v}`" for key, v in facts["frozen"].items()},
     }
     last = facts["training"]
     if "images_per_second" in last:

@@ -35,8 +35,8 @@ _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)")
 def publish(run, push: str, out="", ema: bool | float = True, public=False, **said) -> dict:
     """Writes a run as the module says, and uploads it to the repository `push`, hf:OWNER/NAME.
 
-    The repository is made private, unless `public` or it is there already; what it held of an
-    earlier version of the run is replaced.
+    The repository is made, private unless `public`; what it held of an earlier version of the run
+    is replaced.
 
     Args:
       out: a new folder that keeps what was uploaded; "" keeps nothing.
@@ -51,7 +51,7 @@ def publish(run, push: str, out="", ema: bool | float = True, public=False, **sa
     snapshots.check(run, ema)
     with _hub_errors(push):
         api = _api()
-        _check_destination(api, push, repository)
+        _check_destination(api, push, repository, public)
     with _folder(out) as folder:
         facts = write(run, folder, push, ema, **said)
         with _hub_errors(push):
@@ -80,7 +80,7 @@ def write(run, folder: pathlib.Path, name: str, ema: bool | float = True, **said
         shutil.copyfile(pictures[-1], folder / PICTURES)
         facts["pictures"] = PICTURES
     disk.write_text(folder / "README.md", card.text(facts))
-    _check_secrets(folder)
+    check_secrets(folder)
     return facts
 
 
@@ -155,7 +155,7 @@ def _without_paths(value):
     return pathlib.PurePosixPath(value).name if is_path else value
 
 
-def _check_secrets(folder):
+def check_secrets(folder):
     """Raises UsageError where a text file to be uploaded holds what looks like a key."""
     from huggingface_hub import get_token
 
@@ -185,11 +185,16 @@ def _api():
     return HfApi(library_name="ldm_jax")
 
 
-def _check_destination(api, name: str, repository: str):
-    """Raises UsageError for a user who is not known, and for a repository of something else."""
+def _check_destination(api, name: str, repository: str, public: bool):
+    """Raises UsageError for an unknown user, and for a repository that is not meant."""
     api.whoami()
     if not api.repo_exists(repository):
         return
+    if api.repo_info(repository).private == public:
+        remedy = "leave out --public" if public else "give --public"
+        raise errors.UsageError(
+            f"--push={name} is {'private' if public else 'public'}: {remedy}, or take another name."
+        )
     files = set(api.list_repo_files(repository)) - {".gitattributes", "README.md"}
     if files and f"{hub.RUN}/{record_lib.CONFIG}" not in files:
         raise errors.UsageError(

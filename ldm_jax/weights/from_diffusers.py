@@ -1,5 +1,6 @@
 """Reads diffusers' models and pipelines. diffusers_config.py translates their configs."""
 
+import itertools
 import pathlib
 import re
 
@@ -37,12 +38,17 @@ def _local(folder) -> pathlib.Path:
     if not hub.is_name(folder):
         return pathlib.Path(folder)
     places = ("", *(f"{part}/" for part in (*NETWORKS, *FIRST_STAGES, *ENCODERS)))
-    stems = [place + stem for place in places for stem in STEMS]
-    for ending in ENDINGS:  # .bin where there is no other
-        weights = [f"{stem}{part}{ending}" for stem in stems for part in ("", "-*-of-*")]
-        local = hub.folder(folder, "*.json", "*.txt", *weights)
-        if any(path.name.endswith(ending) for path in local.rglob("*")):
-            break
+    weights = lambda ending, places: [
+        f"{place}{stem}{part}{ending}"
+        for place, stem, part in itertools.product(places, STEMS, ("", "-*-of-*"))
+    ]
+    usual, other = ENDINGS
+    local = hub.folder(folder, "*.json", "*.txt", *weights(usual, places))
+    lacks = lambda place: (local / place / "config.json").is_file() and not any(
+        (local / place).glob(f"*{usual}")
+    )
+    if lacking := [place for place in places if lacks(place)]:
+        hub.folder(folder, *weights(other, lacking))
     return local
 
 

@@ -18,35 +18,11 @@ DIGEST = hashlib.sha256(ARRAYS).hexdigest()
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """Empty caches, and no waiting between tries."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
-    monkeypatch.setattr(hub, "WAITS", (0, 0))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    hub._local.cache_clear()
-    yield tmp_path
-    hub._local.cache_clear()
-
-
-@pytest.fixture
-def server(cache, monkeypatch):
+def server(hub_server):
     """A hub with two files in a repository, and one outside of it."""
-    from huggingface_hub import constants
-
-    with fake_hub.serve() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        server.repositories["somebody/words"] = {"vocab.txt": WORDS, "a/w.safetensors": ARRAYS}
-        server.plain["/files/w.pth"] = ARRAYS
-        yield server
+    hub_server.repositories["somebody/words"] = {"vocab.txt": WORDS, "a/w.safetensors": ARRAYS}
+    hub_server.plain["/files/w.pth"] = ARRAYS
+    return hub_server
 
 
 def forget():
@@ -96,20 +72,20 @@ def test_what_passes_is_tried_again_and_a_cut_download_goes_on(server, name):
 
 
 @pytest.mark.parametrize("name", [NAME + "/a/w.safetensors", NAME + "/vocab.txt", "url"])
-def test_other_bytes_are_refused_and_not_kept(server, cache, name):
+def test_other_bytes_are_refused_and_not_kept(server, hub_cache, name):
     server.wrong |= {"/cdn/somebody/words/a/w.safetensors", "/vocab.txt", "/files/w.pth"}
     name, right = (named(server) if name == "url" else name), (ARRAYS, WORDS)
     with pytest.raises(errors.UsageError, match="other bytes"):
         hub.file(name)
-    kept = [p for p in cache.rglob("*") if p.is_file() and p.stat().st_size in map(len, right)]
+    kept = [p for p in hub_cache.rglob("*") if p.is_file() and p.stat().st_size in map(len, right)]
     assert not kept
     server.wrong.clear()
     assert hub.file(name).read_bytes() in right
 
 
-def test_a_file_of_any_server_is_cached_by_its_hash(server, cache):
+def test_a_file_of_any_server_is_cached_by_its_hash(server, hub_cache):
     place = hub.file(named(server, "/moved/files/w.pth"))
-    assert place == cache / "own/ldm_jax/weights" / DIGEST[:8] / "w.pth"
+    assert place == hub_cache / "own/ldm_jax/weights" / DIGEST[:8] / "w.pth"
     forget()
     del server.plain["/files/w.pth"]
     assert hub.file(named(server)) == place
@@ -120,9 +96,9 @@ def test_a_file_of_any_server_is_cached_by_its_hash(server, cache):
         hub.file(named(server))
 
 
-def test_torch_has_fetched_some_already(server, cache, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(cache / "torch"))
-    place = cache / "torch/hub/checkpoints/w.pth"
+def test_torch_has_fetched_some_already(server, hub_cache, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(hub_cache / "torch"))
+    place = hub_cache / "torch/hub/checkpoints/w.pth"
     place.parent.mkdir(parents=True)
     place.write_bytes(ARRAYS)
     assert hub.file(named(server, digest=DIGEST[:8])) == place
@@ -158,7 +134,7 @@ def test_what_cannot_be_had_is_one_line_with_the_remedy(server, name, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_that_does_not_answer_is_one_line(cache, monkeypatch):
+def test_a_hub_that_does_not_answer_is_one_line(hub_cache, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
