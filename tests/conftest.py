@@ -45,12 +45,12 @@ def hub_cache(tmp_path, monkeypatch):
     """A folder of empty caches for what has a public name; no token, no waiting between tries."""
     from huggingface_hub import constants
 
-    from ldm_jax.base import hub
+    from ldm_jax.base import download, hub
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
-    monkeypatch.setattr(hub, "WAITS", (0, 0))
+    monkeypatch.setattr(download, "WAITS", (0, 0))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     hub._local.cache_clear()

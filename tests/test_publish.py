@@ -7,6 +7,7 @@ import sys
 import fake_hub
 import pytest
 from calling import call
+from ml_collections import ConfigDict
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import parity
@@ -108,6 +109,18 @@ def test_what_a_card_says_is_of_the_weights_that_are_published(pixel_run, tmp_pa
     text = card.text(card.facts(*given, evaluations=[file]))
     assert "| fid | 3.5 | 0.25 |" in text and "measurement.n: 8" in text
     assert "FID of samples" not in text and "value: 3.5" in text.split("---")[1]
+    for own, good in (
+        (dict(run=str(pixel_run), step=2), True),
+        (dict(run=str(pixel_run), step=1), False),
+        (dict(run=str(tmp_path), step=2), False),
+        (dict(run=str(pixel_run), step=2, ema=[0.05]), False),
+    ):
+        file.write_text(json.dumps(figures | {"protocol": protocol} | own))
+        if good:
+            assert card.facts(*given, evaluations=[file])["evaluations"]
+        else:
+            with pytest.raises(errors.UsageError, match="measured other weights"):
+                card.facts(*given, evaluations=[file])
 
 
 def test_a_run_replaces_itself_and_touches_nothing_else(server, pixel_run, monkeypatch, capfd):
@@ -140,6 +153,32 @@ def test_what_cannot_be_published_is_one_line(
     monkeypatch.setenv("HF_TOKEN", token)
     assert said in refused(push(pixel_run, name))
     assert not server.repositories
+
+
+def test_the_files_that_a_run_draws_by_go_with_it_and_names_stay_names(tmp_path):
+    for name in ("t/vocab.json", "t/merges.txt", "w/model.safetensors", "words.txt", "own.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    given = {
+        "text": dict(weights=str(tmp_path / "w"), tokenizer=str(tmp_path / "t")),
+        "more": dict(weights=str(tmp_path / "own.pt"), tokenizer="clip:l14"),
+    }
+    config = ConfigDict(dict(conditioners=given, data=dict(vocabulary=str(tmp_path / "words.txt"))))
+    out = tmp_path / "out"
+    out.mkdir()
+    publishing.copy_files(config, out)
+    assert config.to_dict() == {
+        "conditioners": {
+            "text": dict(weights="text_weights", tokenizer="text_tokenizer"),
+            "more": dict(weights="more_weights/own.pt", tokenizer="clip:l14"),
+        },
+        "data": dict(vocabulary="vocab.txt"),
+    }
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    tokenizer = {f"text_tokenizer/{name}" for name in ("vocab.json", "merges.txt")}
+    assert (
+        found == {"vocab.txt", "text_weights/model.safetensors", "more_weights/own.pt"} | tokenizer
+    )
 
 
 def test_no_key_is_published(tmp_path, monkeypatch):

@@ -16,12 +16,9 @@ import hashlib
 import os
 import pathlib
 import re
-import sys
-import time
-import urllib.parse
 from collections.abc import Callable
 
-from ldm_jax.base import errors
+from ldm_jax.base import download, errors
 
 HF = "hf:"
 RUN = "ldm_jax"  # the folder of a repository that holds a run; around it may lie diffusers' files
@@ -48,12 +45,9 @@ KNOWN = {
     "clip:l14": "hf:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41",
 }
 FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")  # what a file's name ends in
-WAITS = (1, 3, 9, 27)  # seconds before each further try, of which a silent server gets one
-PASSING = (408, 429, 500, 502, 503, 504)  # answers of a server that may be another one later
-MOST_WAIT = 300  # seconds that a server may ask for
 
 # (what, action) -> what `action` returns: called with None by the first host, and by the others
-# with the first one's result, once it has one. engine/hosts.py puts its own here.
+# with the first one's result, once it has one. engine/hosts.py puts the like for several here.
 after_first: Callable = lambda what, action: action(None)
 
 
@@ -94,26 +88,16 @@ def run(name: str) -> pathlib.Path:
         return folder(f"{place.rstrip('/')}/{RUN}{at}{revision}", "*")
 
 
-def cache() -> pathlib.Path:
-    """Where this program keeps what it fetched or computed once, for this user."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ldm_jax").expanduser()
-
-
-def quiet():
-    """Silences the Hub's library: its warnings become one line here, its bars are for ttys."""
-    from huggingface_hub import utils
-
-    utils.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        utils.disable_progress_bars()
-
-
 @functools.cache
 def _local(name: str, patterns: tuple[str, ...]) -> pathlib.Path:
     address = KNOWN.get(name, name)
-    fetch = _from_hub if address.startswith(HF) else _from_url
-    action = lambda first: fetch(name, address, patterns, first[1] if first else None)
-    path, _ = after_first(f"{name} {patterns}", action)
+
+    def fetch(first):
+        if address.startswith(HF):
+            return _from_hub(name, address, patterns, first and first[1])
+        return str(download.of_url(name, address)), None
+
+    path, _ = after_first(f"{name} {patterns}", fetch)
     return pathlib.Path(path)
 
 
@@ -121,7 +105,7 @@ def _from_hub(name: str, address: str, patterns, commit: str | None) -> tuple[st
     """(the path, the commit that it is of). commit: takes the place of the name's revision."""
     from huggingface_hub import constants, snapshot_download
 
-    quiet()
+    download.quiet()
     place, _, revision = address.removeprefix(HF).partition("@")
     parts = place.strip("/").split("/")
     repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
@@ -133,12 +117,12 @@ def _from_hub(name: str, address: str, patterns, commit: str | None) -> tuple[st
     at = f"{constants.ENDPOINT}/{repository}"
     how = dict(revision=commit or revision or None, allow_patterns=wanted)
     try:
-        root = pathlib.Path(_persist(lambda: snapshot_download(repository, **how)))
+        root = pathlib.Path(download.persist(lambda: snapshot_download(repository, **how)))
     except Exception as e:  # no such repository, no network, no space: the library knows many
-        key = ", or set HF_TOKEN if it is private or gated" if _status(e) in (401, 403) else ""
+        key = ", set HF_TOKEN if it is private or gated" if download.status(e) in (401, 403) else ""
         raise errors.UsageError(
-            f"{name}: {shown} could not be fetched ({reason(e)}); see that the name is right{key},"
-            f" or get it where there is a network, from {at}, and give its path."
+            f"{name}: {shown} could not be fetched ({download.reason(e)}); see that the name is "
+            f"right{key}, or get it where there is a network, from {at}, and give its path."
         ) from e
     found = [path for path in root.rglob("*") if path.is_file()]
     relative = {path.relative_to(root).as_posix(): path for path in found}
@@ -169,112 +153,3 @@ def _check_blob(name: str, path: pathlib.Path):
             f"{name}: {path.name} came with other bytes than the Hub says ({algorithm} "
             f"{digest[:12]}..., expected {blob.name[:12]}...) and was deleted: try again."
         )
-
-
-def _from_url(name: str, address: str, patterns, _) -> tuple[str, None]:
-    """(the path, None)."""
-    url, _, digits = address.partition("#sha256=")
-    if not re.fullmatch("[0-9a-f]{8,64}", digits):
-        raise errors.UsageError(
-            f"{name}: write its sha256, or at least the first 8 digits of it, behind the address: "
-            f"{url}#sha256=DIGITS."
-        )
-    base = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
-    if not base:
-        raise errors.UsageError(f"{name}: this is not the address of a file.")
-    file = cache() / "weights" / digits[:8] / base
-    remedy = f"get {url} where there is a network, and put it at {file}, or give its path."
-    hub = pathlib.Path(os.environ.get("TORCH_HOME") or cache().parent / "torch")
-    for place in (file, hub / "hub" / "checkpoints" / base):  # torch's own has the same name
-        if place.is_file() and _sha256(place).startswith(digits):
-            return str(place), None
-    from huggingface_hub.utils import WeakFileLock
-
-    quiet()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(file.parent / f".{base}.lock"):  # another process may be at it
-            if not file.is_file():
-                _persist(lambda: _download(url, file, digits))
-            elif not (found := _sha256(file)).startswith(digits):
-                raise errors.UsageError(f"{name}: {_other(file, found, digits)}: delete it.")
-    except errors.UsageError:
-        raise
-    except Exception as e:  # no network, no space, a server that refuses
-        raise errors.UsageError(f"{name}: {url} gave nothing ({reason(e)}); {remedy}") from e
-    return str(file), None
-
-
-def _download(url: str, file: pathlib.Path, digits: str):
-    """Fetches `url` into `file`, whole and with the right hash, or not at all."""
-    from huggingface_hub.file_download import http_get
-
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            http_get(url, f, displayed_filename=file.name)  # without the token of the Hub
-        if not (found := _sha256(part)).startswith(digits):
-            raise errors.UsageError(f"{_other(url, found, digits)}: nothing was kept.")
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _other(what, found: str, digits: str) -> str:
-    return f"{what} holds other bytes (sha256 {found[:12]}..., expected {digits[:12]}...)"
-
-
-def _sha256(path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _persist(action):
-    """`action()`, again after a while for failures that may pass."""
-    for tries, wait in enumerate((*WAITS, None)):
-        try:
-            return action()
-        except Exception as e:
-            silent = tries and _status(e) is None
-            if wait is None or silent or not _may_pass(e):
-                raise
-            time.sleep(max(wait, _asked(e)))
-
-
-def _may_pass(error: Exception) -> bool:
-    from huggingface_hub import errors as theirs
-
-    if (status := _status(error)) is not None:
-        return status in PASSING
-    certain = (errors.UsageError, theirs.HFValidationError, theirs.OfflineModeIsEnabled)
-    full = lambda link: isinstance(link, OSError) and link.errno in errors.STORAGE
-    return not any(isinstance(link, certain) or full(link) for link in _chain(error))
-
-
-def _chain(error):
-    """An exception, and those that it was raised from."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _responses(error):
-    return (link.response for link in _chain(error) if getattr(link, "response", None) is not None)
-
-
-def _status(error) -> int | None:
-    return next((response.status_code for response in _responses(error)), None)
-
-
-def _asked(error) -> float:
-    """Seconds that the server asks to wait, of at most MOST_WAIT."""
-    said = next((response.headers.get("Retry-After", "") for response in _responses(error)), "")
-    return min(float(said), MOST_WAIT) if said.isdecimal() else 0.0
-
-
-def reason(error) -> str:
-    """What the server said, or else the innermost exception, which knows best."""
-    for response in _responses(error):
-        return f"it says {response.status_code} {response.reason_phrase}"
-    *_, innermost = _chain(error)
-    return errors.reason(innermost)

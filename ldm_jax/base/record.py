@@ -16,7 +16,7 @@ import pathlib
 from ml_collections import config_dict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, hub, remote, upgrade, values
+from ldm_jax.base import disk, download, errors, hub, remote, upgrade, values
 
 CONFIG = "config.json"
 _NUMBERS = values.of(float | tuple[float, ...])
@@ -36,7 +36,7 @@ class Record:
     @property
     def compiled(self) -> pathlib.Path:
         """Where programs of the run are kept once they are compiled: not in what was fetched."""
-        home = hub.cache() if self.shown.startswith(hub.HF) else self.path
+        home = download.cache() if self.shown.startswith(hub.HF) else self.path
         return home / "compilation_cache"
 
     def exists(self) -> bool:

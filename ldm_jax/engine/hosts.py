@@ -37,7 +37,6 @@ def connect(environ=os.environ):
       UsageError: the three variables are incomplete.
       Restart: the others did not come.
     """
-    hub.after_first = after_first
     if distributed.global_state.client is not None or environ.get("LDM_HOSTS") == "lone":
         return
     given = {}
@@ -171,8 +170,11 @@ def after_first(what: str, action, seconds: float = 3600):
         return action(None)
     key = f"ldm_jax/first/{hashlib.sha256(what.encode()).hexdigest()}"
     if index() == 0:
-        result, problem = _tried(lambda: action(None))
-        client.key_value_set(key, json.dumps([result, problem]), allow_overwrite=True)
+        result, problem = None, f"Host 0 failed at {what}."
+        try:
+            result, problem = _tried(lambda: action(None))
+        finally:  # whatever happened, nobody has to wait for it
+            client.key_value_set(key, json.dumps([result, problem]), allow_overwrite=True)
     else:
         try:
             result, problem = json.loads(client.blocking_key_value_get(key, int(1000 * seconds)))
@@ -182,6 +184,9 @@ def after_first(what: str, action, seconds: float = 3600):
     if problem:
         raise errors.UsageError(problem)
     return result
+
+
+hub.after_first = after_first  # which lies below and knows of no hosts
 
 
 def everywhere(action):

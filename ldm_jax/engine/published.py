@@ -19,7 +19,6 @@ from ldm_jax.base import errors, remote, tree, upgrade, values
 from ldm_jax.base.record import Record
 
 FILE = "weights.safetensors"
-_STEP = values.of(values.Natural)
 _SUMS = values.Mapping(None)
 
 
@@ -73,7 +72,7 @@ class Weights:
             raise
         except Exception as e:  # a damaged file makes its reader fail in many ways
             raise errors.UsageError(
-                f"{self._file} cannot be read ({errors.reason(e)}): fetch it again."
+                f"{self._file} cannot be read ({errors.reason(e)}): replace it, or fetch it again."
             ) from e
 
     def _known(self, file) -> dict[str, str]:

@@ -10,7 +10,7 @@ import json
 
 import numpy as np
 
-from ldm_jax.base import disk, errors, hub
+from ldm_jax.base import disk, download, errors
 
 KEEP = 10_000  # features kept beside the moments, for figures that need neighbours
 
@@ -38,7 +38,7 @@ def cached(origin: dict, compute) -> Reference:
     origin: all that the statistics depend on; its digest is the file's name.
     """
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
-    file = hub.cache() / "references" / f"{digest}.npz"
+    file = download.cache() / "references" / f"{digest}.npz"
     if file.is_file():
         return load(file)
     reference = Reference.of(compute(), origin)

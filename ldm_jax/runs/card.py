@@ -18,7 +18,14 @@ DRAWS = {
 }
 RECONSTRUCTS = {"PSNR": ("psnr_db",), "LPIPS": ("lpips",), "FID of reconstructions": ("rfid",)}
 # What a run's record calls the digests of networks that it took from elsewhere.
-FROZEN = {"digest": "the first stage", "conditioners": "the conditioners' files", "lpips": "LPIPS"}
+FROZEN = {
+    "digest": "the first stage",
+    "conditioners": "the conditioners' files",
+    "lpips": "LPIPS",
+    "encoder": "the encoder",
+    "teacher": "the teacher",
+    "weaker": "the weaker run",
+}
 NEVER = (
     "memorised training images",
     "bias and unsafe content",
@@ -27,12 +34,12 @@ NEVER = (
 )
 
 
-def facts(record, name: str, step: int, digest: str, license="", data_license="", evaluations=()):
+def facts(record, name, step, digest, ema=True, license="", data_license="", evaluations=()):
     """What a card says of a run, as a dict.
 
     Args:
       name: hf:OWNER/NAME.
-      step, digest: of the weights that are published.
+      step, digest, ema: of the weights that are published; ema: as of snapshots.read_params.
       license, data_license: of the weights and of the data, as the publisher says.
       evaluations: summaries of `evaluate` beside the one in the run's evaluation/.
 
@@ -40,13 +47,17 @@ def facts(record, name: str, step: int, digest: str, license="", data_license=""
       UsageError: an evaluation that is none, or of other weights.
     """
     config, notes = record.config, []
-    found = [_evaluation(path, step, digest) for path in evaluations]
+    averages = bool(config.optim[kinds.of(config).player].ema)
+    weights = {"step": step, "digest": digest, "ema": ema if averages else True}
+    with errors.of("--evaluations"):
+        found = [_evaluation(path, weights, record.path) for path in evaluations]
     own = record.path / "evaluation" / "summary.json"
     if own.is_file():
         try:
-            found.insert(0, _evaluation(own, step, digest))
+            found.insert(0, _evaluation(own, weights))
         except errors.UsageError as e:
             notes.append(f"left out of the card: {e}")
+    kept = {True: "the average that was evaluated in training", False: "without their average"}
     trained = record.path / "summary.json"
     return {
         "name": name,
@@ -54,7 +65,8 @@ def facts(record, name: str, step: int, digest: str, license="", data_license=""
         "data": record.data,
         "step": step,
         "digest": digest,
-        "frozen": {k: v for k, v in record.frozen.items() if isinstance(v, str) and "_" not in k},
+        "average": kept.get(ema, f"the average of length {ema}") if averages else "as trained",
+        "frozen": {what: record.frozen[k] for k, what in FROZEN.items() if k in record.frozen},
         "license": license,
         "data_license": data_license,
         "evaluations": found,
@@ -76,7 +88,7 @@ def _header(facts) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     data, draws = facts["config"].data, kinds.of(facts["config"]).draws
-    tag = "unconditional-image-generation" if draws else "image-to-image"
+    tag = "unconditional-image-generation" if draws else "image-feature-extraction"
     if draws and {"text", "clip"} & {c.name for c in facts["config"].conditioners.values()}:
         tag = "text-to-image"
     source = dict(dataset_type=data.source, dataset_name=_named(data))
@@ -117,7 +129,7 @@ def _use(facts) -> str:
     else:
         lines += ["z = run.encode(images)  # [n, h, w, 3] in [-1, 1]", "x = run.decode(z)", "```"]
     if facts["loads_as"]:
-        lines += ["", f"diffusers loads it as `{facts['loads_as']}` from `{repository}`."]
+        lines += ["", f"diffusers loads it from `{repository}`: {facts['loads_as']}."]
     else:
         lines += ["", f"It comes without files for diffusers: {facts['without']}"]
     return "\n".join(lines)
@@ -147,21 +159,21 @@ def _training(facts) -> str:
         "optimizers": "; ".join(optimizers),
         "type of the computation": config.dtype,
         "started from": pathlib.PurePath(config.init_from or "nothing").name,
+        "these weights": facts["average"],
         "digest of these weights": f"`{facts['digest']}`",
-        **{f"digest of {FROZEN.get(key, key)}": f"`{v}`" for key, v in facts["frozen"].items()},
+        **{f"digest of {what}": f"`{found}`" for what, found in facts["frozen"].items()},
     }
     last = facts["training"]
     if "images_per_second" in last:
         rows["images a second"] = f"{last['images_per_second']:.3g}"
-    default = kinds.of(config).defaults()
-    recipe = config_lib.difference(default, config)
+    recipe = config_lib.difference(kinds.of(config).defaults(), config)
     more = len(recipe) - SAID_AT_MOST
     recipe = recipe[:SAID_AT_MOST] + ([f"... and {more} more"] if more > 0 else [])
-    lines = [_table("Training", rows), "", f"`{CODE}/config.json` is the whole config; the command"]
-    lines += ["", "```bash", f"python -m {CODE}.train --config={CODE}/config.json --workdir=RUN"]
-    lines += ["```", "", "trains it again where `data.path` is that data. It differs from the", ""]
-    lines[-2] += " defaults in:"
-    return "\n".join([*lines, "```", *map(_without_places, recipe), "```"])
+    again = f"python -m {CODE}.train --config={CODE}/config.json --workdir=RUN"
+    said = f"`{CODE}/config.json` is the whole config, which this trains again where the data is:"
+    lines = [_table("Training", rows), "", said, "", "```bash", again, "```", ""]
+    lines += ["It differs from the defaults in:", "", "```", *map(_without_places, recipe), "```"]
+    return "\n".join(lines)
 
 
 def _evaluations(facts) -> str:
@@ -193,21 +205,28 @@ def _evaluations(facts) -> str:
     return "\n".join([*lines, f"Not measured: {', '.join([*missing, *NEVER])}."])
 
 
-def _evaluation(path, step: int, digest: str) -> dict:
-    """A summary of `evaluate` of the weights of this step and digest."""
+def _evaluation(path, weights: dict, run=None) -> dict:
+    """A summary of `evaluate` of the weights {"step", "digest", "ema"}.
+
+    run: the folder that a summary of a run itself has to be of; None asks for no name.
+    """
     path = pathlib.Path(path)
     path = path / "summary.json" if path.is_dir() else path
     found = disk.read_json(path)
     protocol = found.get("protocol")
     if not isinstance(protocol, dict) or not {"measurement", "subject", "figures"} <= set(protocol):
         raise errors.UsageError(f"{path} holds no protocol: it is not a summary of evaluate.")
-    drawn = found.get("manifest") or {}
-    theirs = drawn.get("weights", digest if found.get("step") == step else "")
-    if theirs != digest:
-        which = drawn.get("weights") or f"step {found.get('step')}"
+    if drawn := found.get("manifest"):
+        same, which = drawn.get("weights") == weights["digest"], drawn.get("weights")
+    else:
+        lengths, which = found.get("ema"), f"of {found.get('run')}, step {found.get('step')}"
+        same = found.get("step") == weights["step"]
+        same &= lengths == [weights["ema"]] if lengths else weights["ema"] is True
+        same &= run is None or pathlib.Path(str(found.get("run"))).resolve() == run.resolve()
+    if not same:
         raise errors.UsageError(
-            f"{path} measured other weights ({which}) than those of step {step} ({digest}), which "
-            "are published: evaluate these."
+            f"{path} measured other weights ({which}) than those that are published (step "
+            f"{weights['step']}, {weights['digest']}): evaluate these."
         )
     return found
 

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, hub, watch
+from ldm_jax.base import disk, download, errors, hub, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import published, snapshots
 from ldm_jax.runs import card, codecs, conversion, kinds, opened
@@ -69,7 +69,7 @@ def write(run, folder: pathlib.Path, name: str, ema: bool | float = True, **said
     """Writes the folder of a repository; returns what its card says, see card.facts."""
     record = record_lib.Record(run)
     config, whole = record.config, opened.load(run, ema=ema)
-    facts = card.facts(record, name, whole.step, whole.digest, **said)
+    facts = card.facts(record, name, whole.step, whole.digest, ema, **said)
     _write_run(run, folder / hub.RUN, ema)
     if (found := opened.load(folder / hub.RUN).digest) != whole.digest:
         raise errors.RunError(f"{run} was written with other weights: {found}, not {whole.digest}.")
@@ -97,7 +97,7 @@ def _write_run(run, folder: pathlib.Path, ema: bool | float = True):
             if config.get(key) and not codecs.is_identity(config[key]):
                 _write_run(config[key], folder / key)
                 config[key] = key
-        _copy_files(config, folder)
+        copy_files(config, folder)
     inside.write_config(config_lib.from_dict(_without_paths(config_lib.plain(config))))
     if record.data:
         inside.write_data(record.data)
@@ -106,12 +106,12 @@ def _write_run(run, folder: pathlib.Path, ema: bool | float = True):
             inside.write(**{name: _without_paths(disk.read_json(file))})
 
 
-def _copy_files(config, folder):
+def copy_files(config, folder):
     """Puts text encoders and vocabularies that are files here inside; names stay names."""
     for label, conditioner in config.get("conditioners", {}).items():
         for key in ("weights", "tokenizer"):
             given = conditioner.get(key)
-            if not given or hub.is_name(given):
+            if not given or not isinstance(given, str) or hub.is_name(given):
                 continue
             files = [clip.weights_file(given)]
             if key == "tokenizer":
@@ -181,7 +181,7 @@ def _repository(name: str) -> str:
 def _api():
     from huggingface_hub import HfApi
 
-    hub.quiet()
+    download.quiet()
     return HfApi(library_name="ldm_jax")
 
 
@@ -211,8 +211,8 @@ def _hub_errors(name: str):
         raise
     except Exception as e:  # no network, no token, no right, no space: the library knows many
         raise errors.UsageError(
-            f"--push={name}: {hub.reason(e)}; nothing was published. See that the name is right, "
-            "and that HF_TOKEN, or `hf auth login`, gives a token that may write there."
+            f"--push={name}: {download.reason(e)}; nothing was published. See that the name is "
+            "right, and that HF_TOKEN, or `hf auth login`, gives a token that may write there."
         ) from e
 
 

@@ -33,7 +33,7 @@ IGNORED = (r".*\.num_batches_tracked", r"fc\.bias", "global_step")
 
 def load(path, sha256=SHA256):
     """Variables of models.inception.Inception; any file but the published one is refused."""
-    with errors.of(f"Inception weights (give {HELP})"):
+    with errors.of("Inception weights (inception:fid fetches them)"):
         found = tensorfile.digest(path)
     if found != sha256:
         raise errors.UsageError(

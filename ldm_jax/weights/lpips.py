@@ -12,14 +12,11 @@ from ldm_jax.weights.rules import Rule
 
 BACKBONE = (
     r".*(?:features|net\.slice\d)\.",
-    "vgg16, alexnet or squeezenet, which fetch torchvision's vgg16-397923af.pth, "
-    "alexnet-owt-7be5be79.pth or squeezenet1_1-b8a52dc0.pth of "
-    "https://download.pytorch.org/models/, or the path of one",
+    "vgg16, alexnet or squeezenet fetch torchvision's vgg16-397923af.pth and its like",
 )
 HEADS = (
     r".*lin\d\.",
-    "lpips:vgg, lpips:alex or lpips:squeeze, which fetch lpips/weights/v0.1/{vgg,alex,squeeze}.pth "
-    "of https://github.com/richzhang/PerceptualSimilarity, or the path of one",
+    "lpips:vgg, lpips:alex or lpips:squeeze fetch richzhang/PerceptualSimilarity's",
 )
 
 
@@ -57,5 +54,5 @@ def _network(state):
 
 def _read(path, keys, origin):
     """The arrays of a file whose names begin as `keys`."""
-    with errors.of(f"LPIPS weights (give {origin})"):
+    with errors.of(f"LPIPS weights ({origin})"):
         return {k: v for k, v in tensorfile.read(path).items() if re.match(keys, k)}

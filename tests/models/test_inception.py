@@ -50,7 +50,7 @@ def test_uint8_images_to_features_and_logits_are_torch_fidelitys(state):
 
 
 def test_only_the_published_weights_are_taken(tmp_path):
-    with pytest.raises(UsageError, match=r"give inception:fid.*no such file"):
+    with pytest.raises(UsageError, match=r"inception:fid.*no such file"):
         weights.load(tmp_path / "absent.pth")
     other = tmp_path / "pt_inception.pth"
     other.write_bytes(b"other")
