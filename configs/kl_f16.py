@@ -1,8 +1,7 @@
 """KL-regularised first stage, f = 16, latents 16x16x16 at 256 pixels (Tab. 8; official kl-f16).
 
     python -m ldm_jax.train --config=configs/kl_f16.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Variants: c16, and c8 with 8 channels, of which only the figures were published. Paper: c16 R-FID
 0.87, PSNR 24.08; c8 R-FID 2.63, PSNR 21.94.

@@ -1,8 +1,7 @@
 """KL-regularised first stage, f = 32, latents 8x8x64 at 256 pixels (Tab. 8; official kl-f32).
 
     python -m ldm_jax.train --config=configs/kl_f32.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Variants: c64, and c16 with 16 channels, of which only the figures were published. Paper: c64
 R-FID 2.04, PSNR 22.27; c16 R-FID 7.3, PSNR 20.38.

@@ -1,8 +1,7 @@
 """KL-regularised first stage, f = 4, latents 64x64x3 at 256 pixels (Tab. 8; official kl-f4).
 
     python -m ldm_jax.train --config=configs/kl_f4.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Paper, trained on OpenImages and measured on ImageNet-val: R-FID 0.27, PSNR 27.53. The batch is
 the published checkpoint's on one device; the official training config has 12, accumulated twice.

@@ -1,8 +1,7 @@
 """KL-regularised first stage, f = 8, latents 32x32x4 at 256 pixels (Tab. 8; official kl-f8).
 
     python -m ldm_jax.train --config=configs/kl_f8.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Paper: R-FID 0.90, PSNR 24.19.
 """

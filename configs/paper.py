@@ -14,6 +14,7 @@ def first_stage(batch_size: int, steps: int):
     config = base.first_stage()
     config.dtype = "bfloat16"
     config.batch_size = batch_size
+    config.lpips.update(backbone="vgg16", heads="lpips:vgg")
     config.steps.update(total=steps, eval=10_000, checkpoint=5_000)
     config.data.update(source="folder", crop="random", workers=8)
     for player in config.optim.values():

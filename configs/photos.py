@@ -6,7 +6,7 @@
         --config.first_stage=runs/photos_f4 --config.data.source=tar --config.data.path=DIR
 
 The first stage starts from principal components of the photographs and trains on L1 by Muon.
---config.loss.perceptual_weight=1 adds LPIPS, with its weights in config.lpips, and
+--config.loss.perceptual_weight=1 adds LPIPS, by its weights in config.lpips, and
 --config.loss.disc_weight=0.1 --config.loss.disc_start=600 a patch discriminator. The second stage
 is conditioned on the data's classes where it has any. docs/results.md says what both reach on 3,670
 photos of flowers.

@@ -1,8 +1,7 @@
 """VQ first stage, f = 16, latents 16x16x8 at 256 pixels, 16384 codes (Tab. 8; official vq-f16).
 
     python -m ldm_jax.train --config=configs/vq_f16.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Paper: R-FID 5.15, PSNR 20.83.
 """

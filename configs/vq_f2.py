@@ -1,8 +1,7 @@
 """VQ first stage, f = 2, latents 128x128x2 at 256 pixels, 2048 codes (Tab. 8).
 
     python -m ldm_jax.train --config=configs/vq_f2.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Variants: n2048, and n64 with 64 codes. Paper: n2048 R-FID 0.16, PSNR 30.85; n64 R-FID 0.40, PSNR
 29.13. Only the latent's shape, the codes and these figures were published: the architecture

@@ -1,8 +1,7 @@
 """VQ first stage, f = 32, latents 8x8x16 at 256 pixels, 16384 codes (Tab. 8).
 
     python -m ldm_jax.train --config=configs/vq_f32.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Variants: c16 as in Tab. 8, and c32, the 8x8x32 that Tab. 13 prints for LDM-32. Paper: R-FID
 31.83, PSNR 17.45. Only the latent's shape, the codes and these figures were published: the

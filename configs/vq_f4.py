@@ -1,8 +1,7 @@
 """VQ first stage, f = 4, latents 64x64x3 at 256 pixels, 8192 codes (Tab. 8; official vq-f4).
 
     python -m ldm_jax.train --config=configs/vq_f4.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Variants: n8192, and n256 with 256 codes, of which only the figures were published. Paper: n8192
 R-FID 0.58, PSNR 27.43, 29 V100-days (Tab. 18); n256 R-FID 0.47, PSNR 26.43.

@@ -1,8 +1,7 @@
 """VQ first stage without attention, f = 4, latents 64x64x3 at 256 pixels (Tab. 8; vq-f4-noattn).
 
     python -m ldm_jax.train --config=configs/vq_f4_noattn.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Its cost grows linearly with the pixels: the first stage of inpainting. Paper: R-FID 1.06, PSNR
 25.21.

@@ -1,8 +1,7 @@
 """VQ first stage, f = 8, latents 32x32x4 at 256 pixels, 16384 codes (Tab. 8; official vq-f8).
 
     python -m ldm_jax.train --config=configs/vq_f8.py --workdir=RUN \\
-        --config.data.path=IMAGES \\
-        --config.lpips.backbone=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+        --config.data.path=IMAGES
 
 Paper: R-FID 1.14, PSNR 23.07, 66 V100-days (Tab. 18).
 """

@@ -8,7 +8,7 @@ flags into one call. Exit codes: 0 done; 1 failed; 2 usage or config error; 42 "
 import ast
 import contextlib
 import dataclasses
-import errno
+import importlib
 import importlib.util
 import itertools
 import math
@@ -32,10 +32,6 @@ from ldm_jax.base.output import (  # noqa: F401 (for commands)
     check_writable,
     finish,
 )
-
-# Errors of storage, which are shown as one line: a traceback would not explain them better.
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-STORAGE += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +311,7 @@ def run(doc, table, main, argv, verbs=None, words: str = "") -> int:
     except (errors.UsageError, errors.RunError, errors.Restart) as e:
         return _say(e, e.exit_code)
     except OSError as e:
-        if e.errno not in STORAGE:
+        if e.errno not in errors.STORAGE:
             raise
         where = f"{e.filename}: " if e.filename else ""
         return _say(f"{where}{e.strerror}", EXIT_FAILED)

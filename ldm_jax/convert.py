@@ -1,18 +1,18 @@
 """Converts others' checkpoints into runs, and runs for diffusers.
 
     python -m ldm_jax.convert compvis   --config=MODEL.yaml --checkpoint=MODEL.ckpt --out=RUN
-    python -m ldm_jax.convert diffusers --checkpoint=FOLDER --out=RUN
+    python -m ldm_jax.convert diffusers --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
     python -m ldm_jax.convert dit       --checkpoint=MODEL.pt --out=RUN
-    python -m ldm_jax.convert taef2     --checkpoint=FOLDER --out=RUN
+    python -m ldm_jax.convert taef2     --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
     python -m ldm_jax.convert lora      --checkpoint=LORA.safetensors --run=BASE --out=RUN
     python -m ldm_jax.convert merge     --run=RUN [--adapters=RUN:0.7,RUN:0.5] --out=RUN
-    python -m ldm_jax.convert export    --run=RUN --out=FOLDER
+    python -m ldm_jax.convert export    --run=RUN --out=FOLDER | --push=hf:OWNER/NAME
 
-compvis reads official checkpoints (.ckpt, .safetensors, .npz), diffusers the folder of a model or a
-pipeline, dit the file of an official diffusion transformer, taef2 a tiny autoencoder's two, lora a
-file of diffusers or kohya's scripts, for the run BASE. merge makes one run of whole weights of that
-of an adapter, or of a run and its adapters. The other commands take a converted run as any other
-run. No code in a checkpoint is executed. --config.key=value changes the config of the new run.
+compvis reads official checkpoints (.ckpt, .safetensors, .npz), diffusers a model's or a pipeline's
+folder, dit the file of a diffusion transformer, taef2 those of a tiny autoencoder, lora a file of
+diffusers or kohya's scripts, for the run BASE. merge makes one run of whole weights of an adapter,
+or of a run and its adapters. No code in them is executed. --config.key=value changes the config
+that is written. --push: see docs/weights.md.
 """
 
 import functools
@@ -27,32 +27,40 @@ TAKES |= dict(dit=("checkpoint", "heads"), taef2=("checkpoint",))
 TAKES |= dict(lora=("checkpoint", "run", "unet_only"), merge=("run", "adapters", "ema"))
 TAKES |= dict(export=("run", "ema"))
 VERBS = tuple(TAKES)
+PUSHING = ("push", "public", "license", "data_license", "evaluations")  # beside those of export
 FLAGS = dict(
     config=cli.Text("The official yaml of the model, for compvis."),
-    checkpoint=cli.Text("The file or folder to read."),
+    checkpoint=cli.Text("The file or folder to read, or its name (docs/weights.md)."),
     run=cli.Text("The run to read, for lora, merge and export."),
-    out=cli.Text("The folder to write."),
-    heads=cli.Integer("Attention heads, if not the yaml's or the published DiTs'.", 0, least=0),
+    out=cli.Text("The folder to write.", ""),
+    heads=cli.Integer("Attention heads, if not the yaml's or those of the published DiTs.", 0, 0),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),
     adapters=cli.SAMPLING["adapters"],
     unet_only=cli.Switch("Leave out what the file has of a text encoder, for lora."),
     ema=cli.Average("Take the average of the weights, where kept; --ema=0.07: of that length."),
+    push=cli.Text("hf:OWNER/NAME, where export publishes the run, privately.", ""),
+    public=cli.Switch("Let everybody read what is published."),
+    license=cli.Text("Licence of the weights that are published, as the Hub calls it.", ""),
+    data_license=cli.Text("Licence of the data, for the card.", ""),
+    evaluations=cli.Listed("Summaries of `evaluate` of these weights, for the card."),
 )
 
 
 def main(kind, args, overrides):
-    given = {name: args[name].value for name in TAKES[kind]}
-    cli.require(args, "out", *(name for name in given if FLAGS[name].default is None))
-    if args.adapters and "adapters" not in given:
-        raise errors.UsageError(f"--adapters is for merge, not for {kind}: merge them first.")
-    from ldm_jax.runs import conversion
+    pushed = bool(args.push) and kind == "export"
+    given = {name: args[name].value for name in (*TAKES[kind], *(PUSHING if pushed else ()))}
+    if idle := [name for name in FLAGS if args[name].present and name not in (*given, "out")]:
+        raise errors.UsageError(f"--{idle[0]} does nothing with {kind}: leave it out.")
+    needed = [name for name in given if FLAGS[name].default is None]
+    cli.require(args, *needed, *([] if pushed else ["out"]))
+    from ldm_jax.runs import conversion, publishing
 
+    call = publishing.publish if pushed else getattr(conversion, kind, None)
     if "checkpoint" in given:
-        summary = conversion.convert(kind, out=args.out, overrides=overrides, **given)
-    else:
-        summary = getattr(conversion, kind)(out=args.out, **given)
-    notes = [f"note: {note}" for note in summary.get("notes", ())]
-    cli.finish(pathlib.Path(args.out) / "summary.json", summary, notes)
+        call = functools.partial(conversion.convert, kind, overrides=overrides)
+    summary = call(out=args.out, **given)
+    file = pathlib.Path(args.out) / "summary.json" if args.out else None
+    cli.finish(file, summary, [f"note: {note}" for note in summary.get("notes", ())])
 
 
 run = functools.partial(cli.run, __doc__, FLAGS, main, verbs=VERBS)  # argv -> exit code

@@ -3,13 +3,14 @@
     python -m ldm_jax.evaluate --run=runs/quickstart/first_stage
     python -m ldm_jax.evaluate --samples=samples
     python -m ldm_jax.evaluate --samples=FOLDER|FILE.npz --reference=RUN|FOLDER|FILE.npz \\
-        --features=inception --weights=FILE [--metrics=fd,kid,prc,dc,is,fd_infinity]
+        --features=inception [--weights=FILE --metrics=fd,kid,prc,dc,is,fd_infinity]
 
 --run measures what training measures too, over all held-out records: reconstructions and latents of
-a first stage, with --weights also distances of images from reconstructions (rfid, rfd_mobilenet);
-the denoising error of a second stage. --ema=0.05,0.07 measures, and plots, averages of these
-lengths. --samples measures the figures of --metrics; of scenes also class_accuracy, by a checker.
-summary.json says how each was measured (docs/evaluation.md). --against=SUMMARY compares with it.
+a first stage, with --features or --weights also distances of images from reconstructions (rfid,
+rfd_mobilenet); the denoising error of a second stage. --ema=0.05,0.07 measures, and plots, averages
+of these lengths. --samples measures the figures of --metrics; of scenes also class_accuracy, by a
+checker. summary.json says how each was measured (docs/evaluation.md). --against=SUMMARY compares
+with it.
 """
 
 import pathlib
@@ -23,12 +24,12 @@ FLAGS = dict(
     samples=cli.Text("Samples: a folder that `sample` wrote, a folder of images, or an .npz."),
     summary=cli.Text("Summary of a finished evaluation, to compare with --against."),
     reference=cli.Text("Run, folder or .npz of the reference; the samples' run by default."),
-    features=cli.Text("Features: mobilenet, inception or inception_clean.", "mobilenet"),
-    weights=cli.Text("File of the weights of --features."),
+    features=cli.Text("Features: mobilenet (if none are given), inception, inception_clean.", ""),
+    weights=cli.Text("Weights of --features, a file or a name; by default their public ones.", ""),
     metrics=cli.Listed("Some of fd, kid, prc, dc, is, fd_infinity; the first four by default."),
     reference_records=cli.Integer("Records of the reference at most.", 50_000, least=2),
     bootstrap=cli.Integer("Bootstrap rounds for the error of fd; 0 for no error.", 20, least=0),
-    lpips=cli.Listed("BACKBONE,HEADS: two files of weights for LPIPS of a first stage."),
+    lpips=cli.Listed("LPIPS of a first stage: two files or names, e.g. vgg16,lpips:vgg."),
     ema=cli.Listed("Lengths of averages to measure --run at.", each=float, least=0),
     plugins=cli.Listed("Modules of your own to import first, as config.plugins."),
     against=cli.Text("Summary of an evaluation to compare with."),
@@ -49,8 +50,7 @@ def main(args, overrides):
     if args.summary:
         cli.require(args, "against")
         return print(*compare(summaries.read(args.summary, "--summary")), sep="\n")
-    path = pathlib.Path(args.run or args.samples)
-    out = str(args.out or (path if path.is_dir() else path.with_suffix("")) / "evaluation")
+    out = str(args.out or summaries.place(args.run or args.samples))
     cli.check_out("--out", out)
     found = summaries.measure(cli.fill(summaries.Evaluation, args, out=out), other)
     cli.finish(pathlib.Path(out, "summary.json"), found, lengths.words(found) + compare(found))

@@ -41,6 +41,38 @@ def pixel_run(tmp_path_factory):
 
 
 @pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A folder of empty caches for what has a public name; no token, no waiting between tries."""
+    from huggingface_hub import constants
+
+    from ldm_jax.base import download, hub
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    monkeypatch.setattr(download, "WAITS", (0, 0))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    hub._local.cache_clear()
+    yield tmp_path
+    hub._local.cache_clear()
+
+
+@pytest.fixture
+def hub_server(hub_cache, monkeypatch):
+    """A fake_hub.Server in the place of the Hub."""
+    import fake_hub
+    from huggingface_hub import constants
+
+    with fake_hub.serve() as server:
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol than HTTP
+        yield server
+
+
+@pytest.fixture
 def refused(capfd):
     """refused(code, return value) -> the one line that stderr holds."""
 

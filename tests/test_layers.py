@@ -34,7 +34,7 @@ COMMANDS = (
     *("plan", "bench", "doctor", "check_data", "prepare_data", "report", "compare"),
     *("demo", "list", "completion"),
 )
-MOST_LINES = 60  # of a command: its flags and one call
+MOST_LINES = 70  # of a command: its flags and one call
 
 OPTIONAL = {"tensorflow", "torch", "torchvision", "tensorflow_cpu", "diffusers", "gradio"}
 OPTIONAL |= {"wandb", "trackio"}

@@ -211,7 +211,7 @@ def test_labels_are_read_and_checked_before_anything_else(tmp_path):
 def test_a_caption_may_be_longer_than_a_path_can_be():
     said = "a red circle " * 3000
     maker = types.SimpleNamespace(of_prompts=lambda captions: {"text_ids": np.zeros((1, 4))})
-    how = dict(classes=0, known=("text_ids",), make=lambda: (maker, None))
+    how = dict(classes=0, known=("text_ids",), make=lambda held_out: (maker, None))
     assert read_conditions(prompts=said, **how).row(0) == {"caption": said.strip()}
 
 

@@ -44,7 +44,7 @@ class Data(Group):
     relations: bool = False  # scenes: captions say which of two objects is where
     combinations: str = ""  # scenes: pairs of classes that occur, "seen" or "unseen"; "": all
     seed: Seed = 0  # scenes: seed that the pictures are drawn with
-    vocabulary: str = ""  # captions: a vocab.txt, or hf:NAME; "" is the source's own words
+    vocabulary: str = ""  # captions: a vocab.txt, or hf:OWNER/NAME; "" is the source's own words
     size: values.Side = 256  # pixels of a side, after cropping
     crop: Literal["center", "random"] = "center"  # where the square is cut from an image
     interpolation: str = "bicubic"  # nearest, bilinear, bicubic, lanczos or area: how it is resized
@@ -74,7 +74,7 @@ class Eval(Group):
     batch_size: Positive = 32  # of the evaluation, over all devices and hosts
     metrics: tuple[str, ...] = ()  # distances to the data: some of fd, kid, prc, dc, is; or none
     features: str = ""  # network of the distances: mobilenet ("" too), inception, inception_clean
-    weights: str = ""  # file of the weights of the feature network
+    weights: str = ""  # file or name of the weights of the feature network; "": its public ones
     samples: Natural = 0  # images drawn for the metrics; 0: as many as eval.records
     every: Natural = 0  # steps between metrics, a multiple of steps.eval; 0: every evaluation
 
@@ -122,7 +122,7 @@ class Common(Group):
 
     seed: Seed = 0  # of initial weights, order of the data and all that is drawn in training
     plugins: tuple[str, ...] = ()  # modules of your own, which register conditioners, sources, ...
-    init_from: str = ""  # a run; training starts from its weights
+    init_from: str = ""  # a run, or hf:OWNER/NAME; training starts from its weights
     init_grow: bool = False  # init_from may differ: what is new starts fresh, or at zero
     data: Data
     batch_size: Positive = 32  # over all devices and hosts
@@ -177,10 +177,10 @@ class Discriminator(Group):
 
 
 class Lpips(Group):
-    """Files of weights, which loss.perceptual_weight above 0 needs."""
+    """Weights, which loss.perceptual_weight above 0 needs: files, or names that are fetched."""
 
-    backbone: str = ""  # torchvision's of vgg16, alexnet or squeezenet1_1
-    heads: str = ""  # those of LPIPS beside it: vgg.pth, alex.pth or squeeze.pth
+    backbone: str = ""  # torchvision's: vgg16, alexnet or squeezenet
+    heads: str = ""  # those of LPIPS beside it: lpips:vgg, lpips:alex or lpips:squeeze
 
 
 class FirstStageLoss(Group):
@@ -309,7 +309,7 @@ class SecondStage(Common):
     """A second stage: the official LDM-4's UNet, unconditional."""
 
     stage: str = "diffuse"  # what is trained: "diffuse" is a second stage
-    first_stage: str = ""  # a run, or "identity" for pixel diffusion (f = 1)
+    first_stage: str = ""  # a run, hf:OWNER/NAME, or "identity" for pixel diffusion (f = 1)
     latents: Latents
     # the network, which `name` names
     model: dict = dict(

@@ -2,9 +2,13 @@
 
 import contextlib
 import difflib
+import errno
 import re
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
+# Errors of storage, which are shown as one line: a traceback would not explain them better.
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+STORAGE += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 class UsageError(ValueError):

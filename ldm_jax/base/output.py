@@ -57,12 +57,14 @@ def check_out(flag: str, folder, own: str = ""):
 
 
 def finish(path, summary: dict, lines=()):
-    """Writes `summary` as JSON to `path` and prints its plain values, then `lines`."""
-    disk.write_json(path, summary)
+    """Writes `summary` as JSON to `path`, if there is one; prints its plain values and `lines`."""
+    if path:
+        disk.write_json(path, summary)
+        lines = (*lines, f"summary: {remote.shown(path)}")
     width = max(map(len, summary), default=0)
     for name, value in summary.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value
         if not isinstance(value, (dict, list)):
             print(f"  {name:{width}}  {shown}")
-    for line in (*lines, f"summary: {remote.shown(path)}"):
+    for line in lines:
         print(line, flush=True)

@@ -17,14 +17,14 @@ import pathlib
 from ml_collections import config_dict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, recipes, remote, upgrade, values
+from ldm_jax.base import disk, download, errors, hub, recipes, remote, upgrade, values
 
 CONFIG = "config.json"
 _NUMBERS = values.of(float | tuple[float, ...])
 
 
 class Record:
-    """The record of the run in `path`, which may be a gs:// URL, or need not be there yet.
+    """The record of the run in `path`, a folder that need not be there yet, a gs:// URL or a name.
 
     Attributes:
       path: of the folder on this machine.
@@ -34,6 +34,12 @@ class Record:
     def __init__(self, path):
         self.path, self.shown = pathlib.Path(remote.local(path)), remote.shown(path)
 
+    @property
+    def compiled(self) -> pathlib.Path:
+        """Where programs of the run are kept once they are compiled: not in what was fetched."""
+        home = download.cache() if self.shown.startswith(hub.HF) else self.path
+        return home / "compilation_cache"
+
     def exists(self) -> bool:
         return (self.path / CONFIG).is_file()
 
@@ -41,8 +47,8 @@ class Record:
     def config(self) -> config_dict.ConfigDict:
         """The run's config, locked; a folder that is no run is a UsageError.
 
-        Paths of a first stage or a text encoder inside the run, which converted runs have, are
-        relative in config.json and absolute here.
+        Paths of a first stage, a text encoder or a vocabulary inside the run, which converted and
+        published runs have, are relative in config.json and absolute here.
         """
         saved = self._saved()
         for player in saved.get("optim", {}).values():
@@ -58,12 +64,13 @@ class Record:
 
     def _absolute(self, config) -> config_dict.ConfigDict:
         """The config with absolute paths of what lies inside the run."""
-        places = [(config, "first_stage")]
+        places = [(config, "first_stage"), (config, "encoder")]
+        places += [(config.get("data", {}), "vocabulary")]
         for conditioner in config.get("conditioners", {}).values():
             places += [(conditioner, "weights"), (conditioner, "tokenizer")]
         with config.unlocked():
             for group, key in places:
-                if (inside := group.get(key)) and (self.path / inside).is_dir():
+                if (inside := group.get(key)) and (self.path / inside).exists():
                     group[key] = str(self.path / inside)
         return config
 

@@ -15,7 +15,7 @@ import time
 
 from etils import epath
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, hub
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,17 @@ _mirrors: dict[str, "_Mirror"] = {}  # by URL without a trailing slash
 
 
 def local(folder, *, write: bool = False) -> str:
-    """The local mirror of a gs:// URL, which the first call downloads; another folder as it is.
+    """The local folder of a gs:// URL or of a run's public name; another folder as it is.
+
+    The first call fetches it: of a gs:// URL a mirror, of a name (base/hub.py) what it holds.
 
     Raises:
-      UsageError: the bucket cannot be read or, with `write`, written.
+      UsageError: the bucket cannot be read or, with `write`, written; no run of that name.
     """
+    if str(folder).startswith(hub.HF):
+        if write:
+            raise errors.UsageError(f"{folder}: what is fetched is not written to; give a folder.")
+        return str(hub.run(folder))
     url = str(folder).rstrip("/")
     if not url.startswith(SCHEME):
         return str(folder)

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, hub
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SAFE_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8")
@@ -32,12 +32,11 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 def read(path) -> dict:
     """{key: array} of a .safetensors, .npz, or torch file (.ckpt, .pth, .pt, .bin).
 
+    path: of the file, or its public name, see hub.py; so for the other functions here.
     Of a training checkpoint these are the tensors of its `state_dict`, and its `global_step` where
     it has one. bfloat16 becomes float32. Anything wrong with the file is a UsageError.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.UsageError(f"{path}: there is no such file.")
+    path = find(path)
     readers = {".safetensors": _safetensors, ".npz": _npz}
     try:
         content = readers.get(path.suffix, _torch)(path)
@@ -53,9 +52,18 @@ def read(path) -> dict:
     return state
 
 
+def find(path) -> pathlib.Path:
+    """The file of a path or of a public name, which is fetched if need be; none is a UsageError."""
+    found = hub.file(path)
+    if not found.is_file():
+        hint = errors.nearest(path, hub.KNOWN)
+        raise errors.UsageError(f"{path}: there is no such file{hint or '.'}")
+    return found
+
+
 def digest(path) -> str:
     """sha256 of a file's bytes, 64 hex digits."""
-    with open(path, "rb") as f:
+    with open(find(path), "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -80,7 +88,8 @@ def _npz(path):
 
 def metadata(path) -> dict:
     """The metadata of a .safetensors file; {} for other files."""
-    if pathlib.Path(path).suffix != ".safetensors":
+    path = find(path)
+    if path.suffix != ".safetensors":
         return {}
     with safetensors.safe_open(path, "numpy") as file:
         return file.metadata() or {}

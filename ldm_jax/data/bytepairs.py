@@ -1,6 +1,5 @@
 """Captions as CLIP's byte-pair ids (Radford et al. 2021)."""
 
-import pathlib
 from typing import ClassVar
 
 from ldm_jax.base import errors, hub
@@ -55,7 +54,7 @@ def read_tokenizer(folder: str) -> tuple[dict[str, int], list]:
     if not folder:
         raise wrong(" has no tokenizer: give the folder of one")
     names = ("vocab.json", "merges.txt")
-    files = [str(pathlib.Path(hub.folder(folder, *names)) / name) for name in names]
+    files = [str(hub.folder(folder, *names) / name) for name in names]
     try:
         vocab, merges = models.BPE.read_file(*files)
     except Exception as e:  # the library raises a bare Exception

@@ -1,7 +1,5 @@
 """Captions as WordPiece ids, as BERT's `uncased` models split text (Devlin et al. 2018)."""
 
-import pathlib
-
 import numpy as np
 
 from ldm_jax.base import errors, hub
@@ -105,7 +103,7 @@ def read_vocabulary(path: str, source=None) -> dict[str, int]:
         if not words:
             raise wrong(" is empty, and this data source has no words of its own: give a vocab.txt")
         return {token: i for i, token in enumerate((*SPECIAL, *words))}
-    file = pathlib.Path(hub.folder(path, "vocab.txt"))
+    file = hub.folder(path, "vocab.txt")
     file = file / "vocab.txt" if file.is_dir() else file
     try:
         lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")

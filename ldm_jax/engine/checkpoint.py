@@ -16,7 +16,7 @@ from etils import epath
 
 from ldm_jax.base import errors, remote, shard, tree, upgrade
 from ldm_jax.base.record import Record
-from ldm_jax.engine import hosts
+from ldm_jax.engine import hosts, published
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +185,8 @@ def saved(run) -> dict:
     Raises:
       UsageError: no checkpoint there, or one that cannot be read.
     """
+    if weights := published.of(run):
+        return weights.saved()
     directory, steps = _steps(run)
     try:
         return _saved_shapes(directory, max(steps), Record(run).parameter_names)[0]
@@ -232,6 +234,8 @@ def read(run, select):
     Raises:
       UsageError: no checkpoint there, or none that can be read.
     """
+    if weights := published.of(run):
+        return weights.read(select)
     _, steps = _steps(run)
     with reading(run) as part:
         for step in sorted(steps, reverse=True):

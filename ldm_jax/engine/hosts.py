@@ -17,7 +17,7 @@ import time
 import jax
 from jax._src import distributed  # the service's key-value store has no public name yet
 
-from ldm_jax.base import errors, owner, platforms
+from ldm_jax.base import errors, hub, owner, platforms
 
 PATIENCE = 600  # seconds for hosts to come to the same place
 HEARTBEAT = 40  # a host that is silent for so long is dead, and the others end
@@ -154,6 +154,39 @@ def on_first(action, seconds: float = PATIENCE):
     if problem:
         raise errors.UsageError(problem)
     return result
+
+
+def after_first(what: str, action, seconds: float = 3600):
+    """`action(None)` on host 0, and then `action` of its result (JSON) on the others.
+
+    Where host 0 has a UsageError, all have it. Hosts may come here in another order, or not at all:
+    `what` tells one meeting from another, and host 0 waits for nobody.
+
+    Raises:
+      Restart: host 0 did not come in time.
+    """
+    client = distributed.global_state.client
+    if client is None:
+        return action(None)
+    key = f"ldm_jax/first/{hashlib.sha256(what.encode()).hexdigest()}"
+    if index() == 0:
+        result, problem = None, f"Host 0 failed at {what}."
+        try:
+            result, problem = _tried(lambda: action(None))
+        finally:  # whatever happened, nobody has to wait for it
+            client.key_value_set(key, json.dumps([result, problem]), allow_overwrite=True)
+    else:
+        try:
+            result, problem = json.loads(client.blocking_key_value_get(key, int(1000 * seconds)))
+        except RuntimeError as e:
+            raise errors.Restart(f"Host 0 had nothing of {what} within {seconds:.0f} s.") from e
+        result = None if problem else action(result)
+    if problem:
+        raise errors.UsageError(problem)
+    return result
+
+
+hub.after_first = after_first  # which lies below and knows of no hosts
 
 
 def everywhere(action):

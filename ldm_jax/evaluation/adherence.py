@@ -7,6 +7,7 @@ import numpy as np
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, platforms, raster, watch
+from ldm_jax.base import record as record_lib
 from ldm_jax.data import transforms
 from ldm_jax.runs import conditions as conditions_of
 from ldm_jax.runs import data as data_lib
@@ -43,7 +44,7 @@ def measure(wanted: Adherence, overrides: dict[str, str], picture: pathlib.Path)
     source = data_lib.open_source(config.data)
     held_out = data_lib.held_out(config, source)
     fields, records = conditions_of.make(config, source).of_source(held_out, wanted.num)
-    platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
+    platforms.cache_compilations(record_lib.Record(wanted.run).compiled)
     run = opened.load(wanted.run)
     asked = {} if wanted.null else fields
 

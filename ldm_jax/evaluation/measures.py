@@ -56,15 +56,17 @@ class Request:
 def make_request(
     metrics, features: str, weights, flags=("--metrics", "--weights=FILE"), bootstrap: int = 0
 ) -> Request:
-    """Of metrics by name, DEFAULT where there are none; reads the file `weights` of `features`.
+    """Of metrics by name, DEFAULT where there are none; reads the `weights` of `features`.
 
+    weights: a file or its public name; "" takes the public ones of the features, if there are any.
     flags: what the user calls the metrics and the file. bootstrap: see suite.Settings; training
       needs none, as the curve of its figures shows how much they vary.
     """
-    if not weights:
+    if not (weights := weights or features_lib.EXTRACTORS.get(features).weights):
+        what = f"{flags[0]}={','.join(metrics)} needs" if metrics else "Figures of images need"
         raise errors.UsageError(
-            f"{flags[0]}={','.join(metrics)} needs {flags[1]}, the weights of the features "
-            f"{features!r} (docs/evaluation.md says where they are)."
+            f"{what} {flags[1]}, the weights of the features {features!r}, which have no public "
+            "name (docs/evaluation.md says where they are)."
         )
     for name in metrics:
         suite.METRICS.get(name)

@@ -7,12 +7,10 @@ A file is .npz with `mean` [d], `covariance` [d, d], `count`, `features` [m, d] 
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
 
 import numpy as np
 
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, download, errors
 
 KEEP = 10_000  # features kept beside the moments, for figures that need neighbours
 
@@ -39,9 +37,8 @@ def cached(origin: dict, compute) -> Reference:
 
     origin: all that the statistics depend on; its digest is the file's name.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
-    file = pathlib.Path(cache) / "ldm_jax" / "references" / f"{digest}.npz"
+    file = download.cache() / "references" / f"{digest}.npz"
     if file.is_file():
         return load(file)
     reference = Reference.of(compute(), origin)

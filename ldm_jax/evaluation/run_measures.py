@@ -24,8 +24,7 @@ class RunMeasures:
 
     Args:
       record: of the run.
-      make_request: () -> measures.Request.
-      weights: file of the features' weights; "" asks for no figures of images.
+      make_request: () -> measures.Request, or None where no figures of images are wanted.
       lpips: () or the two files of LPIPS.
 
     Attributes:
@@ -33,11 +32,11 @@ class RunMeasures:
       measurement: for the protocol.
     """
 
-    def __init__(self, record, make_request, weights="", lpips=()):
+    def __init__(self, record, make_request, lpips=()):
         config, self._record, self._kind = record.config, record, kinds.of(record.config)
         if lpips:
             _measure_lpips(config, lpips)
-        self._config, self._request = config, make_request() if weights else None
+        self._config, self._request = config, make_request()
         self._mesh = shard.make_mesh()
         shard.check_batch(config.eval.batch_size, self._mesh, key="config.eval.batch_size")
         self._source = data_lib.open_source(config.data)

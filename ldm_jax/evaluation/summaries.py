@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ldm_jax.base import disk, errors, platforms, watch
+from ldm_jax.base import disk, errors, hub, platforms, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
 from ldm_jax.evaluation import imagesets, measures, protocol, run_measures, suite
@@ -22,7 +22,7 @@ class Evaluation:
     run: str = ""
     samples: str = ""
     reference: str = ""
-    features: str = "mobilenet"
+    features: str = ""
     weights: str = ""
     metrics: tuple[str, ...] = ()
     reference_records: int = 50_000
@@ -31,11 +31,26 @@ class Evaluation:
     ema: tuple[float, ...] = ()
     out: str = ""
 
-    def request(self) -> measures.Request:
-        """Reads the weights of the features."""
+    @property
+    def of_images(self) -> bool:
+        """Whether figures of images are wanted."""
+        return bool(self.features or self.weights or self.metrics)
+
+    def request(self) -> measures.Request | None:
+        """Reads the weights of the features; None where no figures of images are wanted."""
+        if not self.of_images:
+            return None
         return measures.make_request(
-            self.metrics, self.features, self.weights, bootstrap=self.bootstrap
+            self.metrics, self.features or "mobilenet", self.weights, bootstrap=self.bootstrap
         )
+
+
+def place(subject: str) -> pathlib.Path:
+    """Where the evaluation of a run or of samples is written if no folder is given."""
+    if hub.is_name(subject):
+        raise errors.UsageError(f"--out is missing: {subject} is not here to write the figures to.")
+    path = pathlib.Path(subject)
+    return (path if path.is_dir() else path.with_suffix("")) / "evaluation"
 
 
 def measure(wanted: Evaluation, other: dict | None = None) -> dict:
@@ -56,16 +71,16 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     path, kind = record.path, kinds.of(keys.read(wanted.run))
     for length in lengths:
         snapshots.check(path, length)
-    if kind.draws and (wanted.lpips or (wanted.weights and not wanted.ema)):
+    if kind.draws and (wanted.lpips or (wanted.of_images and not wanted.ema)):
         raise errors.UsageError(f"{path} is {kind.title}: sample from it, then --samples=FOLDER.")
-    measures_of = run_measures.RunMeasures(record, wanted.request, wanted.weights, wanted.lpips)
+    measures_of = run_measures.RunMeasures(record, wanted.request, wanted.lpips)
     params, step = snapshots.read_params(path, ema=lengths[0])
-    subject = {"run": str(path), "step": step} | ({"ema": lengths} if wanted.ema else {})
+    subject = {"run": record.shown, "step": step} | ({"ema": lengths} if wanted.ema else {})
     protocols = protocol.protocol(measures_of.measurement, subject)
     if other:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
 
-    platforms.cache_compilations(path / "compilation_cache")
+    platforms.cache_compilations(record.compiled)
     by_ema = {}
     for i, length in enumerate(lengths):
         if i:
@@ -90,11 +105,11 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
             f"--ema={','.join(f'{length:g}' for length in wanted.ema)} is for --run=RUN: samples "
             "were drawn by an average already (sample --ema)."
         )
-    request = wanted.request() if wanted.weights or wanted.metrics else None
+    request = wanted.request()
     if wanted.reference and not request:
         raise errors.UsageError(
-            f"--reference={wanted.reference} does nothing without --weights=FILE, the weights of "
-            "--features."
+            f"--reference={wanted.reference} does nothing without figures of images: give "
+            "--features, and --weights=FILE where those have no public ones."
         )
     samples = imagesets.open_set(wanted.samples, "--samples")
     manifest = disk.read_json(samples.job.out / "manifest.json") if samples.job else {}

@@ -45,16 +45,17 @@ def read(wanted, *, classes: int, known: list[str], make) -> Conditioning:
         and seed.
       classes: how many classes the run knows; 0 if it is not conditioned on any.
       known: the run's condition fields.
-      make: () -> (data.conditions.Conditions, held-out source), opened where it is needed.
+      make: (held_out) -> (data.conditions.Conditions, the held-out source or None), opened where it
+        is needed.
     """
     fields, names, captions = {}, {}, ()
     if wanted.prompts:
         captions = _read_prompts(wanted.prompts)
-        maker, _ = make()
+        maker, _ = make(held_out=False)
         with errors.of(f"--prompts={wanted.prompts}"):
             fields, names["prompts"] = maker.of_prompts(captions), _identity(wanted.prompts)
     elif wanted.held_out:
-        maker, held_out = make()
+        maker, held_out = make(held_out=True)
         fields, _ = maker.of_source(held_out, min(wanted.num, len(held_out)))
         names["held_out"] = held_out.fingerprint
     elif classes or wanted.labels != BALANCED:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from ldm_jax.base import raster, shard, watch
+from ldm_jax.base import errors, raster, shard, watch
 from ldm_jax.jobs import conditioning, settings
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.runs import conditions as conditions_of
@@ -36,9 +36,15 @@ def draw(wanted: Drawing) -> dict | None:
     how.sampling.tiling(model, *how.size)
     classes = conditions_of.classes(how.config)
 
-    def make():
-        source = data_lib.open_source(how.config.data)
-        return conditions_of.make(how.config, source), data_lib.held_out(how.config, source)
+    def make(held_out: bool):
+        try:
+            source = data_lib.open_source(how.config.data)
+        except errors.UsageError:
+            if held_out:
+                raise
+            source = None  # a run may be drawn from where its data is not
+        records = data_lib.held_out(how.config, source) if held_out else None
+        return conditions_of.make(how.config, source), records
 
     conditions = conditioning.read(wanted, classes=classes, known=model.fields, make=make)
     job = job_lib.Job(wanted.out, wanted.num, wanted.shard_size, wanted.format, classes)

@@ -3,12 +3,12 @@
 import concurrent.futures
 import dataclasses
 import json
-import pathlib
 
 import jax
 import numpy as np
 
 from ldm_jax.base import disk, errors, platforms, shard, tree, watch
+from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents, pipeline, sources
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.jobs import outputs, settings
@@ -44,7 +44,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     records = data_lib.open_source(data).holdout(data.holdout, train=True)
     reader = Reader(records, chains, data.threads)
 
-    platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
+    platforms.cache_compilations(record_lib.Record(wanted.run).compiled)
     mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(wanted.batch_size, mesh, key="--batch_size")
     params, step = codecs.read_params(wanted.run)

@@ -1,7 +1,6 @@
 """How a job draws: what its flags say, over what the run itself says, checked before it starts."""
 
 import dataclasses
-import pathlib
 import re
 import sys
 from typing import Any
@@ -48,7 +47,7 @@ class Settings:
     def open(self, mesh=None):
         """The run (runs.opened); what it compiles is kept beside its weights."""
         wanted = self.wanted
-        platforms.cache_compilations(pathlib.Path(wanted.run) / "compilation_cache")
+        platforms.cache_compilations(record_lib.Record(wanted.run).compiled)
         others = {name: getattr(wanted, name) for name in ("weaker", "decoder", "adapters")}
         return opened.load(wanted.run, ema=wanted.ema, mesh=mesh, **others)
 

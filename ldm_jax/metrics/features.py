@@ -29,6 +29,7 @@ class Extractor:
     resize: in words, for the protocol.
     distance, suffix: the Frechet distance's name, and what other figures' names end in.
     apply: (weights, uint8 [b, h, w, 3]) -> (float32 [b, dimension], logits [b, k] or None); pure.
+    weights: the public name of its weights (base/hub.py), "" where they have none.
     """
 
     network: str
@@ -38,6 +39,7 @@ class Extractor:
     distance: str
     suffix: str
     apply: Callable
+    weights: str = ""
 
     def bind(self, weights):
         """uint8 [b, h, w, 3] -> (features, logits), compiled."""
@@ -59,7 +61,8 @@ def _inception(kind, distance, suffix):
         return inception.Inception().apply(weights, x)
 
     how = f"{kind} to {inception.SIDE}x{inception.SIDE}"
-    return Extractor("inception", 2048, inception.CLASSES, how, distance, suffix, apply)
+    names = (distance, suffix, apply, "inception:fid")
+    return Extractor("inception", 2048, inception.CLASSES, how, *names)
 
 
 def _mobilenet(weights, pixels, side=160):

@@ -52,7 +52,7 @@ class ClipText(Conditioner):
     padding. The denoiser does not attend to padding, which is all that comes after the first `end`;
     with `mask_padding=False` it does, as in the official models.
 
-    weights: a .safetensors or torch file, the folder of one, or hf:openai/clip-vit-large-patch14.
+    weights: a .safetensors or torch file, the folder of one, or a name: clip:l14, hf:OWNER/NAME.
     The defaults are ViT-L/14's.
     """
 

@@ -29,23 +29,24 @@ OPENERS = {
     "dit": dit.open_checkpoint,
     "taef2": taesd.open_checkpoint,
 }
+OF_ONE_FILE = ("compvis", "dit")  # the others are folders
 
 
 def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
     """Converts a checkpoint of another project into a run in the folder `out`, whole or not at all.
 
-    kind: a key of OPENERS, whose function gets `given`, or "lora"; overrides: changes to the run's
-      config.
+    kind: a key of OPENERS, whose function gets `given`, or "lora"; checkpoint: a path or a public
+      name (base/hub.py); overrides: changes to the run's config.
     """
     if kind == "lora":
         return lora(checkpoint, out=out, overrides=overrides or {}, **given)
     seconds = watch.stopwatch()
-    with _new_folder(out) as folder, _understood(checkpoint):
+    with new_folder(out) as folder, _understood(checkpoint):
         source = OPENERS[kind](checkpoint, **given)
         counts = write_run(source, folder, overrides or {})
         summary = {
             "converted": str(checkpoint),
-            "sha256": tensorfile.digest(checkpoint) if os.path.isfile(checkpoint) else None,
+            "sha256": tensorfile.digest(checkpoint) if kind in OF_ONE_FILE else None,
             "stage": source.stage,
             "step": source.step,
             **counts,
@@ -63,7 +64,7 @@ def export(run, out, ema: bool | float = True) -> dict:
     """
     seconds = watch.stopwatch()
     snapshots.check(run, ema)
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         record = record_lib.Record(run)
         config = record.config
         loads_as = kinds.of(config).export(record, config, folder, ema)
@@ -78,7 +79,7 @@ def merge(run, out, adapters: dict, ema: bool | float = True) -> dict:
     run: of an adapter; or of a base, with adapters {run: weight}.
     """
     seconds = watch.stopwatch()
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         record, new = record_lib.Record(run), record_lib.Record(folder)
         config = keys.read(run)
         kinds.expect(config, "diffuse", f"--run={run}")
@@ -106,7 +107,7 @@ def lora(checkpoint, run, out, overrides: dict, unet_only: bool = False) -> dict
     """Writes the run of an adapter of `run` into the folder `out`, from a file of diffusers or of
     kohya's scripts; see weights/lora.py."""
     seconds = watch.stopwatch()
-    with _new_folder(out) as folder, _understood(checkpoint):
+    with new_folder(out) as folder, _understood(checkpoint):
         new, config = record_lib.Record(folder), keys.read(run)
         kinds.expect(config, "diffuse", f"--run={run}")
         adapters_lib.refuse(run, f"--run={run}")
@@ -197,7 +198,7 @@ def save(folder, step: int, trees: dict):
 
 
 @contextlib.contextmanager
-def _new_folder(out):
+def new_folder(out):
     """A temporary folder that is renamed to `out` at the end, or removed if anything fails."""
     out = pathlib.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

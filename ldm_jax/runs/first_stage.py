@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults, errors, values
+from ldm_jax.base import defaults, errors, tensorfile, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import discriminator, lpips, tiny  # noqa: F401  (tiny registers itself)
@@ -53,6 +53,9 @@ class AutoencodeKind(kinds.Kind):
         with errors.of("config.loss"):
             autoencode.check(autoencode.Loss(**config.loss), all(config.lpips.values()))
             self.model(config).check()
+        for key, weights in config.lpips.items() if config.loss.perceptual_weight else ():
+            with errors.of(f"config.lpips.{key}"):
+                tensorfile.find(weights)
 
     def divisor(self, config):
         return self.network(config).f, "the downsampling factor f of config.model"

@@ -325,9 +325,9 @@ def check(loss: Loss, has_lpips: bool):
     if loss.perceptual_weight and not has_lpips:
         raise errors.UsageError(
             f"perceptual_weight is {loss.perceptual_weight}, but the weights of LPIPS are not set: "
-            "give lpips.backbone the path of torchvision's vgg16-397923af.pth and lpips.heads that "
-            "of vgg.pth from richzhang/PerceptualSimilarity (lpips/weights/v0.1), or set "
-            "perceptual_weight to 0."
+            "lpips.backbone=vgg16 and lpips.heads=lpips:vgg fetch them (or give the paths of "
+            "torchvision's vgg16-397923af.pth and of richzhang/PerceptualSimilarity's "
+            "lpips/weights/v0.1/vgg.pth); or set perceptual_weight to 0."
         )
     DISCRIMINATOR_LOSSES.get(loss.disc_loss)
     PIXEL_LOSSES.get(loss.pixel_loss)

@@ -2,7 +2,7 @@
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, remote
-from ldm_jax.engine import checkpoint
+from ldm_jax.engine import checkpoint, published
 from ldm_jax.runs import kinds
 
 # The keys, or groups of keys, of a run's config that may differ when it is resumed, with the reason
@@ -29,8 +29,9 @@ MENTIONED = 8  # changes that a message lists; with more, another run is meant
 
 
 def begun(workdir) -> bool:
-    """Whether the folder holds a checkpoint, to resume from or to protect."""
-    return any(remote.place(workdir / "checkpoints").glob("[0-9]*"))
+    """Whether the folder holds weights, to resume from or to protect."""
+    steps = remote.place(workdir / "checkpoints").glob("[0-9]*")
+    return any(steps) or bool(published.of(workdir))
 
 
 def can_resume(workdir):

@@ -40,7 +40,7 @@ def read(conditioner: ClipText) -> dict:
       UsageError: no file, or one that does not fit the conditioner's sizes.
     """
     conditioner.check()
-    file = weights_file(hub.folder(conditioner.weights, FILES[0]))
+    file = weights_file(conditioner.weights)
     state, ids = tensorfile.read(file), jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: conditioner.encoder().init(jax.random.key(0), ids))["params"]
     sizes = ", ".join(f"{k}={getattr(conditioner, k)}" for k in SIZES)
@@ -49,8 +49,11 @@ def read(conditioner: ClipText) -> dict:
 
 
 def weights_file(path) -> pathlib.Path:
-    """The file of weights in a folder, under one of Hugging Face's names; else `path` itself."""
-    path = pathlib.Path(path)
+    """The file of weights in a folder, under one of Hugging Face's names; else `path` itself.
+
+    Of a public name, FILES[0] is fetched.
+    """
+    path = hub.folder(path, FILES[0])
     return next((path / name for name in FILES if (path / name).is_file()), path)
 
 

@@ -1,11 +1,12 @@
 """Reads diffusers' models and pipelines. diffusers_config.py translates their configs."""
 
+import itertools
 import pathlib
 import re
 
 import numpy as np
 
-from ldm_jax.base import errors, tensorfile
+from ldm_jax.base import errors, hub, tensorfile
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.weights import compvis, diffusers, dit, folders, schedulers, text_encoders
 from ldm_jax.weights import diffusers_config as translate
@@ -16,17 +17,39 @@ from ldm_jax.weights.rules import Rule, within
 SCALING_FACTOR = 0.18215
 LCM_GUIDANCE = 8.5  # of a pipeline of latent consistency models
 NETWORKS = ("unet", "transformer")  # what a pipeline calls its denoiser
+FIRST_STAGES, ENCODERS = ("vae", "vqvae"), (diffusers.CLASSES, "bert", "text_encoder")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of a file of weights
+ENDINGS = (".safetensors", ".bin")
 # Names of attention layers before diffusers 0.15.
 OLD_NAMES = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
 
 
 def open_checkpoint(folder) -> Foreign:
-    """A model's folder, or a pipeline's."""
-    folder = pathlib.Path(folder)
+    """A model's folder, or a pipeline's; or the name of one."""
+    folder = _local(folder)
     if (folder / "model_index.json").is_file():
         return _pipeline(folder)
     config = folders.read_json(folder / "config.json")
     return _reader(folder, config)(folder, config)
+
+
+def _local(folder) -> pathlib.Path:
+    """The folder on this machine; of a repository, what is read of it and no other weights."""
+    if not hub.is_name(folder):
+        return pathlib.Path(folder)
+    places = ("", *(f"{part}/" for part in (*NETWORKS, *FIRST_STAGES, *ENCODERS)))
+    weights = lambda ending, places: [
+        f"{place}{stem}{part}{ending}"
+        for place, stem, part in itertools.product(places, STEMS, ("", "-*-of-*"))
+    ]
+    usual, other = ENDINGS
+    local = hub.folder(folder, "*.json", "*.txt", *weights(usual, places))
+    lacks = lambda place: (local / place / "config.json").is_file() and not any(
+        (local / place).glob(f"*{usual}")
+    )
+    if lacking := [place for place in places if lacks(place)]:
+        hub.folder(folder, *weights(other, lacking))
+    return local
 
 
 def _reader(folder, config):
@@ -50,9 +73,9 @@ def _pipeline(folder) -> Foreign:
         )
     within_it = lambda *names: next((folder / n for n in names if (folder / n).is_dir()), None)
     first = None
-    if vae := within_it("vae", "vqvae"):
+    if vae := within_it(*FIRST_STAGES):
         first = vae, folders.read_json(vae / "config.json")
-    encoder = within_it(diffusers.CLASSES, "bert", "text_encoder")
+    encoder = within_it(*ENCODERS)
     scheduler = folders.read_json(folder / "scheduler" / "scheduler_config.json")
     config = folders.read_json(folder / network / "config.json")
     read = _reader(folder / network, config)
@@ -255,8 +278,8 @@ def _weight_files(folder) -> list:
         files = folders.read_json(index[0])["weight_map"].values()
         names = {pathlib.Path(name).name for name in files}
         return sorted(folder / name for name in names)
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-        for ending in (".safetensors", ".bin"):
+    for stem in STEMS:
+        for ending in ENDINGS:
             if (path := folder / (stem + ending)).is_file():
                 return [path]
     raise errors.UsageError(f"{folder} holds no diffusion_pytorch_model.safetensors or .bin.")

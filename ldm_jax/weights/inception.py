@@ -1,7 +1,5 @@
 """The published weights of the Inception network of FID, by their names in the PyTorch file."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 
@@ -10,11 +8,11 @@ from ldm_jax.models import inception
 from ldm_jax.weights import rules
 from ldm_jax.weights.rules import Rule, within
 
-FILE = "pt_inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 HELP = (
-    f"{FILE} (96 MB) from https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights, or "
-    "weights-inception-2015-12-05-6726825d.pth, the same bytes, from "
+    "inception:fid, which fetches pt_inception-2015-12-05-6726825d.pth (96 MB) of "
+    "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights, or the path of that file or "
+    "of weights-inception-2015-12-05-6726825d.pth, the same bytes, of "
     "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0"
 )
 
@@ -35,14 +33,12 @@ IGNORED = (r".*\.num_batches_tracked", r"fc\.bias", "global_step")
 
 def load(path, sha256=SHA256):
     """Variables of models.inception.Inception; any file but the published one is refused."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.UsageError(f"Inception weights: no file {str(path)!r}. Get {HELP}.")
-    found = tensorfile.digest(path)
+    with errors.of("Inception weights (inception:fid fetches them)"):
+        found = tensorfile.digest(path)
     if found != sha256:
         raise errors.UsageError(
             f"Inception weights {str(path)!r} are not the published ones (sha256 {found[:12]}..., "
-            f"expected {sha256[:12]}...), and no other make a FID. Get {HELP}."
+            f"expected {sha256[:12]}...), and no other make a FID. Give {HELP}."
         )
     return convert(tensorfile.read(path))
 

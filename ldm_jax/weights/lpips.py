@@ -12,17 +12,18 @@ from ldm_jax.weights.rules import Rule
 
 BACKBONE = (
     r".*(?:features|net\.slice\d)\.",
-    "torchvision's vgg16-397923af.pth, alexnet-owt-7be5be79.pth or squeezenet1_1-b8a52dc0.pth, "
-    "https://download.pytorch.org/models/",
+    "vgg16, alexnet or squeezenet fetch torchvision's vgg16-397923af.pth and its like",
 )
 HEADS = (
     r".*lin\d\.",
-    "lpips/weights/v0.1/{vgg,alex,squeeze}.pth of https://github.com/richzhang/PerceptualSimilarity",
+    "lpips:vgg, lpips:alex or lpips:squeeze fetch richzhang/PerceptualSimilarity's",
 )
 
 
 def load(backbone, heads):
     """LPIPS params from the two files, each .pth, .safetensors or .npz; one file may serve as both.
+
+    Each is given as a path or a public name.
 
     backbone: torchvision's network (`features.N.weight`) or an LPIPS state dict
     (`net.sliceS.N...`); heads: `linI.model.1.weight`. What is missing is an error: random weights
@@ -53,5 +54,5 @@ def _network(state):
 
 def _read(path, keys, origin):
     """The arrays of a file whose names begin as `keys`."""
-    with errors.of(f"LPIPS weights (get {origin})"):
+    with errors.of(f"LPIPS weights ({origin})"):
         return {k: v for k, v in tensorfile.read(path).items() if re.match(keys, k)}

@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 
-from ldm_jax.base import disk, errors, tensorfile
+from ldm_jax.base import disk, errors, hub, tensorfile
 from ldm_jax.diffusion.schedules import alpha_bar
 from ldm_jax.weights import compvis, text_encoders
 from ldm_jax.weights import official_config as translate
@@ -194,7 +194,7 @@ MOST_YAML = 2**20  # characters
 def _read_yaml(path) -> dict:
     import yaml
 
-    text = disk.read_text(path)
+    text = disk.read_text(hub.file(path))
     if len(text) > MOST_YAML or re.search(r"(?m)[\s\[,:]\*\w", text):
         # An alias may stand for others, and a few lines for more than fits into memory.
         raise errors.UsageError(

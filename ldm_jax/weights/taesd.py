@@ -1,8 +1,6 @@
 """madebyollin's tiny autoencoders: two files, keyed by positions in two torch Sequentials."""
 
-import pathlib
-
-from ldm_jax.base import errors, tensorfile
+from ldm_jax.base import errors, hub, tensorfile
 from ldm_jax.weights.foreign import Foreign
 from ldm_jax.weights.rules import Rule, within
 
@@ -35,12 +33,10 @@ def table(levels=4, blocks=3):
 
 
 def open_checkpoint(folder) -> Foreign:
-    """A folder with *_encoder and *_decoder files."""
-    state = {}
+    """A folder with *_encoder and *_decoder files, or its name."""
+    state, local = {}, hub.folder(folder, "*_encoder.*", "*_decoder.*")
     for half in ("encoder", "decoder"):
-        found = sorted(
-            path for path in pathlib.Path(folder).glob(f"*_{half}.*") if path.suffix != ".json"
-        )
+        found = sorted(path for path in local.glob(f"*_{half}.*") if path.suffix != ".json")
         if not found:
             raise errors.UsageError(f"--checkpoint={folder} has no *_{half}.pth or .safetensors.")
         state |= {f"{half}.{key}": array for key, array in tensorfile.read(found[0]).items()}

@@ -5,14 +5,13 @@ the run. Nothing of them is trained, so their files are copied and not converted
 """
 
 import json
-import pathlib
 import re
 import shutil
 
 import numpy as np
 import safetensors.numpy
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, hub
 from ldm_jax.models.clip import ClipText
 from ldm_jax.weights import folders
 from ldm_jax.weights.clip import FILES, weights_file
@@ -56,7 +55,7 @@ def inside(state: dict, tokenizer) -> tuple[dict, dict]:
     """As `of_pipeline`, for an encoder within a larger state dict; its weights are given as bytes.
 
     state: with the keys of Hugging Face's CLIPTextModel. The sizes are those of its arrays; heads
-      are 64 wide, as in OpenAI's models. tokenizer: the folder of its vocabulary.
+      are 64 wide, as in OpenAI's models. tokenizer: the folder of its vocabulary, or its name.
     """
     shape = lambda key: state[f"text_model.{key}"].shape
     vocab_size, width = shape("embeddings.token_embedding.weight")
@@ -70,7 +69,8 @@ def inside(state: dict, tokenizer) -> tuple[dict, dict]:
         activation="quick_gelu",
     )
     weights = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in state.items()})
-    return _conditioner(sizes, pathlib.Path(tokenizer), {f"{FOLDERS[0]}/{FILES[0]}": weights})
+    tokenizer = hub.folder(tokenizer, *VOCABULARY, "tokenizer*.json", "special_tokens_map.json")
+    return _conditioner(sizes, tokenizer, {f"{FOLDERS[0]}/{FILES[0]}": weights})
 
 
 def _conditioner(sizes, tokenizer, weights):
@@ -107,7 +107,7 @@ def write(folder, kwargs: dict) -> dict:
             f"The text encoder {weights} is not in Hugging Face's layout ({' or '.join(FILES)}): "
             "this run cannot be exported with it."
         )
-    vocabulary = [pathlib.Path(kwargs["tokenizer"]) / name for name in VOCABULARY]
+    vocabulary = [hub.folder(kwargs["tokenizer"], *VOCABULARY) / name for name in VOCABULARY]
     tokens = {i: token for token, i in folders.read_json(vocabulary[0]).items()}
     special = {"bos_token": START, "eos_token": END, "unk_token": END}
     special["pad_token"] = tokens[kwargs["pad"]]
