@@ -172,7 +172,7 @@ def read(
     config = args.config if "config" in args and args.config else ""
     if config and not _is_here(config) and not _is_here(f"{ROOT}/{config}"):
         raise errors.UsageError(
-            f"--config={config}: there is no file, recipe or run {config}{recipes.nearest(config)}."
+            f"--config={config}: there is no file, recipe or run {config}{recipes.nearest(config)}"
         )
     if command == "train":
         from ldm_jax.runs import data

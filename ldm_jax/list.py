@@ -2,7 +2,7 @@
 
     python -m ldm_jax.list recipes
     python -m ldm_jax.list samplers
-    python -m ldm_jax.list backbones --plugins=mine    # with what mine.py registers
+    python -m ldm_jax.list backbones --plugins=MODULE    # with what it registers
 
 A recipe's name, with :variant if it has some, is what --config= takes. The key that takes the names
 of the other kinds is printed with them.

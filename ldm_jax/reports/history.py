@@ -1,6 +1,7 @@
 """What a run's files tell of its training, read once."""
 
 import pathlib
+import re
 
 from ldm_jax.base import disk, errors, record
 from ldm_jax.engine import goodput
@@ -45,9 +46,11 @@ class History:
 
     @property
     def parameters(self) -> str:
-        """The last line of the table of parameters: their number."""
+        """How many parameters are trained, in words; "" where that is not recorded."""
         file = self.path / "parameters.txt"
-        return (disk.read_text(file).strip().splitlines() or [""])[-1] if file.exists() else ""
+        text = disk.read_text(file) if file.exists() else ""
+        found = re.search(r"^Total: ([\d,]+)", text, re.MULTILINE)
+        return f"{found[1]} parameters." if found else ""
 
     @property
     def evaluation(self) -> dict[str, intervals.Value]:

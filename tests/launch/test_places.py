@@ -262,7 +262,7 @@ def test_sky_gives_a_tpu_its_software_and_a_gpu_none(tools, refused):
     [
         (["--workdir=gs://b/x"], "mount the bucket"),
         (["--workdir=x", "--name=9"], "--name=9"),
-        (["--workdir=x", "--config=configs/none.py"], "no file configs/none.py"),
+        (["--workdir=x", "--config=configs/none.py"], "no file, recipe or run configs/none.py"),
         ([], "--workdir is missing"),
     ],
 )
