@@ -27,7 +27,7 @@ FLAGS = dict(
     heads=cli.Integer("Attention heads, if not the yaml's or those of the published DiTs.", 0, 0),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),
     ema=cli.Average("Export the average of the weights, if there is one; --ema=0.07: of length."),
-    push=cli.Text("hf:OWNER/NAME, where export publishes the run, privately.", ""),
+    push=cli.Text("Where export publishes the run, privately: hf:OWNER/NAME.", ""),
     public=cli.Switch("Let everybody read what is published."),
     license=cli.Text("Licence of the weights that are published, as the Hub calls it.", ""),
     data_license=cli.Text("Licence of the data, for the card.", ""),
