@@ -38,7 +38,7 @@ FLAGS = dict(
     adapters=cli.SAMPLING["adapters"],
     unet_only=cli.Switch("Leave out what the file has of a text encoder, for lora."),
     ema=cli.Average("Take the average of the weights, where kept; --ema=0.07: of that length."),
-    push=cli.Text("hf:OWNER/NAME, where export publishes the run, privately.", ""),
+    push=cli.Text("Where export publishes the run, privately: hf:OWNER/NAME.", ""),
     public=cli.Switch("Let everybody read what is published."),
     license=cli.Text("Licence of the weights that are published, as the Hub calls it.", ""),
     data_license=cli.Text("Licence of the data, for the card.", ""),
