@@ -18,6 +18,7 @@ from ldm_jax.engine import optim
 from ldm_jax.evaluation import suite
 from ldm_jax.metrics import features
 from ldm_jax.models import backbones
+from ldm_jax.shell import registries
 from ldm_jax.stages import autoencode
 from ldm_jax.weights import readers
 
@@ -37,6 +38,7 @@ def recipe(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     (tmp_path / "mine.py").write_text("\n\n".join(blocks[1:]))  # the first one names the module
     monkeypatch.syspath_prepend(tmp_path)
+    registries.of("sources")  # imports all that registers: what came later would be lost below
     for one in TOUCHED:
         assert isinstance(one, registry.Registry)
         monkeypatch.setattr(one, "_entries", dict(one._entries))
