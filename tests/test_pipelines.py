@@ -120,7 +120,7 @@ def test_a_pipeline_comes_back_the_same(tmp_path, first, conditioners, changes, 
 SHIFTED = {"scale": [0.4, 1.7], "shift": [3.0, -0.5]}
 
 
-@pytest.mark.parametrize("pipeline", [True, False])
+@pytest.mark.parametrize("pipeline", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_scale_of_every_channel_comes_back(tmp_path, pipeline):
     """In the autoencoder's two ends for a pipeline, as none knows it; otherwise in its config."""
     beneath = tiny_run(tmp_path / "first", "first_stage")

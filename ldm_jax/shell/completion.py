@@ -9,7 +9,7 @@ from ldm_jax.base import defaults, recipes, values
 # What may follow `ldm COMMAND` and `ldm COMMAND --flag=`, a word a line, for both shells.
 WORDS = """\
 #compdef ldm
-# Completion of ldm, made by: ldm completion %(shell)s
+# Completion of ldm, made by: ldm completion %(called)s
 _ldm_words() {
     case "$1" in
 %(words)s
@@ -88,7 +88,7 @@ def script(shell: str, commands: dict) -> str:
             elif known := [word for word in getattr(kind, "of", ()) if word]:
                 offered[f"{name} --{flag}"] = _print(known)
     head = WORDS % dict(
-        shell=shell,
+        called=shell,
         words=_cases(words),
         values=_cases(offered),
         keys=_print(f"--config.{key}=" for key in keys()),

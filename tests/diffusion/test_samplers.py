@@ -163,7 +163,7 @@ def test_any_step_count_stays_finite_and_many_steps_find_the_data(name, process)
         pred = process.target(x_0, (x - alpha * x_0) / sigma, t)
         return process.to_x0(pred, x, t)
 
-    for steps in (1, 2, 3, 7, 27, 37, 300, 400, 999, 1000):
+    for steps in (1, 2, 3, 27, 300, 999, 1000):
         method = samplers.SAMPLERS.call(name, grids.exact(process, steps))
         x_0 = samplers.solve(method, denoise, X_T[..., :1], keys=KEYS)
         assert np.isfinite(x_0).all(), steps

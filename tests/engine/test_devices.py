@@ -109,10 +109,10 @@ def on_one_device(first_stage, second_stage, transformer):
     [
         ("first_stage", "data2_fsdp2_spatial2", 2),
         ("second_stage", "data2_fsdp2_tensor2", 1),
-        ("transformer", "data2_fsdp2_tensor2", 1),
         *(
             pytest.param(name, mesh, accumulate, marks=pytest.mark.slow)
             for name, mesh, accumulate in [
+                ("transformer", "data2_fsdp2_tensor2", 1),
                 ("first_stage", "data8", 1),
                 ("first_stage", "data8", 2),
                 ("first_stage", "data2_fsdp4", 2),

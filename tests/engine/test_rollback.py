@@ -84,16 +84,22 @@ def test_a_run_goes_back_and_past_the_bad_data(poison, end, why, tmp_path):
     assert all(line["error"] < 0.1 for line in lines if "error" in line)
 
 
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rollback") / "uncut"
+    train(folder, Rows(JUMP))
+    return folder
+
+
 @pytest.mark.parametrize("cut", [(20, 33), (34, 34 + 2), (34 + 8, 34 + 20)])
-def test_a_run_that_was_cut_around_its_rollback_equals_the_uncut_one(cut, tmp_path):
-    train(tmp_path / "uncut", Rows(JUMP))
+def test_a_run_that_was_cut_around_its_rollback_equals_the_uncut_one(cut, uncut, tmp_path):
     rows = Rows(JUMP, cut)
     for _ in cut:
         with pytest.raises(errors.Preempted):
             train(tmp_path / "cut", rows)
     train(tmp_path / "cut", rows)
-    assert_the_same(tmp_path / "cut", tmp_path / "uncut")
-    lines = [disk.read_jsonl(tmp_path / name / "rollbacks.jsonl") for name in ("cut", "uncut")]
+    assert_the_same(tmp_path / "cut", uncut)
+    lines = [disk.read_jsonl(run / "rollbacks.jsonl") for run in (tmp_path / "cut", uncut)]
     assert lines[0] == lines[1] and len(lines[0]) == 1
 
 
