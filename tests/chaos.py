@@ -25,8 +25,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ldm_jax.base import tree
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HANG = 300.0  # seconds after which a command that does not end counts as stuck
 DISTURBED = 4  # faults of a round at most
@@ -124,9 +122,10 @@ def leaves(folder) -> dict[str, str]:
         shapes = checkpointer.metadata(last / "state").item_metadata.tree
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         state = checkpointer.restore(last / "state", restore_args=plain)
-    named = {name: np.asarray(leaf) for name, leaf in tree.named_leaves(state)}
-    own = {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in named.items()}
-    return {"last checkpoint": last.name} | own
+    found = {"last checkpoint": last.name}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        found[jax.tree_util.keystr(path)] = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+    return found
 
 
 def steps(folder) -> list[pathlib.Path]:

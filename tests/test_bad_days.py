@@ -155,3 +155,10 @@ def test_a_run_says_where_its_time_went(pixel_run):
     report = json.loads((pixel_run / "summary.json").read_text())["goodput"]
     assert report["sessions"] == 1 and 0 < report["productive_fraction"] < 1
     assert report["compile_seconds"] > 0 and report["eval_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_ten_minutes_of_chaos_differ_in_no_byte():
+    """tests/chaos.py, whose output has the seed and, where a promise breaks, the whole story."""
+    command = [sys.executable, str(ROOT / "tests" / "chaos.py"), "--minutes=10"]
+    assert subprocess.run(command, cwd=ROOT, timeout=3600).returncode == 0
