@@ -227,6 +227,16 @@ def lines(cells, key: str, total: float) -> list[str]:
     reach = f"The largest budget of a denoiser that was measured is {most:.3g} FLOPs."
     if total > FAR * most:
         reach += f" {total:.3g} is {total / most:.0f} times as much, so this is little but a guess."
+    if checked := check(measured):
+        off = lambda field: np.mean(
+            [abs(field(one) / one.measured - 1) for one in checked.values()]
+        )
+        reach += (
+            f" Checked there: predicted from a {HELD_OUT}th of it, the losses were "
+            f"{off(lambda one: one.predicted.value):.1%} off on average, and "
+            f"{off(lambda one: one.latest):.1%} by taking those of that {HELD_OUT}th. The "
+            "intervals above do not hold this error, which is the law's own."
+        )
     return [
         f"{'variant':{wide}} {'first stage':>11} {'denoiser':>9} {'best with':>9}  {label}",
         *(

@@ -1,5 +1,7 @@
 """The law of a sweep: it finds what made-up cells follow, forecasts, and knows its limits."""
 
+import re
+
 import numpy as np
 import pytest
 from test_report import AXES, cell
@@ -83,6 +85,7 @@ def test_a_forecast_pays_for_both_stages():
     assert [row.split("_")[0] for row in rows] == ["f1", "f4", "f8"] and "best with" in head
     assert law.lines(cells(), "fid", 2000.0)[2].split()[1:3] == ["500", "1.5e+03"]
     assert "400 times as much, so this is little but a guess" in reach
+    assert re.search(r"a 4th of it, the losses were [0-2]\.\d% off on average, and \d+\.\d%", reach)
     alone = law.lines(cells(), "fid", 400.0)  # less than a first stage
     assert alone[1].startswith("f1") and "takes more" in alone[2]
 
