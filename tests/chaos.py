@@ -8,6 +8,7 @@ may not, or hangs. The same seed makes the same choices, but when a fault strike
 time.
 """
 
+import abc
 import argparse
 import contextlib
 import hashlib
@@ -45,18 +46,19 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class Job:
+class Job(abc.ABC):
     """A command that writes a folder and goes on where it was; `made` is what jobs start from."""
 
     def __init__(self, made: pathlib.Path):
         self.made = made
 
+    @abc.abstractmethod
     def argv(self, folder) -> list[str]:
-        raise NotImplementedError
+        """The module that is run and its arguments."""
 
+    @abc.abstractmethod
     def left(self, folder) -> dict[str, str]:
         """{what is compared: digest}."""
-        raise NotImplementedError
 
 
 class Train(Job):

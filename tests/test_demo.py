@@ -74,9 +74,10 @@ def test_what_is_painted_is_read():
     assert picture.shape == (8, 8, 3) and hole.sum() == 12
     assert page._layers({"background": None}) == (None, None)
     painted = np.zeros((8, 8, 4), np.uint8)
-    painted[:4, :, :3] = page._rgb(page.COLOURS[2])
-    labels = page._map({"background": background, "composite": painted})
-    assert (labels[:4] == 3).all() and (labels[4:] == 0).all()
+    assert len(set(page.colours(182))) == 182  # as many as COCO has
+    painted[:4, :, :3] = page._rgb(page.colours(182)[150])
+    labels = page._map({"background": background, "composite": painted}, 182)
+    assert (labels[:4] == 150).all() and (labels[4:] == 0).all()
 
 
 def test_the_page_listens_to_this_machine_alone(monkeypatch, refused, pixel_run):

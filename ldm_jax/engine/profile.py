@@ -70,7 +70,7 @@ class Profile:
         jax.block_until_ready(pending)
         if not self._from:
             if self._steps:
-                self._say("no profile: this session did no step from {} to {}".format(*self._steps))
+                self._say("no profile: none of the steps {} to {} was done".format(*self._steps))
             return
         told = f"profile of steps {self._from} to {step}"
         self._steps, self._from = (), 0

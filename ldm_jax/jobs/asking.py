@@ -9,6 +9,7 @@ import numpy as np
 
 from ldm_jax.base import errors, raster, values
 from ldm_jax.jobs import painter, pictures, settings
+from ldm_jax.models.conditioners import label_of
 from ldm_jax.runs import conditions, data
 
 # What can be told of a picture, by the field that a conditioner reads.
@@ -32,7 +33,7 @@ class Request:
     n, seed: how many pictures, of which noise.
     sampling: {setting of the sampler: value}; the others are the run's own.
     label: id or name of the class. boxes: ((x0, y0, x1, y1, id or name), ...), corners in [0, 1].
-    labels: the semantic map, integers [h, w].
+    labels: the semantic map, uint8 [h, w].
     picture: uint8 [h, w, 3]: what super-resolution enlarges, what is painted anew under `hole`
       (bool [h, w]), or what to begin from; strength: how much of that is lost.
     """
@@ -65,8 +66,9 @@ class Artist:
     """A run that answers requests.
 
     Attributes:
-      tells: what its pictures are told, values of TELLS. classes, box_classes: names, where the
-        run's data is there to say them, or ids. sampling: its own, a stages.sampling.Sampling.
+      tells: what its pictures are told, values of TELLS.
+      classes, box_classes: names, where the run's data is there to say them, or ids.
+      map_classes: of its semantic map. sampling: its own, a stages.sampling.Sampling.
       size: (height, width). student: whether its guidance is in its weights.
     """
 
@@ -84,6 +86,8 @@ class Artist:
         named = self._source.classes if self._source else ()
         self.classes = [*(named or map(str, range(self.run.num_classes)))]
         self.box_classes = [*self._source.box_classes] if self._source else []
+        label = label_of(self._config.conditioners, "segmentation")
+        self.map_classes = self._config.conditioners[label].classes if label else 0
         told = conditions.told(self._config)
         self.student = bool(self._config.distil.method) and told is None
         self._drawn = set()
@@ -108,7 +112,9 @@ class Artist:
         if picture is not None and not {"small", "hole"} & {*self.tells}:
             strength = {} if hole is not None else {"strength": request.strength}
             how = self.sampling.over(request.sampling | strength)
-            arrays = self._beginning(picture, hole)
+            arrays = {"init": self.run.encode(painter.floats(picture)[None])}
+            if hole is not None:
+                arrays = painter.around(self.run, picture[None], hole[None])
         cond = self._cond(request, picture, hole)
         many = lambda one: {k: np.repeat(v, request.n, 0) for k, v in (one or {}).items()}
         program = (how, request.n, *sorted(arrays), *sorted(cond or {}))
@@ -146,15 +152,6 @@ class Artist:
         fit = lambda array: None if array is None else pictures.fit(array, self.size)
         return fit(picture), fit(hole)
 
-    def _beginning(self, picture, hole) -> dict:
-        """Of a run that was not trained for it: latents to begin from, and where they stay."""
-        f = self.run.model.codec.f
-        if hole is None:
-            return {"init": self.run.encode(painter.floats(picture)[None])}
-        grey = np.where(hole[..., None], 128, picture).astype(np.uint8)
-        mask = painter.holes_of_latents(hole[None], f)
-        return {"init": self.run.encode(painter.floats(grey)[None]), "mask": mask}
-
     def _cond(self, request, picture, hole) -> dict | None:
         """{field: [1, ...]}; None for the null condition, or of an unconditional run."""
         record = {"caption": request.caption, "boxes": [box[:4] for box in request.boxes]}
@@ -163,7 +160,7 @@ class Artist:
             label = request.label
             record["class"] = int(label) if str(label).isdecimal() else label
         if request.labels is not None:
-            record["segmentation"] = _nearest(request.labels, self.size)
+            record["segmentation"] = pictures.fit(request.labels, self.size)
         if picture is not None:
             f = self.run.model.codec.f
             small = pictures.fit(picture, tuple(side // f for side in self.size))
@@ -181,12 +178,3 @@ class Artist:
 def grid(images: np.ndarray) -> np.ndarray:
     """All pictures as one, uint8 [h, w, 3]."""
     return raster.grid(images, int(np.ceil(np.sqrt(len(images)))))
-
-
-def _nearest(labels, size) -> np.ndarray:
-    """Integers [h, w] at another size."""
-    rows, columns = (
-        np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(int)
-        for new, old in zip(size, labels.shape)
-    )
-    return labels[rows][:, columns]

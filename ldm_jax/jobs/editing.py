@@ -48,18 +48,15 @@ def inpaint(edit: Edit) -> dict:
         raise errors.UsageError("--masks is missing: give masks by the pictures' names.")
     masks = pictures.read_masks(edit.masks, found)
     holes = np.stack([pictures.fit(mask, images.shape[1:3]) for mask in masks])
-    grey = np.where(holes[..., None], 128, images).astype(np.uint8)
     artist = edit.painter()
     if "masked_image" in artist.run.model.fields:
         black = np.where(holes[..., None], 0, images)
         mask = holes[..., None].astype(np.float32)
         drawn = artist.draw(len(images), {"masked_image": painter.floats(black), "mask": mask})
     else:
-        init = artist.run.encode(painter.floats(grey))
-        mask = painter.holes_of_latents(holes, artist.run.model.codec.f)
-        drawn = artist.draw(len(images), init=init, mask=mask)
+        drawn = artist.draw(len(images), **painter.around(artist.run, images, holes))
     painted = np.where(holes[..., None], drawn, images)  # the official code leaves this step out
-    return painter.write(edit.out, names, painted, beside=[images, grey])
+    return painter.write(edit.out, names, painted, beside=[images, painter.greyed(images, holes)])
 
 
 def vary(edit: Edit) -> dict:

@@ -4,6 +4,7 @@ A shard's files are written each under a temporary name and renamed, so they are
 at all; the job's record of the shard, with a digest of the files, comes last (jobs/job.py).
 """
 
+import abc
 import concurrent.futures
 import dataclasses
 import functools
@@ -41,11 +42,10 @@ def shards(num: int, size: int) -> list[Shard]:
     return [Shard(k, i, min(i + size, num)) for k, i in enumerate(range(0, num, size))]
 
 
-class Format:
+class Format(abc.ABC):
     """How shards lie in a folder: one file of each of `suffixes` a shard, if not said otherwise.
 
-    images: uint8 [n, h, w, 3]; rows: what is known of each image: `class`, `caption`;
-    classes: how many there are.
+    rows: what is known of each image: `class`, `caption`; classes: how many there are.
     """
 
     suffixes: tuple[str, ...] = ()
@@ -54,18 +54,23 @@ class Format:
         """Names of the shard's files, in their order."""
         return [f"{shard.number:05d}.{suffix}" for suffix in self.suffixes]
 
+    @abc.abstractmethod
     def write(self, folder: pathlib.Path, shard: Shard, images, rows: list[dict], classes: int):
-        raise NotImplementedError
+        """The files of a shard. images: what the job makes, [n, ...]."""
 
+    def assemble(self, out: pathlib.Path, shards: list[Shard], rows: list[dict]):  # noqa: B027
+        """Writes what only a whole job has, if anything; called once all shards are there."""
+
+
+class OfImages(Format):
+    """A format of uint8 [n, h, w, 3], which can be read again: what FORMATS holds."""
+
+    @abc.abstractmethod
     def read(self, folder: pathlib.Path, shard: Shard) -> np.ndarray:
         """uint8 [n, h, w, 3]."""
-        raise NotImplementedError
-
-    def assemble(self, out: pathlib.Path, shards: list[Shard], rows: list[dict]):
-        """Writes what only a whole job has; called once all shards are there."""
 
 
-class Pictures(Format):
+class Pictures(OfImages):
     """One file an image, and a table of labels and captions for the `folder` data source."""
 
     def __init__(self, suffix: str, **options):
@@ -141,7 +146,7 @@ class ArrayRecords(Pictures):
         return np.stack([source[i]["image"] for i in range(len(source))])
 
 
-class Arrays(Format):
+class Arrays(OfImages):
     """samples.npz as the ADM evaluation wants it: arr_0 uint8 [n, h, w, 3], arr_1 the labels.
 
     It is put together from one .npy a shard, never whole in memory.

@@ -1,5 +1,8 @@
 """A page in the browser on which runs are asked for pictures (asking.py); made with Gradio."""
 
+import colorsys
+import dataclasses
+import functools
 import json
 import pathlib
 import tempfile
@@ -15,28 +18,16 @@ from ldm_jax.jobs import asking
 CANVAS = 256  # pixels of a side of what boxes and maps are painted on
 QUEUE = 8  # requests that wait at most; one is drawn at a time
 UPLOAD = "20mb"  # of a file at most
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#ffe119", "#911eb4", "#f58231", "#46f0f0", "#808080")
+TIMES = ("run", "sampler", "steps", "guidance", "pictures", "seconds")
 SETTINGS = "ldm_jax"  # name of the text in a PNG that says how it was drawn
 
 
 def build(paths, gradio):
     """The page as a gradio.Blocks. paths: of the runs, the first of which is shown at first."""
-    gr, artists = gradio, {path: asking.Artist(path) for path in paths}
-    first = artists[paths[0]]
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="ldm_demo"))
-    told = lambda artist, what: gr.update(visible=what in artist.tells)
-
-    def guarded(function):
-        """Its refusals as messages on the page."""
-
-        def call(*args):
-            try:
-                return function(*args)
-            except errors.UsageError as e:
-                raise gr.Error(str(e), print_exception=False) from None
-
-        return call
-
+    gr, events = gradio, Events(paths, gradio)
+    first = events.artists[paths[0]]
+    sheet = dict(canvas_size=(CANVAS, CANVAS), sources=(), type="numpy")
+    palette = gr.Brush(colors=colours(events.map_classes)[1:], color_mode="fixed", default_size=32)
     with gr.Blocks(title="ldm_jax") as page:
         gr.Markdown("# ldm_jax")
         with gr.Row():
@@ -45,112 +36,146 @@ def build(paths, gradio):
                 caption = gr.Textbox(label="Caption", elem_id="caption")
                 label = gr.Dropdown(first.classes, label="Class", elem_id="class")
                 with gr.Group() as boxing:
-                    canvas = gr.ImageEditor(
-                        value=_sheet(()), label="Paint where an object is, then add its box",
-                        canvas_size=(CANVAS, CANVAS), elem_id="canvas", sources=(), type="numpy",
-                    )  # fmt: skip
+                    said = "Paint where an object is, then add its box"
+                    canvas = gr.ImageEditor(_sheet(()), label=said, elem_id="canvas", **sheet)
                     thing = gr.Dropdown(first.box_classes, label="Object", allow_custom_value=True)
                     with gr.Row():
                         add, clear = gr.Button("Add box"), gr.Button("Clear")
                 boxes = gr.State(())
-                labels = gr.ImageEditor(
-                    value=_sheet((), 0), label="Map: a colour for each class, black for class 0",
-                    canvas_size=(CANVAS, CANVAS), sources=(), type="numpy",
-                    brush=gr.Brush(colors=list(COLOURS), color_mode="fixed", default_size=32),
-                )  # fmt: skip
+                with gr.Group() as mapping:
+                    said = "Map: class 0 is black"
+                    labels = gr.ImageEditor(_sheet((), 0), label=said, brush=palette, **sheet)
+                    legend = gr.HTML()
                 with gr.Accordion("Begin from a picture", open=False) as beginning:
+                    said = "What you paint over is drawn anew; without that, all is varied"
+                    brush = gr.Brush(default_size=24)
                     picture = gr.ImageEditor(
-                        label="What you paint over is drawn anew; without that, all is varied",
-                        type="numpy", brush=gr.Brush(default_size=24), elem_id="picture",
-                    )  # fmt: skip
+                        label=said, type="numpy", brush=brush, elem_id="picture"
+                    )
                     strength = gr.Slider(0.05, 1, 0.6, label="How much of it is lost")
                 with gr.Row():
                     n = gr.Slider(1, asking.MOST, 4, step=1, label="Pictures")
                     seed = gr.Number(0, precision=0, minimum=0, label="Seed")
                 with gr.Row():
-                    steps = gr.Slider(1, 200, first.sampling.steps, step=1, label="Steps")
-                    sampler = gr.Dropdown(
-                        list(SAMPLERS.names()), value=first.sampling.sampler, label="Sampler"
-                    )
-                guidance = gr.Slider(0, 10, first.sampling.guidance, label="Guidance")
+                    steps = gr.Slider(1, 200, step=1, label="Steps")
+                    sampler = gr.Dropdown(list(SAMPLERS.names()), label="Sampler")
+                guidance = gr.Slider(0, 10, label="Guidance")
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
                 way = gr.Button("Show the way to the first one", elem_id="way")
             with gr.Column(scale=3):
                 gallery = gr.Gallery(label="Pictures", format="png", columns=4, elem_id="gallery")
-                times = gr.Dataframe(
-                    headers=["run", "sampler", "steps", "guidance", "pictures", "seconds"],
-                    value=[], interactive=False, label="Times", elem_id="times",
-                )  # fmt: skip
-                sheet = gr.File(label="All in one, with the settings in the PNG", visible=False)
-
+                times = gr.Dataframe(headers=list(TIMES), value=[], label="Times", elem_id="times")
+                whole = gr.File(label="All in one, with the settings in the PNG", visible=False)
         asked = [run, caption, label, boxes, labels, picture, strength]
         asked += [n, seed, steps, sampler, guidance]
-
-        def request(run, caption, label, boxes, labels, picture, strength, n, seed, *how):
-            artist = artists[run]
-            background, painted = _layers(picture)
-            names = ("steps", "sampler", "guidance")
-            sampling = dict(zip(names, (int(how[0]), how[1], float(how[2]))))
-            return artist, asking.Request(
-                n=int(n), seed=int(seed or 0), sampling=sampling, caption=caption or "",
-                label=label, boxes=boxes, labels=_map(labels), picture=background, hole=painted,
-                strength=strength,
-            )  # fmt: skip
-
-        def on_draw(history, *values):
-            artist, wanted = request(*values)
-            answer = artist.answer(wanted)
-            files = [
-                _write(folder, f"{i:02d}", image, answer.settings | {"image": i})
-                for i, image in enumerate(answer.images)
-            ]
-            whole = _write(folder, "all", asking.grid(answer.images), answer.settings)
-            about = [answer.settings[key] for key in ("run", "sampler", "steps", "guidance")]
-            took = f"{answer.seconds:.2f}" + (" (compiled)" if answer.compiled else "")
-            line = [*about, len(files), took]
-            return files, gr.update(value=whole, visible=True), [line, *history.values.tolist()]
-
-        def on_way(*values):
-            artist, wanted = request(*values)
-            return [(frame, f"{i + 1}") for i, frame in enumerate(artist.frames(wanted))]
-
-        def on_run(path):
-            artist = artists[path]
-            own = artist.sampling
-            return (
-                told(artist, "caption"),
-                gr.update(choices=artist.classes, value=None, visible="class" in artist.tells),
-                told(artist, "boxes"),
-                gr.update(choices=artist.box_classes),
-                told(artist, "map"),
-                gr.update(open=bool({"small", "hole"} & {*artist.tells})),
-                gr.update(visible=not {"small", "hole"} & {*artist.tells}),
-                gr.update(value=own.steps),
-                gr.update(value=own.sampler),
-                gr.update(value=own.guidance, visible=not artist.student),
-            )
-
-        def on_add(editor, thing, boxes):
-            _, painted = _layers(editor)
-            if painted is None or thing in (None, ""):
-                raise errors.UsageError("Paint where the object is, and choose what it is.")
-            rows, columns = (np.flatnonzero(painted.any(axis)) for axis in (1, 0))
-            height, width = painted.shape
-            corners = columns[0] / width, rows[0] / height
-            corners += (columns[-1] + 1) / width, (rows[-1] + 1) / height
-            name = int(thing) if str(thing).isdecimal() else thing
-            boxes = (*boxes, (*map(float, corners), name))
-            return boxes, _sheet(boxes)
-
-        draw.click(guarded(on_draw), [times, *asked], [gallery, sheet, times])
-        way.click(guarded(on_way), asked, gallery)
-        add.click(guarded(on_add), [canvas, thing, boxes], [boxes, canvas])
-        clear.click(lambda: ((), _sheet(())), None, [boxes, canvas])
-        shown = [caption, label, boxing, thing, labels, beginning, strength]
+        shown = [caption, label, boxing, thing, mapping, legend, beginning, strength]
         shown += [steps, sampler, guidance]
-        run.change(on_run, run, shown)
-        page.load(on_run, run, shown)
+        draw.click(events.draw, [times, *asked], [gallery, whole, times])
+        way.click(events.way, asked, gallery)
+        add.click(events.add, [canvas, thing, boxes], [boxes, canvas])
+        clear.click(lambda: ((), _sheet(())), None, [boxes, canvas])
+        run.change(events.choose, run, shown)
+        page.load(events.choose, run, shown)
     return page.queue(max_size=QUEUE, default_concurrency_limit=1)
+
+
+def told(event):
+    """An event of the page whose refusals are messages on it."""
+
+    @functools.wraps(event)
+    def call(self, *args):
+        try:
+            return event(self, *args)
+        except errors.UsageError as e:
+            raise self.gr.Error(str(e), print_exception=False) from None
+
+    return call
+
+
+class Events:
+    """What the page does; arguments and results are those of its parts, in the order of `build`."""
+
+    def __init__(self, paths, gradio):
+        self.gr, self.artists = gradio, {path: asking.Artist(path) for path in paths}
+        self.map_classes = max(2, *(artist.map_classes for artist in self.artists.values()))
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="ldm_demo"))
+
+    @told
+    def draw(self, history, *values):
+        """(the pictures, all in one, the table of times with a line more)."""
+        artist, request = self._request(*values)
+        answer = artist.answer(request)
+        files = [
+            _write(self._folder, f"{i:02d}", image, answer.settings | {"image": i})
+            for i, image in enumerate(answer.images)
+        ]
+        whole = _write(self._folder, "all", asking.grid(answer.images), answer.settings)
+        took = f"{answer.seconds:.2f}" + (" (compiled)" if answer.compiled else "")
+        line = [*(answer.settings[key] for key in TIMES[:4]), len(files), took]
+        return files, self.gr.update(value=whole, visible=True), [line, *history.values.tolist()]
+
+    @told
+    def way(self, *values):
+        """[(x_0 on the way to the first picture, its number)]."""
+        artist, request = self._request(*values)
+        return [(frame, f"{i + 1}") for i, frame in enumerate(artist.frames(request))]
+
+    @told
+    def add(self, editor, thing, boxes):
+        """(the boxes with one more, a clean sheet that shows them)."""
+        _, painted = _layers(editor)
+        if painted is None or thing in (None, ""):
+            raise errors.UsageError("Paint where the object is, and choose what it is.")
+        rows, columns = (np.flatnonzero(painted.any(axis)) for axis in (1, 0))
+        height, width = painted.shape
+        corners = columns[0] / width, rows[0] / height
+        corners += (columns[-1] + 1) / width, (rows[-1] + 1) / height
+        name = int(thing) if str(thing).isdecimal() else thing
+        boxes = (*boxes, (*map(float, corners), name))
+        return boxes, _sheet(boxes)
+
+    def choose(self, path):
+        """What of the page a run shows, and its own settings."""
+        artist, update = self.artists[path], self.gr.update
+        own, visible = artist.sampling, lambda what: what in artist.tells
+        from_one = visible("small") or visible("hole")
+        return (
+            update(visible=visible("caption")),
+            update(choices=artist.classes, value=None, visible=visible("class")),
+            update(visible=visible("boxes")),
+            update(choices=artist.box_classes),
+            update(visible=visible("map")),
+            _legend(artist.map_classes),
+            update(open=from_one),
+            update(visible=not from_one),
+            update(value=own.steps),
+            update(value=own.sampler),
+            update(value=own.guidance, visible=not artist.student),
+        )
+
+    def _request(
+        self,
+        run,
+        caption,
+        label,
+        boxes,
+        labels,
+        picture,
+        strength,
+        n,
+        seed,
+        steps,
+        sampler,
+        guidance,
+    ):
+        background, painted = _layers(picture)
+        sampling = dict(steps=int(steps), sampler=sampler, guidance=float(guidance))
+        asked = asking.Request(n=int(n), seed=int(seed or 0), sampling=sampling)
+        given = dict(
+            caption=caption or "", label=label, boxes=boxes, labels=_map(labels, self.map_classes)
+        )
+        given |= dict(picture=background, hole=painted, strength=strength)
+        return self.artists[run], dataclasses.replace(asked, **given)
 
 
 def _write(folder, name: str, image, settings: dict) -> str:
@@ -167,7 +192,7 @@ def _sheet(boxes, shade: int = 255):
     drawing = ImageDraw.Draw(sheet)
     for i, (*corners, name) in enumerate(boxes):
         x0, y0, x1, y1 = (CANVAS * corner for corner in corners)
-        drawing.rectangle((x0, y0, x1, y1), outline=COLOURS[i % len(COLOURS)], width=2)
+        drawing.rectangle((x0, y0, x1, y1), outline=colours(8)[1 + i % 7], width=2)
         drawing.text((x0 + 4, y0 + 3), str(name), fill="black")
     return np.asarray(sheet)
 
@@ -183,14 +208,27 @@ def _layers(editor):
     return np.ascontiguousarray(background), None if empty else hole
 
 
-def _map(editor) -> np.ndarray:
-    """Integers [h, w]: 0, or 1 more than the index of the colour that was painted."""
+def colours(count: int) -> list[str]:
+    """As many as there are classes: black, then hues far from those beside them."""
+    hue = lambda i: colorsys.hsv_to_rgb(i * 0.382 % 1, 0.9 - 0.45 * (i % 2), 1 - 0.15 * (i % 3))
+    digits = lambda i: "".join(f"{round(255 * x):02x}" for x in hue(i))
+    return ["#000000", *(f"#{digits(i)}" for i in range(count - 1))]
+
+
+def _legend(count: int) -> str:
+    """Which colour is which class, as HTML."""
+    squares = enumerate(colours(count)[:count])
+    return " ".join(f'<span style="color:{colour}">&#9632;</span>{i}' for i, colour in squares)
+
+
+def _map(editor, count: int) -> np.ndarray:
+    """uint8 [h, w]: the class, below `count`, of the nearest colour."""
     if not editor or editor.get("background") is None:
-        return np.zeros((CANVAS, CANVAS), np.int32)
+        return np.zeros((CANVAS, CANVAS), np.uint8)
     picture = editor["composite"][..., :3].astype(np.int32)
-    palette = [(0, 0, 0), *(_rgb(colour) for colour in COLOURS)]
-    apart = ((picture[..., None, :] - np.array(palette)) ** 2).sum(-1)
-    return apart.argmin(-1).astype(np.int32)
+    palette = np.array([_rgb(colour) for colour in colours(count)])
+    apart = ((picture[..., None, :] - palette) ** 2).sum(-1)
+    return apart.argmin(-1).astype(np.uint8)
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

@@ -78,6 +78,17 @@ def floats(pixels):
     return np.asarray(pixels, np.float32) / 127.5 - 1.0
 
 
+def greyed(images, holes):
+    """uint8 [n, h, w, 3], grey where holes, bool [n, h, w], are to be painted."""
+    return np.where(holes[..., None], 128, images).astype(np.uint8)
+
+
+def around(run, images, holes) -> dict:
+    """Arguments of run.sample that paint holes, by a run that was not trained for it."""
+    init = run.encode(floats(greyed(images, holes)))
+    return {"init": init, "mask": holes_of_latents(holes, run.model.codec.f)}
+
+
 def holes_of_latents(holes, f: int):
     """bool [n, h, w] -> float32 [n, h/f, w/f, 1]: the cells in or around a hole.
 

@@ -68,9 +68,11 @@ def read_masks(path: str, pictures: list[Picture]) -> list[np.ndarray]:
 def fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The middle of a picture, cropped to the aspect of `size` = (h, w) and resized to it.
 
-    A mask (bool) takes its nearest pixels, a picture is interpolated.
+    A mask (bool [h, w]) or a map of labels (uint8 [h, w]) takes its nearest pixels, a picture is
+    interpolated.
     """
-    if pixels.dtype == bool:
-        grey = Image.fromarray(pixels.astype(np.uint8) * 255)
-        return np.asarray(ImageOps.fit(grey, size[::-1], Image.Resampling.NEAREST)) > 127
+    if pixels.ndim == 2:
+        flat = Image.fromarray(pixels.astype(np.uint8))
+        flat = ImageOps.fit(flat, size[::-1], Image.Resampling.NEAREST)
+        return np.asarray(flat).astype(pixels.dtype)
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.BICUBIC))
