@@ -2,10 +2,10 @@
 
     python -m ldm_jax.sweep --sweep=configs/sweeps/objectives.py:shapes --workdir=runs/objectives
 
-Presets: shapes (two CPU cores; the quickstart's shapes and first stage), photos (64-pixel
-photographs with their classes; wants --config.data.path=DIR, --config.data.source=tar where it is
-no folder, and --config.evaluate.samples="('--weights=FILE',)" for fd_mobilenet), debug (a minute
-or two).
+Presets: shapes (two CPU cores; the quickstart's shapes and first stage), photos32 and photos
+(photographs of 32 and 64 pixels with their classes; both want --config.data.path=DIR,
+--config.data.source=tar where it is no folder, and
+--config.evaluate.samples="('--weights=FILE',)" for fd_mobilenet), debug (a minute or two).
 
 --config.axes="prediction=eps,v; latents" takes some of the axes and of their values, the baseline
 first; --config.design=grid takes every combination.
@@ -14,6 +14,7 @@ first; --config.design=grid takes every combination.
 from configs import base, quickstart
 from configs import debug as pocket
 from configs import photos as photographs
+from configs.sweeps import downsampling
 from configs.sweeps.base import sweep
 from ldm_jax.base import config as config_lib
 
@@ -42,7 +43,8 @@ def transformers(width, *patches, **sizes) -> dict:
 
 
 def get_config(arg=None):
-    return config_lib.variants(arg, shapes=shapes, photos=photos, debug=debug)
+    presets = dict(shapes=shapes, photos32=photos32, photos=photos)
+    return config_lib.variants(arg, **presets, debug=debug)
 
 
 def _star(f, first_stage, ldm, axes=AXES):
@@ -60,6 +62,19 @@ def shapes():
     config.seeds = (0, 1, 2)
     config.budget.amount = 1e13
     config.sampling.update(num=512, batch_size=64, steps=(25,), curve=25, flags=("--guidance=2",))
+    return config
+
+
+def photos32():
+    """Photographs at 32x32; the first stage and the denoiser of f = 4 in docs/ablation.md."""
+    config = downsampling.photos32()
+    network = {"network": transformers(112, 1, 2, depth=5, heads=4)}
+    config.f, config.axes, config.design = (4,), tuple((AXES | network).items()), "star"
+    config.ldms.f4.optim.denoiser.ns_steps = 5
+    config.first_stages.f4.steps.update(total=600, eval=200, checkpoint=200)
+    config.plateau.doublings, config.seed_first_stages = 0, False
+    config.budget.amount = 4e12
+    config.points = 3
     return config
 
 
