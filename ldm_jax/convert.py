@@ -19,7 +19,7 @@ import functools
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import errors, remote
 
 # Flags of each kind, beside --out.
 TAKES = dict(compvis=("checkpoint", "config", "heads", "tokenizer"), diffusers=("checkpoint",))
@@ -59,7 +59,7 @@ def main(kind, args, overrides):
     if "checkpoint" in given:
         call = functools.partial(conversion.convert, kind, overrides=overrides)
     summary = call(out=args.out, **given)
-    file = pathlib.Path(args.out) / "summary.json" if args.out else None
+    file = pathlib.Path(remote.local(args.out, whole=False), "summary.json") if args.out else None
     cli.finish(file, summary, [f"note: {note}" for note in summary.get("notes", ())])
 
 
