@@ -11,7 +11,6 @@ A cache on gs:// is copied once to each machine, as its records are read in rand
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import shutil
 
