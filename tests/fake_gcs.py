@@ -225,6 +225,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+def environment(server: Server) -> dict[str, str]:
+    """Where the libraries look for Google's storage."""
+    return {
+        "TENSORSTORE_GCS_HTTP_URL": server.url,
+        "STORAGE_EMULATOR_HOST": server.url,
+        "GCE_METADATA_ROOT": "127.0.0.1:1",
+        "NO_GCE_CHECK": "true",
+        "GOOGLE_CLOUD_PROJECT": "none",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+
+
 def serve() -> Server:
     server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -34,14 +34,7 @@ def server():
     """Where the libraries look for Google's storage."""
     server = fake_gcs.serve()
     before = dict(os.environ)
-    os.environ |= {
-        "TENSORSTORE_GCS_HTTP_URL": server.url,
-        "STORAGE_EMULATOR_HOST": server.url,
-        "GCE_METADATA_ROOT": "127.0.0.1:1",
-        "NO_GCE_CHECK": "true",
-        "GOOGLE_CLOUD_PROJECT": "none",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    }
+    os.environ |= fake_gcs.environment(server)
     yield server
     server.shutdown()
     os.environ.clear()
