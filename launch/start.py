@@ -25,7 +25,8 @@ USELESS = 2  # restarts without progress
 STEP = re.compile("(?P<run>(.*/)?)checkpoints/(?P<step>[0-9]+)/")  # files of what is done
 SHARD = re.compile("(.*/)?shards/[^/]+[.]json")
 # What numbers and counts the processes of a job; elsewhere (TPU VMs, pods) a host is one process.
-PROCESSES = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_NTASKS"))
+PROCESSES = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),)
+PROCESSES += (("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def main(argv):

@@ -110,6 +110,8 @@ def test_hosts_share_out_what_is_drawn_and_encoded():
     environ = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
     assert start.worker("sample", environ) == start.worker("encode", environ) == ["--worker=1/4"]
     assert start.worker("train", environ) == start.worker("sample", {}) == []
+    array = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8"}
+    assert start.worker("sample", environ | {"SLURM_NTASKS": "1"} | array) == ["--worker=2/8"]
 
 
 def test_finished_shards_are_progress_as_checkpoints_are(tmp_path):
@@ -260,7 +262,7 @@ def test_sky_gives_a_tpu_its_software_and_a_gpu_none(tools, refused):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workdir=gs://b/x"], "mount the bucket"),
+        (["--workdir=s3://b/x"], "mount the bucket"),
         (["--workdir=x", "--name=9"], "--name=9"),
         (["--workdir=x", "--config=configs/none.py"], "no file, recipe or run configs/none.py"),
         ([], "--workdir is missing"),
@@ -285,6 +287,7 @@ def test_two_restarts_without_progress_end_the_job(tmp_path):
     record = {"id": "now"}
     for step, problem in [(0, ""), (0, ""), (5, ""), (5, ""), (5, ""), (5, "beyond step 5")]:
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkpoints" / str(step) / "meta").touch()
         found = {start.keep(record, tmp_path, host) for host in "abcd"}
         assert len(found) == 1, "hosts that share a workdir come to the same conclusion"
         assert bool(found := found.pop()) == bool(problem) and problem in found
