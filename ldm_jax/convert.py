@@ -58,8 +58,9 @@ def main(kind, args, overrides):
     call = publishing.publish if pushed else getattr(conversion, kind, None)
     if "checkpoint" in given:
         call = functools.partial(conversion.convert, kind, overrides=overrides)
+    here = args.out and remote.local(args.out, write=True, whole=False)
     summary = call(out=args.out, **given)
-    file = pathlib.Path(remote.local(args.out, whole=False), "summary.json") if args.out else None
+    file = pathlib.Path(here, "summary.json") if here else None
     cli.finish(file, summary, [f"note: {note}" for note in summary.get("notes", ())])
 
 

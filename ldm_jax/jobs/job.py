@@ -60,9 +60,9 @@ class Job:
         """The unfinished shards that are this worker's: every `workers`-th."""
         own = self.shards[worker::workers]
         remote.fetch(self.out / "shards", *(self._file(s).name for s in own))
-        recorded = [s for s in own if self._record(s)]
-        self._fetch(*recorded)
-        return [s for s in own if self._record(s).get("sha256", "") != self._digest(s)]
+        records = {s: self._record(s) for s in own}
+        self._fetch(*(s for s in own if records[s]))
+        return [s for s in own if records[s].get("sha256", "") != self._digest(s)]
 
     def unrecorded(self) -> list[outputs.Shard]:
         """The shards, anybody's, of which no record says that they are finished."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import stat
@@ -338,3 +339,43 @@ def test_the_scripts_are_well_formed():
 def test_what_a_host_would_refuse_is_refused_before_it_is_asked_for(flag, words, refused):
     argv = [CONFIG, "--workdir=/runs/x", "--nodes=1", "--dry_run", flag]
     assert words in refused(call(slurm, *argv))
+
+
+# In the place of `python`: launchers and dry runs as they are, of other commands the flags alone.
+SHIM = """#!{python}
+import importlib, os, sys
+module, argv = sys.argv[2], sys.argv[3:]
+if module.startswith("launch.") or "--dry_run" in argv:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+from ldm_jax import cli
+command = importlib.import_module(module)
+cli.parse(cli.define(command.FLAGS, argv), argv)
+"""
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_work_as_they_are_printed(tools, tmp_path):
+    calls = tools()
+    shim = tmp_path / "bin" / "python"
+    shim.write_text(SHIM.format(python=sys.executable))
+    shim.chmod(0o755)
+    text = (ROOT / "docs" / "launch.md").read_text().replace("BUCKET", "bucket")
+    for spot in ("--spot\n", '--spot"\n'):  # of a slice that is never there
+        text = text.replace(spot, spot.replace("--spot", "--spot --dry_run"))
+    text = text.replace("/shared", str(tmp_path / "shared"))
+    own = text.partition("## 50,000 samples")[2].partition("## Exit codes")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", own, re.DOTALL)
+    assert len(blocks) == 8
+    said = ""
+    for block in blocks:
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        run = ["bash", "-euo", "pipefail", "-c", block]
+        done = subprocess.run(
+            run, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "ldm_jax: " not in done.stderr, (block, done.stderr)
+        said += done.stdout
+    array, *cells = calls()
+    assert "--array=0-7" in array and "--gres=gpu:1" in array and len(cells) == 18
+    assert {c[-1].partition("=")[0] for c in cells} == {"--cell"}
+    assert said.count("--node-id=f4-kl-c4-s0") == 1 and said.count("--node-id=samples") == 1
