@@ -562,6 +562,7 @@ def chaos(seed: int, minutes: float, jobs, faults) -> int:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{place}/compiled")
         os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
         os.environ |= fake_gcs.environment(server) | {"XDG_CACHE_HOME": f"{place}/cache"}
+        os.environ["TMPDIR"] = place  # where those that are killed leave their mirrors
         own = Chaos(pathlib.Path(place), random.Random(seed), server)
         while time.monotonic() - begin < 60 * minutes:
             own.disturb(own.random.choice(jobs), rounds, faults)

@@ -70,8 +70,11 @@ class Job:
 
     def forget(self, shards: list[outputs.Shard]):
         """Removes the records of what is drawn again, so that nobody takes it for finished."""
-        for shard in shards:
-            self._file(shard).unlink(missing_ok=True)
+        damaged = [file for file in map(self._file, shards) if file.exists()]
+        for file in damaged:
+            file.unlink()
+        if damaged:
+            remote.settle()
 
     @contextlib.contextmanager
     def merging(self):
