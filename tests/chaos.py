@@ -31,7 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HANG = 300.0  # seconds after which a command that does not end counts as stuck
+HANG = 600.0  # seconds after which a command that does not end counts as stuck
 DISTURBED = 4  # faults of a round at most
 LIMIT = 40_000  # bytes beyond which no file grows on a "full" disk
 STEPS = dict(total=30, log=5, eval=15, checkpoint=6)
@@ -343,6 +343,10 @@ class Round:
                 raise Broken(f"an undisturbed start ended with {code}")
         raise Broken("three undisturbed starts did not end it")
 
+    def said(self) -> str:
+        """The end of what the job said."""
+        return self.log.read_text(errors="replace")[-4000:]
+
     def clear(self):
         """Deletes what the job left."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -518,12 +522,15 @@ class Chaos:
         self.wanted[name] = self.wanted.get(job.alike)
         for folder in folders:
             clock, own = time.monotonic(), self.round(name, folder)
-            if code := ended(own._start()):
-                raise Broken(f"{name}, undisturbed, ends with {code}:\n{own.log.read_text()}")
-            found = own.left()
-            self.wanted[name] = self.wanted[name] or found
-            if apart := differences(found, self.wanted[name]):
-                raise Broken(f"{name} differs without any fault: {', '.join(apart[:5])}")
+            try:
+                if code := ended(own._start()):
+                    raise Broken(f"it ended with {code}")
+                found = own.left()
+                self.wanted[name] = self.wanted[name] or found
+                if apart := differences(found, self.wanted[name]):
+                    raise Broken(f"{len(apart)} results differ: {', '.join(apart[:5])}")
+            except Broken as e:
+                raise Broken(f"{name}, undisturbed: {e}\n{own.said()}") from None
             self.durations[name] = time.monotonic() - clock
         own.clear()
         print(f"{name}: {len(self.wanted[name])} results, {self.durations[name]:.0f} s", flush=True)
@@ -544,8 +551,8 @@ class Chaos:
             if apart := differences(own.left(), self.wanted[name]):
                 raise Broken(f"{len(apart)} results differ: {', '.join(apart[:5])}")
         except Broken as e:
-            said, told = own.log.read_text(errors="replace")[-4000:], "; ".join(own.story)
-            raise Broken(f"round {number}, {name}: {e}\nstory: {told}\n{said}") from None
+            told = f"story: {'; '.join(own.story)}\n{own.said()}"
+            raise Broken(f"round {number}, {name}: {e}\n{told}") from None
         self.struck += len(own.story)
         print(f"{name}: {'; '.join(own.story)}: equal", flush=True)
         own.clear()

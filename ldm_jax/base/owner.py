@@ -111,11 +111,12 @@ def _owned_lease(flag: str, url: str, key: str):
     """Of a worker: beside those of other workers, but not beside that of a lone owner."""
     refuse = _refuse(flag, url, LEASE)
     with _lease(url, key, refuse):
-        store = remote.store(url)
-        others = [NAME] if key != NAME else _workers(store)
-        for other in others:  # the later of two that come at once sees the other one
-            generation = _free(store, other, refuse)
-            store.write(other, None, if_equal=generation).result(timeout=remote.PATIENCE)
+        with remote.said(f"{url}/{NAME} cannot be read"):
+            store = remote.store(url)
+            # Of two that come at once, the later one sees the other.
+            for other in [NAME] if key != NAME else _workers(store):
+                generation = _free(store, other, refuse)
+                store.write(other, None, if_equal=generation).result(timeout=remote.PATIENCE)
         yield
 
 
@@ -165,8 +166,9 @@ def _try(file, shared: bool, path) -> bool:
 def _lease(url: str, key: str, taken):
     """As `_file`, of an object in a bucket."""
     store, own = remote.store(url), uuid.uuid4().hex
-    while (generation := _write(store, key, own, _free(store, key, taken))) is None:
-        pass  # another process was faster
+    with remote.said(f"{url}/{key} cannot be written"):
+        while (generation := _write(store, key, own, _free(store, key, taken))) is None:
+            pass  # another process was faster
     ended = threading.Event()
 
     def renew():

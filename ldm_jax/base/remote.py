@@ -69,7 +69,7 @@ def copy(path) -> str:
     if not url.startswith(SCHEME):
         return str(path)
     found, (parent, _, name) = place(url), url.rpartition("/")
-    with _said(f"{url} cannot be read"):
+    with said(f"{url} cannot be read"):
         is_file = found.is_file()
         if not is_file and not found.is_dir():
             raise errors.UsageError(f"{url}: there is no such object or folder.")
@@ -188,7 +188,7 @@ def duplicate(folder, target):
 def read(url: str) -> bytes | None:
     """The content of a small object; None where there is none."""
     parent, _, name = url.rpartition("/")
-    with _said(f"{url} cannot be read"):
+    with said(f"{url} cannot be read"):
         found = store(parent).read(name).result(timeout=PATIENCE)
     return None if found.state == "missing" else found.value
 
@@ -221,6 +221,19 @@ def download(url: str, target: pathlib.Path, size: int):
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def said(what: str, remedy: str = "try again"):
+    """Makes a UsageError of whatever a bucket and the network raise in the block."""
+    try:
+        yield
+    except (errors.UsageError, OSError) as e:
+        if isinstance(e, OSError) and e.errno not in errors.STORAGE:
+            raise errors.UsageError(f"{what} ({errors.reason(e)}): {remedy}.") from e
+        raise
+    except Exception as e:
+        raise errors.UsageError(f"{what} ({errors.reason(e)}): {remedy}.") from e
+
+
 def discard():
     """Deletes the mirrors of this process, which are of no use to the program that it becomes."""
     while _mirrors:
@@ -251,7 +264,7 @@ class _Mirror:
         """Makes the mirror what `local` promises of the folder `inside` it."""
         doing = "written" if write else "read"
         hint = "check the bucket's name and this account's rights (gcloud auth "
-        with _said(f"{self.url} cannot be {doing}", f"{hint}application-default login)"):
+        with said(f"{self.url} cannot be {doing}", f"{hint}application-default login)"):
             # Listing a bucket that refuses (403) yields nothing, without an error (tensorstore
             # 0.1.86); reading a key does raise one.
             if not self._store:
@@ -277,7 +290,7 @@ class _Mirror:
     def holds(self, path) -> bool:
         """Whether the bucket holds an object or a folder there."""
         key = self.key(path)
-        with _said(f"{self.shown(path)} cannot be read"):
+        with said(f"{self.shown(path)} cannot be read"):
             here = key and self._store.read(key).result(timeout=PATIENCE).state != "missing"
             return bool(here or self.names(key))
 
@@ -287,7 +300,7 @@ class _Mirror:
 
         within = f"{folder}/" if folder else ""
         every = tensorstore.KvStore.KeyRange(within, f"{folder}0" if folder else "")  # "/" < "0"
-        with _said(f"{self.url}/{folder} cannot be read"):
+        with said(f"{self.url}/{folder} cannot be read"):
             keys = self._store.list(every).result(timeout=PATIENCE)
         found = (key.decode()[len(within) :] for key in keys)
         # Names that end in a slash stand for folders, as gcsfuse and Google's console make them.
@@ -295,7 +308,7 @@ class _Mirror:
 
     def fetch(self, folder: str, names=()):
         within = f"{folder}/" if folder else ""
-        with self._lock, _said(f"{self.url}/{folder} cannot be read"):
+        with self._lock, said(f"{self.url}/{folder} cannot be read"):
             keys = {within + name for name in names or self.names(folder)}
             gone = set() if names else {key for key in self._known if key.startswith(within)} - keys
             for some in _some(filter(_is_mirrored, sorted(keys))):
@@ -317,7 +330,7 @@ class _Mirror:
 
     def download(self, path: pathlib.Path):
         """Fetches one object, of whatever size, once."""
-        with self._lock, _said(f"{self.shown(path)} cannot be read"):
+        with self._lock, said(f"{self.shown(path)} cannot be read"):
             if self.key(path) not in self._known:
                 download(self.shown(path), path, place(path).stat().length)
                 self._known[self.key(path)] = _Known(_stat(path), None)
@@ -437,16 +450,3 @@ def _stat(path: pathlib.Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _said(what: str, remedy: str = "try again"):
-    """Makes a UsageError of whatever a bucket and the network raise in the block."""
-    try:
-        yield
-    except (errors.UsageError, OSError) as e:
-        if isinstance(e, OSError) and e.errno not in errors.STORAGE:
-            raise errors.UsageError(f"{what} ({errors.reason(e)}): {remedy}.") from e
-        raise
-    except Exception as e:
-        raise errors.UsageError(f"{what} ({errors.reason(e)}): {remedy}.") from e
