@@ -19,7 +19,7 @@ import time
 
 from launch import job as job_lib
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import errors, remote
 
 GRACE = 20.0  # seconds for the others to end once one has failed
 POLL = 0.1
@@ -29,9 +29,11 @@ FLAGS = job_lib.flags(hosts=cli.Integer("How many processes to start.", 1, least
 
 
 def main(args, overrides):
-    job = job_lib.read(args, overrides, "local", hosts=args.hosts)
+    job = job_lib.read(args, overrides, "local", hosts=args.hosts, buckets=True)
     shell = job_lib.Shell(args.dry_run)
-    record = pathlib.Path(job.folder) / "launch" / f"{job.record['id']}.json"
+    given, staged = args[job_lib.COMMANDS[job.command]].value, job_lib.ROOT / job_lib.STAGING
+    folder = staged / job.name if given.startswith(remote.SCHEME) else pathlib.Path(job.folder)
+    record = folder / "launch" / f"{job.record['id']}.json"
     shell.write(record, json.dumps(job.record, indent=2) + "\n")
     argv = [sys.executable, "-m", "launch.start", str(record), *job.arguments]
     if args.dry_run:

@@ -8,9 +8,11 @@ new end the job. Every host keeps its own count: before they have found each oth
 it is the first. Hosts of `sample` and `encode` share the work out by --worker.
 """
 
+import collections
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
@@ -20,8 +22,11 @@ from ldm_jax import cli
 from ldm_jax.base import errors, remote
 
 USELESS = 2  # restarts without progress
+STEP = re.compile("(?P<run>(.*/)?)checkpoints/(?P<step>[0-9]+)/")  # files of what is done
+SHARD = re.compile("(.*/)?shards/[^/]+[.]json")
 # What numbers and counts the processes of a job; elsewhere (TPU VMs, pods) a host is one process.
-PROCESSES = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_NTASKS"))
+PROCESSES = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),)
+PROCESSES += (("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
 def main(argv):
@@ -33,12 +38,15 @@ def main(argv):
     path = next(a.partition("=")[2] for a in arguments if a.startswith(f"{flag}="))
     host = next((os.environ[i] for i, _ in PROCESSES if i in os.environ), socket.gethostname())
     try:
-        folder = remote.local(path, write=True)
+        folder = remote.local(path, write=True, whole=False)
         cli.check_writable(flag, folder)
         problem, code = keep(record, pathlib.Path(folder), host), cli.EXIT_FAILED
-        remote.push()
+        remote.settle()
     except errors.UsageError as e:
         problem, code = str(e), cli.EXIT_USAGE
+    except errors.RunError as e:
+        problem, code = str(e), cli.EXIT_FAILED
+    remote.discard()
     if problem:
         print(f"launch: {problem}", file=sys.stderr, flush=True)
         sys.exit(code)
@@ -59,6 +67,7 @@ def worker(command: str, environ) -> list[str]:
 def keep(record: dict, written: pathlib.Path, host: str) -> str:
     """Writes record and start; returns why the job should end, or "". written: by the command."""
     folder = written / "launch"
+    remote.fetch(folder)
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / f".{record['id']}.{host}.tmp"  # all hosts write the same: never half of it
     whole.write_text(json.dumps(record, indent=2) + "\n")
@@ -80,14 +89,10 @@ def keep(record: dict, written: pathlib.Path, host: str) -> str:
 
 def progress(folder: pathlib.Path) -> int:
     """What is done: the newest steps of the trainings in `folder`, and the finished shards."""
-    trainings = {folder, *(path.parent for path in folder.rglob("checkpoints"))}
-    return sum(map(newest_step, trainings)) + sum(1 for _ in folder.rglob("shards/*.json"))
-
-
-def newest_step(workdir: pathlib.Path) -> int:
-    """Of the finished checkpoints; 0 where there is none."""
-    names = (path.name for path in remote.place(workdir / "checkpoints").glob("[0-9]*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    names, newest = remote.names(folder), collections.defaultdict(int)
+    for found in filter(None, map(STEP.match, names)):
+        newest[found["run"]] = max(newest[found["run"]], int(found["step"]))
+    return sum(newest.values()) + sum(1 for name in names if SHARD.fullmatch(name))
 
 
 if __name__ == "__main__":

@@ -307,6 +307,7 @@ def run(doc, table, main, argv, verbs=None, words: str = "") -> int:
             hint = errors.nearest("".join(verb), verbs)
             raise errors.UsageError(f"The first argument must be {' | '.join(verbs)}{hint}")
         main(*verb, values, overrides)
+        remote.settle()
         return 0
     except (errors.UsageError, errors.RunError, errors.Restart) as e:
         return _say(e, e.exit_code)
@@ -420,21 +421,20 @@ def fill(cls, args, **others):
 def mirror(args):
     """Replaces each flag that names a folder on gs:// by its local mirror (see base.remote).
 
+    Processes that share a folder (--worker, --cell) fetch of it what they need themselves.
+
     Raises:
-      UsageError: a bucket that cannot be read or, where the command writes, written; several
-        workers of one job, which would not see one another's files.
+      UsageError: a bucket that cannot be read or, where the command writes, written.
     """
-    if "worker" in args and args.worker and str(args.out or "").startswith(remote.SCHEME):
-        raise errors.UsageError(
-            f"--worker={args.worker} with --out={args.out}: workers share a folder; mount the "
-            "bucket on every host and give the mounted path."
-        )
+    shared = "worker" in args or "cell" in args
     for name in ("run", "samples", "out", "workdir"):
         if name in args and str(args[name].value or "").startswith(remote.SCHEME):
             write = name in ("out", "workdir")
-            args[name].value = remote.local(args[name].value, write=write)
+            whole = not (write and shared)
+            args[name].value = remote.local(args[name].value, write=write, whole=whole)
 
 
 def _say(message, code) -> int:
-    print(f"ldm_jax: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    line = " ".join(remote.told(str(message)).split())
+    print(f"ldm_jax: {line}", file=sys.stderr, flush=True)
     return code

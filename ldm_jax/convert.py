@@ -19,7 +19,7 @@ import functools
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import errors
+from ldm_jax.base import errors, remote
 
 # Flags of each kind, beside --out.
 TAKES = dict(compvis=("checkpoint", "config", "heads", "tokenizer"), diffusers=("checkpoint",))
@@ -58,8 +58,9 @@ def main(kind, args, overrides):
     call = publishing.publish if pushed else getattr(conversion, kind, None)
     if "checkpoint" in given:
         call = functools.partial(conversion.convert, kind, overrides=overrides)
+    here = args.out and remote.local(args.out, write=True, whole=False)
     summary = call(out=args.out, **given)
-    file = pathlib.Path(args.out) / "summary.json" if args.out else None
+    file = pathlib.Path(here, "summary.json") if here else None
     cli.finish(file, summary, [f"note: {note}" for note in summary.get("notes", ())])
 
 

@@ -17,7 +17,7 @@ import os
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import owner, platforms
+from ldm_jax.base import owner, platforms, remote
 
 FLAGS = dict(
     sweep=cli.Recipe("Sweep, sweeps/NAME[:preset] or path.py[:preset].", under="sweeps"),
@@ -31,7 +31,9 @@ FLAGS = dict(
 
 def main(args, overrides):
     cli.require(args, "sweep", "workdir")
+    place = args.workdir
     if not args.dry_run:
+        cli.mirror(args)
         cli.check_out("--workdir", args.workdir, "cells")
     from ldm_jax.sweeps import axes
     from ldm_jax.sweeps import work as work_lib
@@ -39,7 +41,7 @@ def main(args, overrides):
     sweep, workdir = axes.load(args.sweep, overrides), pathlib.Path(args.workdir)
     chosen = work_lib.choose(sweep, args.cell)
     if args.dry_run:
-        argv = ["python", "-m", "ldm_jax.sweep", f"--sweep={args.sweep}", f"--workdir={workdir}"]
+        argv = ["python", "-m", "ldm_jax.sweep", f"--sweep={args.sweep}", f"--workdir={place}"]
         argv += [f"--config.{key}={text}" for key, text in overrides.items()]
         return print(*work_lib.describe(chosen, sweep, argv), sep="\n")
     works = [work_lib.Work(cell, sweep, workdir, cli.call) for cell in chosen]
@@ -47,8 +49,8 @@ def main(args, overrides):
         return print(*work_lib.forecast(workdir, works, args.forecast), sep="\n")
     if not args.report:
         # One cache for all commands, which leave it alone where the environment names it.
-        platforms.cache_compilations(workdir / "compilation_cache")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compilation_cache"))
+        platforms.cache_compilations(programs := remote.place(workdir / "compilation_cache"))
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
         with owner.of("--workdir", workdir, args.cell):
             for work in works:
                 work.run()

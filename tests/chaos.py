@@ -5,13 +5,16 @@
 Each round takes a job, starts it, disturbs it a few times, lets it end, and compares. It ends with
 exit code 1 and the whole story of the round where a byte differs, a command ends in a way that it
 may not, or hangs. The same seed makes the same choices, but when a fault strikes is a matter of
-time.
+time. Jobs in a bucket, which is a server of Google's API (fake_gcs.py), and those of several
+processes are held against lone ones on a disk.
 """
 
 import abc
 import argparse
 import contextlib
+import fnmatch
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -22,12 +25,13 @@ import sys
 import tempfile
 import time
 
+import fake_gcs
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HANG = 300.0  # seconds after which a command that does not end counts as stuck
+HANG = 600.0  # seconds after which a command that does not end counts as stuck
 DISTURBED = 4  # faults of a round at most
 LIMIT = 40_000  # bytes beyond which no file grows on a "full" disk
 STEPS = dict(total=30, log=5, eval=15, checkpoint=6)
@@ -39,6 +43,48 @@ _time, _begin = time.time, time.time()
 _by = random.Random({seed}).choice((-86400, 86400, -3600, 600))
 time.time = lambda: _time() + (_by if _time() - _begin > 6 else 0)
 """
+# As JUMP: each change of a file or a folder takes up to a second, the most of them little.
+SLOW = """import builtins, io, os, random, time
+_random = random.Random({seed})
+def slow(call):
+    def later(*args, **kwargs):
+        time.sleep(min(1.0, _random.expovariate(50)))
+        return call(*args, **kwargs)
+    return later
+for _name in ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir", "truncate", "link"):
+    setattr(os, _name, slow(getattr(os, _name)))
+_open, _opened_late = builtins.open, slow(builtins.open)
+def open(file, mode="r", *args, **kwargs):
+    how = _opened_late if set(mode) & set("wax+") else _open
+    return how(file, mode, *args, **kwargs)
+builtins.open = io.open = open
+"""
+# Runs the module after it; soon after two copies of the state were found equal, one bit of what a
+# device holds of it is flipped. Not before a save, which would be between two instructions.
+FLIPPED = """import ctypes, random, runpy, sys
+import jax
+from ldm_jax.engine import replicas
+_random, _compare, _left = random.Random(sys.argv[1]), replicas.Replicas.__call__, [1]
+def compare(self, step, arrays):
+    _compare(self, step, arrays)
+    if _left and step % {checkpoint} and step < {total} and _random.random() < 0.2:
+        _left.pop()
+        leaves = [leaf for leaf in jax.tree.leaves(arrays) if leaf.sharding.is_fully_replicated]
+        part = _random.choice(_random.choice(leaves).addressable_shards).data
+        address = part.unsafe_buffer_pointer() + _random.randrange(part.nbytes)
+        ctypes.c_ubyte.from_address(address).value ^= 1 << _random.randrange(8)
+        print("chaos: a bit was flipped at step", step, flush=True)
+replicas.Replicas.__call__ = compare
+sys.argv = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+# A sweep as a job for each cell, and one that reports.
+CELLS = """import subprocess, sys
+sweep = [sys.executable, "-m", "ldm_jax.sweep", *sys.argv[2:]]
+cells = [subprocess.Popen([*sweep, f"--cell={cell}"]) for cell in sys.argv[1].split(",")]
+codes = [cell.wait() for cell in cells]
+sys.exit(max(codes, key=abs) % 256 or subprocess.call(sweep))
+"""
 # Becomes the command after it, whose files may not grow beyond a number of bytes.
 LIMITED = """import os, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
@@ -47,18 +93,28 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class Job(abc.ABC):
-    """A command that writes a folder and goes on where it was; `made` is what jobs start from."""
+    """A command that writes a folder and goes on where it was; `made` is what jobs start from.
+
+    Attributes:
+      alike: the name of the lone job on a disk that leaves the same; "": itself.
+      devices: how many JAX sees in each process.
+      bucket: whether the folder is a gs:// URL.
+      needs: the names of the jobs whose folders it reads.
+      kinds: of faults that only some jobs can have.
+    """
+
+    alike, devices, bucket, needs, kinds = "", 1, False, (), ()
 
     def __init__(self, made: pathlib.Path):
         self.made = made
 
     @abc.abstractmethod
     def argv(self, folder) -> list[str]:
-        """The module that is run and its arguments."""
+        """Arguments of the interpreter. folder: a path, or a URL."""
 
     @abc.abstractmethod
     def left(self, folder) -> dict[str, str]:
-        """{what is compared: digest}."""
+        """{what is compared: digest}. folder: a path."""
 
 
 class Train(Job):
@@ -69,14 +125,14 @@ class Train(Job):
     def argv(self, folder):
         steps = [f"--config.steps.{key}={value}" for key, value in STEPS.items()]
         config = f"--config={ROOT}/configs/debug.py:{self.variant}"
-        return ["ldm_jax.train", config, f"--workdir={folder}", *steps, *self.more]
+        return ["-m", "ldm_jax.train", config, f"--workdir={folder}", *steps, *self.more]
 
     def left(self, folder):
         return files(folder, "metrics.jsonl", "images/*") | leaves(folder)
 
 
 class SecondStage(Train):
-    variant = "ldm"
+    variant, needs = "ldm", ("train",)
 
     @property
     def more(self):
@@ -86,30 +142,126 @@ class SecondStage(Train):
 class TwoHosts(Train):
     """Two processes; launch.local starts them again by itself after a signal."""
 
+    kinds = ("one",)
+
     def argv(self, folder):
-        return ["launch.local", "--hosts=2", *super().argv(folder)[1:]]
+        return ["-m", "launch.local", "--hosts=2", *super().argv(folder)[2:]]
+
+
+class Replicated(Train):
+    """Four devices that hold the same weights, and compare them."""
+
+    devices, more, kinds = 4, ("--config.check_replicas=2", "--config.mesh.fsdp=1"), ("memory",)
 
 
 class Encode(Job):
+    needs = ("train",)
+
     def argv(self, folder):
         first = self.made / "train"
         how = [f"--run={first}", f"--config={first}/config.json", f"--out={folder}"]
-        return ["ldm_jax.encode", *how, "--shard_size=64", "--config.data.count=6000"]
+        return ["-m", "ldm_jax.encode", *how, "--shard_size=64", "--config.data.count=6000"]
 
     def left(self, folder):
         return files(folder, "manifest.json", "images/*", "shards/*.json")
 
 
 class Sample(Job):
+    needs = ("second_stage",)
+
     def argv(self, folder):
         how = [f"--run={self.made / 'second_stage'}", f"--out={folder}", "--steps=4"]
-        return ["ldm_jax.sample", *how, "--num=120", "--batch_size=8", "--shard_size=8"]
+        how += ["--format=npz", "--num=120", "--batch_size=8", "--shard_size=8"]
+        return ["-m", "ldm_jax.sample", *how]
 
     def left(self, folder):
-        return files(folder, "manifest.json", "images/*", "shards/*.json")
+        return files(folder, "manifest.json", "samples.npz", "images/*", "shards/*.json")
 
 
-JOBS = dict(train=Train, second_stage=SecondStage, two_hosts=TwoHosts, encode=Encode, sample=Sample)
+class Workers(Sample):
+    """Two that share the work; the last one merges."""
+
+    alike, kinds = "sample", ("one",)
+
+    def argv(self, folder):
+        return ["-m", "launch.local", "--hosts=2", "--command=sample", *super().argv(folder)[2:]]
+
+
+class Sweep(Job):
+    def argv(self, folder):
+        how = ["--sweep=sweeps/downsampling:debug", f"--workdir={folder}", "--config.f=(2,)"]
+        return ["-m", "ldm_jax.sweep", *how, "--config.seeds=(0,1)", "--config.points=1"]
+
+    def left(self, folder):
+        cells, text = "cells/*", (folder / "summary.json").read_text()
+        found = files(folder, "first_stages/*/metrics.jsonl", f"{cells}/run/metrics.jsonl")
+        found |= files(folder, f"{cells}/samples-*/*/images/*", "latents/*/images/*")
+        return found | {"values": str(json.loads(text)["values"])}
+
+
+class Cells(Sweep):
+    """A job for each cell, at the same time, then one that reports."""
+
+    alike, kinds = "sweep", ("one",)
+
+    def argv(self, folder):
+        return ["-c", CELLS, "f2_kl_c2_s0,f2_kl_c2_s1", *super().argv(folder)[2:]]
+
+
+def in_bucket(job: type[Job], alike: str) -> type[Job]:
+    how = {"bucket": True, "alike": alike, "kinds": (*job.kinds, "answers")}
+    return type(f"{job.__name__}InBucket", (job,), how)
+
+
+JOBS = dict(train=Train, second_stage=SecondStage, two_hosts=TwoHosts, replicated=Replicated)
+JOBS |= dict(encode=Encode, sample=Sample, workers=Workers, sweep=Sweep, cells=Cells)
+JOBS |= dict(bucket_train=in_bucket(Train, "train"), bucket_encode=in_bucket(Encode, "encode"))
+JOBS |= dict(bucket_workers=in_bucket(Workers, "sample"), bucket_cells=in_bucket(Cells, "sweep"))
+
+
+class Disk:
+    """The files of a job's folder."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = self.url = folder
+
+    def names(self) -> list[str]:
+        return [str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()]
+
+    def read(self, name) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def write(self, name, data: bytes | None):
+        """None deletes it."""
+        if data is None:
+            return (self.folder / name).unlink()
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_bytes(data)
+
+
+class Bucket(Disk):
+    """The same in a bucket. folder: where `copied` puts what is compared."""
+
+    def __init__(self, folder, server):
+        self.folder, self._server, self.url = folder, server, f"gs://chaos/{folder.name}"
+
+    def names(self):
+        begin = f"{self.folder.name}/"
+        return [n.removeprefix(begin) for _, n in [*self._server.objects] if n.startswith(begin)]
+
+    def read(self, name):
+        return self._server.objects["chaos", f"{self.folder.name}/{name}"]
+
+    def write(self, name, data):
+        with self._server.lock:
+            if data is None:
+                del self._server.objects["chaos", f"{self.folder.name}/{name}"]
+            else:
+                self._server.put("chaos", f"{self.folder.name}/{name}", data)
+
+    def copy(self):
+        for name in self.names():
+            super().write(name, self.read(name))
 
 
 def files(folder, *patterns) -> dict[str, str]:
@@ -136,7 +288,7 @@ def steps(folder) -> list[pathlib.Path]:
 
 def start(argv, error, limit: int = 0, **environ):
     """A process group of its own, so that a fault strikes it whole."""
-    command = [sys.executable, "-m", *argv]
+    command = [sys.executable, *argv]
     if limit:
         command = [sys.executable, "-c", LIMITED, str(limit), *command]
     own = dict(cwd=ROOT, env=os.environ | environ, stdout=error, stderr=error)
@@ -164,9 +316,15 @@ class Broken(Exception):
 class Round:
     """One job from nothing to its end. duration: seconds that it takes undisturbed."""
 
-    def __init__(self, job: Job, folder: pathlib.Path, duration: float, random_):
+    def __init__(self, job: Job, folder: pathlib.Path, duration: float, random_, server):
         self.job, self.folder, self.duration, self.random = job, folder, duration, random_
-        self.log, self.story = folder.with_suffix(".log"), []
+        self.log, self.story, self.server = folder.with_suffix(".log"), [], server
+        self.files = Bucket(folder, server) if job.bucket else Disk(folder)
+
+    def left(self) -> dict[str, str]:
+        if self.job.bucket:
+            self.files.copy()
+        return self.job.left(self.folder)
 
     def run(self, faults):
         """Faults, then undisturbed starts until the job has ended."""
@@ -184,6 +342,16 @@ class Round:
             if code != RESTART:
                 raise Broken(f"an undisturbed start ended with {code}")
         raise Broken("three undisturbed starts did not end it")
+
+    def said(self) -> str:
+        """The end of what the job said."""
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def clear(self):
+        """Deletes what the job left."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in self.files.names() if self.job.bucket else ():
+            self.files.write(name, None)
 
     def kill(self):
         return self._struck(signal.SIGKILL, {-signal.SIGKILL})
@@ -205,8 +373,8 @@ class Round:
 
     def twin(self):
         """The same command once more, which is to be refused, or comes after the end."""
-        process, marker = self._started(), self.folder / ".owner"
-        while not marker.exists() and process.poll() is None:
+        process = self._started()
+        while not self._owned() and process.poll() is None:
             time.sleep(0.05)
         before = process.poll()
         code = ended(self._start())
@@ -219,45 +387,92 @@ class Round:
         return self._code(self._start(LIMIT), {1, REFUSED, RESTART})
 
     def clock(self):
-        folder = self.folder.with_suffix(".clock")
-        folder.mkdir(exist_ok=True)
-        (folder / "sitecustomize.py").write_text(JUMP.format(seed=self.random.random()))
-        return self._code(self._start(PYTHONPATH=f"{folder}:{ROOT}"), {RESTART})
+        return self._code(self._start(PYTHONPATH=self._imported(JUMP)), {RESTART})
+
+    def slow(self):
+        """Storage that takes its time, until a kill or to the end."""
+        process = self._start(PYTHONPATH=self._imported(SLOW))
+        if self.random.random() < 0.5:
+            return self._code(process, {RESTART})
+        time.sleep(self.random.uniform(0.2, 2.0) * self.duration)
+        strike(process, signal.SIGKILL)
+        return self._code(process, {-signal.SIGKILL})
+
+    def one(self):
+        """Of several processes one dies, and whoever started them does what it does then."""
+        process = self._started()
+        if others := children(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.random.choice(others), signal.SIGKILL)
+        return self._code(process, {RESTART, 256 - signal.SIGKILL})
+
+    def answers(self):
+        """Of the bucket get lost, or it refuses, before or after it did what it was asked for."""
+        share, kinds = self.random.choice((0.01, 0.05, 0.15)), [*fake_gcs.TROUBLES]
+        fate = random.Random(self.random.random())
+        self.server.trouble = lambda: fate.choice(kinds) if fate.random() < share else ""
+        self.story[-1] += f" of {share:.0%}"
+        try:
+            return self._code(self._start(), {RESTART}) if fate.random() < 0.5 else self.kill()
+        finally:
+            self.server.trouble = lambda: ""
+
+    def memory(self):
+        """One bit of what a device holds of the state."""
+        module, *argv = self.job.argv(self.files.url)[1:]
+        program = FLIPPED.format(**STEPS)
+        with open(self.log, "ab") as log:
+            own = ["-c", program, str(self.random.random()), module, *argv]
+            return self._code(start(own, log, **self._environ()), {RESTART})
 
     def flip(self):
         """A bit of a checkpoint, or of a finished shard."""
-        if file := self._one("checkpoints/*/**/*", "images/*"):
-            data = bytearray(file.read_bytes())
+        if name := self._one("checkpoints/*/*", "images/*"):
+            data = bytearray(self.files.read(name))
             if data:
                 data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
-                file.write_bytes(data)
+                self.files.write(name, bytes(data))
 
     def lose(self):
-        if file := self._one("checkpoints/*/**/*", "images/*", "shards/*.json"):
-            file.unlink()
+        if name := self._one("checkpoints/*/*", "images/*", "shards/*.json"):
+            self.files.write(name, None)
 
     def tear(self):
         """The end of a file of lines, as a machine that lost its power leaves it."""
-        if file := self._one("timing.jsonl", "goodput.jsonl", "shards/*.json"):
-            data = file.read_bytes()
-            file.write_bytes(data[: self.random.randrange(len(data) + 1)])
+        if name := self._one("timing.jsonl", "goodput.jsonl", "shards/*.json"):
+            data = self.files.read(name)
+            self.files.write(name, data[: self.random.randrange(len(data) + 1)])
 
     def litter(self):
         """What a killed save leaves."""
-        folder = self.folder / "checkpoints" / "999.orbax-checkpoint-tmp-7"
-        if folder.parent.exists():
-            folder.mkdir(exist_ok=True)
-            (folder / "half").write_bytes(b"half")
+        if any(name.startswith("checkpoints/") for name in self.files.names()):
+            self.files.write("checkpoints/999.orbax-checkpoint-tmp-7/half", b"half")
 
-    def _one(self, *patterns):
-        found = [p for pattern in patterns for p in self.folder.glob(pattern) if p.is_file()]
-        file = self.random.choice(sorted(found)) if found else None
-        self.story[-1] += f" {file.relative_to(self.folder)}" if file else " nothing"
-        return file
+    def _one(self, *patterns) -> str:
+        """The name of a file; a star of a pattern also stands for folders."""
+        every = (p for p in patterns for p in fnmatch.filter(self.files.names(), p))
+        found = sorted(every)
+        name = self.random.choice(found) if found else ""
+        self.story[-1] += f" {name or 'nothing'}"
+        return name
+
+    def _owned(self) -> bool:
+        return any(pathlib.PurePath(name).name.startswith(".owner") for name in self.files.names())
+
+    def _imported(self, code: str) -> str:
+        """PYTHONPATH with code that every interpreter runs first."""
+        folder = self.folder.with_suffix(".first")
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(code.format(seed=self.random.random()))
+        return f"{folder}:{ROOT}"
+
+    def _environ(self) -> dict[str, str]:
+        fast = os.environ["XLA_FLAGS"]
+        return {"XLA_FLAGS": f"{fast} --xla_force_host_platform_device_count={self.job.devices}"}
 
     def _start(self, limit=0, **environ):
         with open(self.log, "ab") as log:
-            return start(self.job.argv(self.folder), log, limit, **environ)
+            return start(self.job.argv(self.files.url), log, limit, **self._environ(), **environ)
 
     def _started(self):
         process = self._start()
@@ -278,7 +493,69 @@ class Round:
 
 
 AT_REST = ("flip", "lose", "tear", "litter")
-FAULTS = ("kill", "term", "stop", "twin", "full", "clock", *AT_REST)
+SOME = ("one", "answers", "memory")  # faults that a job has to be made for
+FAULTS = ("kill", "term", "stop", "twin", "full", "clock", "slow", *SOME, *AT_REST)
+
+
+def children(pid: int) -> list[int]:
+    """Of a process, on Linux."""
+    try:
+        return [*map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    except OSError:
+        return []
+
+
+class Chaos:
+    """Rounds of jobs in the folder `place`; what they start from and are held against is there."""
+
+    def __init__(self, place: pathlib.Path, random_, server):
+        self.place, self.random, self.server = place, random_, server
+        self.wanted, self.durations, self.struck = {}, {}, 0
+
+    def prepare(self, name):
+        """Makes what a job needs and wants, and runs it undisturbed."""
+        job = JOBS[name](self.place)
+        for other in (*job.needs, *filter(None, [job.alike])):
+            if other not in self.wanted:
+                self.prepare(other)
+        folders = [f"{name}_warm"] if job.alike else [name, f"{name}_warm"]
+        self.wanted[name] = self.wanted.get(job.alike)
+        for folder in folders:
+            clock, own = time.monotonic(), self.round(name, folder)
+            try:
+                if code := ended(own._start()):
+                    raise Broken(f"it ended with {code}")
+                found = own.left()
+                self.wanted[name] = self.wanted[name] or found
+                if apart := differences(found, self.wanted[name]):
+                    raise Broken(f"{len(apart)} results differ: {', '.join(apart[:5])}")
+            except Broken as e:
+                raise Broken(f"{name}, undisturbed: {e}\n{own.said()}") from None
+            self.durations[name] = time.monotonic() - clock
+        own.clear()
+        print(f"{name}: {len(self.wanted[name])} results, {self.durations[name]:.0f} s", flush=True)
+
+    def round(self, name, folder) -> Round:
+        duration = self.durations.get(name, 0.0)
+        return Round(
+            JOBS[name](self.place), self.place / folder, duration, self.random, self.server
+        )
+
+    def disturb(self, name, number: int, faults):
+        """One round; raises Broken where a promise is."""
+        if name not in self.wanted:
+            self.prepare(name)
+        own = self.round(name, f"round{number}")
+        try:
+            own.run([fault for fault in faults if fault not in SOME or fault in own.job.kinds])
+            if apart := differences(own.left(), self.wanted[name]):
+                raise Broken(f"{len(apart)} results differ: {', '.join(apart[:5])}")
+        except Broken as e:
+            told = f"story: {'; '.join(own.story)}\n{own.said()}"
+            raise Broken(f"round {number}, {name}: {e}\n{told}") from None
+        self.struck += len(own.story)
+        print(f"{name}: {'; '.join(own.story)}: equal", flush=True)
+        own.clear()
 
 
 def differences(found: dict, wanted: dict) -> list[str]:
@@ -287,48 +564,17 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 def chaos(seed: int, minutes: float, jobs, faults) -> int:
     """The number of rounds that kept every promise; raises Broken for the first that did not."""
-    random_, begin, rounds, struck = random.Random(seed), time.monotonic(), 0, 0
+    begin, rounds, server = time.monotonic(), 0, fake_gcs.serve()
     with tempfile.TemporaryDirectory(prefix="chaos") as place:
-        place = pathlib.Path(place)
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(place / "compiled"))
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{place}/compiled")
         os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-        wanted, durations = {}, {}
-        needed = {
-            "second_stage": ["train"],
-            "encode": ["train"],
-            "sample": ["train", "second_stage"],
-        }
-        for name in dict.fromkeys([n for job in jobs for n in (*needed.get(job, ()), job)]):
-            own = Round(JOBS[name](place), place / name, 0.0, random_)
-            if code := ended(own._start()):
-                raise Broken(f"{name}, undisturbed, ends with {code}:\n{own.log.read_text()}")
-            clock = time.monotonic()
-            warm = Round(own.job, place / f"{name}_warm", 0.0, random_)
-            ended(warm._start())
-            durations[name] = time.monotonic() - clock
-            wanted[name] = own.job.left(own.folder)
-            if apart := differences(own.job.left(warm.folder), wanted[name]):
-                raise Broken(f"{name} is not repeatable without any fault: {', '.join(apart[:5])}")
-            shutil.rmtree(warm.folder)
-            print(f"{name}: {len(wanted[name])} results, {durations[name]:.0f} s", flush=True)
+        os.environ |= fake_gcs.environment(server) | {"XDG_CACHE_HOME": f"{place}/cache"}
+        os.environ["TMPDIR"] = place  # where those that are killed leave their mirrors
+        own = Chaos(pathlib.Path(place), random.Random(seed), server)
         while time.monotonic() - begin < 60 * minutes:
-            name = random_.choice(jobs)
-            own = Round(JOBS[name](place), place / f"round{rounds}", durations[name], random_)
-            try:
-                own.run(faults)
-                if apart := differences(own.job.left(own.folder), wanted[name]):
-                    raise Broken(f"{len(apart)} results differ: {', '.join(apart[:5])}")
-            except Broken as e:
-                said = own.log.read_text(errors="replace")[-4000:]
-                told = "; ".join(own.story)
-                raise Broken(
-                    f"seed {seed}, round {rounds}, {name}: {e}\nstory: {told}\n{said}"
-                ) from None
-            struck += len(own.story)
+            own.disturb(own.random.choice(jobs), rounds, faults)
             rounds += 1
-            print(f"{name}: {'; '.join(own.story)}: equal", flush=True)
-            shutil.rmtree(own.folder)
-    print(f"seed {seed}: {rounds} rounds, {struck} faults, 0 bytes differ", flush=True)
+    print(f"seed {seed}: {rounds} rounds, {own.struck} faults, 0 bytes differ", flush=True)
     return rounds
 
 
@@ -344,7 +590,7 @@ def main():
     try:
         chaos(args.seed, args.minutes, args.jobs, args.faults)
     except Broken as e:
-        sys.exit(f"chaos: {e}")
+        sys.exit(f"chaos: seed {args.seed}, {e}")
 
 
 if __name__ == "__main__":

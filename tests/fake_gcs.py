@@ -2,6 +2,7 @@
 
 `serve()` listens on a free port of this machine. `server.objects` is {(bucket, name): bytes};
 `server.failures` answers that many requests with 503; `server.forbidden` are buckets that give 403.
+`server.trouble()`, called for every request, says what becomes of it: "" or one of TROUBLES.
 """
 
 import base64
@@ -12,6 +13,13 @@ import re
 import threading
 import urllib.parse
 
+TROUBLES = {  # what a client gets, and whether its request had an effect before
+    "refused": (503, False),
+    "cut": (None, False),  # the connection ends without an answer
+    "refused after": (503, True),
+    "cut after": (None, True),
+}
+
 
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
@@ -20,7 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects, self.generations, self.uploads = {}, {}, {}
         self.failures, self.failed, self.forbidden = 0, 0, set()
-        self.lock = threading.RLock()
+        self.lock, self.trouble = threading.RLock(), lambda: ""
 
     def handle_error(self, request, client_address):
         """Clients that leave in the middle of an answer are no news."""
@@ -62,6 +70,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         body = self._body()
         with self.server.lock:
+            self._answer, effect = TROUBLES.get(self.server.trouble(), ("", True))
+            self.server.failed += self._answer != ""
+            if not effect:
+                return self._reply(200)
             if self.server.failures:
                 self.server.failures -= 1
                 self.server.failed += 1
@@ -199,6 +211,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._json({"error": {"code": code, "message": f"fake {code}"}}, code)
 
     def _reply(self, code, body=b"", headers=None):
+        if self._answer is None:
+            self.close_connection = True
+            return
+        if self._answer:
+            code, body, headers = self._answer, b"", None
         self.send_response(code)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -206,6 +223,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def environment(server: Server) -> dict[str, str]:
+    """Where the libraries look for Google's storage."""
+    return {
+        "TENSORSTORE_GCS_HTTP_URL": server.url,
+        "STORAGE_EMULATOR_HOST": server.url,
+        "GCE_METADATA_ROOT": "127.0.0.1:1",
+        "NO_GCE_CHECK": "true",
+        "GOOGLE_CLOUD_PROJECT": "none",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
 
 
 def serve() -> Server:

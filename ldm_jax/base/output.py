@@ -12,7 +12,7 @@ def check_mounted(flag: str, folder):
     if "://" in str(folder):
         raise errors.UsageError(
             f"{flag}={folder}: mount the bucket (gcsfuse, Filestore) on every host and give the "
-            "mounted path; gs:// URLs are for train, sample, evaluate, encode, edit, adherence."
+            "mounted path; this command takes no URL there."
         )
 
 
@@ -43,7 +43,7 @@ MARKS = {  # a file or folder that tells what another one holds
 def check_holds(flag: str, folder, own: str = ""):
     """Raises UsageError where `folder` holds what other commands write. own: the mark of this's."""
     for mark, what in MARKS.items():
-        if mark != own and os.path.lexists(pathlib.Path(folder) / mark):
+        if mark != own and remote.exists(pathlib.Path(folder) / mark):
             raise errors.UsageError(
                 f"{flag}={remote.shown(folder)} holds {what} ({mark}), which would be mixed with "
                 "other files or overwritten: give another folder."

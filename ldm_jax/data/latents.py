@@ -5,15 +5,19 @@ ArrayRecord files in `images/` hold one record in each element (see data/records
 {"fields": [variant, ...], "shape", "dtype"}, the body the moments, [variants, h/f, w/f, c]. A
 variant is the image or its mirror image, with the record's other fields (class, boxes, ...) as they
 are for it. Pixels and maps are left out, so conditions that are made of them need the images.
+
+A cache on gs:// is copied once to each machine, as its records are read in random order.
 """
 
 import dataclasses
+import hashlib
 import pathlib
+import shutil
 
 import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
 import numpy as np
 
-from ldm_jax.base import disk, errors, values
+from ldm_jax.base import disk, download, errors, owner, remote, values
 from ldm_jax.data import records, sources, transforms
 
 INDEX = "index.json"
@@ -55,8 +59,58 @@ def plain_fields(record: dict) -> dict:
     return {key: _plain(value) for key, value in record.items() if key not in _PIXELS}
 
 
+def read_index(folder, called=None) -> dict:
+    """The index of a finished cache; see `Cache`. called: what the user calls the folder."""
+    try:
+        index = disk.read_json(pathlib.Path(folder) / INDEX, _INDEX)
+    except errors.UsageError as e:
+        raise _unfinished(called or folder) from e
+    if odd := [name for name in index["files"] if not remote.is_inside(name)]:
+        raise errors.UsageError(f"{folder}/{INDEX}: files: {odd[0]!r} lies outside: mend it.")
+    return index
+
+
+def _unfinished(path):
+    return errors.UsageError(
+        f"config.latents.cache={path} holds no {INDEX}: make it, or finish it, with "
+        "python -m ldm_jax.encode --out."
+    )
+
+
+def fetched(path) -> pathlib.Path:
+    """The folder of a cache on this machine: of one on gs:// a copy, which all processes share.
+
+    Raises:
+      UsageError: the bucket holds no finished cache there, or the disk has no room for it.
+    """
+    url = str(path).rstrip("/")
+    if not url.startswith(remote.SCHEME):
+        return pathlib.Path(path)
+    if (content := remote.read(f"{url}/{INDEX}")) is None:
+        raise _unfinished(url)
+    digest = hashlib.sha256(url.encode() + content).hexdigest()[:16]
+    folder = download.cache() / "latents" / digest
+    with owner.lock(folder, "copy"):
+        disk.write_atomic(folder / INDEX, lambda file: file.write(content))
+        files = read_index(folder, url)["files"]
+        lacking = {name: n for name, n in files.items() if not _is_whole(folder / name, n)}
+        need, free = sum(lacking.values()), shutil.disk_usage(folder).free
+        if need > free:
+            raise errors.UsageError(
+                f"config.latents.cache={url} takes {need / 2**30:.3g} GiB more, and {folder} has "
+                f"{free / 2**30:.3g} left: make room, or set XDG_CACHE_HOME to a larger disk."
+            )
+        for name, size in lacking.items():
+            remote.download(f"{url}/{name}", folder / name, size)
+    return folder
+
+
+def _is_whole(shard: pathlib.Path, size: int) -> bool:
+    return shard.is_file() and shard.stat().st_size == size
+
+
 class Cache(sources.Source):
-    """The finished cache in the folder `path`.
+    """The finished cache in the folder `path`, which may lie on gs://.
 
     Its records are {"variants": [{field: value}, ...], "moments": [variants, h/f, w/f, c]}.
 
@@ -68,17 +122,10 @@ class Cache(sources.Source):
     def __init__(self, path):
         import grain
 
-        self._folder = folder = pathlib.Path(path)
-        try:
-            self.index = disk.read_json(folder / INDEX, _INDEX)
-        except errors.UsageError as e:
-            raise errors.UsageError(
-                f"config.latents.cache={path} holds no {INDEX}: make it, or finish it, with "
-                "python -m ldm_jax.encode --out."
-            ) from e
+        self._folder, folder = str(path), fetched(path)
+        self.index = read_index(folder, path)
         for name, size in self.index["files"].items():
-            shard = folder / name
-            if not shard.is_file() or shard.stat().st_size != size:
+            if not _is_whole(folder / name, size):
                 raise errors.UsageError(
                     f"config.latents.cache={path}: {name} is missing or not {size} bytes long; the "
                     "same ldm_jax.encode command again makes it anew."

@@ -121,6 +121,7 @@ def train(run: trainer.Trainer):
                 f"{run.checkpoints.directory} and start again."
             )
     except rollback.BadSteps as e:
+        run.compare(step)  # where a device is to blame, the run has no need of other noise
         if requested(step):
             raise errors.Preempted(
                 f"SIGTERM at step {step}, whose weights are not worth keeping: {e}"

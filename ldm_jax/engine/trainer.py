@@ -142,7 +142,7 @@ class Trainer:
             self.logs.progress.begin(step)
         self.logs.progress.update(step)
         if self.settings.check_replicas and step % self.settings.check_replicas == 0:
-            self._compare(step, self._everything())
+            self.compare(step)
 
     def _compile(self, batch):
         with self.phase("compile"):
@@ -150,6 +150,11 @@ class Trainer:
             self._program = hosts.compiled(self.programs.step, *given)
             if self.settings.check_replicas:
                 self._compare = replicas.Replicas(self.mesh, self._everything())
+
+    def compare(self, step):
+        """Raises Restart where devices hold other bits of the same arrays, if that is asked for."""
+        if self.settings.check_replicas and self._compare:
+            self._compare(step, self._everything())
 
     def _everything(self) -> dict:
         """All arrays that devices hold alike."""
@@ -207,8 +212,7 @@ class Trainer:
         with self.phase("save"):
             # This refuses a run that only skips: its newest sound checkpoint stays the newest.
             meta = self._meter.meta()
-            if self.settings.check_replicas:
-                self._compare(step, self._everything())
+            self.compare(step)
             self._snapshots.wait()  # no session that goes on from this step would take them again
             self.checkpoints.save(step, self.state, meta | self._spikes.meta())
 

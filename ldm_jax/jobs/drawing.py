@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from ldm_jax.base import errors, raster, shard, watch
+from ldm_jax.base import errors, raster, remote, shard, watch
 from ldm_jax.jobs import conditioning, settings
 from ldm_jax.jobs import job as job_lib
 from ldm_jax.runs import conditions as conditions_of
@@ -55,7 +55,7 @@ def draw(wanted: Drawing) -> dict | None:
     about = dataclasses.asdict(how.sampling) | {"seed": wanted.seed, "size": list(how.size)}
     if not isinstance(wanted.ema, bool):  # whose difference the digest of the weights tells alone
         about["ema"] = wanted.ema
-    origin = {"run": str(wanted.run), "step": run.step, "weights": run.digest}
+    origin = {"run": remote.shown(wanted.run), "step": run.step, "weights": run.digest}
     if wanted.weaker:
         origin["weaker"] = run.guide_digest
     if wanted.decoder:
@@ -71,14 +71,15 @@ def draw(wanted: Drawing) -> dict | None:
 
         with watch.compile_clock() as compiling:
             drawn, clocks = job_lib.work(job, worker, batch, conditions.row, wanted.batch_size)
-        if job.unrecorded():
-            return None
-        digest = job.finish()
-        write_grid(job, conditions)
+        with job.merging() as whole:
+            if not whole:
+                return None
+            digest = job.finish()
+            write_grid(job, conditions)
         summary = {"num": wanted.num, "digest": digest, "seconds": seconds(), **about}
         if wanted.decoder:
             summary["decoder"] = {"run": wanted.decoder, "weights": run.decoder_digest}
-        summary["samples_png"] = str(job.out / "grid.png")
+        summary["samples_png"] = remote.shown(job.out / "grid.png")
         if not drawn:
             return summary
         # Decoding is part of the sampler's program: it is measured apart, the device drained.

@@ -7,7 +7,7 @@ import json
 import jax
 import numpy as np
 
-from ldm_jax.base import disk, errors, platforms, shard, tree, watch
+from ldm_jax.base import disk, errors, platforms, remote, shard, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents, pipeline, sources
 from ldm_jax.jobs import job as job_lib
@@ -48,7 +48,7 @@ def encode(wanted: Encoding, data) -> dict | None:
     mesh = shard.make_mesh(devices=jax.local_devices())
     shard.check_batch(wanted.batch_size, mesh, key="--batch_size")
     params, step = codecs.read_params(wanted.run)
-    origin = {"run": str(wanted.run), "step": step, "weights": tree.digest(params)}
+    origin = {"run": remote.shown(wanted.run), "step": step, "weights": tree.digest(params)}
     index = {"data": latents.about(records, data), "first_stage": origin, "dtype": wanted.dtype}
     job = job_lib.Job(
         wanted.out, len(records), wanted.shard_size, "arrayrecord", layout=Shards(index)
@@ -65,9 +65,10 @@ def encode(wanted: Encoding, data) -> dict | None:
             return narrow(np.stack(jax.device_get(parts), 1), wanted.dtype)
 
         encoded, clocks = job_lib.work(job, worker, batch, reader.take, wanted.batch_size)
-        if job.unrecorded():
-            return None
-        digest, size = job.finish(), sum(latents.Cache(job.out).index["files"].values())
+        with job.merging() as whole:
+            if not whole:
+                return None
+            digest, size = job.finish(), sum(latents.read_index(job.out)["files"].values())
         summary = {
             "records": len(records),
             "variants": len(chains),
@@ -99,7 +100,7 @@ class Shards(outputs.Format):
 
     def assemble(self, out, shards, rows):
         names = [f"images/{name}" for shard in shards for name in self.files(shard)]
-        files = {name: (out / name).stat().st_size for name in names}
+        files = {name: remote.size(out / name) for name in names}
         text = json.dumps(self._index | {"files": files}, indent=2)
         disk.write_text(out / latents.INDEX, text + "\n")
 

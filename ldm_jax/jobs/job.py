@@ -6,6 +6,7 @@ its record, or whose files are not what the record says, is drawn again; nothing
 """
 
 import concurrent.futures
+import contextlib
 import json
 import pathlib
 import time
@@ -13,7 +14,7 @@ import time
 import numpy as np
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, values
+from ldm_jax.base import disk, errors, owner, remote, values
 from ldm_jax.base import progress as progress_lib
 from ldm_jax.engine import preempt
 from ldm_jax.jobs import outputs
@@ -46,21 +47,45 @@ class Job:
         """Writes manifest.json; refuses a folder that holds samples of other settings."""
         manifest = json.loads(json.dumps(manifest | self._own))  # as it will be read back
         file = self.out / "manifest.json"
-        if file.exists() and (old := disk.read_json(file)) != manifest:
-            changed = "; ".join(config_lib.difference(old, manifest))
-            raise errors.UsageError(
-                f"{self.out} holds other samples ({changed}); take another --out."
-            )
-        disk.write_text(file, json.dumps(manifest, indent=2) + "\n")
+        with owner.lock(self.out, "job"):
+            remote.fetch(self.out, file.name)
+            if file.exists() and (old := disk.read_json(file)) != manifest:
+                changed = "; ".join(config_lib.difference(old, manifest))
+                raise errors.UsageError(
+                    f"{self.out} holds other samples ({changed}); take another --out."
+                )
+            disk.write_text(file, json.dumps(manifest, indent=2) + "\n")
 
     def missing(self, worker: int = 0, workers: int = 1) -> list[outputs.Shard]:
         """The unfinished shards that are this worker's: every `workers`-th."""
         own = self.shards[worker::workers]
-        return [s for s in own if self._record(s).get("sha256", "") != self._digest(s)]
+        remote.fetch(self.out / "shards", *(self._file(s).name for s in own))
+        records = {s: self._record(s) for s in own}
+        self._fetch(*(s for s in own if records[s]))
+        return [s for s in own if records[s].get("sha256", "") != self._digest(s)]
 
     def unrecorded(self) -> list[outputs.Shard]:
         """The shards, anybody's, of which no record says that they are finished."""
         return [s for s in self.shards if not self._record(s)]
+
+    def forget(self, shards: list[outputs.Shard]):
+        """Removes the records of what is drawn again, so that nobody takes it for finished."""
+        damaged = [file for file in map(self._file, shards) if file.exists()]
+        for file in damaged:
+            file.unlink()
+        if damaged:
+            remote.settle()
+
+    @contextlib.contextmanager
+    def merging(self):
+        """Yields whether all shards are there, to one worker at a time: the last one merges."""
+        with owner.lock(self.out, "job"):
+            remote.fetch(self.out / "shards", *(self._file(s).name for s in self.shards))
+            left = self.unrecorded()
+            if left:
+                shards = f"{len(left)} of {len(self.shards)} shards"
+                print(f"{shards} are other workers' and not finished yet.", flush=True)
+            yield not left
 
     def write(self, shard: outputs.Shard, images, rows):
         """The files, then the record. images: uint8 [n, h, w, 3]; rows: one dict each."""
@@ -81,6 +106,7 @@ class Job:
     def batches(self):
         """(uint8 [n, h, w, 3], rows) of every shard."""
         for shard in self.shards:
+            self._fetch(shard)
             images = self.format.read(self.out / "images", shard)
             yield images, self._record(shard)["rows"]
 
@@ -89,6 +115,7 @@ class Job:
         size, found = self._own["shard_size"], {}
         for number in sorted({i // size for i in indices}):
             shard = self.shards[number]
+            self._fetch(shard)
             images = self.format.read(self.out / "images", shard)
             found |= {i: images[i - shard.begin] for i in indices if i // size == number}
         return [found[i] for i in indices]
@@ -104,6 +131,11 @@ class Job:
 
     def _file(self, shard):
         return self.out / "shards" / f"{shard.number:05d}.json"
+
+    def _fetch(self, *shards):
+        """Brings the files of shards of other workers, or of an earlier start; see base/remote."""
+        if names := [name for shard in shards for name in self.format.files(shard)]:
+            remote.fetch(self.out / "images", *names)
 
     def _digest(self, shard):
         return outputs.digest(self.out / "images", self.format.files(shard))
@@ -143,6 +175,7 @@ def work(job, worker: tuple[int, int], draw, rows, batch_size: int) -> tuple[int
       Preempted: SIGTERM came; the finished shards are on disk.
     """
     todo = job.missing(*worker)
+    job.forget(todo)
     count, done, written = sum(map(len, todo)), 0, None
     progress = progress_lib.Progress(0, count)
     clocks = {"draw": 0.0, "write": 0.0, "batches": 0}
@@ -176,6 +209,4 @@ def work(job, worker: tuple[int, int], draw, rows, batch_size: int) -> tuple[int
         if written:
             written.result()
     progress.close()
-    if left := job.unrecorded():
-        print(f"{len(left)} of {len(job.shards)} shards are other workers' and not finished yet.")
     return count, clocks

@@ -18,7 +18,7 @@ import zipfile
 
 import numpy as np
 
-from ldm_jax.base import disk, registry
+from ldm_jax.base import disk, registry, remote
 from ldm_jax.data import images as images_lib
 from ldm_jax.data import records
 
@@ -162,6 +162,7 @@ class Arrays(OfImages):
 
     def assemble(self, out, shards, rows):
         folder = out / "images"
+        remote.fetch(folder, *(name for shard in shards for name in self.files(shard)))
         first = np.load(folder / self.files(shards[0])[0], mmap_mode="r")
         shape = (shards[-1].end, *first.shape[1:])
         labels = [row["class"] for row in rows if "class" in row]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, output, tensorfile, tree, watch
+from ldm_jax.base import disk, errors, output, remote, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint, snapshots
 from ldm_jax.runs import adapters as adapters_lib
@@ -41,12 +41,13 @@ def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
     if kind == "lora":
         return lora(checkpoint, out=out, overrides=overrides or {}, **given)
     seconds = watch.stopwatch()
+    here, given = remote.copy(checkpoint), {k: _copied(v) for k, v in given.items()}
     with new_folder(out) as folder, _understood(checkpoint):
-        source = OPENERS[kind](checkpoint, **given)
+        source = OPENERS[kind](here, **given)
         counts = write_run(source, folder, overrides or {})
         summary = {
             "converted": str(checkpoint),
-            "sha256": tensorfile.digest(checkpoint) if kind in OF_ONE_FILE else None,
+            "sha256": tensorfile.digest(here) if kind in OF_ONE_FILE else None,
             "stage": source.stage,
             "step": source.step,
             **counts,
@@ -106,14 +107,14 @@ def merge(run, out, adapters: dict, ema: bool | float = True) -> dict:
 def lora(checkpoint, run, out, overrides: dict, unet_only: bool = False) -> dict:
     """Writes the run of an adapter of `run` into the folder `out`, from a file of diffusers or of
     kohya's scripts; see weights/lora.py."""
-    seconds = watch.stopwatch()
+    seconds, here = watch.stopwatch(), remote.copy(checkpoint)
     with new_folder(out) as folder, _understood(checkpoint):
         new, config = record_lib.Record(folder), keys.read(run)
         kinds.expect(config, "diffuse", f"--run={run}")
         adapters_lib.refuse(run, f"--run={run}")
         kind = kinds.of(config)
         kernels = tree.shapes(kind.shapes(config)[kind.player])
-        updates, rank = lora_lib.padded(lora_lib.read(checkpoint, dict(config.model), unet_only))
+        updates, rank = lora_lib.padded(lora_lib.read(here, dict(config.model), unet_only))
         for path, (a, b) in updates.items():
             shape = (*a.shape[:-1], b.shape[-1])
             if kernels.get(path) != shape:
@@ -135,7 +136,7 @@ def lora(checkpoint, run, out, overrides: dict, unet_only: bool = False) -> dict
         new.write(latents=record_lib.Record(run).latents | {"origin": origin})
         summary = {
             "converted": str(checkpoint),
-            "sha256": tensorfile.digest(checkpoint),
+            "sha256": tensorfile.digest(here),
             "rank": rank,
             "kernels": len(updates),
             "seconds": seconds(),
@@ -200,6 +201,10 @@ def save(folder, step: int, trees: dict):
 @contextlib.contextmanager
 def new_folder(out):
     """A temporary folder that is renamed to `out` at the end, or removed if anything fails."""
+    if str(out).startswith(remote.SCHEME):
+        with remote.new_folder(str(out)) as folder:
+            yield folder
+        return
     out = pathlib.Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise errors.UsageError(f"--out={out} exists already; give a new folder.")
@@ -213,6 +218,10 @@ def new_folder(out):
         part.rename(out.absolute())
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _copied(given):
+    return remote.copy(given) if isinstance(given, str) else given
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import html
 import pathlib
 
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, remote
 from ldm_jax.reports import intervals, markup
 from ldm_jax.sweeps import conclusion, figures, results
 from ldm_jax.sweeps import law as law_lib
@@ -177,7 +177,8 @@ def _costs(cells) -> str:
 
 
 def _samples(cell) -> str:
-    file = pathlib.Path(results.final(cell)["samples_png"])
+    file = pathlib.Path(remote.local(results.final(cell)["samples_png"], whole=False))
+    remote.fetch(file.parent, file.name)
     if not file.is_file():
         return f"<p>{html.escape(cell['cell'])}: its samples are no longer there.</p>"
     return markup.image(file.read_bytes(), cell["cell"])

@@ -1,14 +1,11 @@
 """The work of a sweep: training, sampling and evaluating each cell, unless that is done."""
 
-import contextlib
-import fcntl
-import os
 import pathlib
 import shlex
 import shutil
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, output
+from ldm_jax.base import disk, errors, output, owner, remote
 from ldm_jax.base import record as record_lib
 from ldm_jax.cost import programs
 from ldm_jax.sweeps import axes as axes_lib
@@ -46,7 +43,8 @@ def write_report(workdir: pathlib.Path, works):
     done = done_of(workdir, works)
     axes = {axis.name: [*axis.values] for axis in axes_lib.of(works[0].sweep)}
     summary = page.write(workdir, done, axes) | {"cells": f"{len(done)} of {len(works)}"}
-    output.finish(workdir / "summary.json", summary, [f"report: {workdir / 'index.html'}"])
+    report = remote.shown(workdir / "index.html")
+    output.finish(workdir / "summary.json", summary, [f"report: {report}"])
 
 
 def forecast(workdir: pathlib.Path, works, flops: float) -> list[str]:
@@ -75,6 +73,7 @@ class Work:
         self.judgement = cells.digest(sweep.sampling, sweep.evaluate)
 
     def finished(self) -> bool:
+        remote.fetch(self.folder, "summary.json")
         return finished(self.folder) and read(self.folder)["judgement"] == self.judgement
 
     def run(self):
@@ -82,6 +81,7 @@ class Work:
         if self.finished():
             print(f"{self.cell.name} is done.", flush=True)
             return
+        remote.fetch(self.folder)
         first = self.prepare() if self.cell.first_stage else None
         config, flops, seconds = self.config(first)
         run = self.folder / "run"
@@ -115,7 +115,8 @@ class Work:
         cell = self.cell._replace(first_stage=self.long_enough())
         run, trained, measures = self.first_stage(cell)
         cache = self.workdir / "latents" / cell.cache_name
-        with locked(cache):
+        with owner.lock(cache.parent, cache.name):
+            remote.fetch(cache, "summary.json")
             recipe = cache / "data" / record_lib.CONFIG
             if not finished(cache):
                 disk.write_text(recipe, config_lib.to_json(cell.ldm))
@@ -157,7 +158,8 @@ class Work:
     def first_stage(self, cell) -> tuple[pathlib.Path, dict, dict]:
         """Trains and evaluates a first stage; returns its run, training's summary, measures."""
         run = self.workdir / "first_stages" / cell.first_stage_name
-        with locked(run):
+        with owner.lock(run.parent, run.name):
+            remote.fetch(run)
             trained = self.train(cell.first_stage, run)
             return run, trained, self.evaluate({"run": run}, run, self.sweep.evaluate.first_stage)
 
@@ -168,8 +170,8 @@ class Work:
         """
         config = cells.unlocked(self.cell.ldm)
         if first:
-            config.first_stage = str(self.workdir / "first_stages" / first["name"])
-            config.latents.cache = str(self.workdir / "latents" / first["cache"])
+            config.first_stage = remote.shown(self.workdir / "first_stages" / first["name"])
+            config.latents.cache = remote.shown(self.workdir / "latents" / first["cache"])
         flops, seconds = programs.training_flops(self.cell.ldm, self.cell.codec), None
         if self.sweep.budget.kind == "seconds":
             trial = cells.dated(config, CALIBRATION, 3)
@@ -224,24 +226,13 @@ class Work:
 
 def freeze(run, step: int, folder):
     """A copy of `run` with one checkpoint alone, for commands that always take the newest."""
-    if not folder.exists():
-        partial = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(partial, ignore_errors=True)
+    if not (folder / record_lib.CONFIG).exists():  # which comes last
         where = f"checkpoints/{step}"
-        shutil.copytree(run / where, partial / where, copy_function=os.link)
-        for name in (record_lib.CONFIG, "latents.json"):
-            shutil.copy(run / name, partial / name)
-        partial.rename(folder)
+        remote.duplicate(run / where, folder / where)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("latents.json", record_lib.CONFIG):
+            shutil.copyfile(run / name, folder / name)
     return folder
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path):
-    """A lock that processes of one machine respect, and those of others if the file system does."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def finished(folder: pathlib.Path) -> bool:

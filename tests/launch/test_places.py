@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import stat
@@ -110,6 +111,8 @@ def test_hosts_share_out_what_is_drawn_and_encoded():
     environ = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
     assert start.worker("sample", environ) == start.worker("encode", environ) == ["--worker=1/4"]
     assert start.worker("train", environ) == start.worker("sample", {}) == []
+    array = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8"}
+    assert start.worker("sample", environ | {"SLURM_NTASKS": "1"} | array) == ["--worker=2/8"]
 
 
 def test_finished_shards_are_progress_as_checkpoints_are(tmp_path):
@@ -260,7 +263,7 @@ def test_sky_gives_a_tpu_its_software_and_a_gpu_none(tools, refused):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workdir=gs://b/x"], "mount the bucket"),
+        (["--workdir=s3://b/x"], "mount the bucket"),
         (["--workdir=x", "--name=9"], "--name=9"),
         (["--workdir=x", "--config=configs/none.py"], "no file, recipe or run configs/none.py"),
         ([], "--workdir is missing"),
@@ -285,6 +288,7 @@ def test_two_restarts_without_progress_end_the_job(tmp_path):
     record = {"id": "now"}
     for step, problem in [(0, ""), (0, ""), (5, ""), (5, ""), (5, ""), (5, "beyond step 5")]:
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkpoints" / str(step) / "meta").touch()
         found = {start.keep(record, tmp_path, host) for host in "abcd"}
         assert len(found) == 1, "hosts that share a workdir come to the same conclusion"
         assert bool(found := found.pop()) == bool(problem) and problem in found
@@ -335,3 +339,44 @@ def test_the_scripts_are_well_formed():
 def test_what_a_host_would_refuse_is_refused_before_it_is_asked_for(flag, words, refused):
     argv = [CONFIG, "--workdir=/runs/x", "--nodes=1", "--dry_run", flag]
     assert words in refused(call(slurm, *argv))
+
+
+# In the place of `python`: launchers and dry runs as they are, of other commands the flags alone.
+SHIM = """#!{python}
+import importlib, os, sys
+module, argv = sys.argv[2], sys.argv[3:]
+if module.startswith("launch.") or "--dry_run" in argv:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+from ldm_jax import cli
+command = importlib.import_module(module)
+cli.parse(cli.define(command.FLAGS, argv), argv)
+"""
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_work_as_they_are_printed(tools, tmp_path):
+    calls = tools()
+    shim = tmp_path / "bin" / "python"
+    shim.write_text(SHIM.format(python=sys.executable))
+    shim.chmod(0o755)
+    text = (ROOT / "docs" / "launch.md").read_text().replace("BUCKET", "bucket")
+    text = text.replace("downsampling:tiny", "downsampling:debug")  # which is planned sooner
+    for spot in ("--spot\n", '--spot"\n'):  # of a slice that is never there
+        text = text.replace(spot, spot.replace("--spot", "--spot --dry_run"))
+    text = text.replace("/shared", str(tmp_path / "shared"))
+    own = text.partition("## 50,000 samples")[2].partition("## Exit codes")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", own, re.DOTALL)
+    assert len(blocks) == 8
+    said = ""
+    for block in blocks:
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        run = ["bash", "-euo", "pipefail", "-c", block]
+        done = subprocess.run(
+            run, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "ldm_jax: " not in done.stderr, (block, done.stderr)
+        said += done.stdout
+    array, *cells = calls()
+    assert "--array=0-7" in array and "--gres=gpu:1" in array and len(cells) == 2
+    assert {c[-1].partition("=")[0] for c in cells} == {"--cell"}
+    assert said.count("--node-id=f2-kl-c2-s0") == 1 and said.count("--node-id=samples") == 1
