@@ -261,6 +261,11 @@ SAMPLING = dict(
 )
 
 
+def drawing() -> tuple[str, ...]:
+    """The names of the flags of SAMPLING."""
+    return tuple(define(SAMPLING))
+
+
 def sampling(args) -> dict:
     """{field of stages.sampling.Sampling: value} of the flags that were given."""
     return SAMPLING["sampling"].given(args)
@@ -401,6 +406,24 @@ def require(values: flags.FlagValues, *names: str):
     for name in names:
         if not values[name].value:
             raise errors.UsageError(f"--{name} is missing: {values[name].help}")
+
+
+def refuse_idle(values: flags.FlagValues, taken, what: str):
+    """Raises UsageError for a flag that was given and is not one of `taken`.
+
+    taken: names; a `Fields` among the flags of the command is in it by the names of its fields.
+    what: the command does with which a flag does nothing, in words.
+    """
+    for name in values:
+        if values[name].present and name not in taken:
+            raise errors.UsageError(f"--{name} does nothing with {what}: leave it out.")
+
+
+def refuse_several(values: flags.FlagValues, *names: str):
+    """Raises UsageError where more than one of some flags was given."""
+    given = [name for name in names if values[name].present and values[name].value]
+    if len(given) > 1:
+        raise errors.UsageError(f"--{given[0]} and --{given[1]}: give one of them.")
 
 
 def refuse_overrides(overrides: dict, why: str = "the run's own config is read"):

@@ -31,6 +31,8 @@ FLAGS = dict(
 
 def main(args, overrides):
     cli.require(args, "sweep", "workdir")
+    cli.refuse_several(args, "dry_run", "report", "forecast")
+    cli.refuse_several(args, "report", "cell")  # a report is of all cells
     if not args.dry_run:
         cli.check_out("--workdir", args.workdir, "cells")
     from ldm_jax.sweeps import axes

@@ -63,8 +63,8 @@ def test_what_does_not_fit_is_one_line(root, capsys):
     for argv, message in [
         (["coca"], "did you mean 'coco'"),
         (["coco", f"--path={root}/set", "--boxes=x"], "--boxes is not a flag of coco"),
-        (["coco", f"--path={root}/set", f"--captions={root}/broken.json"], "as JSON"),
-        (["coco", f"--path={root}/set", f"--captions={root}/other.json"], "not the files of coco"),
+        (["coco", f"--path={root}/set", f"--captions={root}/broken.json"], "broken.json cannot be read"),
+        (["coco", f"--path={root}/set", f"--captions={root}/other.json"], "other.json: images=None must be values"),
         (["openimages", f"--path={root}/set"], "--boxes is missing"),
         (["coco", f"--path={root}/set"], "no image of these"),
     ]:

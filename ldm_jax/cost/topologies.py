@@ -11,14 +11,13 @@ The peaks are the manufacturers' figures: Google's as in "How to Scale Your Mode
 import contextlib
 import importlib.util
 import os
-import pathlib
 import re
 from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 
 
 class Chip(NamedTuple):
@@ -89,10 +88,8 @@ def _tpu(chip, kind, shape):
 def _cuda(count, target):
     if not target:
         raise errors.UsageError(f"--topology=cuda:{count} needs --target=FILE; {TARGETS}.")
-    try:
-        text = pathlib.Path(target).read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise errors.UsageError(f"--target={target} cannot be read ({e}); {TARGETS}.") from e
+    with errors.of(f"--target ({TARGETS})"):
+        text = disk.read_text(target)
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # otherwise the plugin looks for a GPU
     jax.devices()  # which registers the plugin
