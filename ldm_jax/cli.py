@@ -33,6 +33,8 @@ from ldm_jax.base.output import (  # noqa: F401 (for commands)
     finish,
 )
 
+LONGEST = 300  # characters of a word that is printed: a path may be longer than is of use
+
 
 @dataclasses.dataclass(frozen=True)
 class Text(flags.ArgumentParser, flags.ArgumentSerializer):
@@ -316,10 +318,11 @@ def run(doc, table, main, argv, verbs=None, words: str = "") -> int:
     except (errors.UsageError, errors.RunError, errors.Restart) as e:
         return _say(e, e.exit_code)
     except OSError as e:
-        if e.errno not in errors.STORAGE:
+        if e.errno not in errors.STORAGE + errors.NAMES:
             raise
         where = f"{e.filename}: " if e.filename else ""
-        return _say(f"{where}{e.strerror}", EXIT_FAILED)
+        code = EXIT_USAGE if e.errno in errors.NAMES else EXIT_FAILED
+        return _say(f"{where}{e.strerror}", code)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     finally:
@@ -459,5 +462,7 @@ def mirror(args):
 
 
 def _say(message, code) -> int:
-    print(f"ldm_jax: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    """Prints a message as one line, in which a word is of at most LONGEST characters."""
+    words = (w if len(w) <= LONGEST else f"{w[:LONGEST]}..." for w in str(message).split())
+    print(f"ldm_jax: {' '.join(words)}", file=sys.stderr, flush=True)
     return code

@@ -11,7 +11,6 @@ SIGTERM saves and exits with 42. --config.init_from=RUN starts from the weights 
 """
 
 import pathlib
-import sys
 
 from ldm_jax import cli
 from ldm_jax.base import platforms, record
@@ -37,12 +36,11 @@ def main(args, overrides):
 
     config = data.load(args.config, overrides)
     hosts.connect()
-    for line in idle.notes(config, record.load(args.config)) if hosts.index() == 0 else ():
-        print(line, file=sys.stderr)
     hosts.everywhere(lambda: cli.check_writable("--workdir", args.workdir))
     hosts.on_first(lambda: cli.check_holds("--workdir", args.workdir, "config.json"))
     how = args.allow_config_change, args.devices, args.profile_steps
-    found = session.train(config, args.workdir, *how)
+    notes = idle.notes(config, record.load(args.config))
+    found = session.train(config, args.workdir, *how, notes)
     file, lines = pathlib.Path(args.workdir) / "summary.json", session.words(args.workdir, found)
     hosts.on_first(lambda: cli.finish(file, found, lines))
 

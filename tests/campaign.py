@@ -28,7 +28,7 @@ import time
 import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LIMIT = 60  # seconds of a command, compiling and drawing included
+LIMIT = 120  # seconds of a command, compiling and drawing included
 OF_A_WORKER = 150  # commands of a process, which keeps what it compiled
 BROKEN = ("traceback", "hang", "silent", "lines", "written", "code")
 
@@ -253,6 +253,8 @@ IDLE = [  # flags and keys that do nothing with the others: refused, or said in 
     ("train", "--config.optim.denoiser.length=1"),
     ("train", "--config.track.project=x"),
     ("train", "--config.track.entity=x"),
+    ("train", "--allow_config_change=modle.width"),
+    ("train again", "--allow_config_change=steps"),
     ("train", "--config.eval.samples=64"),
     ("train", "--config.eval.features=inception"),
     ("train", "--config.eval.weights={w}/x.tar"),

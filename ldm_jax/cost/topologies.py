@@ -58,14 +58,16 @@ def open_topology(text: str, target: str = "") -> tuple[list, Chip]:
       UsageError: an unknown topology, or no compiler for it is installed.
     """
     kind, _, shape = text.partition(":")
-    if kind in TPUS:
-        return _tpu(TPUS[kind], kind, shape), TPUS[kind]
     known = [*TPUS, "cuda", "cpu"]
     if kind not in known:
         raise errors.UsageError(
             f"--topology={text}: the first part must be one of {', '.join(known)}"
             f"{errors.nearest(kind, known)}"
         )
+    if kind != "cuda" and target:
+        raise errors.UsageError(f"--target={target} is for --topology=cuda:N: leave it out.")
+    if kind in TPUS:
+        return _tpu(TPUS[kind], kind, shape), TPUS[kind]
     if not shape.isdecimal() or int(shape) < 1:
         raise errors.UsageError(f"--topology={text}: give a number of devices, e.g. cpu:8.")
     return _cuda(int(shape), target) if kind == "cuda" else (_cpu(int(shape)), Chip("CPU"))

@@ -81,19 +81,19 @@ def found(config) -> dict[str, str]:
     """{key: why} of the keys that are set and do nothing."""
     flat = config_lib.flat(config.to_dict())
     defaults = config_lib.flat(kinds.of(config).defaults().to_dict())
-    of_data = sources.idle(config.data)
-    why = {f"data.{key}": reason for key, reason in of_data.items()}
+    reasons = {}
     for rule in _rules(config):
         value = _value(config, rule.ruler)
         if value is None or rule.wants(value):
             continue
-        for key in flat:
-            if key != rule.ruler and any(fnmatch.fnmatchcase(key, own) for own in rule.keys):
-                value = value.to_dict() if hasattr(value, "to_dict") else value
-                said = f"config.{rule.ruler}={values.shown(value)}"
-                why.setdefault(key, f"does nothing with {said}")
-    unset = lambda key: not flat[key] or flat[key] == defaults.get(key, flat[key])
-    return {key: reason for key, reason in why.items() if not unset(key)}
+        ruler = f"config.{rule.ruler}"
+        said = f"with {ruler}={values.shown(value)}" if value else f"without {ruler}"
+        for key in flat.keys() - {rule.ruler}:
+            if any(fnmatch.fnmatchcase(key, pattern) for pattern in rule.keys):
+                reasons.setdefault(key, f"does nothing {said}")
+    is_set = lambda key: flat[key] != defaults.get(key, flat[key])
+    of_data = {f"data.{key}": reason for key, reason in sources.idle(config.data).items()}
+    return of_data | {key: reason for key, reason in reasons.items() if is_set(key)}
 
 
 def refuse(config, flags: Iterable[str]):
