@@ -18,21 +18,26 @@ are those of the data.
 import pathlib
 
 from ldm_jax import cli
+from ldm_jax.base import errors
 
 FLAGS = dict(
     run=cli.Text("Folder of a trained second stage."),
     out=cli.Text("Folder to write to."),
     num=cli.Integer("How many pictures to draw.", 256, least=1),
     batch_size=cli.Integer("Pictures drawn at a time.", 64, least=1),
-    steps=cli.Integer("Number of steps of the time grid; the run's own by default."),
+    steps=cli.Integer("Number of steps of the time grid; the run's own by default.", least=1),
     guidance=cli.Listed("Scales of guidance; the run's own by default.", each=float, least=0),
     null=cli.Switch("Draw under the null condition."),
-    seed=cli.Integer("Seed of the noise.", 0, least=0),
+    seed=cli.Integer("Seed of the noise.", 0, least=0, most=2**32 - 1),
 )
 
 
 def main(args, overrides):
     cli.require(args, "run", "out")
+    if args.null and args.guidance:
+        raise errors.UsageError(
+            "--guidance does nothing with --null, which draws under no condition: leave it out."
+        )
     cli.mirror(args)
     cli.check_out("--out", args.out)
     from ldm_jax.evaluation import adherence

@@ -12,6 +12,7 @@ the same run (docs/performance.md).
 """
 
 from ldm_jax import cli
+from ldm_jax.base import errors
 
 USUAL = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS = (*USUAL, "dispatch", "convolutions", "latency")
@@ -41,8 +42,12 @@ def main(args, overrides):
     from ldm_jax.runs import data
 
     if args.compare:
+        cli.refuse_idle(args, {"compare", "tolerance"}, "--compare")
+        cli.refuse_overrides(overrides, "--compare reads two files alone")
         return benchmarks.compare(args.compare, args.tolerance)
     cli.require(args, "config")
+    if args["tolerance"].present:
+        raise errors.UsageError("--tolerance does nothing without --compare: leave it out.")
     config = data.load(args.config, overrides)
     benchmark = cli.fill(benchmarks.Benchmark, args, config=config)
     cli.finish(args.json or "bench.json", benchmark.measure(args.config))

@@ -33,6 +33,8 @@ from ldm_jax.base.output import (  # noqa: F401 (for commands)
     finish,
 )
 
+LONGEST = 300  # characters of a word that is printed: a path may be longer than is of use
+
 
 @dataclasses.dataclass(frozen=True)
 class Text(flags.ArgumentParser, flags.ArgumentSerializer):
@@ -261,6 +263,11 @@ SAMPLING = dict(
 )
 
 
+def drawing() -> tuple[str, ...]:
+    """The names of the flags of SAMPLING."""
+    return tuple(define(SAMPLING))
+
+
 def sampling(args) -> dict:
     """{field of stages.sampling.Sampling: value} of the flags that were given."""
     return SAMPLING["sampling"].given(args)
@@ -312,10 +319,11 @@ def run(doc, table, main, argv, verbs=None, words: str = "") -> int:
     except (errors.UsageError, errors.RunError, errors.Restart) as e:
         return _say(e, e.exit_code)
     except OSError as e:
-        if e.errno not in errors.STORAGE:
+        if e.errno not in errors.STORAGE + errors.NAMES:
             raise
         where = f"{e.filename}: " if e.filename else ""
-        return _say(f"{where}{e.strerror}", EXIT_FAILED)
+        code = EXIT_USAGE if e.errno in errors.NAMES else EXIT_FAILED
+        return _say(f"{where}{e.strerror}", code)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     finally:
@@ -404,6 +412,24 @@ def require(values: flags.FlagValues, *names: str):
             raise errors.UsageError(f"--{name} is missing: {values[name].help}")
 
 
+def refuse_idle(values: flags.FlagValues, taken, what: str):
+    """Raises UsageError for a flag that was given and is not one of `taken`.
+
+    taken: names; a `Fields` among the flags of the command is in it by the names of its fields.
+    what: the command does with which a flag does nothing, in words.
+    """
+    for name in values:
+        if values[name].present and name not in taken:
+            raise errors.UsageError(f"--{name} does nothing with {what}: leave it out.")
+
+
+def refuse_several(values: flags.FlagValues, *names: str):
+    """Raises UsageError where more than one of some flags was given."""
+    given = [name for name in names if values[name].present and values[name].value]
+    if len(given) > 1:
+        raise errors.UsageError(f"--{given[0]} and --{given[1]}: give one of them.")
+
+
 def refuse_overrides(overrides: dict, why: str = "the run's own config is read"):
     """Raises UsageError where --config.* was given to a command that takes none."""
     if overrides:
@@ -435,6 +461,8 @@ def mirror(args):
 
 
 def _say(message, code) -> int:
-    line = " ".join(remote.told(str(message)).split())
+    """Prints a message as one line, in which a word is of at most LONGEST characters."""
+    words = remote.told(str(message)).split()
+    line = " ".join(w if len(w) <= LONGEST else f"{w[:LONGEST]}..." for w in words)
     print(f"ldm_jax: {line}", file=sys.stderr, flush=True)
     return code

@@ -19,7 +19,7 @@ import functools
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import errors, remote
+from ldm_jax.base import remote
 
 # Flags of each kind, beside --out.
 TAKES = dict(compvis=("checkpoint", "config", "heads", "tokenizer"), diffusers=("checkpoint",))
@@ -49,8 +49,7 @@ FLAGS = dict(
 def main(kind, args, overrides):
     pushed = bool(args.push) and kind == "export"
     given = {name: args[name].value for name in (*TAKES[kind], *(PUSHING if pushed else ()))}
-    if idle := [name for name in FLAGS if args[name].present and name not in (*given, "out")]:
-        raise errors.UsageError(f"--{idle[0]} does nothing with {kind}: leave it out.")
+    cli.refuse_idle(args, {*given, "out"}, kind)
     needed = [name for name in given if FLAGS[name].default is None]
     cli.require(args, *needed, *([] if pushed else ["out"]))
     from ldm_jax.runs import conversion, publishing

@@ -22,6 +22,8 @@ def main(args, overrides):
     from ldm_jax.cost import machine
     from ldm_jax.runs import data
 
+    if not args.config:
+        cli.refuse_overrides(overrides, "there is no --config to change")
     config = data.load(args.config, overrides) if args.config else None
     checks = machine.checks(config, args.workdir, args.devices)
     failed = [name for name, check in checks.items() if not machine.passes(name, check)]

@@ -18,9 +18,14 @@ with the first stage. Pictures are cropped to the centre and resized to --size.
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import watch
+from ldm_jax.base import errors, watch
 
-VERBS = ("inpaint", "vary", "upscale", "interpolate", "progress", "reconstruct")
+# Flags of each verb, beside those of all; those that draw take the flags of SAMPLING, too.
+TAKES = dict(inpaint=("images", "masks", "batch_size"), vary=("images", "strength", "batch_size"))
+TAKES |= dict(upscale=("images", "batch_size"), progress=("num", "frames"))
+TAKES |= dict(interpolate=("images", "seeds", "strength", "frames", "batch_size"))
+TAKES |= dict(reconstruct=("images", "batch_size", "decoder", "ema"))
+VERBS = tuple(TAKES)
 FLAGS = dict(
     run=cli.Text("Folder of a trained run."),
     out=cli.Text("Folder to write to."),
@@ -42,6 +47,10 @@ FLAGS = dict(
 def main(kind, args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "run", "out")
+    draws = () if kind == "reconstruct" else ("labels", *cli.drawing())
+    cli.refuse_idle(args, {"run", "out", "size", *TAKES[kind], *draws}, kind)
+    if args.seeds and args["strength"].present:
+        raise errors.UsageError("--strength does nothing with --seeds: it is of pictures.")
     cli.mirror(args)
     cli.check_out("--out", args.out)
     from ldm_jax.jobs import editing

@@ -19,6 +19,10 @@ from ldm_jax import cli
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 
+# What is evaluated, and the flags of each, beside those of all.
+_IMAGES = ("features", "weights", "metrics", "bootstrap", "out")
+TAKES = dict(run=(*_IMAGES, "lpips", "ema"), summary=())
+TAKES |= dict(samples=(*_IMAGES, "reference", "reference_records", "ema"))
 FLAGS = dict(
     run=cli.Text("Folder of a run to evaluate."),
     samples=cli.Text("Samples: a folder that `sample` wrote, a folder of images, or an .npz."),
@@ -39,8 +43,14 @@ FLAGS = dict(
 
 def main(args, overrides):
     cli.refuse_overrides(overrides)
-    if len([name for name in ("run", "samples", "summary") if args[name].value]) != 1:
+    given = [name for name in TAKES if args[name].value]
+    if len(given) != 1:
         raise errors.UsageError("Give one of --run=RUN, --samples=PATH and --summary=FILE.")
+    cli.refuse_idle(args, {*given, *TAKES[given[0]], "against", "plugins"}, f"--{given[0]}")
+    if args["bootstrap"].present and not (args.features or args.weights or args.metrics):
+        raise errors.UsageError(
+            f"--bootstrap={args.bootstrap} does nothing without figures of images: give --metrics."
+        )
     cli.mirror(args)
     config_lib.import_plugins(args.plugins, "--plugins")
     from ldm_jax.evaluation import lengths, protocol, summaries

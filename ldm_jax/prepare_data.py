@@ -40,10 +40,7 @@ def main(name, args, overrides):
     if not pathlib.Path(args.path).is_dir():
         raise errors.UsageError(f"--path={args.path} is not a folder.")
     cli.check_writable("--path", args.path)
-    try:
-        lines = [json.dumps(row) + "\n" for row in read(args.path, **given)]
-    except (OSError, KeyError) as e:
-        raise errors.UsageError(f"These are not the files of {name}: {e!r}.") from e
+    lines = [json.dumps(row) + "\n" for row in read(args.path, **given)]
     if not lines:
         raise errors.UsageError(f"--path={args.path} holds no image of these annotations.")
     file = pathlib.Path(args.path) / "metadata.jsonl"

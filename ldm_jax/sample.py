@@ -38,13 +38,19 @@ FLAGS = dict(
 )
 
 
+EXPORTING = ("run", "batch_size", "size", "export", "platforms")  # beside those of SAMPLING
+
+
 def main(args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "run", *(() if args.export else ("out",)))
     cli.mirror(args)
     if file := pathlib.Path(args.export) if args.export else None:
+        cli.refuse_idle(args, {*EXPORTING, *cli.drawing()} - {"seed"}, "--export")
         cli.check_writable("--export", file.parent)
     else:
+        cli.refuse_idle(args, {*FLAGS, *cli.drawing()} - {"platforms"}, "no --export")
+        cli.refuse_several(args, "labels", "prompts", "held_out")
         cli.check_out("--out", args.out, "manifest.json")
     from ldm_jax.jobs import drawing, export
 

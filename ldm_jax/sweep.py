@@ -31,6 +31,8 @@ FLAGS = dict(
 
 def main(args, overrides):
     cli.require(args, "sweep", "workdir")
+    cli.refuse_several(args, "dry_run", "report", "forecast")
+    cli.refuse_several(args, "report", "cell")  # a report is of all cells
     place = args.workdir
     if not args.dry_run:
         cli.mirror(args)

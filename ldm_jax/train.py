@@ -13,7 +13,7 @@ SIGTERM saves and exits with 42. --config.init_from=RUN starts from the weights 
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import platforms
+from ldm_jax.base import platforms, record
 
 FLAGS = dict(
     config=cli.Recipe("Recipe, NAME[:variant] or path.py[:variant], or a run."),
@@ -31,7 +31,7 @@ def main(args, overrides):
     if args.deterministic:
         platforms.set_flags(platforms.DETERMINISTIC)
     from ldm_jax.engine import hosts
-    from ldm_jax.runs import data
+    from ldm_jax.runs import data, idle
     from ldm_jax.training import session
 
     config = data.load(args.config, overrides)
@@ -39,7 +39,8 @@ def main(args, overrides):
     hosts.everywhere(lambda: cli.check_writable("--workdir", args.workdir))
     hosts.on_first(lambda: cli.check_holds("--workdir", args.workdir, "config.json"))
     how = args.allow_config_change, args.devices, args.profile_steps
-    found = session.train(config, args.workdir, *how)
+    notes = idle.notes(config, record.load(args.config))
+    found = session.train(config, args.workdir, *how, notes)
     file, lines = pathlib.Path(args.workdir) / "summary.json", session.words(args.workdir, found)
     hosts.on_first(lambda: cli.finish(file, found, lines))
 

@@ -3,13 +3,16 @@
 import io
 import json
 import os
+import pathlib
 import zipfile
 
 import numpy as np
 import pytest
+from calling import call
 from PIL import Image
 
-from ldm_jax.base import disk, errors, output, record
+from ldm_jax import adherence, bench, cli, doctor, edit, evaluate, sample, sweep, train
+from ldm_jax.base import disk, errors, output, owner, record
 from ldm_jax.data import files
 from ldm_jax.evaluation import imagesets, reference
 from ldm_jax.weights import official
@@ -155,3 +158,70 @@ def test_a_line_cut_by_a_kill_is_left_out_and_a_damaged_one_is_said(tmp_path):
     file.write_text('{"step": 1}\n{"step"\n')
     with pytest.raises(errors.UsageError, match=r"metrics\.jsonl:2"):
         disk.read_jsonl(file)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": 1, "b": {"c": 1, "c": 2}}')
+    with pytest.raises(errors.UsageError, match="'c' is there twice"):
+        disk.read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a,b\n1,2,3\n", "x.csv:2: has not 2 cells"),
+        (b"a,a\n1,2\n", "two columns a"),
+        (b"b,c\n1,2\n", "no column a"),
+        (b"", "no column a"),
+        (b"a,b\n\xff,2\n", "x.csv cannot be read"),
+        (b"a,b\n" + b"x" * 200_000 + b",2\n", "x.csv:"),
+    ],
+)
+def test_a_table_that_is_none_is_one_line(content, words, tmp_path):
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(errors.UsageError, match=r"x\.csv") as e:
+        list(disk.read_table(tmp_path / "x.csv", "a"))
+    assert words in str(e.value)
+    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbfa,b\r\n1,2\r\n")
+    assert [row for _, row in disk.read_table(tmp_path / "x.csv", "a")] == [{"a": "1", "b": "2"}]
+
+
+def test_a_word_of_any_length_is_one_line_that_can_be_read(refused):
+    line = refused(call(doctor, f"--config={'x' * 10_000}"))
+    assert len(line) < 1500
+
+
+DEBUG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "debug.py"
+IDLE = [
+    (sample, "--run=any --out=OUT --platforms=cpu", "--platforms"),
+    (sample, "--run=any --export=OUT/x --num=3", "--num"),
+    (sample, "--run=any --out=OUT --labels=1 --prompts=a", "--labels and --prompts"),
+    (evaluate, "--run=any --out=OUT --reference=x", "--reference"),
+    (evaluate, "--samples=any --out=OUT --lpips=vgg16,lpips:vgg", "--lpips"),
+    (evaluate, "--run=any --out=OUT --bootstrap=3", "--bootstrap=3"),
+    (evaluate, "--summary=x --against=y --metrics=fd", "--metrics"),
+    (bench, "--compare=a,b --parts=data", "--parts"),
+    (bench, "--config=DEBUG:ldm --tolerance=2", "--tolerance"),
+    (sweep, "--sweep=any --workdir=OUT --report --cell=x", "--report and --cell"),
+    (adherence, "--run=any --out=OUT --null --guidance=2", "--guidance"),
+    (doctor, "--config.data.size=3", "--config.data.size"),
+    (train, "--config=DEBUG:ldm --workdir=OUT --config.distil.huber=0.1", "without config.distil.method"),
+    (train, "--config=DEBUG:ldm --workdir=OUT --config.loss.gamma=2", "loss.weight=uniform"),
+]
+
+
+@pytest.mark.parametrize(("command", "flags", "words"), IDLE, ids=lambda x: str(x)[-40:])
+def test_a_flag_that_does_nothing_is_refused(command, flags, words, refused, tmp_path):
+    argv = flags.replace("DEBUG", str(DEBUG)).replace("OUT", str(tmp_path / "out")).split()
+    assert words in refused(call(command, *argv))
+    assert not (tmp_path / "out").exists()
+
+
+def test_who_writes_holds_the_folder(pixel_run, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(owner, "_try", lambda file, shared, path: False)
+    argv = [f"--run={pixel_run}", f"--out={tmp_path}"]
+    drawing = [*argv, "--num=1", "--steps=1"]
+    editing = lambda *argv: cli.run("", edit.FLAGS, edit.main, argv, edit.VERBS)
+    assert "is in use" in refused(editing("progress", *drawing, "--frames=2"))
+    assert "is in use" in refused(call(adherence, *drawing, "--batch_size=1", "--guidance=1"))
+    assert os.listdir(tmp_path) == [owner.NAME]

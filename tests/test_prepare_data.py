@@ -63,11 +63,55 @@ def test_what_does_not_fit_is_one_line(root, capsys):
     for argv, message in [
         (["coca"], "did you mean 'coco'"),
         (["coco", f"--path={root}/set", "--boxes=x"], "--boxes is not a flag of coco"),
-        (["coco", f"--path={root}/set", f"--captions={root}/broken.json"], "as JSON"),
-        (["coco", f"--path={root}/set", f"--captions={root}/other.json"], "not the files of coco"),
+        (["coco", f"--path={root}/set", f"--captions={root}/broken.json"], "broken.json cannot be"),
+        (["coco", f"--path={root}/set", f"--captions={root}/other.json"], "other.json: images="),
         (["openimages", f"--path={root}/set"], "--boxes is missing"),
         (["coco", f"--path={root}/set"], "no image of these"),
     ]:
         assert prepare(*argv) == 2
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1
+
+
+PICTURE = dict(id=0, file_name="a.jpg", width=40, height=20)
+BOX = dict(image_id=0, bbox=[10, 5, 20, 10], category_id=7)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(images=3), "images=3 must be"),
+        (dict(images=[PICTURE | {"width": 0}]), r"images[0].width=0 must be"),
+        (dict(images=[PICTURE | {"file_name": "../a.jpg"}]), "is not inside of --path"),
+        (dict(annotations=[BOX | {"image_id": 5}]), "annotations[0].image_id=5 is not listed"),
+        (dict(annotations=[BOX | {"bbox": [1, 2, 3]}]), "annotations[0].bbox="),
+        (dict(annotations=[BOX | {"bbox": [1, 2, -3, 4]}]), "its width and height"),
+        (dict(annotations=[BOX | {"category_id": [7]}]), "category_id=[7] is not listed"),
+        (dict(annotations=[dict(image_id=0, caption=7)]), "annotations[0].caption=7 must be text"),
+        (dict(categories={"id": 7}), "categories="),
+    ],
+)
+def test_what_a_coco_file_says_is_checked_entry_by_entry(change, words, root, refused):
+    about = dict(images=[PICTURE], annotations=[BOX], categories=[dict(id=7, name="cat")])
+    (root / "x.json").write_text(json.dumps(about | change))
+    line = refused(prepare("coco", f"--path={root}/set", f"--instances={root}/x.json"))
+    assert f"{root}/x.json: " in line and words in line
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("a,/m/1,0.1,0.5,0.2,nan", "boxes.csv:2: YMax=nan must be"),
+        ("a,/m/1,x,0.5,0.2,0.6", "boxes.csv:2: XMin=x must be"),
+        ("a,/m/1,0.6,0.5,0.2,0.6", "boxes.csv:2: a box that ends before it begins"),
+        ("a,/m/9,0.1,0.5,0.2,0.6", "LabelName=/m/9 is not listed"),
+        ("a,/m/1,0.1,0.5,0.2", "boxes.csv:2: has not 6 cells"),
+        ('a,"/m/1"x,0.1,0.5,0.2,0.6', "boxes.csv:2: "),
+        ("a\0,/m/1,0.1,0.5,0.2,0.6", "holds no image"),
+    ],
+)
+def test_what_a_table_of_boxes_says_is_checked_row_by_row(row, words, root, refused):
+    (root / "classes.csv").write_text("/m/1,Cat\n")
+    (root / "boxes.csv").write_text(f"ImageID,LabelName,XMin,XMax,YMin,YMax\n{row}\n")
+    argv = [f"--path={root}/set", f"--boxes={root}/boxes.csv", f"--classes={root}/classes.csv"]
+    assert words in refused(prepare("openimages", *argv))

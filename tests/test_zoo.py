@@ -16,7 +16,7 @@ from ldm_jax.data import sources
 from ldm_jax.engine import optim
 from ldm_jax.runs import check as check_lib
 from ldm_jax.runs import data as data_lib
-from ldm_jax.runs import kinds
+from ldm_jax.runs import idle, kinds
 from ldm_jax.stages import diffuse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -212,6 +212,9 @@ def test_a_recipe_only_changes_what_base_has(name):
     assert keys(config) == keys(default)
     for player in config.optim.values():
         optim.make(player, config.steps.total)
+    # What does nothing waits for a flag that the recipe's docstring names.
+    waiting = {"debug:first_stage": "codebook_size", "photos:first_stage": "discriminator"}
+    assert all(waiting.get(name, "?") in key for key in idle.found(config))
     if config.stage == "diffuse":
         if config.model.name == "unet":
             assert bool(config.model.heads) != bool(config.model.head_channels)

@@ -1,11 +1,14 @@
 """Small files: written whole or not at all; read with a line that says what is wrong with them."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import pathlib
 import stat
 import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -70,11 +73,22 @@ def check_regular(path, most: int | None = None) -> int:
     return found.st_size
 
 
+@contextlib.contextmanager
+def opened(path, most: int | None = None):
+    """A regular file, open for its bytes; anything else is a UsageError.
+
+    So is what goes wrong in the block.
+    """
+    with reading(path):
+        check_regular(path, most)
+        with open(path, "rb") as file:
+            yield file
+
+
 def read_bytes(path) -> bytes:
     """The content of a regular file; anything else is a UsageError."""
-    with reading(path):
-        check_regular(path, MOST)
-        return pathlib.Path(path).read_bytes()
+    with opened(path, MOST) as file:
+        return file.read()
 
 
 def read_text(path) -> str:
@@ -83,11 +97,54 @@ def read_text(path) -> str:
         return read_bytes(path).decode()
 
 
+def parse_json(text):
+    """The value of a JSON text; a key that is there twice is a ValueError."""
+
+    def of(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"{max(keys, key=keys.count)!r} is there twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=of)
+
+
+def read_rows(path) -> Iterator[tuple[str, list[str]]]:
+    """(FILE:LINE, cells) of every row of a .csv in UTF-8; what is none is a UsageError."""
+    with opened(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        rows = csv.reader(text, strict=True)
+        try:
+            yield from ((f"{path}:{rows.line_num}", cells) for cells in rows if cells)
+        except csv.Error as e:
+            raise errors.UsageError(f"{path}:{rows.line_num}: {e}; mend this line.") from e
+
+
+def read_table(path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """As `read_rows`, {column: text} of each row after the first, which names the columns.
+
+    columns: those that must be there.
+    """
+    rows = read_rows(path)
+    _, names = next(rows, ("", []))
+    if missing := [column for column in columns if column not in names]:
+        has = values.shown(", ".join(names)) or "none"
+        raise errors.UsageError(f"{path} has no column {missing[0]} (it has {has}): mend it.")
+    if len({*names}) < len(names):
+        twice = max(names, key=names.count)
+        raise errors.UsageError(f"{path} has two columns {values.shown(twice)}: leave one out.")
+    for where, cells in rows:
+        if len(cells) != len(names):
+            raise errors.UsageError(f"{where}: has not {len(names)} cells; mend this line.")
+        yield where, dict(zip(names, cells))
+
+
 def read_json(path, kind: values.Type = DICT):
     """The value in a JSON file, by default a dict; anything else is a UsageError."""
     text = read_text(path)
     with reading(path):
-        found = json.loads(text)
+        found = parse_json(text)
     values.check(f"{path}: its content", found, kind)
     return found
 
@@ -102,7 +159,7 @@ def read_jsonl(path) -> list[dict]:
     found = []
     for number, line in enumerate(lines, 1):
         with reading(f"{path}:{number}"):
-            found.append(json.loads(line))
+            found.append(parse_json(line))
         values.check(f"{path}:{number}", found[-1], DICT)
     return found
 

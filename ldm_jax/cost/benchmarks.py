@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import tempfile
@@ -13,7 +12,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from ldm_jax.base import errors, platforms, shard, tree, watch
+from ldm_jax.base import disk, errors, platforms, shard, tree, values, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.cost import baseline, convolutions, flops, latency, programs, reports, timing, traces
 from ldm_jax.engine.checkpoint import Checkpoints
@@ -23,6 +22,7 @@ from ldm_jax.runs import mesh as mesh_lib
 
 PARTS = ("train", "sample", "encode", "decode", "data", "checkpoint")
 PARTS += ("dispatch", "convolutions", "latency")
+_SECONDS = values.Number(above=0)
 DATA_SECONDS = 3.0
 
 
@@ -275,8 +275,12 @@ def compare(files, tolerance: float):
 
 
 def _read(file) -> dict:
-    try:
-        found = json.loads(pathlib.Path(file).read_text())
-        return found if "machine" in found else found["not a benchmark"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise errors.UsageError(f"{file} is no file of bench --json ({e!r}).") from e
+    found = disk.read_json(file)
+    for key in ("machine", "batch_size"):
+        if key not in found:
+            raise errors.UsageError(f"{file} is no file of bench --json: it has no {key!r}.")
+    for part in set(PARTS) & found.keys():
+        values.check(f"{file}: {part}", found[part], values.Mapping(None))
+        if "seconds" in found[part]:
+            values.check(f"{file}: {part}.seconds", found[part]["seconds"], _SECONDS)
+    return found

@@ -11,14 +11,13 @@ The peaks are the manufacturers' figures: Google's as in "How to Scale Your Mode
 import contextlib
 import importlib.util
 import os
-import pathlib
 import re
 from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
-from ldm_jax.base import errors
+from ldm_jax.base import disk, errors
 
 
 class Chip(NamedTuple):
@@ -59,14 +58,16 @@ def open_topology(text: str, target: str = "") -> tuple[list, Chip]:
       UsageError: an unknown topology, or no compiler for it is installed.
     """
     kind, _, shape = text.partition(":")
-    if kind in TPUS:
-        return _tpu(TPUS[kind], kind, shape), TPUS[kind]
     known = [*TPUS, "cuda", "cpu"]
     if kind not in known:
         raise errors.UsageError(
             f"--topology={text}: the first part must be one of {', '.join(known)}"
             f"{errors.nearest(kind, known)}"
         )
+    if kind != "cuda" and target:
+        raise errors.UsageError(f"--target={target} is for --topology=cuda:N: leave it out.")
+    if kind in TPUS:
+        return _tpu(TPUS[kind], kind, shape), TPUS[kind]
     if not shape.isdecimal() or int(shape) < 1:
         raise errors.UsageError(f"--topology={text}: give a number of devices, e.g. cpu:8.")
     return _cuda(int(shape), target) if kind == "cuda" else (_cpu(int(shape)), Chip("CPU"))
@@ -89,10 +90,8 @@ def _tpu(chip, kind, shape):
 def _cuda(count, target):
     if not target:
         raise errors.UsageError(f"--topology=cuda:{count} needs --target=FILE; {TARGETS}.")
-    try:
-        text = pathlib.Path(target).read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise errors.UsageError(f"--target={target} cannot be read ({e}); {TARGETS}.") from e
+    with errors.of(f"--target ({TARGETS})"):
+        text = disk.read_text(target)
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # otherwise the plugin looks for a GPU
     jax.devices()  # which registers the plugin

@@ -1,8 +1,6 @@
 """What a set of image files says beside its pixels: metadata.jsonl or .csv, folders, splits."""
 
-import csv
 import dataclasses
-import json
 import logging
 import pathlib
 import re
@@ -63,17 +61,15 @@ def read_rows(folder: pathlib.Path, columns: Columns) -> dict[str, dict]:
 
 def _lines(path):
     """(where, {key: value}) of every line of a metadata.jsonl."""
-    with disk.reading(path):
-        disk.check_regular(path)
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _object(f"{path}:{number}", line)
+    with disk.opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path}:{number}", _object(f"{path}:{number}", line)
 
 
 def _object(where: str, line: bytes) -> dict:
     try:
-        found = json.loads(line.decode())
+        found = disk.parse_json(line.decode())
         found.get("file") or found["file_name"]
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as e:
         reason = "is nested too deep" if isinstance(e, RecursionError) else repr(e)
@@ -88,26 +84,17 @@ def _table(path, columns):
 
     An empty cell is no value, but an empty caption is one.
     """
-    with disk.reading(path):
-        disk.check_regular(path)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            try:
-                rows = [(f"{path}:{reader.line_num}", found) for found in reader]
-            except csv.Error as e:
-                raise errors.UsageError(f"{path}:{reader.line_num}: {e}; mend this line.") from e
-            names = reader.fieldnames or ()
-    if not {"file", "file_name"} & set(names):
+    rows = list(disk.read_table(path))
+    names = rows[0][1] if rows else {}
+    if not {"file", "file_name"} & names.keys():
         raise errors.UsageError(
-            f"{path} has no column file_name (it has {', '.join(names) or 'none'}); name the "
-            "column of the images so."
+            f"{path} has no column file_name (it has {values.shown(', '.join(names)) or 'none'}); "
+            "name the column of the images so."
         )
     texts = (columns.caption,) if columns.caption else ("caption", "text")
     of_class = [found.get(columns.label) for _, found in rows]
     ids = all((label or "").isdecimal() for label in of_class)
     for where, found in rows:
-        if None in found or None in found.values():
-            raise errors.UsageError(f"{where}: has not {len(names)} cells; mend this line.")
         found = {key: text for key, text in found.items() if text or key in texts}
         yield where, found | ({columns.label: int(found[columns.label])} if ids else {})
 

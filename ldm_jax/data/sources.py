@@ -7,7 +7,6 @@ str (`captions` list of str if there are several), `boxes` float32 [n, 4] as x0,
 
 import hashlib
 import inspect
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -39,23 +38,22 @@ def open_source(source: str, **kwargs) -> "Source":
 PIPELINE = ("size",)  # keys that the pipeline reads too, whatever a source takes
 
 
-def check_flags(data: dict, flags: Iterable[str]):
-    """Raises UsageError for a flag `data.KEY` that means nothing to the source that `data` names.
+def idle(data: dict) -> dict[str, str]:
+    """{key: why} of the keys of `data` that mean nothing to the source that it names.
 
-    data: config.data, the flags applied. A recipe may set keys of a source that its user replaces,
-    and the user may set them back: what is empty, or the key's default, passes.
+    What is empty, or a source's default, is not set.
     """
     taken_by = lambda name: inspect.signature(SOURCES.get(name)).parameters
-    flags = {flag.split(".")[1] for flag in flags if flag.startswith("data.")}
     own, takes = taken_by(data["source"]), {name: taken_by(name) for name in SOURCES.names()}
-    for key in sorted(flags):
+    found = {}
+    for key in data:
         others = {name: taken[key] for name, taken in takes.items() if key in taken}
-        off = not data[key] or data[key] in [taken.default for taken in others.values()]
-        if others and key not in (*own, *PIPELINE) and not off:
-            raise errors.UsageError(
-                f"--config.data.{key}={data[key]} means nothing to the data source "
-                f"{data['source']!r}, only to {', '.join(others)}: leave it out."
+        unset = not data[key] or data[key] in [taken.default for taken in others.values()]
+        if others and key not in (*own, *PIPELINE) and not unset:
+            found[key] = (
+                f"means nothing to the data source {data['source']!r}, only to {', '.join(others)}"
             )
+    return found
 
 
 def check_local(path: str):

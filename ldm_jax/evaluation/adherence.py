@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors, platforms, raster, watch
+from ldm_jax.base import errors, owner, platforms, raster, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import transforms
 from ldm_jax.runs import conditions as conditions_of
@@ -63,18 +63,19 @@ def measure(wanted: Adherence, overrides: dict[str, str], picture: pathlib.Path)
         pixels = transforms.to_float(np.stack([records[i]["image"] for i in rows]))
         return raster.to_uint8(run.decode(run.encode(pixels)))
 
-    by_guidance = {}
-    for scale in scales:
-        how = dataclasses.replace(sampling, guidance=scale)
-        drawn = in_batches(draw)
-        by_guidance[f"{scale:g}"] = _score(asked, records, drawn)
-    real = _score(asked, records, in_batches(reconstruct))
-    found = by_guidance[f"{scales[-1]:g}"] | {f"real_{name}": x for name, x in real.items()}
-    if len(scales) > 1:
-        found["by_guidance"] = by_guidance
-    beside = np.stack([record["image"] for record in records])
-    cells = np.stack([drawn, beside], axis=1)[:SHOWN].reshape(-1, *drawn.shape[1:])
-    raster.write_png(picture, raster.grid(cells, 8))
+    with owner.of("--out", picture.parent):
+        by_guidance = {}
+        for scale in scales:
+            how = dataclasses.replace(sampling, guidance=scale)
+            drawn = in_batches(draw)
+            by_guidance[f"{scale:g}"] = _score(asked, records, drawn)
+        real = _score(asked, records, in_batches(reconstruct))
+        found = by_guidance[f"{scales[-1]:g}"] | {f"real_{name}": x for name, x in real.items()}
+        if len(scales) > 1:
+            found["by_guidance"] = by_guidance
+        beside = np.stack([record["image"] for record in records])
+        cells = np.stack([drawn, beside], axis=1)[:SHOWN].reshape(-1, *drawn.shape[1:])
+        raster.write_png(picture, raster.grid(cells, 8))
     settings = dataclasses.asdict(sampling) | {"guidance": scales[-1], "null": wanted.null}
     settings |= {"seed": wanted.seed, "data": overrides}
     about = {"run": str(wanted.run), "step": run.step, "num": wanted.num}

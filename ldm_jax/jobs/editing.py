@@ -40,6 +40,10 @@ class Edit(settings.Wanted):
             labels = conditioning.read_labels(self.labels, classes, self.num, self.seed)
         return painter.Painter(how, labels)
 
+    def owned(self):
+        """Holds the folder to write to, once all is checked; see base/owner.py."""
+        return settings.owned(self.out, (0, 1))
+
 
 def inpaint(edit: Edit) -> dict:
     """Draws what lies under the masks from noise, so that it suits what surrounds it."""
@@ -49,22 +53,25 @@ def inpaint(edit: Edit) -> dict:
     masks = pictures.read_masks(edit.masks, found)
     holes = np.stack([pictures.fit(mask, images.shape[1:3]) for mask in masks])
     artist = edit.painter()
-    if "masked_image" in artist.run.model.fields:
-        black = np.where(holes[..., None], 0, images)
-        mask = holes[..., None].astype(np.float32)
-        drawn = artist.draw(len(images), {"masked_image": painter.floats(black), "mask": mask})
-    else:
-        drawn = artist.draw(len(images), **painter.around(artist.run, images, holes))
-    painted = np.where(holes[..., None], drawn, images)  # the official code leaves this step out
-    return painter.write(edit.out, names, painted, beside=[images, painter.greyed(images, holes)])
+    with edit.owned():
+        if "masked_image" in artist.run.model.fields:
+            black = np.where(holes[..., None], 0, images)
+            mask = holes[..., None].astype(np.float32)
+            drawn = artist.draw(len(images), {"masked_image": painter.floats(black), "mask": mask})
+        else:
+            drawn = artist.draw(len(images), **painter.around(artist.run, images, holes))
+        # The official code leaves this step out.
+        painted, grey = np.where(holes[..., None], drawn, images), painter.greyed(images, holes)
+        return painter.write(edit.out, names, painted, beside=[images, grey])
 
 
 def vary(edit: Edit) -> dict:
     """Noises pictures to `strength` of the way and denoises them (SDEdit, Meng et al. 2021)."""
     names, _, images = edit.read()
     artist = edit.painter(edit.strength)
-    drawn = artist.draw(len(images), init=artist.run.encode(painter.floats(images)))
-    return painter.write(edit.out, names, drawn, beside=[images])
+    with edit.owned():
+        drawn = artist.draw(len(images), init=artist.run.encode(painter.floats(images)))
+        return painter.write(edit.out, names, drawn, beside=[images])
 
 
 def upscale(edit: Edit) -> dict:
@@ -77,8 +84,10 @@ def upscale(edit: Edit) -> dict:
     f = codecs.open_codec(config.first_stage).f
     small = tuple(side // f for side in images.shape[1:3])
     images = np.stack([pictures.fit(picture.pixels, small) for picture in found])
-    drawn = edit.painter().draw(len(images), {"low_res": painter.floats(images)})
-    return painter.write(edit.out, names, drawn, beside=[images.repeat(f, 1).repeat(f, 2)])
+    artist = edit.painter()
+    with edit.owned():
+        drawn = artist.draw(len(images), {"low_res": painter.floats(images)})
+        return painter.write(edit.out, names, drawn, beside=[images.repeat(f, 1).repeat(f, 2)])
 
 
 def interpolate(edit: Edit) -> dict:
@@ -90,36 +99,43 @@ def interpolate(edit: Edit) -> dict:
         raise errors.UsageError("interpolate needs two pictures, or seeds, at least.")
     along = np.linspace(0, 1, edit.frames, dtype=np.float32)
     artist = edit.painter(edit.strength if edit.images else 1.0)
-    if edit.images:
-        ends = np.asarray(artist.run.encode(painter.floats(images)))
-        mix = lambda a, b: a + along.reshape(-1, 1, 1, 1) * (b - a)
-    else:
-        ends = np.concatenate([artist.run.noise(seed, [0], artist.size) for seed in names])
-        mix = lambda a, b: maths.slerp(a.repeat(edit.frames, 0), b.repeat(edit.frames, 0), along)
-    states = [np.asarray(mix(a[None], b[None])) for a, b in itertools.pairwise(ends)]
-    states = np.concatenate([s[1 if i else 0 :] for i, s in enumerate(states)])
-    # All frames share one noise and one class: they differ only in where they are on the way.
-    drawn = artist.draw(len(states), same=True, **{"init" if edit.images else "noise": states})
-    painter.animate(pathlib.Path(edit.out) / "animation.gif", drawn)
-    frames = [f"{i:04d}" for i in range(len(drawn))]
-    return painter.write(edit.out, frames, drawn, columns=edit.frames) | {"between": names}
+    with edit.owned():
+        if edit.images:
+            ends = np.asarray(artist.run.encode(painter.floats(images)))
+            mix = lambda a, b: a + along.reshape(-1, 1, 1, 1) * (b - a)
+        else:
+            ends = np.concatenate([artist.run.noise(seed, [0], artist.size) for seed in names])
+            many = lambda end: end.repeat(edit.frames, 0)
+            mix = lambda a, b: maths.slerp(many(a), many(b), along)
+        states = [np.asarray(mix(a[None], b[None])) for a, b in itertools.pairwise(ends)]
+        states = np.concatenate([s[1 if i else 0 :] for i, s in enumerate(states)])
+        # All frames share one noise and one class: they differ only in where they are on the way.
+        drawn = artist.draw(len(states), same=True, **{"init" if edit.images else "noise": states})
+        painter.animate(pathlib.Path(edit.out) / "animation.gif", drawn)
+        frames = [f"{i:04d}" for i in range(len(drawn))]
+        return painter.write(edit.out, frames, drawn, columns=edit.frames) | {"between": names}
 
 
 def progress(edit: Edit) -> dict:
     """Shows a row of x_t and a row of predicted x_0 for every picture."""
-    noisy, clean = edit.painter().trace(edit.num, edit.frames)  # [frames, n, h, w, 3]
-    summary = painter.write(edit.out, [f"{i:04d}" for i in range(edit.num)], clean[-1])
-    rows = [series[:, i] for i in range(edit.num) for series in (noisy, clean)]
-    return summary | painter.sheet(edit.out, np.concatenate(rows), edit.frames)
+    artist = edit.painter()
+    with edit.owned():
+        noisy, clean = artist.trace(edit.num, edit.frames)  # [frames, n, h, w, 3]
+        summary = painter.write(edit.out, [f"{i:04d}" for i in range(edit.num)], clean[-1])
+        rows = [series[:, i] for i in range(edit.num) for series in (noisy, clean)]
+        return summary | painter.sheet(edit.out, np.concatenate(rows), edit.frames)
 
 
 def reconstruct(edit: Edit) -> dict:
     """Sends pictures through the first stage and back."""
     names, _, images = edit.read()
     run = opened.load(edit.run, ema=edit.ema, decoder=edit.decoder)
-    batches = [images[i : i + edit.batch_size] for i in range(0, len(images), edit.batch_size)]
-    parts = [raster.to_uint8(run.decode(run.encode(painter.floats(batch)))) for batch in batches]
-    drawn = np.concatenate([np.asarray(part) for part in parts])
-    squared = np.mean((drawn.astype(np.float64) - images) ** 2, axis=(1, 2, 3))
-    quality = {"psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(squared, 1e-9))))}
-    return painter.write(edit.out, names, drawn, beside=[images]) | quality
+    with edit.owned():
+        batches = [images[i : i + edit.batch_size] for i in range(0, len(images), edit.batch_size)]
+        parts = [
+            raster.to_uint8(run.decode(run.encode(painter.floats(batch)))) for batch in batches
+        ]
+        drawn = np.concatenate([np.asarray(part) for part in parts])
+        squared = np.mean((drawn.astype(np.float64) - images) ** 2, axis=(1, 2, 3))
+        quality = {"psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(squared, 1e-9))))}
+        return painter.write(edit.out, names, drawn, beside=[images]) | quality

@@ -193,6 +193,7 @@ def digest(folder: pathlib.Path, names: list[str]) -> str | None:
     total = hashlib.sha256()
     for name in names:
         try:
+            disk.check_regular(folder / name)
             with open(folder / name, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
         except OSError:

@@ -60,12 +60,27 @@ def read(wanted: Wanted, **changes) -> Settings:
         kinds.expect(keys.read(wanted.weaker), "diffuse", f"--weaker={wanted.weaker}")
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     conditions.check_guidance(config, sampling.guidance, wanted.weaker)
+    _check_guided(config, wanted, sampling.guidance)
     sampling.grid(make_process(**config.process))
     adapters.check_drawn(wanted.run, config, wanted.ema, wanted.weaker, wanted.adapters)
     trained_here = bool(record_lib.Record(wanted.run).data)
     if trained_here and not wanted.weaker and (line := untrained_null(config, sampling.guidance)):
         print(line, file=sys.stderr, flush=True)
     return Settings(wanted, config, sampling, read_size(wanted.size, config))
+
+
+def _check_guided(config, wanted: Wanted, guidance: float):
+    """Raises UsageError for flags of guidance where there is nothing to lead away from, or to."""
+    if wanted.weaker and guidance == 1.0:
+        raise errors.UsageError(
+            f"--weaker={wanted.weaker} does nothing with guidance 1: give --guidance=SCALE."
+        )
+    alone = not config.conditioners and not wanted.weaker
+    if alone and wanted.sampling.get("guidance", 1.0) != 1.0:
+        raise errors.UsageError(
+            f"--guidance={guidance:g}: this run has no condition to lead to: leave it out, or give "
+            "--weaker=RUN to lead away from."
+        )
 
 
 def untrained_null(config, guidance: float) -> str:

@@ -10,15 +10,15 @@ from ldm_jax.data import conditions as conditions_lib
 from ldm_jax.data import latents, pipeline, sources, transforms
 from ldm_jax.engine import loop
 from ldm_jax.models.conditioners import CONDITIONERS
-from ldm_jax.runs import codecs, conditions, keys, teachers
+from ldm_jax.runs import codecs, conditions, idle, keys, teachers
 from ldm_jax.scenes import scenes  # noqa: F401  (registers itself)
 
 
 def load(spec: str, overrides: dict[str, str] | None = None) -> ConfigDict:
-    """`record.load`, with every value checked; a flag that the data source lacks is refused."""
+    """`record.load`, with every value checked; a flag that would do nothing is refused."""
     config = record.load(spec, overrides)
     keys.check(config, decided=False)
-    sources.check_flags(config.data, overrides or ())
+    idle.refuse(config, overrides or ())
     return config
 
 

@@ -15,6 +15,7 @@ CHOICES = {  # field: the registry that its value names an entry of, and the fie
     "spacing": (grids.GRIDS, ("rho", "shift")),
     "rule": (guidance.GUIDANCES, ("rescale",)),
 }
+GUIDED = ("rule", "rescale", "interval")  # fields that say how guidance acts
 
 
 def _field(default, help: str):
@@ -71,6 +72,13 @@ class Sampling:
             for option in set(options) - set(given):
                 if settings[field] not in registry.takers(option):
                     settings[option] = getattr(Sampling, option)
+        if settings["guidance"] == 1.0:
+            for option in GUIDED:
+                if given.get(option, getattr(Sampling, option)) != getattr(Sampling, option):
+                    raise errors.UsageError(
+                        f"{option}={values.shown(given[option])} does nothing without guidance: "
+                        "give guidance another scale than 1, or leave it out."
+                    )
         return Sampling(**settings)
 
     def grid(self, process: Process) -> grids.Grid:

@@ -2,6 +2,7 @@
 
 import pathlib
 import statistics
+import sys
 
 import jax
 
@@ -26,13 +27,14 @@ from ldm_jax.runs import mesh as mesh_lib
 from ldm_jax.training import workdir as workdir_lib
 
 
-def train(config, workdir, allow=(), devices: str = "", profile_steps: str = "") -> dict:
+def train(config, workdir, allow=(), devices: str = "", profile_steps: str = "", notes=()) -> dict:
     """Trains a run in `workdir`, or resumes the one that is there; returns its summary.
 
     Args:
       config: see base/defaults.py; keys that depend on the data are filled in here.
       allow: keys in which the config may differ from that of the run in `workdir`.
       devices: those that all hosts together must have, see hosts.check_devices.
+      notes: lines to print once the config is checked.
       profile_steps: "FIRST:LAST" writes a trace of these steps, see engine/profile.py.
     """
     seconds, workdir = watch.stopwatch(), pathlib.Path(workdir)
@@ -64,6 +66,7 @@ def train(config, workdir, allow=(), devices: str = "", profile_steps: str = "")
         inherit.check(config.init_from, kind.shapes(config), config.init_grow)
     with hosts.owned("--workdir", workdir):
         hosts.on_first(lambda: workdir_lib.claim(record, config, source, allow))
+        hosts.on_first(lambda: [print(line, file=sys.stderr) for line in notes])
         platforms.cache_compilations(workdir / "compilation_cache")
 
         # Stage, data and settings

@@ -1,7 +1,7 @@
 """The folder of a run in training: can the run be resumed, and with which changes of its config?"""
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors, remote
+from ldm_jax.base import disk, errors, remote, values
 from ldm_jax.engine import checkpoint, published
 from ldm_jax.runs import kinds
 
@@ -35,7 +35,12 @@ def begun(workdir) -> bool:
 
 
 def can_resume(workdir):
-    """Raises UsageError for a converted run, which has no optimizer's state to resume with."""
+    """Raises UsageError for a run that cannot go on.
+
+    A converted run has no optimizer's state to resume with; the lines of another may be damaged.
+    """
+    for name in ("metrics.jsonl", "timing.jsonl", "goodput.jsonl"):
+        disk.read_jsonl(workdir / name)
     try:
         trained = checkpoint.saved(workdir).get("opt")
     except errors.UsageError:
@@ -59,6 +64,13 @@ def claim(record, config, source, allow=()):
     Raises:
       UsageError: the workdir holds a run with another config, or of other data.
     """
+    old = record.config if record.exists() else config
+    known = config_lib.flat(config.to_dict()) | config_lib.flat(old.to_dict())
+    if unknown := [key for key in allow if key not in known]:
+        raise errors.UsageError(
+            f"--allow_config_change={values.shown(unknown[0])} is no key of the config"
+            f"{errors.nearest(unknown[0], known)}."
+        )
     if not begun(record.path):
         record.forget("latents.json", "frozen.json", "start.json")
         if not record.is_of(config):  # a run may roll back before its first checkpoint

@@ -322,7 +322,7 @@ DATA = dict(source="scenes", path="", split="", label_field="label", count=9, re
 
 
 @pytest.mark.parametrize(
-    "source, key, value, refused",
+    "source, key, value, told",
     [
         ("scenes", "split", "nonsense", True),
         ("scenes", "path", "photos", True),
@@ -336,17 +336,10 @@ DATA = dict(source="scenes", path="", split="", label_field="label", count=9, re
         ("scenes", "flip", True, False),
     ],
 )
-def test_a_flag_that_means_nothing_to_the_source_is_refused(source, key, value, refused):
-    data = DATA | {"source": source, key: value}
-    check = lambda: sources.check_flags(data, {f"data.{key}": str(value), "batch_size": "2"})
-    if not refused:
-        return check()
-    with pytest.raises(errors.UsageError, match=f"{key}={value}.*{source}"):
-        check()
-
-
-def test_what_a_recipe_sets_for_another_source_is_let_pass():
-    sources.check_flags(DATA | {"source": "tar", "count": 5}, {"data.source": "tar"})
+def test_a_key_that_means_nothing_to_the_source_is_told(source, key, value, told):
+    idle = sources.idle(DATA | {"source": source, key: value})
+    assert (key in idle) == told
+    assert not told or f"data source {source!r}" in idle[key]
 
 
 def test_metadata_that_does_not_fit_is_a_usage_error(root):
@@ -360,4 +353,4 @@ def test_metadata_that_does_not_fit_is_a_usage_error(root):
 
 def test_the_size_of_pictures_may_be_set_for_every_source():
     for name in sources.SOURCES.names():
-        sources.check_flags({"source": name, "size": 48}, ["data.size"])
+        assert not sources.idle({"source": name, "size": 48})
