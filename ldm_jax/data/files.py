@@ -66,6 +66,10 @@ class Files(sources.Source):
                 raise images.BadRecord(f"{self._names[i]}: its map {file} is not there.") from e
         return record | metadata.fields(self._rows[i], self.box_classes)
 
+    def captions(self, i: int) -> list[str]:
+        """What is said of an image, which is not read for it."""
+        return sidecars.captions(self._rows[i])
+
     def encoded(self, i: int) -> bytes:
         """The file's own bytes."""
         try:

@@ -39,8 +39,8 @@ def merged(where: str, rows: dict, beside: dict, read, columns: metadata.Columns
         texts = {ending: _text(f"{where}: {name}", ending, files, read) for ending in files}
         said, differs = _row(f"{where}: {name}", texts, columns)
         own = rows.get(name, {})
-        if _captions(own):
-            differs = differs or (bool(_captions(said)) and not _same(own, said))
+        if captions(own):
+            differs = differs or (bool(captions(said)) and not _same(own, said))
             said = {key: value for key, value in said.items() if key not in ("caption", "captions")}
         if differs:
             differing.append(name)
@@ -84,18 +84,19 @@ def _row(where, texts: dict, columns) -> tuple[dict, bool]:
         label = texts[".cls"].strip()
         given = {columns.label: int(label) if label.isdecimal() else label}
         row |= metadata.row(f"{where}: the .cls beside it", given, columns)
-    if ".txt" in texts and not (columns.caption and _captions(row)):
+    if ".txt" in texts and not (columns.caption and captions(row)):
         said = {"caption": texts[".txt"].strip()}
-        differs = bool(_captions(row)) and not _same(said, row)
+        differs = bool(captions(row)) and not _same(said, row)
         row = {key: value for key, value in row.items() if key != "captions"} | said
     return row, differs
 
 
-def _captions(row) -> list[str]:
+def captions(row) -> list[str]:
+    """Those of a row of metadata."""
     return [row["caption"]] if "caption" in row else list(row.get("captions", ()))
 
 
 def _same(row, other) -> bool:
     """Whether the captions of one row are among those of the other."""
-    one, two = ({text.strip() for text in _captions(r)} for r in (row, other))
+    one, two = ({text.strip() for text in captions(r)} for r in (row, other))
     return one <= two or two <= one
