@@ -41,9 +41,10 @@ class Columns:
     caption: str = ""
 
 
-def read_rows(folder: pathlib.Path, columns: Columns) -> dict[str, dict]:
+def read_rows(folder, columns: Columns) -> dict[str, dict]:
     """metadata.jsonl of a folder, else its metadata.csv -> `{file: row}`; without them no rows.
 
+    folder: a pathlib.Path or a places.Bucket.
     A row names its image as `file` or `file_name`.
     """
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
@@ -64,11 +65,16 @@ def read_rows(folder: pathlib.Path, columns: Columns) -> dict[str, dict]:
 def _lines(path):
     """(where, {key: value}) of every line of a metadata.jsonl."""
     with disk.reading(path):
-        disk.check_regular(path)
+        _check_regular(path)
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield f"{path}:{number}", _object(f"{path}:{number}", line)
+
+
+def _check_regular(path):
+    if isinstance(path, pathlib.Path):  # an object of a bucket is no device
+        disk.check_regular(path)
 
 
 def _object(where: str, line: bytes) -> dict:
@@ -89,7 +95,7 @@ def _table(path, columns):
     An empty cell is no value, but an empty caption is one.
     """
     with disk.reading(path):
-        disk.check_regular(path)
+        _check_regular(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             try:
