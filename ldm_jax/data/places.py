@@ -29,7 +29,7 @@ def place(path: str, cache_gib: float = CACHE, *, deep: bool = True) -> "Local |
 
 
 def split(path: str, suffix: str) -> tuple[str, str]:
-    """(folder, name) of a file's path, which on gs:// ends in `suffix`; (path, "") of a folder's."""
+    """(folder, name) of the path of a file, which on gs:// ends in `suffix`; else (path, "")."""
     path = path if path.strip("/") == "" else path.rstrip("/")
     is_file = path.endswith(suffix) if path.startswith(remote.SCHEME) else not os.path.isdir(path)
     return os.path.split(path) if is_file else (path, "")

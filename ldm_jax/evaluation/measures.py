@@ -113,13 +113,14 @@ def open_features(name: str, path):
     """An extractor, its weights, and its part of a protocol."""
     extractor = features_lib.EXTRACTORS.get(name)
     weights = READERS.get(extractor.network)(path)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
-    features, _ = jax.eval_shape(extractor.apply, weights, image)
-    if features.shape[1] != extractor.dimension:
-        raise errors.UsageError(
-            f"{path} gives {features.shape[1]} features an image, but {name} has "
-            f"{extractor.dimension}: take the --features that these weights are of."
-        )
+    if extractor.published:  # then files of other sizes can be read, too
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+        width = jax.eval_shape(extractor.apply, weights, image)[0].shape[1]
+        if width != extractor.dimension:
+            raise errors.UsageError(
+                f"{path} gives {width} features an image, but {name} has {extractor.dimension}: "
+                "take the --features that these weights are of."
+            )
     digest = tensorfile.digest(clip.weights_file(path))
     extraction = {"features": name, "resize": extractor.resize, "feature_weights": digest[:16]}
     return extractor.of(digest), weights, extraction
