@@ -1,6 +1,7 @@
-"""Writes tests/golden/metrics: what torch-fidelity, pytorch-fid, clean-fid and prdc compute.
+"""Writes tests/golden/metrics: what torch-fidelity, pytorch-fid, clean-fid, prdc and transformers
+compute.
 
-    pip install torch torchvision torch-fidelity pytorch-fid prdc scipy
+    pip install torch torchvision torch-fidelity pytorch-fid prdc scipy transformers
     pip install --no-deps clean-fid    # one of its files is read
     python tests/make_metrics_golden.py
 
@@ -19,6 +20,11 @@ KID = dict(subsets=10, subset_size=50)
 SPLITS = 5
 SIDE = 139  # smaller than 299, and the last blocks are still 3x3
 TAPS = 24  # values kept of every layer
+# A ViT of the style of DINOv2's, with its grid of positions, and a CLIP: two layers of two heads.
+DINOV2 = dict(width=128, depth=2, patch=14, grid=37)
+CLIP = dict(width=128, depth=2, patch=32, grid=7, dimension=32, vocabulary=300, length=77)
+EMBEDDED = (30, 41)  # an image that is not square
+CLOUDS = (90, 70, 48)  # unit vectors: fake, real, d
 RESIZED = {"up": (37, 50), "down": (320, 301), "same": (299, 299)}
 
 
@@ -55,6 +61,85 @@ def inception_state(shapes):
         else:
             state[key] = 0.1 * rng.normal(size=shape)
         state[key] = state[key].astype(np.float32)
+    return state
+
+
+def dinov2_state():
+    """Random weights under the names of Meta's files."""
+    d, shapes = DINOV2["width"], {"cls_token": (1, 1, DINOV2["width"])}
+    shapes |= {"mask_token": (1, d), "pos_embed": (1, 1 + DINOV2["grid"] ** 2, d)}
+    shapes |= _layer("patch_embed.proj", d, (3, DINOV2["patch"], DINOV2["patch"])) | _norm(
+        "norm", d
+    )
+    for i in range(DINOV2["depth"]):
+        at = f"blocks.{i}"
+        shapes |= _norm(f"{at}.norm1", d) | _norm(f"{at}.norm2", d)
+        shapes |= _layer(f"{at}.attn.qkv", 3 * d, (d,)) | _layer(f"{at}.attn.proj", d, (d,))
+        shapes |= _layer(f"{at}.mlp.fc1", 4 * d, (d,)) | _layer(f"{at}.mlp.fc2", d, (4 * d,))
+        shapes |= {f"{at}.ls1.gamma": (d,), f"{at}.ls2.gamma": (d,)}
+    return _transformer_state(shapes)
+
+
+def clip_state():
+    """Random weights of both sides under the names of Hugging Face's files."""
+    d, dimension, shapes = CLIP["width"], CLIP["dimension"], {"logit_scale": ()}
+    for side in ("text_model", "vision_model"):
+        for i in range(CLIP["depth"]):
+            at = f"{side}.encoder.layers.{i}"
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                shapes |= _layer(f"{at}.self_attn.{name}", d, (d,))
+            shapes |= _layer(f"{at}.mlp.fc1", 4 * d, (d,)) | _layer(f"{at}.mlp.fc2", d, (4 * d,))
+            shapes |= _norm(f"{at}.layer_norm1", d) | _norm(f"{at}.layer_norm2", d)
+    at = "vision_model.embeddings"
+    patch = (d, 3, CLIP["patch"], CLIP["patch"])
+    shapes |= {f"{at}.class_embedding": (d,), f"{at}.patch_embedding.weight": patch}
+    shapes[f"{at}.position_embedding.weight"] = (1 + CLIP["grid"] ** 2, d)
+    shapes |= _norm("vision_model.pre_layrnorm", d) | _norm("vision_model.post_layernorm", d)
+    at = "text_model.embeddings"
+    shapes[f"{at}.token_embedding.weight"] = (CLIP["vocabulary"], d)
+    shapes[f"{at}.position_embedding.weight"] = (CLIP["length"], d)
+    shapes |= _norm("text_model.final_layer_norm", d)
+    shapes |= {f"{side}_projection.weight": (dimension, d) for side in ("text", "visual")}
+    return _transformer_state(shapes)
+
+
+def caption_ids():
+    """Captions of 3 and 77 tokens; the last id ends them, and zeros come behind."""
+    ids = np.zeros((2, CLIP["length"]), np.int64)
+    ids[1] = np.random.RandomState(12).randint(0, CLIP["vocabulary"] - 2, CLIP["length"])
+    ids[:, 0], ids[0, 1], ids[0, 2], ids[1, -1] = 298, 17, 299, 299
+    return ids
+
+
+def unit_vectors():
+    """(fake, real), float64 [n, d] of length 1."""
+    fake, real, d = CLOUDS
+    rng = np.random.RandomState(13)
+    clouds = rng.normal(size=(fake, d)) + 0.3, rng.normal(size=(real, d))
+    return [x / np.linalg.norm(x, axis=1, keepdims=True) for x in clouds]
+
+
+def _layer(name, width, inputs):
+    return {f"{name}.weight": (width, *inputs), f"{name}.bias": (width,)}
+
+
+def _norm(name, width):
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _transformer_state(shapes):
+    """Weights that let every part of a transformer show in what comes out."""
+    rng, state = np.random.RandomState(11), {}
+    for key in sorted(shapes):
+        shape = shapes[key]
+        embedding = any(word in key for word in ("embedding.weight", "cls_token", "pos_embed"))
+        if len(shape) < 2 and key.endswith(("weight", "gamma")):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) < 2 or (embedding and "patch" not in key):
+            value = 0.3 * rng.normal(size=shape)
+        else:
+            value = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+        state[key] = np.asarray(value, np.float32)
     return state
 
 
@@ -96,6 +181,7 @@ def main():
     (GOLDEN / "figures.json").write_text(json.dumps(figures(), indent=1) + "\n")
     np.savez_compressed(GOLDEN / "inception.npz", **layers())
     np.savez_compressed(GOLDEN / "resize.npz", **resized())
+    np.savez_compressed(GOLDEN / "transformers.npz", **embedded())
     print({file.name: file.stat().st_size for file in GOLDEN.iterdir()})
 
 
@@ -208,6 +294,92 @@ def resized() -> dict:
         out[f"tf1_bilinear_{case}"] = spots(x[0].permute(1, 2, 0))
         out[f"pil_bicubic_{case}"] = spots(clean.build_resizer("clean")(image))
     return out
+
+
+def embedded() -> dict:
+    """transformers' DINOv2 and CLIP on images prepared as the metrics' own codes do, with Pillow.
+
+    DINOv2's positions are interpolated as Meta's code for torch.hub does, which FD-DINOv2 was
+    defined with; transformers leaves out the 0.1 that is added there to the sides.
+    """
+    import torch
+    import transformers
+    from PIL import Image
+
+    image = Image.fromarray(pixels(*EMBEDDED)[0])
+    side, imagenet = 224, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    heads, d, depth = 2, DINOV2["width"], DINOV2["depth"]
+    sizes = dict(hidden_size=d, num_hidden_layers=depth, num_attention_heads=heads)
+    config = transformers.Dinov2Config(**sizes, patch_size=14, image_size=14 * DINOV2["grid"])
+    net = transformers.Dinov2Model(config).eval()
+    net.load_state_dict(_as_transformers(dinov2_state()))
+
+    def positions(x, height, width):
+        known, grid = net.embeddings.position_embeddings, DINOV2["grid"]
+        square = known[:, 1:].reshape(1, grid, grid, d).permute(0, 3, 1, 2)
+        factors = [(n // 14 + 0.1) / grid for n in (height, width)]
+        square = torch.nn.functional.interpolate(square, scale_factor=factors, mode="bicubic")
+        return torch.cat([known[:, :1], square.permute(0, 2, 3, 1).reshape(1, -1, d)], dim=1)
+
+    net.embeddings.interpolate_pos_encoding = positions
+    out = {"versions": np.array([torch.__version__, transformers.__version__, Image.__version__])}
+    with torch.no_grad():
+        x = _tensor(image.resize((side, side), Image.BICUBIC), *imagenet)
+        out["dinov2"] = net(x).pooler_output.numpy()
+        theirs = transformers.CLIPConfig(
+            projection_dim=CLIP["dimension"],
+            vision_config=dict(**sizes, intermediate_size=4 * d, patch_size=32, image_size=side),
+            text_config=dict(
+                **sizes,
+                intermediate_size=4 * d,
+                vocab_size=CLIP["vocabulary"],
+                bos_token_id=298,
+                eos_token_id=299,
+            ),
+        )
+        net = transformers.CLIPModel(theirs).eval()
+        net.load_state_dict({k: torch.tensor(v) for k, v in clip_state().items()})
+        height, width = EMBEDDED
+        shorter = image.resize((side * width // height, side), Image.BICUBIC)
+        left = round((shorter.width - side) / 2)
+        own = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+        x = _tensor(shorter.crop((left, 0, left + side, side)), *own)
+        found = net(input_ids=torch.tensor(caption_ids()), pixel_values=x)
+        out["clip_image"], out["clip_text"] = found.image_embeds.numpy(), found.text_embeds.numpy()
+        a, b = map(torch.tensor, unit_vectors())
+        mean = lambda x, y: torch.exp(-(torch.cdist(x, y) ** 2) / (2 * 10**2)).mean()
+        out["cmmd"] = (1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b))).numpy()
+    return out
+
+
+def _as_transformers(state) -> dict:
+    """The same weights under the names of transformers' Dinov2Model."""
+    import torch
+
+    names = [("cls_token", "embeddings.cls_token"), ("mask_token", "embeddings.mask_token")]
+    names += [("pos_embed", "embeddings.position_embeddings"), ("blocks.", "encoder.layer.")]
+    names += [("patch_embed.proj", "embeddings.patch_embeddings.projection")]
+    names += [("attn.proj", "attention.o_proj"), ("ls1.gamma", "layer_scale1.lambda1")]
+    names += [("ls2.gamma", "layer_scale2.lambda1")]
+    out = {}
+    for key, value in state.items():
+        for ours, theirs in names:
+            key = key.replace(ours, theirs)
+        key = f"layer{key}" if key.startswith("norm.") else key
+        if "attn.qkv" in key:
+            for name, part in zip("qkv", np.split(value, 3)):
+                out[key.replace("attn.qkv", f"attention.{name}_proj")] = torch.tensor(part)
+        else:
+            out[key] = torch.tensor(value)
+    return out
+
+
+def _tensor(image, mean, std):
+    """A picture as torchvision's ToTensor and Normalize make it, [1, 3, h, w]."""
+    import torch
+
+    x = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float().div(255)
+    return (x - torch.tensor(mean)[None, :, None, None]) / torch.tensor(std)[None, :, None, None]
 
 
 def _stand_in_for_torchvision():

@@ -36,6 +36,8 @@ class Data(Group):
     label_field: str = "label"
     # folder, tar, parquet: that holds the caption; "": caption, captions or text
     caption_field: str = ""
+    # folder, tar on gs://: GiB of this machine's disk that keep what was read; 0 keeps nothing
+    bucket_cache: Annotated[float, Number(0, 1e6)] = 32.0
     # mix: {name: dict(source=..., weight=1.0, further keys of that source)}
     mix: dict = {}
     image_field: str = ""  # parquet: column of the images; "": image, or the only one
@@ -73,7 +75,7 @@ class Eval(Group):
     records: Positive = 1_024  # held-out records that are looked at
     batch_size: Positive = 32  # of the evaluation, over all devices and hosts
     metrics: tuple[str, ...] = ()  # distances to the data: some of fd, kid, prc, dc, is; or none
-    features: str = ""  # network of the distances: mobilenet ("" too), inception, inception_clean
+    features: str = ""  # network of the distances: mobilenet ("" too), inception, dinov2, clip, ...
     weights: str = ""  # file or name of the weights of the feature network; "": its public ones
     samples: Natural = 0  # images drawn for the metrics; 0: as many as eval.records
     every: Natural = 0  # steps between metrics, a multiple of steps.eval; 0: every evaluation

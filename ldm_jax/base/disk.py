@@ -75,13 +75,15 @@ def check_regular(path, most: int | None = None) -> int:
 
 @contextlib.contextmanager
 def opened(path, most: int | None = None):
-    """A regular file, open for its bytes; anything else is a UsageError.
+    """A regular file, or an object of a bucket, open for its bytes; anything else is a UsageError.
 
     So is what goes wrong in the block.
     """
     with reading(path):
-        check_regular(path, most)
-        with open(path, "rb") as file:
+        if isinstance(path, str | os.PathLike):
+            path = pathlib.Path(path)
+            check_regular(path, most)
+        with path.open("rb") as file:
             yield file
 
 

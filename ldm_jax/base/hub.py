@@ -27,6 +27,7 @@ _TORCH = "https://download.pytorch.org/models/"
 _LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/"
 _LPIPS += "082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/"
 _FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+_DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
 KNOWN = {
     "vgg16": f"{_TORCH}vgg16-397923af.pth"
     "#sha256=397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
@@ -43,6 +44,14 @@ KNOWN = {
     "inception:fid": f"{_FID}pt_inception-2015-12-05-6726825d.pth"
     "#sha256=6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     "clip:l14": "hf:openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "clip:l14-336": "hf:openai/clip-vit-large-patch14-336/pytorch_model.bin"
+    "@ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
+    "clip:b32": "hf:openai/clip-vit-base-patch32/pytorch_model.bin"
+    "@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+    "dinov2:b": f"{_DINOV2}dinov2_vitb14/dinov2_vitb14_pretrain.pth"
+    "#sha256=0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+    "dinov2:l": f"{_DINOV2}dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+    "#sha256=d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
 }
 FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")  # what a file's name ends in
 

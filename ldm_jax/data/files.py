@@ -1,14 +1,12 @@
-"""Image files as sources: a folder, and tar archives that are read in place."""
+"""Image files as sources: a folder, and tar archives that are read in place, here or on gs://."""
 
 import collections
-import os
-import pathlib
 import tarfile
 
 import numpy as np
 
 from ldm_jax.base import disk, errors
-from ldm_jax.data import images, metadata, sidecars, sources
+from ldm_jax.data import images, metadata, places, sidecars, sources
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -20,12 +18,13 @@ class Files(sources.Source):
     `split`, `boxes`, ...); without, all images that were found. A subclass reads them.
     """
 
-    def __init__(self, kind, path, found, folder, size, beside, read, *, strict, columns, split):
-        """found: names of images; folder: of the metadata; size: name -> bytes of the image;
+    def __init__(self, kind, path, found, place, size, beside, read, *, strict, columns, split):
+        """found: names of images; place: of the metadata; size: name -> bytes of the image;
         beside, read: see sidecars.merged; strict: whether every row must have its image."""
-        rows = metadata.read_rows(folder, columns)
+        rows = metadata.read_rows(place.folder, columns)
         names = _listed(found, rows, path, strict)
         beside = {name: beside[name] for name in names if beside.get(name)}
+        read, beside = place.ahead(read, beside)
         rows = sidecars.merged(f"Data path {path!r}", rows, beside, read, columns)
         metadata.check_captions(rows, columns)
         for name in names:
@@ -66,6 +65,10 @@ class Files(sources.Source):
                 raise images.BadRecord(f"{self._names[i]}: its map {file} is not there.") from e
         return record | metadata.fields(self._rows[i], self.box_classes)
 
+    def captions(self, i: int) -> list[str]:
+        """What is said of an image, which is not read for it."""
+        return sidecars.captions(self._rows[i])
+
     def encoded(self, i: int) -> bytes:
         """The file's own bytes."""
         try:
@@ -83,17 +86,20 @@ class Folder(Files):
     """
 
     def __init__(
-        self, path: str, label_field: str = "label", caption_field: str = "", split: str = ""
+        self,
+        path: str,
+        label_field: str = "label",
+        caption_field: str = "",
+        split: str = "",
+        bucket_cache: float = places.CACHE,
     ):
-        sources.check_local(path)
-        self._root = root = pathlib.Path(path)
-        if not root.is_dir():
+        self._place = place = places.place(path, bucket_cache)
+        if isinstance(place, places.Local) and not place.folder.is_dir():
             raise errors.UsageError(
                 f"Data path {path!r} is not a folder; give one that holds images."
             )
-        files = (pathlib.Path(parent, name) for parent, _, names in os.walk(root) for name in names)
         found, others = set(), {}
-        for name in (file.relative_to(root).as_posix() for file in files):
+        for name in place.names():
             key, ending = sidecars.split(name)
             if images.is_image_name(name):
                 found.add(name)
@@ -104,17 +110,16 @@ class Folder(Files):
 
         def size(name):
             with disk.reading(f"Data path {path!r}: {name}"):
-                return disk.check_regular(root / name)
+                return place.size(name)
 
-        given = found, root, size, beside, self._read_map
+        given = found, place, size, beside, place.read
         super().__init__("folder", path, *given, strict=True, columns=columns, split=split)
 
     def _read(self, i):
-        return self._read_map(self._names[i])
+        return self._place.read(self._names[i])
 
     def _read_map(self, name):
-        disk.check_regular(self._root / name)
-        return (self._root / name).read_bytes()
+        return self._place.read(name)
 
 
 @sources.SOURCES.register("tar")
@@ -128,30 +133,32 @@ class Tar(Files):
     """
 
     def __init__(
-        self, path: str, label_field: str = "label", caption_field: str = "", split: str = ""
+        self,
+        path: str,
+        label_field: str = "label",
+        caption_field: str = "",
+        split: str = "",
+        bucket_cache: float = places.CACHE,
     ):
-        sources.check_local(path)
-        root = pathlib.Path(path)
-        self._archives = sorted(root.glob("*.tar")) if root.is_dir() else [root]
-        if not self._archives or not self._archives[0].is_file():
+        folder, single = places.split(path, ".tar")
+        self._place = place = places.place(folder, bucket_cache, deep=False)
+        names = [single] if single else (n for n in place.names() if n.endswith(".tar"))
+        self._archives = sorted(set(names).intersection(place.names()))
+        if not self._archives:
             raise errors.UsageError(
                 f"Data path {path!r}: no .tar file there; give one or its folder."
             )
-        self._open = {}
-        folder = self._archives[0].parent
+        indices = place.index(self._archives, _index)
         # {name: (number of the archive, offset, bytes)}; {name: {ending: likewise}}
-        members, beside = _members([_index(archive) for archive in self._archives], self._archives)
+        members, beside = _members(indices, self._archives)
         # A single archive may hold only some of the rows of the metadata beside it.
-        how = dict(strict=root.is_dir(), columns=metadata.Columns(label_field, caption_field))
-        given = members, folder, lambda name: members[name][2], beside
+        how = dict(strict=not single, columns=metadata.Columns(label_field, caption_field))
+        given = members, place, lambda name: members[name][2], beside
         read = lambda where: self._read_at(*where)
         super().__init__("tar", path, *given, read, split=split, **how)
         self._where = np.array([members[name] for name in self._names], np.int64)
         maps = (row["segmentation"] for row in self._rows if "segmentation" in row)
         self._maps = {name: members[name] for name in maps if name in members}
-
-    def __getstate__(self):
-        return self.__dict__ | {"_open": {}}
 
     def _read(self, i):
         return self._read_at(*map(int, self._where[i]))
@@ -160,13 +167,9 @@ class Tar(Files):
         return self._read_at(*self._maps[name])
 
     def _read_at(self, number: int, offset: int, size: int) -> bytes:
-        if number not in self._open:
-            # Two reader threads may get here at once: the first one's file stays.
-            self._open.setdefault(number, self._archives[number].open("rb", buffering=0))
-        # pread has no shared file position, so threads need no lock.
-        data = os.pread(self._open[number].fileno(), size, offset)
+        data = self._place.part(self._archives[number], offset, size)
         if len(data) != size:
-            raise OSError(f"{self._archives[number].name} ends after {len(data)} of {size} bytes")
+            raise OSError(f"{self._archives[number]} ends after {len(data)} of {size} bytes")
         return data
 
 
@@ -184,28 +187,26 @@ def _members(indices, archives) -> tuple[dict, dict]:
                 others.setdefault(key, {})[ending] = (number, *where)
         for name, where in index.items():
             if images.is_image_name(name):
-                full = name if times[name] == 1 else f"{name} in {archives[number].name}"
+                full = name if times[name] == 1 else f"{name} in {archives[number]}"
                 members[full] = (number, *where)
                 beside[full] = others.get(sidecars.split(name)[0])
     return members, beside
 
 
-def _index(archive: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Members of an archive that are images or lie beside one: `{name: (offset, size)}`."""
-    with disk.reading(archive):
-        disk.check_regular(archive)
-        with archive.open("rb") as file:
-            head = file.read(8)
+def _index(archive, file) -> dict[str, tuple[int, int]]:
+    """Members of an open archive that are images or lie beside one: `{name: (offset, size)}`."""
+    head = file.read(8)
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
             raise errors.UsageError(
                 f"{archive} is compressed ({name}), so its members cannot be read in place; "
                 "decompress it first."
             )
+    file.seek(0)
     found = {}
     try:
-        with tarfile.open(archive, "r:") as file:
-            for member in file:
+        with tarfile.open(fileobj=file, mode="r:") as members:
+            for member in members:
                 name = member.name.removeprefix("./")
                 wanted = images.is_image_name(name) or sidecars.split(name)[1] in sidecars.ENDINGS
                 if wanted and member.isreg() and not member.issparse():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
 import re
 
 import numpy as np
@@ -39,9 +38,10 @@ class Columns:
     caption: str = ""
 
 
-def read_rows(folder: pathlib.Path, columns: Columns) -> dict[str, dict]:
+def read_rows(folder, columns: Columns) -> dict[str, dict]:
     """metadata.jsonl of a folder, else its metadata.csv -> `{file: row}`; without them no rows.
 
+    folder: a pathlib.Path or a places.Bucket.
     A row names its image as `file` or `file_name`.
     """
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"

@@ -2,19 +2,19 @@
 
 So captions lie in folders that people make and in the tars of WebDataset and img2dataset. KEY.txt
 is the caption; KEY.cls the class, an id or a name; KEY.json may hold both under the keys of a row
-of metadata.jsonl. What metadata.jsonl says goes before them, and KEY.txt before KEY.json.
+of metadata.jsonl. Captions of one image that differ are refused, unless `caption_field` says which
+to take: a key of metadata.jsonl and KEY.json, in this order, or .txt for the file of that ending.
 """
 
+import itertools
 import json
-import logging
 import os
 
-from ldm_jax.base import errors
+from ldm_jax.base import errors, values
 from ldm_jax.data import metadata
 
-logger = logging.getLogger(__name__)
-
 ENDINGS = (".txt", ".json", ".cls")
+_METADATA, _CAPTIONS = "the metadata", ("caption", "captions")
 
 
 def split(name: str) -> tuple[str, str]:
@@ -26,35 +26,48 @@ def split(name: str) -> tuple[str, str]:
 def merged(where: str, rows: dict, beside: dict, read, columns: metadata.Columns) -> dict:
     """{image: row}: the rows of the metadata, with what the files beside the images add.
 
-    Where captions of an image differ, one line tells of the first such image, and of how many.
-
     Args:
       where: the data, for messages.
       rows: {image: row} of the metadata.
       beside: {image: {ending: what `read` takes}} of every image.
       read: gives the bytes of such a file.
+
+    Raises:
+      UsageError: a file that cannot be read, or captions of an image that differ.
     """
-    found, differing = dict(rows), []
+    found = dict(rows)
     for name, files in beside.items():
-        texts = {ending: _text(f"{where}: {name}", ending, files, read) for ending in files}
-        said, differs = _row(f"{where}: {name}", texts, columns)
-        own = rows.get(name, {})
-        if _captions(own):
-            differs = differs or (bool(_captions(said)) and not _same(own, said))
-            said = {key: value for key, value in said.items() if key not in ("caption", "captions")}
-        if differs:
-            differing.append(name)
-        if said:
-            found[name] = said | own
-    if differing:
-        logger.warning(
-            "%s: %d image(s) have several captions that differ, e.g. %s: metadata.jsonl (or .csv) "
-            "counts before .txt, and .txt before .json.",
-            where,
-            len(differing),
-            differing[0],
-        )
+        at = f"{where}: {name}"
+        texts = {ending: _text(at, ending, files, read) for ending in files}
+        said = _said(at, texts, columns)
+        first = (".json", ".txt") if columns.caption else (".txt", ".json")
+        order = {_METADATA: rows.get(name, {})} | {e: said.get(e, {}) for e in (".cls", *first)}
+        if not columns.caption:
+            _refuse_unless_same(at, {place: captions(row) for place, row in order.items()})
+        row = {}
+        for given in reversed(order.values()):
+            if captions(given):  # in the place of what was said, as a whole
+                row = {key: value for key, value in row.items() if key not in _CAPTIONS}
+            row |= given
+        if row:
+            found[name] = row
     return found
+
+
+def _refuse_unless_same(where: str, said: dict):
+    """said: {place: captions} of one image. Those of one place may be among those of another."""
+    given = [(place, {text.strip() for text in texts}) for place, texts in said.items() if texts]
+    for (one, ours), (two, theirs) in itertools.combinations(given, 2):
+        if not (ours <= theirs or theirs <= ours):
+            raise errors.UsageError(
+                f"{where}: {one} says {_shown(ours)}, {two} {_shown(theirs)}: remove one of them, "
+                "or choose for all images: --config.data.caption_field=.txt takes the files of "
+                "that ending, and a key (caption, text) what is said under it."
+            )
+
+
+def _shown(texts: set) -> str:
+    return " and ".join(repr(values.shown(text)) for text in sorted(texts)[:2])
 
 
 def _text(where, ending, files, read) -> str:
@@ -67,9 +80,9 @@ def _text(where, ending, files, read) -> str:
         ) from e
 
 
-def _row(where, texts: dict, columns) -> tuple[dict, bool]:
-    """The row that an image's files make, and whether two of them differ in its caption."""
-    row, differs = {}, False
+def _said(where, texts: dict, columns) -> dict[str, dict]:
+    """{ending: the row that an image's file of that ending makes}."""
+    rows = {}
     if ".json" in texts:
         try:
             given = json.loads(texts[".json"])
@@ -79,23 +92,16 @@ def _row(where, texts: dict, columns) -> tuple[dict, bool]:
             raise errors.UsageError(
                 f"{where}: the .json beside it is no JSON object: mend or remove it."
             ) from e
-        row = metadata.row(f"{where}: the .json beside it", given, columns)
+        rows[".json"] = metadata.row(f"{where}: the .json beside it", given, columns)
+    if ".txt" in texts:
+        rows[".txt"] = {"caption": texts[".txt"].strip()}
     if ".cls" in texts:
         label = texts[".cls"].strip()
         given = {columns.label: int(label) if label.isdecimal() else label}
-        row |= metadata.row(f"{where}: the .cls beside it", given, columns)
-    if ".txt" in texts and not (columns.caption and _captions(row)):
-        said = {"caption": texts[".txt"].strip()}
-        differs = bool(_captions(row)) and not _same(said, row)
-        row = {key: value for key, value in row.items() if key != "captions"} | said
-    return row, differs
+        rows[".cls"] = metadata.row(f"{where}: the .cls beside it", given, columns)
+    return rows
 
 
-def _captions(row) -> list[str]:
+def captions(row) -> list[str]:
+    """Those of a row of metadata."""
     return [row["caption"]] if "caption" in row else list(row.get("captions", ()))
-
-
-def _same(row, other) -> bool:
-    """Whether the captions of one row are among those of the other."""
-    one, two = ({text.strip() for text in _captions(r)} for r in (row, other))
-    return one <= two or two <= one

@@ -60,8 +60,8 @@ def check_local(path: str):
     """Raises UsageError for a URL of a bucket, for sources that read files by their paths."""
     if path.startswith(remote.SCHEME):
         raise errors.UsageError(
-            f"Data path {path!r}: this source reads files of this machine; mount the bucket "
-            f"(gcsfuse), or copy it here: gcloud storage cp -r {path} DIR"
+            f"Data path {path!r}: folder and tar are read from a bucket, this source is not; mount "
+            f"it (gcsfuse), or copy it here: gcloud storage cp -r {path} DIR"
         )
 
 

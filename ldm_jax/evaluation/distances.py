@@ -34,8 +34,9 @@ def request(config) -> measures.Request | None:
     found = measures.make_request(
         metrics, wanted.features or "mobilenet", wanted.weights, (METRICS, "config.eval.weights")
     )
-    has_classes = kinds.of(config).draws and found.extractor.classes
-    suite.check(metrics, has_classes, True, True, METRICS)
+    found.check(
+        "reference", "features", *(["logits"] if kinds.of(config).draws else []), flag=METRICS
+    )
     return found
 
 

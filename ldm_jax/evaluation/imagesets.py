@@ -31,6 +31,7 @@ class ImageSet:
     batches: () -> (uint8 [BATCH, height, width, 3], mask [BATCH]), the mask 0 for rows that only
       fill up the last batch.
     job: of a folder that `sample` wrote.
+    captions: () -> one of each image, in order; None where there are none.
     """
 
     count: int
@@ -38,6 +39,7 @@ class ImageSet:
     origin: dict
     batches: Callable[[], Iterator]
     job: job_lib.Job | None = None
+    captions: Callable[[], list[str]] | None = None
 
 
 def open_set(path, flag: str, size=None, records: int | None = None) -> ImageSet:
@@ -81,8 +83,9 @@ def _of_job(path):
     records = [f"shards/{shard.number:05d}.json" for shard in job.shards]
     chunks = lambda: (images for images, _ in job.batches())
     origin = {"samples": outputs.digest(job.out, records)[:16]}
-    size = next(chunks()).shape[1:3]
-    return ImageSet(job.num, size, origin, lambda: _filled(chunks()), job)
+    first, rows = next(job.batches())
+    captions = (lambda: [row["caption"] for row in job.rows()]) if "caption" in rows[0] else None
+    return ImageSet(job.num, first.shape[1:3], origin, lambda: _filled(chunks()), job, captions)
 
 
 def _of_run(path, records):
@@ -98,13 +101,30 @@ def _of_folder(path, size, records):
             size = source[0]["image"].shape[:2]
         except images_lib.BadRecord as e:
             raise errors.UsageError(f"{path}: {e}") from e
-        return _of_source(source, None, size, "none")
+        found = _of_source(source, None, size, "none")
+        return dataclasses.replace(found, captions=_captions(path, source))
     if size[0] != size[1]:
         raise errors.UsageError(
             f"A folder is cropped to squares, the samples are {size[0]}x{size[1]}: give the "
             "reference as an .npz of images of that size."
         )
     return _of_source(source, records, size, "bicubic")
+
+
+def _captions(path, source):
+    """The `captions` of an ImageSet, from a folder of images: the first of several of one."""
+    said = [source.captions(i) for i in range(len(source))]
+    if not any(said):
+        return None
+
+    def read():
+        if (first := next((i for i, texts in enumerate(said) if not texts), None)) is not None:
+            raise errors.UsageError(
+                f"{path}: {source.name(first)} has no caption, others have: add it."
+            )
+        return [texts[0] for texts in said]
+
+    return read
 
 
 def _of_source(source, records, size, interpolation):

@@ -8,7 +8,7 @@ import numpy as np
 from ldm_jax.base import errors, raster, shard, tensorfile
 from ldm_jax.evaluation import distances as distances_lib
 from ldm_jax.evaluation import held_out as held_out_lib
-from ldm_jax.evaluation import protocol, rival, suite
+from ldm_jax.evaluation import protocol, rival
 from ldm_jax.evaluation import reference as reference_lib
 from ldm_jax.metrics import latents as latents_lib
 from ldm_jax.runs import data as data_lib
@@ -47,7 +47,7 @@ class RunMeasures:
         own = None if self._kind.draws else self._request
         self.measurement, self._drawn = _measurement(config, self._origin, own), None
         if self._kind.draws and self._request:
-            suite.check(self._request.metrics, self._request.extractor.classes, True, True)
+            self._request.check("reference", "features", "logits")
             given = self._request, config, self._source, self._mesh
             self._drawn = distances_lib.Distances(*given)
             self.measurement["drawn"] = self._drawn.measurement
@@ -89,7 +89,7 @@ def _measurement(config, origin, request) -> dict:
     n, size = origin["records"], origin["size"]
     found = {"n": n, "size": size, "reference": origin}
     if request:
-        suite.check(request.metrics, False, True, True)
+        request.check("reference", "features")
         request.warn(n, n)
         found = request.measurement(n, size, origin)
     files = [file for file in config.get("lpips", {}).values() if file]

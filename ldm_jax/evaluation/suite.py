@@ -14,10 +14,20 @@ import numpy as np
 
 from ldm_jax.base import errors
 from ldm_jax.base.registry import Registry
+from ldm_jax.metrics import clip_score as clip_score_lib
 from ldm_jax.metrics import frechet, inception_score, kernel, manifold, resampling
 from ldm_jax.metrics.frechet import Moments
 
 METRICS = Registry("metric")
+# What a metric may need, and the remedy where it is missing.
+NEEDS = {
+    "logits": "samples and classes: --features=inception",
+    "reference": "a reference: --reference=RUN, folder or .npz",
+    "features": "the reference's features, which a .npz of mu and sigma lacks: give images",
+    "cmmd": "CLIP's embeddings of images: --features=clip",
+    "clip_score": "CLIP's embeddings of images and captions: --features=clip_b32",
+    "captions": "captions: --samples=FOLDER, drawn with --prompts or with captions beside images",
+}
 NEIGHBOURS = 10_000  # features of a side that neighbourhoods are made of, as in ADM's evaluation
 NORMAL_95 = 1.96
 
@@ -41,23 +51,27 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """One pass over images. features: [n, d] float32; logits: [n, k] or None."""
+    """One pass over images. features: [n, d] float32; logits: [n, k] or None.
+
+    texts: [n, d], the embeddings of the images' captions, where a metric needs them.
+    """
 
     moments: Moments
     features: np.ndarray
     logits: np.ndarray | None = None
+    texts: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """needs: "logits", "reference", "features" (of the reference); compute: see `register`."""
+    """needs: keys of NEEDS; compute: see `register`."""
 
     needs: tuple[str, ...]
     compute: Callable
 
 
 def register(name, *needs):
-    """Files `(samples, reference, settings) -> {figure: number}`; needs: see Metric."""
+    """Files `(samples, reference, settings) -> {figure: number}`; needs: keys of NEEDS."""
 
     def decorate(compute):
         METRICS.register(name)(Metric(needs, compute))
@@ -88,18 +102,12 @@ def collect(outputs, keep: int | None = None) -> Features:
     return Features(moments, np.concatenate(features), np.concatenate(logits) if logits else None)
 
 
-def check(names, has_logits, has_reference, has_features, flag="--metrics"):
-    """Raises UsageError for metrics that are unknown, or lack what they need."""
-    have = {"logits": has_logits, "reference": has_reference, "features": has_features}
-    remedy = {
-        "logits": "samples and classes: --features=inception",
-        "reference": "a reference: --reference=RUN, folder or .npz",
-        "features": "the reference's features, which a .npz of mu and sigma lacks: give images",
-    }
+def check(names, have, flag="--metrics"):
+    """Raises UsageError for metrics that are unknown, or need what is not among `have`."""
     for name in names:
         for need in METRICS.get(name).needs:
-            if not have[need]:
-                raise errors.UsageError(f"{flag}={name} needs {remedy[need]}.")
+            if need not in have:
+                raise errors.UsageError(f"{flag}={name} needs {NEEDS[need]}.")
 
 
 def warnings(names, n: int, reference_n: int | None, dimension: int, settings: Settings) -> list:
@@ -149,6 +157,20 @@ def kid(samples, reference, settings):
     draws = settings.kid_subsets, settings.kid_subset_size, settings.seed
     value, std = kernel.kernel_distance(samples.features, reference.features, *draws)
     return {"kid": value, "kid/std": std}
+
+
+@register("cmmd", "cmmd", "reference", "features")
+def cmmd(samples, reference, settings):
+    """Maximum mean discrepancy of CLIP's embeddings (Jayasumana et al. 2024)."""
+    value, error = kernel.cmmd(samples.features, reference.features)
+    return {"cmmd": value, "cmmd/std": error}
+
+
+@register("clip_score", "clip_score", "captions")
+def clip_score(samples, reference, settings):
+    """CLIPScore, how well images fit their captions (Hessel et al. 2021)."""
+    value, error = clip_score_lib.clip_score(samples.features, samples.texts)
+    return {"clip_score": value, "clip_score/std": error}
 
 
 @register("prc", "reference", "features")

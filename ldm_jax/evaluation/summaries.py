@@ -8,7 +8,7 @@ import numpy as np
 from ldm_jax.base import disk, errors, hub, platforms, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
-from ldm_jax.evaluation import imagesets, measures, protocol, run_measures, suite
+from ldm_jax.evaluation import imagesets, measures, protocol, run_measures
 from ldm_jax.evaluation import lengths as lengths_lib
 from ldm_jax.evaluation import reference as reference_lib
 from ldm_jax.runs import keys, kinds
@@ -121,16 +121,17 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
 
     path, n = wanted.reference or manifest.get("run"), wanted.reference_records
     origin, count, has_features, read = _open_reference(path, samples.size, request, n)
-    classes = request.extractor.classes
-    suite.check(request.metrics, classes, path is not None, has_features)
+    have = {"reference": path is not None, "features": has_features, "captions": samples.captions}
+    request.check("logits", *(need for need, there in have.items() if there))
     measurement = request.measurement(samples.count, samples.size, origin)
     subject = {k: v for k, v in manifest.items() if k != "run"} or samples.origin
     protocols = protocol.protocol(measurement, subject)
     if other:
         protocol.refuse_unless_equal(protocols, other.get("protocol", {}), "--against")
     request.warn(samples.count, count)
+    captions = samples.captions() if "clip_score" in request.metrics else ()
     reference = read()
-    figures = request.figures(request.gather(samples.batches()), reference)
+    figures = request.figures(request.gather(samples.batches(), captions=captions), reference)
     return summary | protocol.stored(figures, protocols) | {"seconds": seconds()}
 
 

@@ -99,9 +99,12 @@ class Job:
         """Writes what only a whole job has; returns the digest of all shards."""
         for litter in self.out.glob("*/.*.tmp"):  # of processes that were killed
             litter.unlink(missing_ok=True)
-        rows = [row for shard in self.shards for row in self._record(shard)["rows"]]
-        self.format.assemble(self.out, self.shards, rows)
+        self.format.assemble(self.out, self.shards, self.rows())
         return outputs.digest(self.out, [f"shards/{s.number:05d}.json" for s in self.shards])
+
+    def rows(self) -> list[dict]:
+        """What is known of each image."""
+        return [row for shard in self.shards for row in self._record(shard)["rows"]]
 
     def batches(self):
         """(uint8 [n, h, w, 3], rows) of every shard."""

@@ -25,23 +25,38 @@ ACTIVATIONS = {
 
 
 class Block(nn.Module):
-    """A layer of a TokenTransformer: causal self-attention, then an MLP, each after its norm."""
+    """A layer of CLIP or DINOv2: self-attention, then an MLP, each after its norm. x: [b, n, d].
+
+    layer_scale: whether what is added to x is scaled by learned factors (Touvron et al. 2021).
+    """
 
     heads: int
     activation: str
+    causal: bool = True
+    epsilon: float = 1e-5
+    layer_scale: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         b, n, d = x.shape
-        norm_1, norm_2 = (nn.LayerNorm(1e-5, dtype=self.dtype, name=f"norm_{i}") for i in (1, 2))
-        h = norm_1(x)
+        norm = lambda i: nn.LayerNorm(self.epsilon, dtype=self.dtype, name=f"norm_{i}")
+        h = norm(1)(x)
         parts = (dense(d, name, dtype=self.dtype)(h) for name in "qkv")
         q, k, v = (part.reshape(b, n, self.heads, -1) for part in parts)
-        h = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        x = x + dense(d, "out", dtype=self.dtype)(h.reshape(b, n, d))
-        h = dense(4 * d, "mlp_in", dtype=self.dtype)(norm_2(x))
-        return x + dense(d, "mlp_out", dtype=self.dtype)(ACTIVATIONS[self.activation](h))
+        h = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
+        h = dense(d, "out", dtype=self.dtype)(h.reshape(b, n, d))
+        x = x + self._scaled(1, h)
+        h = dense(4 * d, "mlp_in", dtype=self.dtype)(norm(2)(x))
+        h = dense(d, "mlp_out", dtype=self.dtype)(ACTIVATIONS[self.activation](h))
+        return x + self._scaled(2, h)
+
+    def _scaled(self, i, h):
+        """What is added to x, by the learned factors of its place where there are any."""
+        if not self.layer_scale:
+            return h
+        ones = nn.initializers.ones
+        return h * self.param(f"scale_{i}", ones, h.shape[-1:]).astype(self.dtype)
 
 
 @CONDITIONERS.register("clip")

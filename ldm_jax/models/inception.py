@@ -120,13 +120,19 @@ class Inception(nn.Module):
 
     Returns [b, 2048] and [b, 1008], the logits without the last layer's bias, from which the
     Inception Score has always been computed.
+
+    until: a name of BLOCKS, whose output [b, h', w', c] is returned in the place of both.
     """
+
+    until: str = ""
 
     @nn.compact
     def __call__(self, x):
         x = functools.reduce(_apply, STEM, x)
         for name, branches in BLOCKS.items():
             x = Block(branches, name=name)(x)
+            if name == self.until:
+                return x
         pooled = x.mean((1, 2))
         return pooled, nn.Dense(CLASSES, use_bias=False, precision="highest", name="fc")(pooled)
 

@@ -17,6 +17,7 @@ MAY_CHANGE = {
     "data.max_bad_fraction": "says when to stop",
     "data.path": "the data's fingerprint decides whether they are the same",
     "data.mix": "as data.path",
+    "data.bucket_cache": "says how much of what was read is kept",
     "data.workers": "a row of a batch depends on the seed, the step and the row alone",
     "data.threads": "as data.workers",
     "checkpoints": "say which checkpoints are kept",

@@ -15,7 +15,7 @@ from ldm_jax.weights.rules import Rule
 SIZES = ("vocab_size", "length", "width", "depth")  # which a file's arrays have to have
 FILES = ("model.safetensors", "pytorch_model.bin")
 _TABLE = "token_embedding.weight"
-_LAYER = [
+LAYER = [
     *(Rule(f"layer_norm{i}", f"norm_{i}", "norm") for i in (1, 2)),
     *(Rule(f"self_attn.{name}_proj", name, "dense") for name in ("q", "k", "v", "out")),
     *(Rule(f"mlp.fc{i}", f"mlp_{name}", "dense") for i, name in ((1, "in"), (2, "out"))),
@@ -64,7 +64,7 @@ def table(depth: int):
         Rule("embeddings.token_embedding", "table", "table"),
         Rule("embeddings.position_embedding", "positions", "array"),
         Rule("final_layer_norm", "norm", "norm"),
-        *rules.within(layers, _LAYER),
+        *rules.within(layers, LAYER),
     ]
 
 

@@ -1,7 +1,7 @@
 """Frozen weights by name: what reads the files that a conditioner or a measure needs."""
 
 from ldm_jax.base import registry
-from ldm_jax.weights import clip, inception, lpips, mobilenet
+from ldm_jax.weights import clip, inception, lpips, mobilenet, vit
 
 # A conditioner's reader takes the conditioner and returns its Linen collection "frozen"; a feature
 # extractor's takes the path of its weights.
@@ -10,6 +10,8 @@ READERS.register("clip")(clip.read)
 READERS.register("lpips")(lpips.load)  # (backbone, heads), two paths
 READERS.register("inception")(inception.load)
 READERS.register("mobilenet")(mobilenet.load)
+READERS.register("dinov2")(vit.read_dinov2)
+READERS.register("clip_pair")(vit.read_clip)
 
 
 def read_conditioners(denoiser) -> dict:

@@ -134,20 +134,25 @@ def test_what_lies_beside_images_reads_the_same_from_folder_and_tar(beside, tmp_
     assert not caplog.text, "captions that agree are no news"
 
 
-def test_metadata_goes_before_text_and_text_before_json(beside, caplog):
-    opened = lambda: sources.open_source("folder", path=str(beside))
+def test_captions_that_differ_are_refused_unless_the_place_is_chosen(beside):
+    opened = lambda field="": sources.open_source("folder", path=str(beside), caption_field=field)
     seen = {opened().fingerprint}
     (beside / "cat/0.txt").write_text("other")
-    assert opened()[0]["caption"] == "other" and "1 image(s)" in caplog.text
-    seen.add(opened().fingerprint)
+    words = r"cat/0.png: .txt says 'other', .json 'A red dog.': remove.*caption_field=.txt"
+    with pytest.raises(errors.UsageError, match=words):
+        opened()
+    assert opened(".txt")[0]["caption"] == "other"
+    assert [opened("caption")[i]["caption"] for i in (0,)] == ["A red dog."]
+    seen |= {opened(".txt").fingerprint, opened("caption").fingerprint}
     rows = [{"file": f"cat/{i}.png", "caption": f"row {i}", "label": 1} for i in (0, 2)]
     (beside / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    caplog.clear()
-    assert [opened()[i]["caption"] for i in range(2)] == ["row 0", "row 2"]
-    assert len(opened()) == 2 and opened()[0]["class"] == 1
-    assert "2 image(s) have several captions that differ, e.g. cat/0.png" in caplog.text
-    seen.add(opened().fingerprint)
-    assert len(seen) == 3, "captions are data"
+    with pytest.raises(errors.UsageError, match=r"the metadata says 'row 0', .txt 'other'"):
+        opened()
+    chosen = opened("caption")
+    assert [chosen[i]["caption"] for i in range(2)] == ["row 0", "row 2"]
+    assert len(chosen) == 2 and chosen[0]["class"] == 1
+    seen.add(chosen.fingerprint)
+    assert len(seen) == 4, "captions are data"
 
 
 def test_a_table_reads_as_the_same_lines_of_json(root):
@@ -309,7 +314,6 @@ def test_wrong_input_is_one_line_with_a_remedy(root, tmp_path):
         ("tar", {"path": str(tmp_path / "empty")}, "empty.*tar"),
         ("tar", {"path": str(packed)}, "gzip"),
         ("arrayrecord", {"path": str(tmp_path / "empty")}, "empty.*array_record"),
-        *((name, {"path": "gs://b/set"}, "mount the bucket") for name in ("folder", "tar")),
         *((name, {"path": "gs://b/set"}, "copy it here") for name in ("parquet", "arrayrecord")),
     ]
     for name, kwargs, message in cases:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from ldm_jax.base.errors import UsageError
-from ldm_jax.metrics import frechet, inception_score, kernel, latents, manifold, resampling
+from ldm_jax.metrics import (
+    clip_score,
+    frechet,
+    inception_score,
+    kernel,
+    latents,
+    manifold,
+    resampling,
+)
 from ldm_jax.metrics.frechet import Moments
 
 EXPECTED = json.loads(
@@ -73,6 +81,32 @@ def test_the_kernel_distance_of_one_distribution_is_about_zero_on_both_sides():
     ]
     assert min(draws) < 0 < max(draws)
     assert abs(np.mean(draws)) < 3 * np.std(draws) / np.sqrt(len(draws))
+
+
+def test_cmmd_is_that_of_its_formula_in_torch(monkeypatch):
+    monkeypatch.setattr(kernel, "BLOCK", 37)
+    with np.load(pathlib.Path(golden.__file__).parent / "golden/metrics/transformers.npz") as file:
+        expected = float(file["cmmd"])
+    fake, real = golden.unit_vectors()
+    assert kernel.cmmd(fake, real)[0] == close(expected)
+    assert kernel.cmmd(real, real)[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_error_of_cmmd_is_the_spread_over_fresh_samples():
+    rng = np.random.RandomState(4)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    real = unit(rng.normal(size=(200, 6)))
+    fresh = lambda: kernel.cmmd(unit(rng.normal(size=(150, 6)) + 0.7), real)
+    values, errors = zip(*(fresh() for _ in range(100)))
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.25)
+
+
+def test_the_clip_score_weighs_cosines_and_leaves_out_negative_ones():
+    images = np.array([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0]])
+    texts = np.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    score, error = clip_score.clip_score(images, texts)
+    assert score == pytest.approx(2.5 * (1.0 + 0.6 + 0.0) / 3)
+    assert error == pytest.approx(2.5 * np.std([1.0, 0.6, 0.0], ddof=1) / np.sqrt(3))
 
 
 def test_neighbourhoods_tell_lost_modes_from_wrong_samples():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.metrics import resize
+from ldm_jax.metrics import features, resize
 
 GOLDEN = np.load(pathlib.Path(golden.__file__).parent / "golden" / "metrics" / "resize.npz")
 
@@ -26,3 +26,22 @@ def test_bicubic_is_pillows_and_every_resize_keeps_a_flat_image(old):
     flat = np.full((1, old, old, 3), 77, np.uint8)
     for kind in resize.RESIZES.names():
         np.testing.assert_allclose(resize.resize(flat, kind, 12), 77.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (256, 256), (61, 40), (40, 301)])
+def test_preparing_8_bit_images_is_pillows_to_the_last_bit(height, width):
+    """The references' own steps: dgm-eval's, those of CMMD's code, those of CLIP's."""
+    image = golden.pixels(height, width)
+    pixels, edge = Image.fromarray(image[0]), min(height, width)
+    bicubic = lambda picture, *size: picture.resize(size, Image.BICUBIC)
+    same = lambda ours, theirs: np.testing.assert_array_equal(ours[0], np.asarray(theirs))
+
+    same(resize.pillow(image, 224, 224), bicubic(pixels, 224, 224))
+
+    left, top = (width - edge) // 2, (height - edge) // 2
+    cropped = pixels.crop((left, top, left + edge, top + edge))
+    same(features.crop_and_resize(image, 336), bicubic(cropped, 336, 336))
+
+    whole = bicubic(pixels, int(224 * width / edge), int(224 * height / edge))
+    left, top = (round((n - 224) / 2.0) for n in whole.size)
+    same(features.resize_and_crop(image, 224), whole.crop((left, top, left + 224, top + 224)))

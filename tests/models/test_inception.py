@@ -40,6 +40,16 @@ def test_every_layer_is_torch_fidelitys(state):
         expected, actual = GOLDEN[name], golden.tap(value[0])
         scale = expected[-1]
         np.testing.assert_allclose(actual / scale, expected / scale, atol=1e-5, err_msg=name)
+    # sFID takes ADM's mixed_6/conv as the first channels of the block that it is in.
+    first = found["Mixed_6d/branch1x1"]
+    np.testing.assert_array_equal(found["Mixed_6d"][..., : first.shape[-1]], first)
+
+
+def test_the_spatial_features_of_sfid_are_7_channels_of_a_map_of_17_by_17(state):
+    extractor = features.EXTRACTORS.get("inception_spatial")
+    pixels = jax.ShapeDtypeStruct((2, 64, 80, 3), np.uint8)
+    found, _ = jax.eval_shape(extractor.apply, weights.convert(state), pixels)
+    assert found.shape == (2, 7 * 17 * 17) == (2, extractor.dimension)
 
 
 def test_uint8_images_to_features_and_logits_are_torch_fidelitys(state):
