@@ -58,7 +58,9 @@ def check(config, model):
     base = record_lib.Record(config.adapt.base).config
     kinds.expect(base, "diffuse", said)
     refuse(config.adapt.base, said)
-    for key, free in (("model", FREE), ("conditioners", ())):
+    adapter, own = of(config), config.conditioners
+    added = [k for k in own if k not in base.conditioners and own[k].get("name") in adapter.adds]
+    for key, free in (("model", FREE), ("conditioners", added)):
         theirs, ours = (dict(one[key].items()) for one in (base, config))
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name) and name not in free:
@@ -73,13 +75,13 @@ def check(config, model):
             "config.adapt.base."
         )
     with errors.of("config.adapt"):
-        of(config).kernels(_shapes(model))
+        adapter.check(_shapes(model), _shapes(kinds.of(base).model(base, model.codec)))
 
 
-def stage(config, model, whole):
-    """`whole`, a stage of the config's model, in which its adapter learns, where it has one."""
+def stage(config, whole):
+    """`whole`, a stage of the config's, in which its adapter learns, where it has one."""
     adapter = of(config)
-    return adapt.adapted(whole, adapter, PLAYER, _shapes(model)) if adapter else whole
+    return adapt.adapted(whole, adapter, PLAYER) if adapter else whole
 
 
 def whole(config):

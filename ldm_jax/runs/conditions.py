@@ -12,6 +12,8 @@ from ldm_jax.models import clip  # noqa: F401  (registers itself)
 from ldm_jax.models.conditioners import CONDITIONERS, label_of, num_classes
 from ldm_jax.runs import kinds
 
+HINT = "hint"  # the field that a control reads
+
 
 def make_conditioners(config: ConfigDict) -> dict:
     """{label: conditioner}, by label; other keys of a group are for the makers of its fields."""
@@ -96,6 +98,29 @@ def check_guidance(config: ConfigDict, guidance: float, weaker: str = ""):
         raise errors.UsageError(
             f"guidance={guidance}: this run is a student of guidance from {bounds[0]:g} to "
             f"{bounds[1]:g}: draw within, or train a student with another config.distil.guidance."
+        )
+
+
+def controlled(config: ConfigDict) -> bool:
+    """Whether a run follows a control, so that it draws only under a hint."""
+    return bool(label_of(config.get("conditioners", {}), HINT))
+
+
+def check_controls(config: ConfigDict):
+    """Raises UsageError for more than one control, and for the scale of one that is not there."""
+    given = config.conditioners
+    own = [label for label in sorted(given) if CONDITIONERS.get(given[label].name).control_key]
+    if len(own) > 1:
+        raise errors.UsageError(f"config.conditioners has the controls {', '.join(own)}: give one.")
+    check_scale(config, config.sample.get("conditioning_scale", 1.0))
+
+
+def check_scale(config: ConfigDict, conditioning_scale: float):
+    """Raises UsageError for the scale of a control that a run does not have."""
+    if conditioning_scale != 1.0 and not controlled(config):
+        raise errors.UsageError(
+            f"conditioning_scale={conditioning_scale} is of a control, which this run does not "
+            "have: leave it at 1."
         )
 
 
