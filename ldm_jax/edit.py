@@ -6,13 +6,15 @@
     python -m ldm_jax.edit reconstruct --run=runs/quickstart/ldm --out=same --images=samples/images
     python -m ldm_jax.edit inpaint     --run=RUN --out=DIR --images=DIR --masks=DIR
     python -m ldm_jax.edit upscale     --run=RUN --out=DIR --images=DIR
+    python -m ldm_jax.edit control     --run=RUN --out=DIR --images=DIR --labels=3,5
 
 inpaint redraws the white area of a mask and keeps every other pixel; a run that was trained for
 inpainting gets image and mask as its conditions. vary adds noise to a picture (strength 0: none,
 1: nothing of it is left) and denoises it again. upscale needs a run that was trained for
-super-resolution. interpolate goes from each picture, or each seed, to the next, and also writes an
-animation. progress shows x_t and the predicted x_0 while sampling. reconstruct encodes and decodes
-with the first stage. Pictures are cropped to the centre and resized to --size.
+super-resolution. control draws other pictures with the edges of the given ones, by a run that
+learnt to (configs/control.py). interpolate goes from each picture, or each seed, to the next, and
+also writes an animation. progress shows x_t and the predicted x_0 while sampling. reconstruct
+encodes and decodes with the first stage. Pictures are cropped to the centre and resized to --size.
 """
 
 import pathlib
@@ -20,7 +22,7 @@ import pathlib
 from ldm_jax import cli
 from ldm_jax.base import watch
 
-VERBS = ("inpaint", "vary", "upscale", "interpolate", "progress", "reconstruct")
+VERBS = ("inpaint", "vary", "upscale", "control", "interpolate", "progress", "reconstruct")
 FLAGS = dict(
     run=cli.Text("Folder of a trained run."),
     out=cli.Text("Folder to write to."),

@@ -101,8 +101,8 @@ class Conditions:
         `{"caption": str}`, `{"class": id or name}`, `{"boxes": [n, 4], "box_class": ids or names}`,
         `{"segmentation": [h, w]}`, `{"image": uint8 [h, w, 3]}` with `"mask": bool [h, w]` (else
         one is drawn), `{"low_res": uint8 [h/f, w/f, 3]}` (else the image is degraded), `{"hint":
-        uint8 [h, w, 3]}` (else it is made). Row i depends on (record, seed, i) alone. A record that lacks what the makers read, or that they
-        refuse, is a UsageError.
+        uint8 [h, w, 3]}` (else it is made). Row i depends on (record, seed, i) alone. A record that
+        lacks what the makers read, or that they refuse, is a UsageError.
         """
         made = []
         for i, record in enumerate(records):

@@ -438,7 +438,8 @@ def num_classes(group: dict) -> int:
 def merge(conds):
     """One Cond of many: tokens joined on their axis, concat on channels, vectors and times added.
 
-    A control is taken as it is: there is one at most (runs.second_stage checks). Masks are joined like the tokens; tokens without a mask, beside others with one, are all seen.
+    There is one control at most. Masks are joined like the tokens; tokens without a mask, beside
+    others with one, are all seen.
     """
     given = lambda part: [x for c in conds if (x := getattr(c, part)) is not None]
     join = lambda arrays, axis: jnp.concatenate(arrays, axis) if arrays else None
