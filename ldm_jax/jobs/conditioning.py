@@ -7,6 +7,8 @@ import numpy as np
 
 from ldm_jax.base import disk, errors
 from ldm_jax.jobs import pictures
+from ldm_jax.runs import conditions
+from ldm_jax.runs.conditions import HINT
 
 BALANCED, RANDOM = "balanced", "random"
 _is_file = os.path.isfile  # also of captions, which may be longer than a path can be
@@ -34,9 +36,6 @@ class Conditioning:
             labels = self._fields["class"]
             row["class"] = int(labels[i % len(labels)])
         return row
-
-
-HINT = "hint"  # the field that a control reads
 
 
 def read(wanted, *, classes: int, known: list[str], make, hint: tuple | None) -> Conditioning:
@@ -93,22 +92,13 @@ def _given(wanted, known, hint) -> tuple[dict, dict]:
             why = "--cond holds a hint, too" if hint else "this run follows no control"
             raise errors.UsageError(f"--hints={wanted.hints}: {why}.")
         found = [picture.pixels for picture in pictures.read("--hints", wanted.hints)]
-        check_hints("--hints", found, hint)
-        fields[HINT] = np.stack(found).astype(np.float32) / 255
+        hints = [np.float32(pixels) / 255 for pixels in found]
+        conditions.check_hints(f"--hints={wanted.hints}", hints, hint)
+        fields[HINT] = np.stack(hints)
         names["hints"] = hashlib.sha256(np.stack(found).tobytes()).hexdigest()
     elif hint and HINT in fields:
-        check_hints("--cond", fields[HINT], hint)
+        conditions.check_hints(f"--cond={wanted.cond}", fields[HINT], hint)
     return fields, names
-
-
-def check_hints(flag: str, found, shape: tuple):
-    """Raises UsageError for hints, each [h, w, c], of another shape than a control follows."""
-    for i, one in enumerate(found):
-        if np.shape(one) != shape:
-            raise errors.UsageError(
-                f"{flag}: hint {i} has the shape {np.shape(one)}, and this run's control follows "
-                f"hints of {shape}, as [h, w, c]: make it that size."
-            )
 
 
 def _read_prompts(text: str) -> list[str]:

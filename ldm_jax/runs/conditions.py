@@ -4,6 +4,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.base import errors, upgrade, values
@@ -122,6 +123,24 @@ def check_scale(config: ConfigDict, conditioning_scale: float):
             f"conditioning_scale={conditioning_scale} is of a control, which this run does not "
             "have: leave it at 1."
         )
+
+
+def check_hints(said: str, hints, shape: tuple):
+    """Raises UsageError for hints that a control cannot follow; shape: [h, w, c] of each.
+
+    said: what the user calls them.
+    """
+    for i, one in enumerate(hints):
+        if np.shape(one) != shape:
+            raise errors.UsageError(
+                f"{said}: hint {i} has the shape {np.shape(one)}, and this run's control follows "
+                f"hints [h, w, c] of {shape}: make it that size."
+            )
+        if not 0 <= np.min(one) <= np.max(one) <= 1:
+            raise errors.UsageError(
+                f"{said}: hint {i} has values from {np.min(one):g} to {np.max(one):g}: they must "
+                "lie in [0, 1]."
+            )
 
 
 def classes(config: ConfigDict) -> int:

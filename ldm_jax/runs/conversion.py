@@ -14,8 +14,8 @@ from ldm_jax.base import disk, errors, output, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint, snapshots
 from ldm_jax.runs import adapters as adapters_lib
+from ldm_jax.runs import conditions, keys, kinds
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.runs import keys, kinds
 from ldm_jax.weights import control as control_lib
 from ldm_jax.weights import dit, official, rules, taesd
 from ldm_jax.weights import from_diffusers as diffusers_reader
@@ -161,6 +161,7 @@ def control(checkpoint, run, out, overrides: dict) -> dict:
             config.sample.conditioning_scale = 1.0
         for key, text in overrides.items():
             config_lib.override(config, key, text)
+        conditions.make(config, fields=(conditions.HINT,))  # refuses a hint that is not known
         own = rules.convert(*tables, expected=kind.shapes(config)[kind.player])
         _write_adapter(new, config, run, own)
         summary = {"converted": str(checkpoint), "parameters": tree.count(own)}

@@ -271,6 +271,8 @@ class SecondStage:
         """
         params = self._params if params is None else params
         known, told = self.model.fields, told or {}
+        if cond:
+            self._check_hint(cond, n, size)
         if cond and not set(cond) <= set(known) and set(cond) <= set(READY):
             time = self._cond(None, n, size, told, params).time if told else None
             return Cond(**{k: jnp.asarray(v) for k, v in cond.items()}, time=time)
@@ -283,7 +285,6 @@ class SecondStage:
             fields = self.model.example(n, *size) | told
             return self._condition(params, fields, jnp.ones(n, bool), self._frozen)
         self._check_classes(cond.get("class"), n)
-        self._check_hint(cond, n, size)
         fields = {k: jnp.asarray(v) for k, v in cond.items()}
         fields = self._encode_fields(self._frozen, fields) | told
         return self._condition(params, fields, jnp.zeros(n, bool), self._frozen)
@@ -299,13 +300,17 @@ class SecondStage:
         if conditions.HINT not in self.model.fields:
             return
         wanted = self.model.example(n, *size)[conditions.HINT].shape
-        found = np.shape(cond[conditions.HINT]) if conditions.HINT in cond else None
-        if found != wanted:
-            has = "lacks" if found is None else f"has shape {found} of"
+        if conditions.HINT not in cond:
             raise errors.UsageError(
-                f"cond {has} {conditions.HINT!r}, which this run's control follows: give "
+                f"cond lacks {conditions.HINT!r}, which this run's control follows: give "
                 f"{wanted}, values in [0, 1]."
             )
+        hints = cond[conditions.HINT]
+        if isinstance(hints, jax.core.Tracer):
+            return
+        if len(hints) != n:
+            raise errors.UsageError(f"cond['hint'] has {len(hints)} rows for {n} pictures.")
+        conditions.check_hints("cond['hint']", np.asarray(hints), wanted[1:])
 
     def _check_classes(self, ids, n):
         # Under jit a label out of range does not raise: it reads some other row.
