@@ -47,6 +47,7 @@ TITLES = (
     ("Backbones", "backbones", None),
     ("Conditioners", "conditioners", None),
     ("Degradations", "degradations", None),
+    ("Hints", "hints", None),
     ("Holes", "holes", None),
     ("Noise schedules", "schedules", defaults.Process),
     ("Distributions of timesteps", "densities", defaults.Process),

@@ -27,6 +27,9 @@ FLAGS = dict(
     batch_size=cli.Integer("Pictures drawn at a time.", 64, least=1),
     steps=cli.Integer("Number of steps of the time grid; the run's own by default.", least=1),
     guidance=cli.Listed("Scales of guidance; the run's own by default.", each=float, least=0),
+    conditioning_scale=cli.Number(
+        "How many times a control counts; by default the run's.", None, 0
+    ),
     null=cli.Switch("Draw under the null condition."),
     seed=cli.Integer("Seed of the noise.", 0, least=0, most=2**32 - 1),
 )

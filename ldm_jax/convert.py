@@ -5,14 +5,15 @@
     python -m ldm_jax.convert dit       --checkpoint=MODEL.pt --out=RUN
     python -m ldm_jax.convert taef2     --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
     python -m ldm_jax.convert lora      --checkpoint=LORA.safetensors --run=BASE --out=RUN
+    python -m ldm_jax.convert control   --checkpoint=FOLDER|hf:OWNER/NAME --run=BASE --out=RUN
     python -m ldm_jax.convert merge     --run=RUN [--adapters=RUN:0.7,RUN:0.5] --out=RUN
     python -m ldm_jax.convert export    --run=RUN --out=FOLDER | --push=hf:OWNER/NAME
 
 compvis reads official checkpoints (.ckpt, .safetensors, .npz), diffusers a model's or a pipeline's
 folder, dit the file of a diffusion transformer, taef2 those of a tiny autoencoder, lora a file of
-diffusers or kohya's scripts, for the run BASE. merge makes one run of whole weights of an adapter,
-or of a run and its adapters. No code in them is executed. --config.key=value changes the config
-that is written. --push: see docs/weights.md.
+diffusers or kohya's scripts for the run BASE, control a ControlNetModel's folder for it. merge
+makes one run of whole weights of an adapter, or of a run and its adapters. No code in them is
+executed. --config.key=value changes the config that is written. --push: see docs/weights.md.
 """
 
 import functools
@@ -24,14 +25,14 @@ from ldm_jax.base import remote
 # Flags of each kind, beside --out.
 TAKES = dict(compvis=("checkpoint", "config", "heads", "tokenizer"), diffusers=("checkpoint",))
 TAKES |= dict(dit=("checkpoint", "heads"), taef2=("checkpoint",))
-TAKES |= dict(lora=("checkpoint", "run", "unet_only"), merge=("run", "adapters", "ema"))
-TAKES |= dict(export=("run", "ema"))
+TAKES |= dict(lora=("checkpoint", "run", "unet_only"), control=("checkpoint", "run"))
+TAKES |= dict(merge=("run", "adapters", "ema"), export=("run", "ema"))
 VERBS = tuple(TAKES)
 PUSHING = ("push", "public", "license", "data_license", "evaluations")  # beside those of export
 FLAGS = dict(
     config=cli.Text("The official yaml of the model, for compvis."),
     checkpoint=cli.Text("The file or folder to read, or its name (docs/weights.md)."),
-    run=cli.Text("The run to read, for lora, merge and export."),
+    run=cli.Text("The run to read, for lora, control, merge and export."),
     out=cli.Text("The folder to write.", ""),
     heads=cli.Integer("Attention heads, if not the yaml's or those of the published DiTs.", 0, 0),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),

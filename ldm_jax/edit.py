@@ -6,13 +6,15 @@
     python -m ldm_jax.edit reconstruct --run=runs/quickstart/ldm --out=same --images=samples/images
     python -m ldm_jax.edit inpaint     --run=RUN --out=DIR --images=DIR --masks=DIR
     python -m ldm_jax.edit upscale     --run=RUN --out=DIR --images=DIR
+    python -m ldm_jax.edit control     --run=RUN --out=DIR --images=DIR --labels=3,5
 
 inpaint redraws the white area of a mask and keeps every other pixel; a run that was trained for
 inpainting gets image and mask as its conditions. vary adds noise to a picture (strength 0: none,
 1: nothing of it is left) and denoises it again. upscale needs a run that was trained for
-super-resolution. interpolate goes from each picture, or each seed, to the next, and also writes an
-animation. progress shows x_t and the predicted x_0 while sampling. reconstruct encodes and decodes
-with the first stage. Pictures are cropped to the centre and resized to --size.
+super-resolution. control draws other pictures with the edges of the given ones, by a run that
+learnt to (configs/control.py). interpolate goes from each picture, or each seed, to the next, and
+also writes an animation. progress shows x_t and the predicted x_0 while sampling. reconstruct
+encodes and decodes with the first stage. Pictures are cropped to the centre and resized to --size.
 """
 
 import pathlib
@@ -22,9 +24,9 @@ from ldm_jax.base import errors, watch
 
 # Flags of each verb, beside those of all; those that draw take the flags of SAMPLING, too.
 TAKES = dict(inpaint=("images", "masks", "batch_size"), vary=("images", "strength", "batch_size"))
-TAKES |= dict(upscale=("images", "batch_size"), progress=("num", "frames"))
+TAKES |= dict(upscale=("images", "batch_size"), control=("images", "batch_size"))
 TAKES |= dict(interpolate=("images", "seeds", "strength", "frames", "batch_size"))
-TAKES |= dict(reconstruct=("images", "batch_size", "decoder", "ema"))
+TAKES |= dict(progress=("num", "frames"), reconstruct=("images", "batch_size", "decoder", "ema"))
 VERBS = tuple(TAKES)
 FLAGS = dict(
     run=cli.Text("Folder of a trained run."),

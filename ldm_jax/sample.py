@@ -30,6 +30,7 @@ FLAGS = dict(
     prompts=cli.Text("A caption, or a file with a caption on each line, taken in turn.", ""),
     held_out=cli.Switch("Draw under the conditions of the run's held-out records."),
     cond=cli.Text("File .npz with the other conditions: an array [n, ...] for each field.", ""),
+    hints=cli.Text("A picture, or a folder of them, for a control to follow, taken in turn.", ""),
     format=cli.Text("Format of the images: png, webp, tar, arrayrecord, or npz (ADM's).", "png"),
     shard_size=cli.Integer("Images of a shard; a killed job draws its last shard again.", 256, 1),
     worker=cli.Text("K/N draws every N-th shard from the K-th on, counted from 0.", ""),

@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ from test_pipelines import FIELDS, TEXT, UNCONDITIONAL, convert_ok, tiny_run  # 
 from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 
 import ldm_jax  # noqa: E402
+from ldm_jax.base import record as record_lib  # noqa: E402
 from ldm_jax.data import bytepairs  # noqa: E402
 from ldm_jax.diffusion import samplers  # noqa: E402
 from ldm_jax.runs import conditions as conditions_of  # noqa: E402
-from ldm_jax.runs import opened  # noqa: E402
+from ldm_jax.runs import conversion, kinds, opened  # noqa: E402
+from ldm_jax.runs import frozen as frozen_lib  # noqa: E402
 from ldm_jax.weights import lora  # noqa: E402
 
 NOISE = np.random.default_rng(1).normal(size=(2, 8, 8, 2)).astype(np.float32)
@@ -141,6 +144,46 @@ def test_adapters_are_low_rank_updates_of_a_pipeline(tmp_path):
     save_file(state, kohya)
     convert_ok("lora", f"--checkpoint={kohya}", f"--run={base}", f"--out={tmp_path / 'theirs'}")
     compare(lambda pipe: pipe.load_lora_weights(kohya), {str(tmp_path / "theirs"): 1.0})
+
+
+def test_a_control_of_classes_is_a_control_net(tmp_path):
+    """Exported, its class embedding with it, and read by diffusers; both with their own UNet."""
+    kwargs = {"class": dict(name="class", num_classes=5, width=8)}
+    kwargs["vector"] = dict(name="class", num_classes=5, width=64, place="vector")
+    run, out = export(tmp_path, "first_stage", kwargs)
+    record = record_lib.Record(tmp_path / "ldm")
+    config = record.config
+    with config.unlocked():
+        config.adapt.update(name="control", base=str(tmp_path / "ldm"))
+        config.conditioners.control = dict(name="control", width=16, widths=(4, 6))
+    own = record_lib.Record(tmp_path / "control")
+    own.path.mkdir()
+    own.write_config(config)
+    kind, rng = kinds.of(config), np.random.default_rng(4)
+    fill = lambda x: (rng.normal(size=x.shape) / np.prod(x.shape[:-1]) ** 0.5).astype(np.float32)
+    params = {"denoiser": jax.tree.map(fill, kind.shapes(config)["denoiser"])}
+    conversion.save(own.path, 0, {"params": params, "ema": {}})
+    _, origin = frozen_lib.read(kind.frozen(config), {}, "it")
+    own.write(latents=record.latents | {"origin": origin})
+    convert_ok("export", f"--run={own.path}", f"--out={tmp_path / 'theirs'}")
+
+    control = diffusers.ControlNetModel.from_pretrained(tmp_path / "theirs")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(out / "unet")
+    ids, t, hint = np.array([1, 4]), np.array([3, 700]), rng.random((2, 16, 16, 3), np.float32)
+    found = ldm_jax.load(own.path)
+    cond = {"class": ids, "hint": hint}
+    given = theirs(NOISE), torch.from_numpy(t), torch.from_numpy(np.asarray(tokens_of(found, cond)))
+    labels = dict(class_labels=torch.from_numpy(ids))
+    with torch.no_grad():
+        down, middle = control(*given, controlnet_cond=theirs(hint), return_dict=False, **labels)
+        skips = dict(down_block_additional_residuals=down, mid_block_additional_residual=middle)
+        eps = unet(*given, **labels, **skips).sample
+    close(ours(eps), found.denoise(NOISE, t, cond), 1e-5)
+    assert np.abs(ours(eps) - np.asarray(run.denoise(NOISE, t, {"class": ids}))).max() > 1e-2
+
+
+def tokens_of(run, cond):
+    return run._cond(cond, 2, (16, 16)).tokens
 
 
 def test_an_exported_class_vector_is_a_class_embedding(tmp_path):

@@ -21,9 +21,9 @@ from ldm_jax.stages import diffuse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What recipes are made of; and those whose variant is a run (test_student.py, test_decoder.py,
-# test_adapters.py).
+# test_adapters.py, test_control.py).
 LIBRARIES = ("__init__", "base", "paper", "student", "distribution", "decoder")
-LIBRARIES += ("lora", "sd_v1_lora")
+LIBRARIES += ("lora", "sd_v1_lora", "control")
 FILES = {f.stem: f for f in sorted((ROOT / "configs").glob("*.py")) if f.stem not in LIBRARIES}
 SMALL = ("quickstart", "photos", "debug", "taef2", "tasks", "dit")  # not the paper's
 

@@ -298,9 +298,9 @@ class Distil(Group):
 
 
 class Adapt(Group):
-    """An adapter: few weights, learnt beside those of another run, see docs/adapters.md."""
+    """Weights learnt beside those of another run, see docs/adapters.md and docs/control.md."""
 
-    name: str = ""  # lora; "" trains all weights
+    name: str = ""  # lora or control; "" trains all weights
     base: str = ""  # the run of a second stage whose weights are adapted, and stay as they are
     rank: Positive = 8  # lora: of the update of each kernel
     alpha: Amount = 0.0  # lora: the update counts alpha / rank times; 0: once

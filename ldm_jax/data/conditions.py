@@ -16,6 +16,7 @@ import numpy as np
 
 from ldm_jax.base import errors, registry, values
 from ldm_jax.data import degradations, images, sources, transforms
+from ldm_jax.data import hints as hints_lib
 from ldm_jax.data import holes as holes_lib
 
 MAKERS = registry.Registry("condition field")
@@ -99,9 +100,9 @@ class Conditions:
 
         `{"caption": str}`, `{"class": id or name}`, `{"boxes": [n, 4], "box_class": ids or names}`,
         `{"segmentation": [h, w]}`, `{"image": uint8 [h, w, 3]}` with `"mask": bool [h, w]` (else
-        one is drawn), `{"low_res": uint8 [h/f, w/f, 3]}` (else the image is degraded). Row i
-        depends on (record, seed, i) alone. A record that lacks what the makers read, or that they
-        refuse, is a UsageError.
+        one is drawn), `{"low_res": uint8 [h/f, w/f, 3]}` (else the image is degraded), `{"hint":
+        uint8 [h, w, 3]}` (else it is made). Row i depends on (record, seed, i) alone. A record that
+        lacks what the makers read, or that they refuse, is a UsageError.
         """
         made = []
         for i, record in enumerate(records):
@@ -256,3 +257,32 @@ class Hole(Maker):
         hole = hole.reshape(*self._size, -1)[..., :1]
         masked = transforms.to_float(np.where(hole, np.uint8(0), record["image"]))
         return record | {"mask": hole.astype(np.float32), "masked_image": masked}
+
+
+@MAKERS.register("hint")
+class Hint(Maker):
+    """What a control follows, float32 [h, w, 3] in [0, 1]: the record's own `hint`, or one made.
+
+    A record's own is uint8 [h, w, 3]. hint: a name of `data.hints`, by default `picture`, which
+    makes none.
+    """
+
+    options: ClassVar = {"hint": str}
+
+    def __init__(self, given):
+        self._shape = tuple(given.shapes["hint"])
+        self._make = hints_lib.HINTS.get(given.options.get("hint", "picture"))
+
+    def __call__(self, record, rng):
+        if "hint" not in record:
+            made = self._make(record)
+        else:
+            own = np.asarray(record["hint"])
+            if own.dtype != np.uint8:
+                raise images.BadRecord(f"has a hint of {own.dtype}, not uint8")
+            made = own.astype(np.float32) / 255
+        if made.shape != self._shape:
+            raise images.BadRecord(
+                f"has a hint [h, w, c] of {made.shape}, not {self._shape}: make it that size"
+            )
+        return record | {"hint": made}

@@ -209,10 +209,9 @@ class Blob:
     def exists(self) -> bool:
         return self._bucket.has(self._name)
 
-    def open(self, mode: str = "rb", **text):
-        """A file to look through; with `encoding` and the like, of text."""
-        file = io.BufferedReader(_Raw(self._bucket, self._name), _WINDOW)
-        return io.TextIOWrapper(file, **text) if text else file
+    def open(self, mode: str = "rb"):
+        """A file of bytes to look through."""
+        return io.BufferedReader(_Raw(self._bucket, self._name), _WINDOW)
 
 
 class _Raw(io.RawIOBase):

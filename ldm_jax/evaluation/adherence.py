@@ -27,6 +27,7 @@ class Adherence:
     batch_size: int = 64
     steps: int | None = None
     guidance: tuple[float, ...] = ()
+    conditioning_scale: float | None = None
     null: bool = False
     seed: int = 0
 
@@ -38,8 +39,12 @@ def measure(wanted: Adherence, overrides: dict[str, str], picture: pathlib.Path)
     """
     seconds = watch.stopwatch()
     config = read_config(wanted.run, overrides)
-    given = {"steps": wanted.steps} if wanted.steps else {}
+    given = {key: getattr(wanted, key) for key in ("steps", "conditioning_scale")}
+    given = {key: value for key, value in given.items() if value is not None}
     sampling = dataclasses.replace(Sampling(**config.sample), **given)
+    conditions_of.check_scale(config, sampling.conditioning_scale)
+    if wanted.null and conditions_of.controlled(config):
+        raise errors.UsageError("--null: a control has no null: give --conditioning_scale=0.")
     scales = tuple(wanted.guidance) or (sampling.guidance,)
     source = data_lib.open_source(config.data)
     held_out = data_lib.held_out(config, source)

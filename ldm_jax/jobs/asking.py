@@ -20,7 +20,10 @@ TELLS = {
     "segmentation": "map",
     "low_res": "small",
     "mask": "hole",
+    "hint": "hint",
 }
+PICTURED = {"small": "a small picture", "hole": "a picture", "hint": "a picture to follow"}
+HANDED = ("map", "picture")  # hints that are not made of a picture, but are one
 MOST = 64  # pictures of a request
 FRAMES = 8  # of the way to the first picture
 SIDE = 8192  # pixels of a side of a picture that is handed in, at most
@@ -35,7 +38,8 @@ class Request:
     label: id or name of the class. boxes: ((x0, y0, x1, y1, id or name), ...), corners in [0, 1].
     labels: the semantic map, uint8 [h, w].
     picture: uint8 [h, w, 3]: what super-resolution enlarges, what is painted anew under `hole`
-      (bool [h, w]), or what to begin from; strength: how much of that is lost.
+      (bool [h, w]), what a control follows (its edges, or itself), or what to begin from;
+      strength: how much of that is lost.
     """
 
     n: int = 4
@@ -88,6 +92,8 @@ class Artist:
         self.box_classes = [*self._source.box_classes] if self._source else []
         label = label_of(self._config.conditioners, "segmentation")
         self.map_classes = self._config.conditioners[label].classes if label else 0
+        label = label_of(self._config.conditioners, conditions.HINT)
+        self._hint = self._config.conditioners[label].get("hint", "picture") if label else ""
         told = conditions.told(self._config)
         self.student = bool(self._config.distil.method) and told is None
         self._drawn = set()
@@ -109,7 +115,7 @@ class Artist:
         picture, hole = self._framed(request)
         how = self.sampling.over(request.sampling)
         begin, arrays = time.monotonic(), {}
-        if picture is not None and not {"small", "hole"} & {*self.tells}:
+        if picture is not None and not PICTURED.keys() & {*self.tells}:
             strength = {} if hole is not None else {"strength": request.strength}
             how = self.sampling.over(request.sampling | strength)
             arrays = {"init": self.run.encode(painter.floats(picture)[None])}
@@ -138,7 +144,7 @@ class Artist:
         """The picture and the hole at the size of the run; None where there are none."""
         picture, hole = request.picture, request.hole
         if picture is None:
-            if wanted := {"small": "a small picture", "hole": "a picture"}.keys() & {*self.tells}:
+            if wanted := PICTURED.keys() & {*self.tells}:
                 raise errors.UsageError(
                     f"Give a picture: this run draws from one ({wanted.pop()})."
                 )
@@ -165,6 +171,7 @@ class Artist:
             f = self.run.model.codec.f
             small = pictures.fit(picture, tuple(side // f for side in self.size))
             record |= {"image": picture, "low_res": small}
+            record |= {"hint": picture} if self._hint in HANDED else {}
             record |= {} if hole is None else {"mask": hole}
         if not self.tells or (self.tells == ["class"] and "class" not in record):
             return None

@@ -6,6 +6,9 @@ import os
 import numpy as np
 
 from ldm_jax.base import disk, errors
+from ldm_jax.jobs import pictures
+from ldm_jax.runs import conditions
+from ldm_jax.runs.conditions import HINT
 
 BALANCED, RANDOM = "balanced", "random"
 _is_file = os.path.isfile  # also of captions, which may be longer than a path can be
@@ -35,48 +38,67 @@ class Conditioning:
         return row
 
 
-def read(wanted, *, classes: int, known: list[str], make) -> Conditioning:
+def read(wanted, *, classes: int, known: list[str], make, hint: tuple | None) -> Conditioning:
     """Conditions as a drawing.Drawing asks for them.
 
     Args:
       wanted: has the fields labels (balanced, random, ids such as 3,5, or a file with an id on each
         line), prompts (one, or a file with one on each line), held_out (whether to take the
-        conditions of held-out records), cond (an .npz with an array [n, ...] for each field), num
-        and seed.
+        conditions of held-out records), cond (an .npz with an array [n, ...] for each field), hints
+        (a picture for a control to follow, or a folder of them), num and seed.
       classes: how many classes the run knows; 0 if it is not conditioned on any.
       known: the run's condition fields.
-      make: (held_out) -> (data.conditions.Conditions, the held-out source or None), opened where it
-        is needed.
+      make: (held_out, fields) -> (data.conditions.Conditions of these fields, the held-out source
+        or None), opened where it is needed.
+      hint: the shape of a control's hint; None without a control.
     """
     fields, names, captions = {}, {}, ()
+    given, told = _given(wanted, known, hint)
     if wanted.prompts:
         captions = _read_prompts(wanted.prompts)
-        maker, _ = make(held_out=False)
+        maker, _ = make(held_out=False, fields=[field for field in known if field not in given])
         with errors.of(f"--prompts={wanted.prompts}"):
             fields, names["prompts"] = maker.of_prompts(captions), _identity(wanted.prompts)
     elif wanted.held_out:
-        maker, held_out = make(held_out=True)
+        maker, held_out = make(held_out=True, fields=known)
         fields, _ = maker.of_source(held_out, min(wanted.num, len(held_out)))
         names["held_out"] = held_out.fingerprint
     elif classes or wanted.labels != BALANCED:
         fields["class"] = read_labels(wanted.labels, classes, wanted.num, wanted.seed)
         names["labels"] = _identity(wanted.labels)
+    fields, names = fields | given, names | told
+    if (fields or hint) and (lacking := sorted(set(known) - fields.keys())):
+        also = "--hints=PICTURES, " if HINT in lacking else ""
+        raise errors.UsageError(
+            f"This run is also conditioned on {', '.join(lacking)}: give {also}--held_out, or "
+            f"--cond=FILE.npz with an array [n, ...] for each."
+        )
+    return Conditioning(fields, names, captions)
+
+
+def _given(wanted, known, hint) -> tuple[dict, dict]:
+    """What --cond and --hints hold, {field: [n, ...]}, and what a manifest says of them."""
+    fields, names = {}, {}
     if wanted.cond:
-        arrays = _read_arrays(wanted.cond)
-        names["cond"] = _identity(wanted.cond)
-        if unknown := sorted(arrays.keys() - set(known)):
+        fields, names["cond"] = _read_arrays(wanted.cond), _identity(wanted.cond)
+        if unknown := sorted(fields.keys() - set(known)):
             raise errors.UsageError(
                 f"--cond={wanted.cond} has a field {unknown[0]!r}"
                 f"{errors.nearest(unknown[0], known)}; this run is conditioned on "
                 f"{', '.join(known) or 'nothing'}."
             )
-        fields |= arrays
-    if fields and (lacking := sorted(set(known) - fields.keys())):
-        raise errors.UsageError(
-            f"This run is also conditioned on {', '.join(lacking)}: give --held_out, or "
-            f"--cond=FILE.npz with an array [n, ...] for each."
-        )
-    return Conditioning(fields, names, captions)
+    if wanted.hints:
+        if not hint or HINT in fields:
+            why = "--cond holds a hint, too" if hint else "this run follows no control"
+            raise errors.UsageError(f"--hints={wanted.hints}: {why}.")
+        found = [picture.pixels for picture in pictures.read("--hints", wanted.hints)]
+        hints = [np.float32(pixels) / 255 for pixels in found]
+        conditions.check_hints(f"--hints={wanted.hints}", hints, hint)
+        fields[HINT] = np.stack(hints)
+        names["hints"] = hashlib.sha256(np.stack(found).tobytes()).hexdigest()
+    elif hint and HINT in fields:
+        conditions.check_hints(f"--cond={wanted.cond}", fields[HINT], hint)
+    return fields, names
 
 
 def _read_prompts(text: str) -> list[str]:

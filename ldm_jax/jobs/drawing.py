@@ -24,6 +24,7 @@ class Drawing(settings.Wanted):
     prompts: str = ""
     held_out: bool = False
     cond: str = ""
+    hints: str = ""
     format: str = "png"
     shard_size: int = 256
     worker: str = ""
@@ -36,7 +37,7 @@ def draw(wanted: Drawing) -> dict | None:
     how.sampling.tiling(model, *how.size)
     classes = conditions_of.classes(how.config)
 
-    def make(held_out: bool):
+    def make(held_out: bool, fields):
         try:
             source = data_lib.open_source(how.config.data)
         except errors.UsageError:
@@ -44,9 +45,10 @@ def draw(wanted: Drawing) -> dict | None:
                 raise
             source = None  # a run may be drawn from where its data is not
         records = data_lib.held_out(how.config, source) if held_out else None
-        return conditions_of.make(how.config, source), records
+        return conditions_of.make(how.config, source, fields), records
 
-    conditions = conditioning.read(wanted, classes=classes, known=model.fields, make=make)
+    known = dict(classes=classes, known=model.fields, hint=settings.hint(model, how.size))
+    conditions = conditioning.read(wanted, make=make, **known)
     job = job_lib.Job(wanted.out, wanted.num, wanted.shard_size, wanted.format, classes)
     worker = settings.read_worker(wanted.worker)
     mesh = shard.make_mesh(devices=jax.local_devices())

@@ -90,6 +90,19 @@ def upscale(edit: Edit) -> dict:
         return painter.write(edit.out, names, drawn, beside=[images.repeat(f, 1).repeat(f, 2)])
 
 
+def control(edit: Edit) -> dict:
+    """Draws pictures that have the edges, or whatever a run's control follows, of given ones."""
+    config = keys.read(edit.run)
+    if not conditions.controlled(config):
+        raise errors.UsageError(f"--run={edit.run} follows no control (configs/control.py).")
+    names, _, images = edit.read()
+    maker = conditions.make(config, fields=(conditions.HINT,))
+    cond = maker.of({"image": image} for image in images)
+    drawn = edit.painter().draw(len(images), cond)
+    shown = np.rint(255 * cond[conditions.HINT]).astype(np.uint8)
+    return painter.write(edit.out, names, drawn, beside=[images, shown])
+
+
 def interpolate(edit: Edit) -> dict:
     """Goes between pictures' latents in turn, or on the sphere between seeds' noise."""
     if bool(edit.images) == bool(edit.seeds):

@@ -138,7 +138,7 @@ class Events:
         """What of the page a run shows, and its own settings."""
         artist, update = self.artists[path], self.gr.update
         own, visible = artist.sampling, lambda what: what in artist.tells
-        from_one = visible("small") or visible("hole")
+        from_one = any(map(visible, asking.PICTURED))
         return (
             update(visible=visible("caption")),
             update(choices=artist.classes, value=None, visible=visible("class")),

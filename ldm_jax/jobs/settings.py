@@ -5,6 +5,8 @@ import re
 import sys
 from typing import Any
 
+import jax
+
 from ldm_jax.base import errors, owner, platforms, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion.process import make_process
@@ -61,6 +63,7 @@ def read(wanted: Wanted, **changes) -> Settings:
     sampling = Sampling(**config.sample).over(wanted.sampling | changes)
     conditions.check_guidance(config, sampling.guidance, wanted.weaker)
     _check_guided(config, wanted, sampling.guidance)
+    conditions.check_scale(config, sampling.conditioning_scale)
     sampling.grid(make_process(**config.process))
     adapters.check_drawn(wanted.run, config, wanted.ema, wanted.weaker, wanted.adapters)
     trained_here = bool(record_lib.Record(wanted.run).data)
@@ -81,6 +84,13 @@ def _check_guided(config, wanted: Wanted, guidance: float):
             f"--guidance={guidance:g}: this run has no condition to lead to: leave it out, or give "
             "--weaker=RUN to lead away from."
         )
+
+
+def hint(model, size: tuple[int, int]) -> tuple | None:
+    """The shape [h, w, c] of what a model's control follows; None without a control."""
+    if conditions.HINT not in model.fields:
+        return None
+    return jax.eval_shape(lambda: model.example(1, *size))[conditions.HINT].shape[1:]
 
 
 def untrained_null(config, guidance: float) -> str:

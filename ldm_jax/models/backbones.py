@@ -3,7 +3,8 @@
 A backbone is a Linen module, registered by its name in `config.model.name`, whose fields are the
 other keys of `config.model` and which is called as
 
-    (x [b, h, w, c], t [b], tokens, vector, concat, mask, time, train) -> [b, h, w, out_channels]
+    (x [b, h, w, c], t [b], tokens, vector, concat, mask, time, control, control_scale, train)
+        -> [b, h, w, out_channels]
 
 with those parts of a `conditioners.Cond` that are there. Another backbone is one file: it inherits
 `Backbone` and overrides what differs.
@@ -18,6 +19,7 @@ from ldm_jax.base import registry
 from ldm_jax.models import parallel
 
 BACKBONES = registry.Registry("backbone")
+CONTROL = "control"  # where a backbone has the parameters of its copy that a control steers
 
 
 class Backbone(nn.Module):
@@ -31,6 +33,7 @@ class Backbone(nn.Module):
         vector.
       time_width: the width of its sinusoids of the timestep, which `time` is added to; 0: it takes
         none.
+      control_width: the channels of the `control` that it takes; 0: it takes none.
     """
 
     out_channels: int = 3
@@ -41,6 +44,7 @@ class Backbone(nn.Module):
     width_unit: ClassVar[int] = 1
     vector_width: ClassVar[int] = 0
     time_width: ClassVar[int] = 0
+    control_width: ClassVar[int] = 0
 
     @nn.nowrap
     def check(self):

@@ -12,7 +12,7 @@ rows to give the null condition (classifier-free guidance, Ho & Salimans 2022). 
     told: those of its fields that say how is drawn, not what, by their name in `config.sample`: no
       data has them, the stage fills them in. Most have none; one that has some has `bounds`, too.
     vector_key: the field that is the width of its Cond.vector, "" where it makes none; 0 there is
-      none, too.
+      none, too. control_key: the same of its Cond.control.
     reader: the name of a function in the registry READERS of weights/readers.py. It takes the
       conditioner and returns its Linen collection "frozen": weights from elsewhere, which are never
       trained, averaged or saved with a run. Most have none.
@@ -22,6 +22,8 @@ not have it as it is (data/conditions.py), and one line in a config.
 """
 
 import dataclasses
+import functools
+import itertools
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import einops
@@ -31,7 +33,7 @@ import numpy as np
 from flax import linen as nn
 
 from ldm_jax.base import errors, registry
-from ldm_jax.base.values import Above0, Amount, Natural, Number, Positive, Share
+from ldm_jax.base.values import Above0, Amount, Natural, Number, Positive, Positives, Share
 from ldm_jax.models import transformer
 from ldm_jax.nn import blocks
 
@@ -43,7 +45,8 @@ class Cond(NamedTuple):
 
     tokens: [b, n, d] for cross-attention, seen where mask [b, n] is True; vector: [b, d], added to
     the time embedding; concat: [b, h, w, c], channels appended to x; time: [b, d], added to the
-    timestep's sinusoids, before its embedding.
+    timestep's sinusoids, before its embedding; control: [b, h, w, d], which steers a copy of the
+    backbone's encoder, whose outputs count control_scale [b] times.
     """
 
     tokens: jax.Array | None = None
@@ -51,6 +54,8 @@ class Cond(NamedTuple):
     concat: jax.Array | None = None
     mask: jax.Array | None = None
     time: jax.Array | None = None
+    control: jax.Array | None = None
+    control_scale: jax.Array | None = None
 
 
 class Conditioner(nn.Module):
@@ -69,11 +74,16 @@ class Conditioner(nn.Module):
     scaled: ClassVar[bool] = False
     told: ClassVar[tuple] = ()
     vector_key: ClassVar[str] = ""
+    control_key: ClassVar[str] = ""
     reader: ClassVar[str] = ""
 
     @nn.nowrap
     def check(self):
         """Raises UsageError for settings that cannot work; touches no file."""
+
+    @nn.nowrap
+    def check_factor(self, f: int):
+        """Raises UsageError for settings that do not fit a first stage of this factor f."""
 
 
 @CONDITIONERS.register("class")
@@ -361,6 +371,55 @@ class ScalarEmbedder(Conditioner):
         return Cond(time=blocks.dense(self.width, "to_time", **how)(features))
 
 
+@CONDITIONERS.register("control")
+class Control(Conditioner):
+    """A picture that says where things are, for a copy of the UNet's encoder (ControlNet).
+
+    Zhang et al. 2023, arXiv 2302.05543. batch["hint"]: [b, h, w, channels] in [0, 1]; data/hints.py
+    makes it. A small network brings it to the latents' grid, by a last convolution that starts at
+    zero: Cond.control [b, h/f, w/f, width]. batch["conditioning_scale"]: [b], how often the copy's
+    outputs count. The null condition counts them 0 times, which leaves the network without it;
+    guidance has the same control on both of its sides, so training never drops it by default.
+
+    width: the backbone's `control_width`. widths: of the small network, one for each halving and
+    one before, so that f = 2^(their number - 1).
+    """
+
+    width: Positive
+    widths: Positives = (16, 32, 96, 256)
+    channels: Positive = 3  # of the hint
+    dropout: Share | None = dataclasses.field(default=0.0, kw_only=True)
+
+    fields: ClassVar[tuple] = ("hint", "conditioning_scale")
+    told: ClassVar[tuple] = ("conditioning_scale",)
+    bounds: ClassVar[tuple] = (1.0, 1.0)
+    control_key: ClassVar[str] = "width"
+
+    @nn.nowrap
+    def check_factor(self, f):
+        if 2 ** (len(self.widths) - 1) != f:
+            raise errors.UsageError(
+                f"widths={self.widths} shrink a hint by {2 ** (len(self.widths) - 1)}, and the "
+                f"first stage shrinks by f={f}: give {f.bit_length()} of them."
+            )
+
+    @nn.nowrap
+    def example(self, image, latent):
+        hint = jnp.zeros((*image[:3], self.channels))
+        return {"hint": hint, "conditioning_scale": jnp.ones(image[:1])}
+
+    @nn.compact
+    def __call__(self, batch, drop):
+        conv = functools.partial(blocks.conv3x3, dtype=self.dtype)
+        h = nn.silu(conv(self.widths[0], "conv_in")(batch["hint"].astype(self.dtype)))
+        for i, (own, larger) in enumerate(itertools.pairwise(self.widths)):
+            h = nn.silu(conv(own, f"conv_{2 * i}")(h))
+            h = nn.silu(conv(larger, f"conv_{2 * i + 1}", stride=2)(h))
+        control = conv(self.width, "conv_out", kernel_init=blocks.ZERO_INIT)(h)
+        scale = jnp.where(drop, 0.0, batch["conditioning_scale"])
+        return Cond(control=control, control_scale=scale)
+
+
 def label_of(group: dict, field: str) -> str | None:
     """The first label in `config.conditioners` whose conditioner reads `field`, None without one.
 
@@ -379,7 +438,8 @@ def num_classes(group: dict) -> int:
 def merge(conds):
     """One Cond of many: tokens joined on their axis, concat on channels, vectors and times added.
 
-    Masks are joined like the tokens; tokens without a mask, beside others with one, are all seen.
+    There is one control at most. Masks are joined like the tokens; tokens without a mask, beside
+    others with one, are all seen.
     """
     given = lambda part: [x for c in conds if (x := getattr(c, part)) is not None]
     join = lambda arrays, axis: jnp.concatenate(arrays, axis) if arrays else None
@@ -391,6 +451,8 @@ def merge(conds):
         concat=join(given("concat"), -1),
         mask=join(given("mask") and [seen(c) for c in conds if c.tokens is not None], 1),
         time=added(given("time")),
+        control=added(given("control")),
+        control_scale=added(given("control_scale")),
     )
 
 

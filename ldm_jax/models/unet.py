@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from ldm_jax.base import errors
 from ldm_jax.base.values import MOST, Above0, Factor, Fraction, Natural, Number, Positive, Positives
-from ldm_jax.models.backbones import BACKBONES, Backbone
+from ldm_jax.models.backbones import BACKBONES, CONTROL, Backbone
 from ldm_jax.nn import attention, blocks
 
 
@@ -81,6 +81,10 @@ class UNet(Backbone):
     def time_width(self):
         return self.width
 
+    @property
+    def control_width(self):
+        return self.width
+
     @nn.nowrap
     def check(self):
         if bool(self.heads) == bool(self.head_channels):
@@ -101,45 +105,71 @@ class UNet(Backbone):
 
     @nn.compact
     def __call__(
-        self, x, t, tokens=None, vector=None, concat=None, mask=None, time=None, train=False
+        self,
+        x,
+        t,
+        tokens=None,
+        vector=None,
+        concat=None,
+        mask=None,
+        time=None,
+        control=None,
+        control_scale=None,
+        train=False,
     ):
         """tokens: [b, n, d], seen where mask [b, n] is True; vector: [b, 4 * width], added to the
         time embedding; concat: [b, h, w, c2], channels appended to x; time: [b, width], added to
-        the timestep's sinusoids."""
+        the timestep's sinusoids; control: [b, h, w, width], which steers a ControlNet, whose
+        outputs count control_scale [b] times."""
         self._check(x)
-        block, last = self._block(), len(self.mult) - 1
-        emb = self._embed(t, vector, time)
         x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
-
-        def attend(name, h, level, going_up=False):
-            layer = self._attention(h.shape[-1], level, going_up)
-            return layer(name=name)(h, *((tokens, mask) if self.cross_attention else ()))
-
-        h = blocks.conv3x3(self.width, "conv_in", dtype=self.dtype)(x)
-        skips = [h]
-        for level, mult in enumerate(self.mult):
-            for i in range(self.blocks):
-                h = block(width=self.width * mult, name=f"down_{level}_block_{i}")(h, emb, train)
-                if 2**level in self.attention:
-                    h = attend(f"down_{level}_attn_{i}", h, level)
-                skips.append(h)
-            if level < last:
-                h = self._resample("down", f"down_{level}_downsample", h, emb, train)
-                skips.append(h)
-
-        h = block(width=h.shape[-1], name="mid_block_1")(h, emb, train)
-        h = attend("mid_attn", h, last)
-        h = block(width=h.shape[-1], name="mid_block_2")(h, emb, train)
+        emb, seen, block = self._embed(t, vector, time), (tokens, mask), self._block()
+        h, skips = self._encode(x, emb, seen, train)
+        if control is not None:
+            copy = ControlNet(**blocks.same_fields(self, UNet), name=CONTROL)
+            scale = control_scale[:, None, None, None].astype(self.dtype)
+            to_h, to_skips = copy(x, control, (t, vector, time), seen, train)
+            h = h + scale * to_h
+            skips = [skip + scale * own for skip, own in zip(skips, to_skips, strict=True)]
 
         for level, mult in reversed(list(enumerate(self.mult))):
             for i in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(width=self.width * mult, name=f"up_{level}_block_{i}")(h, emb, train)
                 if 2**level in self.attention:
-                    h = attend(f"up_{level}_attn_{i}", h, level, going_up=True)
+                    h = self._attend(f"up_{level}_attn_{i}", h, level, seen, going_up=True)
             if level:
                 h = self._resample("up", f"up_{level}_upsample", h, emb, train)
         return self._head(h).astype(jnp.float32)
+
+    @nn.nowrap
+    def _encode(self, x, emb, seen, train, control=None):
+        """Down and through the middle: (h, [what each step on the way down leaves for the way up]).
+
+        seen: (tokens, mask). control: [b, h, w, width], added to what the first convolution makes.
+        """
+        block, last = self._block(), len(self.mult) - 1
+        h = blocks.conv3x3(self.width, "conv_in", dtype=self.dtype)(x)
+        h = h if control is None else h + control
+        skips = [h]
+        for level, mult in enumerate(self.mult):
+            for i in range(self.blocks):
+                h = block(width=self.width * mult, name=f"down_{level}_block_{i}")(h, emb, train)
+                if 2**level in self.attention:
+                    h = self._attend(f"down_{level}_attn_{i}", h, level, seen)
+                skips.append(h)
+            if level < last:
+                h = self._resample("down", f"down_{level}_downsample", h, emb, train)
+                skips.append(h)
+
+        h = block(width=h.shape[-1], name="mid_block_1")(h, emb, train)
+        h = self._attend("mid_attn", h, last, seen)
+        return block(width=h.shape[-1], name="mid_block_2")(h, emb, train), skips
+
+    @nn.nowrap
+    def _attend(self, name, h, level, seen, going_up=False):
+        layer = self._attention(h.shape[-1], level, going_up)
+        return layer(name=name)(h, *(seen if self.cross_attention else ()))
 
     @nn.nowrap
     def _check(self, x):
@@ -210,3 +240,20 @@ class UNet(Backbone):
         h = blocks.GroupNorm(self.eps, self.groups, self.dtype, **norm)(h)
         zero = blocks.ZERO_INIT
         return blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype, kernel_init=zero)(h)
+
+
+class ControlNet(UNet):
+    """A copy of a UNet's way down and middle that a control steers (Zhang et al. 2023, 2302.05543).
+
+    What it makes passes through maps that start at zero, so that at first it changes nothing. Its
+    arguments are those of the UNet.
+    """
+
+    @nn.compact
+    def __call__(self, x, control, times, seen, train=False):
+        """x: with what is concatenated to it; control: [b, h, w, width]; times: see `_embed`; seen:
+        (tokens, mask). Returns what is added to the middle, and to each skip in its order."""
+        h, skips = self._encode(x, self._embed(*times), seen, train, control.astype(self.dtype))
+        how = dict(dtype=self.dtype, kernel_init=blocks.ZERO_INIT)
+        zero = lambda name, h: blocks.dense(h.shape[-1], name, **how)(h)
+        return zero("zero_mid", h), [zero(f"zero_{i}", skip) for i, skip in enumerate(skips)]

@@ -12,10 +12,10 @@ import numpy as np
 from ldm_jax.base import errors, tree
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
+from ldm_jax.runs import codecs, kinds
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.runs import kinds
 from ldm_jax.stages import adapt
-from ldm_jax.weights import lora
+from ldm_jax.weights import control, lora
 
 PLAYER = "denoiser"
 # Keys of config.model in which a run and its base may differ: none changes what is computed.
@@ -58,7 +58,9 @@ def check(config, model):
     base = record_lib.Record(config.adapt.base).config
     kinds.expect(base, "diffuse", said)
     refuse(config.adapt.base, said)
-    for key, free in (("model", FREE), ("conditioners", ())):
+    adapter, own = of(config), config.conditioners
+    added = [k for k in own if k not in base.conditioners and own[k].get("name") in adapter.adds]
+    for key, free in (("model", FREE), ("conditioners", added)):
         theirs, ours = (dict(one[key].items()) for one in (base, config))
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name) and name not in free:
@@ -73,13 +75,13 @@ def check(config, model):
             "config.adapt.base."
         )
     with errors.of("config.adapt"):
-        of(config).kernels(_shapes(model))
+        adapter.check(_shapes(model), _shapes(kinds.of(base).model(base, model.codec)))
 
 
-def stage(config, model, whole):
-    """`whole`, a stage of the config's model, in which its adapter learns, where it has one."""
+def stage(config, whole):
+    """`whole`, a stage of the config's, in which its adapter learns, where it has one."""
     adapter = of(config)
-    return adapt.adapted(whole, adapter, PLAYER, _shapes(model)) if adapter else whole
+    return adapt.adapted(whole, adapter, PLAYER) if adapter else whole
 
 
 def whole(config):
@@ -127,6 +129,11 @@ def check_drawn(run, config, ema, weaker=None, others=None):
         kinds.expect(theirs, "diffuse", path)
         if not theirs.adapt.name:
             raise errors.UsageError(f"{path} is the run of no adapter, but of whole weights.")
+        if of(theirs).adds:
+            raise errors.UsageError(
+                f"{path} is a control, which its base cannot follow: draw from it itself, --run="
+                f"{path}, with --conditioning_scale for how often it counts."
+            )
 
 
 def weights(record, config, ema: bool | float = True, others: dict | None = None):
@@ -161,9 +168,28 @@ def weights(record, config, ema: bool | float = True, others: dict | None = None
 def export(record, config, folder, ema=True) -> str:
     """Writes what an adapter's run has learnt into a folder; returns what loads it."""
     own, _ = snapshots.read_params(record.path, (PLAYER,), ema=ema)
-    updates = jax.tree.map(np.asarray, of(config).updates(own[PLAYER]))
+    if config.adapt.name not in EXPORTS:
+        raise errors.UsageError(
+            f"config.adapt.name={config.adapt.name}: diffusers has no such adapter; make a run of "
+            "whole weights of it (convert merge)."
+        )
+    return EXPORTS[config.adapt.name](record, config, folder, own[PLAYER])
+
+
+def _export_lora(record, config, folder, own):
+    updates = jax.tree.map(np.asarray, of(config).updates(own))
     lora.write(folder, dict(config.model), updates)
     return lora.LOADER
+
+
+def _export_control(record, config, folder, own):
+    base, _ = frozen_lib.read(frozen(config), record.frozen, record.shown)
+    whole = config.to_dict() | {"f": codecs.open_codec(config.first_stage).f}
+    control.write(folder, whole, own, base[adapt.BASE])
+    return control.LOADER
+
+
+EXPORTS = {"lora": _export_lora, "control": _export_control}
 
 
 def _shapes(model):

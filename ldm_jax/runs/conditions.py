@@ -4,6 +4,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.base import errors, upgrade, values
@@ -11,6 +12,8 @@ from ldm_jax.data import conditions, transforms
 from ldm_jax.models import clip  # noqa: F401  (registers itself)
 from ldm_jax.models.conditioners import CONDITIONERS, label_of, num_classes
 from ldm_jax.runs import kinds
+
+HINT = "hint"  # the field that a control reads
 
 
 def make_conditioners(config: ConfigDict) -> dict:
@@ -97,6 +100,47 @@ def check_guidance(config: ConfigDict, guidance: float, weaker: str = ""):
             f"guidance={guidance}: this run is a student of guidance from {bounds[0]:g} to "
             f"{bounds[1]:g}: draw within, or train a student with another config.distil.guidance."
         )
+
+
+def controlled(config: ConfigDict) -> bool:
+    """Whether a run follows a control, so that it draws only under a hint."""
+    return bool(label_of(config.get("conditioners", {}), HINT))
+
+
+def check_controls(config: ConfigDict):
+    """Raises UsageError for more than one control, and for the scale of one that is not there."""
+    given = config.conditioners
+    own = [label for label in sorted(given) if CONDITIONERS.get(given[label].name).control_key]
+    if len(own) > 1:
+        raise errors.UsageError(f"config.conditioners has the controls {', '.join(own)}: give one.")
+    check_scale(config, config.sample.get("conditioning_scale", 1.0))
+
+
+def check_scale(config: ConfigDict, conditioning_scale: float):
+    """Raises UsageError for the scale of a control that a run does not have."""
+    if conditioning_scale != 1.0 and not controlled(config):
+        raise errors.UsageError(
+            f"conditioning_scale={conditioning_scale} is of a control, which this run does not "
+            "have: leave it at 1."
+        )
+
+
+def check_hints(said: str, hints, shape: tuple):
+    """Raises UsageError for hints that a control cannot follow; shape: [h, w, c] of each.
+
+    said: what the user calls them.
+    """
+    for i, one in enumerate(hints):
+        if np.shape(one) != shape:
+            raise errors.UsageError(
+                f"{said}: hint {i} has the shape {np.shape(one)}, and this run's control follows "
+                f"hints [h, w, c] of {shape}: make it that size."
+            )
+        if not 0 <= np.min(one) <= np.max(one) <= 1:
+            raise errors.UsageError(
+                f"{said}: hint {i} has values from {np.min(one):g} to {np.max(one):g}: they must "
+                "lie in [0, 1]."
+            )
 
 
 def classes(config: ConfigDict) -> int:

@@ -14,8 +14,9 @@ from ldm_jax.base import disk, errors, output, remote, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint, snapshots
 from ldm_jax.runs import adapters as adapters_lib
+from ldm_jax.runs import conditions, keys, kinds
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.runs import keys, kinds
+from ldm_jax.weights import control as control_lib
 from ldm_jax.weights import dit, official, rules, taesd
 from ldm_jax.weights import from_diffusers as diffusers_reader
 from ldm_jax.weights import lora as lora_lib
@@ -29,17 +30,18 @@ OPENERS = {
     "dit": dit.open_checkpoint,
     "taef2": taesd.open_checkpoint,
 }
+CONTROL = "control"  # the label of a converted control's conditioner
 OF_ONE_FILE = ("compvis", "dit")  # the others are folders
 
 
 def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:
     """Converts a checkpoint of another project into a run in the folder `out`, whole or not at all.
 
-    kind: a key of OPENERS, whose function gets `given`, or "lora"; checkpoint: a path or a public
-      name (base/hub.py); overrides: changes to the run's config.
+    kind: a key of OPENERS or of OF_BASE, whose function gets `given`; checkpoint: a path or a
+      public name (base/hub.py); overrides: changes to the run's config.
     """
-    if kind == "lora":
-        return lora(checkpoint, out=out, overrides=overrides or {}, **given)
+    if kind in OF_BASE:
+        return OF_BASE[kind](checkpoint, out=out, overrides=overrides or {}, **given)
     seconds = watch.stopwatch()
     here, given = remote.copy(checkpoint), {k: _copied(v) for k, v in given.items()}
     with new_folder(out) as folder, _understood(checkpoint):
@@ -128,12 +130,8 @@ def lora(checkpoint, run, out, overrides: dict, unet_only: bool = False) -> dict
             config.adapt.update(name="lora", base=str(run), rank=rank, alpha=0.0, targets=targets)
         for key, text in overrides.items():
             config_lib.override(config, key, text)
-        keys.check(config)
-        new.write_config(config)
         own = adapters_lib.of(config).of_updates(updates)
-        save(folder, 0, {"params": {kind.player: own}, "ema": {}})
-        _, origin = frozen_lib.read(kind.frozen(config), {}, str(run))
-        new.write(latents=record_lib.Record(run).latents | {"origin": origin})
+        _write_adapter(new, config, run, own)
         summary = {
             "converted": str(checkpoint),
             "sha256": tensorfile.digest(here),
@@ -143,6 +141,47 @@ def lora(checkpoint, run, out, overrides: dict, unet_only: bool = False) -> dict
         }
         disk.write_json(folder / "summary.json", summary)
     return summary
+
+
+def control(checkpoint, run, out, overrides: dict) -> dict:
+    """Writes the run of a control of `run` into the folder `out`, from a folder of diffusers; see
+    weights/control.py."""
+    seconds = watch.stopwatch()
+    with new_folder(out) as folder, _understood(checkpoint):
+        new, config = record_lib.Record(folder), keys.read(run)
+        kinds.expect(config, "diffuse", f"--run={run}")
+        adapters_lib.refuse(run, f"--run={run}")
+        kind = kinds.of(config)
+        whole = config.to_dict() | {"f": kind.codec(config).f}
+        base, _ = adapters_lib.weights(record_lib.Record(run), config)
+        kwargs, tables = control_lib.read(checkpoint, whole, base, CONTROL)
+        with config.unlocked():
+            config.init_from, config.init_grow = "", False
+            config.adapt.update(name="control", base=str(run))
+            config.conditioners[CONTROL] = kwargs | {"hint": "picture"}
+            config.sample.conditioning_scale = 1.0
+        for key, text in overrides.items():
+            config_lib.override(config, key, text)
+        conditions.make(config, fields=(conditions.HINT,))  # refuses a hint that is not known
+        own = rules.convert(*tables, expected=kind.shapes(config)[kind.player])
+        _write_adapter(new, config, run, own)
+        summary = {"converted": str(checkpoint), "parameters": tree.count(own)}
+        summary |= {"seconds": seconds()}
+        disk.write_json(folder / "summary.json", summary)
+    return summary
+
+
+OF_BASE = {"lora": lora, "control": control}
+
+
+def _write_adapter(record, config, run, own):
+    """Writes the run of an adapter of `run` that holds the parameters `own`."""
+    keys.check(config)
+    kind = kinds.of(config)
+    record.write_config(config)
+    save(record.path, 0, {"params": {kind.player: own}, "ema": {}})
+    _, origin = frozen_lib.read(kind.frozen(config), {}, str(run))
+    record.write(latents=record_lib.Record(run).latents | {"origin": origin})
 
 
 def write_run(source, folder, overrides) -> dict:

@@ -138,12 +138,13 @@ class SecondStage:
     def denoise(self, z_t, t, cond: dict | None = None, guidance: float | None = None):
         """The raw network output at integer timesteps t [n]; z_t: [n, h/f, w/f, c].
 
-        cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None is the null.
+        cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None is the null,
+          which has no control.
         guidance: what a denoiser that is told its guidance is told, by default the run's own.
         """
         z_t, how = jnp.asarray(z_t, jnp.float32), self.model.sampling
         if guidance is not None:
-            if not self.model.denoiser.told:
+            if "guidance" not in self.model.denoiser.told:
                 raise errors.UsageError(
                     f"guidance={guidance}: this network is told none; `sample` guides it."
                 )
@@ -227,14 +228,18 @@ class SecondStage:
 
     def _draw(self, n, sampling, output, seed, cond, size, indices, given):
         conditions.check_guidance(self.config, sampling.guidance)
+        conditions.check_scale(self.config, sampling.conditioning_scale)
         sampling.grid(self.model.process)
         told, sampling = self.model.tell(n, sampling), self.model.left(sampling)
         size = size or (self.config.data.size,) * 2
         cond = dict(cond or {})
         null = {k.removeprefix("null_"): cond.pop(k) for k in list(cond) if k.startswith("null_")}
+        self._check_hint(cond, n, size)
         if sampling.guidance == 1.0:
             null = None
         elif "guide" not in self._frozen or null:
+            if null and conditions.HINT in cond:  # both sides of guidance follow the same
+                null = {conditions.HINT: cond[conditions.HINT]} | null
             null = self._cond(null, n, size)
         else:
             null = self._cond(cond, n, size, params=self._frozen["guide"])
@@ -266,6 +271,8 @@ class SecondStage:
         """
         params = self._params if params is None else params
         known, told = self.model.fields, told or {}
+        if cond:
+            self._check_hint(cond, n, size)
         if cond and not set(cond) <= set(known) and set(cond) <= set(READY):
             time = self._cond(None, n, size, told, params).time if told else None
             return Cond(**{k: jnp.asarray(v) for k, v in cond.items()}, time=time)
@@ -287,6 +294,23 @@ class SecondStage:
         if self._mesh is None:
             return inputs
         return jax.device_put(inputs, shard.batch_sharding(self._mesh))
+
+    def _check_hint(self, cond, n, size):
+        """Raises UsageError for a hint that a control cannot follow, or for none."""
+        if conditions.HINT not in self.model.fields:
+            return
+        wanted = self.model.example(n, *size)[conditions.HINT].shape
+        if conditions.HINT not in cond:
+            raise errors.UsageError(
+                f"cond lacks {conditions.HINT!r}, which this run's control follows: give "
+                f"{wanted}, values in [0, 1]."
+            )
+        hints = cond[conditions.HINT]
+        if isinstance(hints, jax.core.Tracer):
+            return
+        if len(hints) != n:
+            raise errors.UsageError(f"cond['hint'] has {len(hints)} rows for {n} pictures.")
+        conditions.check_hints("cond['hint']", np.asarray(hints), wanted[1:])
 
     def _check_classes(self, ids, n):
         # Under jit a label out of range does not raise: it reads some other row.

@@ -62,7 +62,9 @@ class DiffuseKind(kinds.Kind):
         for label, conditioner in self.conditioners(config).items():
             with errors.of(f"config.conditioners.{label}"):
                 conditioner.check()
+                conditioner.check_factor(model.codec.f)
                 _check_width(conditioner, model.denoiser.backbone, config.model.name)
+        conditions.check_controls(config)
         if codecs.is_identity(config.first_stage) and model.codec.channels != IMAGE_CHANNELS:
             raise errors.UsageError(
                 f"config.first_stage={config.first_stage}: images have {IMAGE_CHANNELS} channels; "
@@ -117,7 +119,7 @@ class DiffuseKind(kinds.Kind):
     def stage(self, config, frozen, codec=None):
         model = self.model(config, codec)
         whole = teachers.distilled(config, model) if config.distil.method else model
-        return adapters.stage(config, model, whole.stage(frozen))
+        return adapters.stage(config, whole.stage(frozen))
 
     def frozen(self, config, codec=None) -> tuple[frozen_lib.Frozen, ...]:
         """The first stage beneath it, conditioners' weights from elsewhere, the weights that it
@@ -196,7 +198,7 @@ class DiffuseKind(kinds.Kind):
     def evaluated(self, config, record):
         beneath, model = self.beneath(config, record), self.model(config)
         base, _ = frozen_lib.read(adapters.frozen(config), record.frozen, record.shown)
-        return adapters.stage(config, model, model.stage(beneath | base))
+        return adapters.stage(config, model.stage(beneath | base))
 
     def judged(self, config, record):
         beneath, model = self.beneath(config, record), self.model(config)
@@ -340,7 +342,7 @@ def _given(latents) -> dict:
 
 def _check_width(conditioner, backbone, name: str):
     """Raises UsageError for what the backbone `name` cannot add to its timestep."""
-    if conditioner.told and conditioner.width != backbone.time_width:
+    if "guidance" in conditioner.told and conditioner.width != backbone.time_width:
         raise errors.UsageError(
             f"width={conditioner.width} must be {backbone.time_width}, that of the timestep's "
             f"sinusoids of {name!r}."
@@ -352,6 +354,13 @@ def _check_width(conditioner, backbone, name: str):
     if width and width != wanted:
         raise errors.UsageError(
             f"{key}={width} must be {wanted}, that of the timestep's embedding in config.model."
+        )
+    key, wanted = conditioner.control_key, backbone.control_width
+    if key and not wanted:
+        raise errors.UsageError(f"{name!r} takes no control: only a UNet has a copy that follows.")
+    if key and getattr(conditioner, key) != wanted:
+        raise errors.UsageError(
+            f"{key}={getattr(conditioner, key)} must be {wanted}, that of config.model."
         )
 
 

@@ -10,9 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from ldm_jax.data import hints
 from ldm_jax.scenes import checker as scene_checker
 from ldm_jax.scenes import scenes
 
+EDGE = 0.2  # what counts as an edge, see hint_scores
 _CLASS = "|".join(scenes.CLASSES)
 _RELATION = "|".join(scenes.RELATIONS)
 _CAPTION = re.compile(rf"a ({_CLASS})(?: (and|{_RELATION}) a ({_CLASS}))?")
@@ -111,6 +113,23 @@ def inpaint_scores(images, records) -> dict[str, np.ndarray]:
     return scores | _same_objects(np.where(hole, images, true), true)
 
 
+def hint_scores(images, records) -> dict[str, np.ndarray]:
+    """How far pictures follow the edges of the true ones: `edge_f1`, with `map_scores` beside it.
+
+    Edges are pixels with a Sobel magnitude of EDGE at least, by which textures of the background
+    have none. An edge counts as right within one pixel of a true one, and as found within one of
+    the picture's own.
+    """
+    edges = lambda image: hints.edges({"image": image})[..., 0] >= EDGE
+    scores = []
+    for image, record in zip(images, records):
+        own, true = edges(image), edges(record["image"])
+        right, found = own & _widened(true), true & _widened(own)
+        precision, recall = right.sum() / max(own.sum(), 1), found.sum() / max(true.sum(), 1)
+        scores.append(2 * precision * recall / max(precision + recall, 1e-9))
+    return {"edge_f1": np.array(scores, np.float32)} | map_scores(images, records)
+
+
 def plain_scores(images, records) -> dict[str, np.ndarray]:
     """Which of the pictures show as many objects as their records, whatever the condition."""
     pairs = zip(scene_checker.find(images), records)
@@ -138,6 +157,7 @@ SCORES: dict[str, Callable] = {
     "segmentation": map_scores,
     "low_res": superres_scores,
     "masked_image": inpaint_scores,
+    "hint": hint_scores,
 }
 
 
@@ -147,6 +167,11 @@ def psnr(a, b, where=True) -> np.ndarray:
     where = np.broadcast_to(where, squared.shape)
     mean = (squared * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
     return 10 * np.log10(255**2 / np.maximum(mean, 1e-9))
+
+
+def _widened(mask: np.ndarray) -> np.ndarray:
+    """bool [h, w], True also one pixel around."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (3, 3)).any((-1, -2))
 
 
 def _same_objects(images, true) -> dict[str, np.ndarray]:

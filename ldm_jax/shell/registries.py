@@ -20,6 +20,7 @@ REGISTRIES = {
     "conditioners": ("conditioners.LABEL", "models.conditioners:CONDITIONERS"),
     "conditions": ("fields of conditioners", "data.conditions:MAKERS"),
     "degradations": ("conditioners.LABEL.degradation", "data.degradations:DEGRADATIONS"),
+    "hints": ("conditioners.LABEL.hint", "data.hints:HINTS"),
     "holes": ("conditioners.LABEL.holes", "data.holes:KINDS"),
     "schedules": ("process.schedule", "diffusion.schedules:SCHEDULES"),
     "predictions": ("process.prediction", "diffusion.process:PREDICTIONS"),

@@ -1,8 +1,8 @@
 """Adapters: few weights that are learnt beside those of a trained network, which stay as they are.
 
 A stage is adapted whole: its player owns the adapter alone, and its losses, evaluation and pictures
-see the network's weights with the adapter in them. So modules know nothing of it, and a merged
-network costs what the network costs.
+see the network's weights with the adapter in them. So modules do not know what of them is learnt,
+and a network with low-rank updates in it costs what it costs without.
 
 `frozen` holds "base", the network's parameters, beside what the stage itself says.
 """
@@ -10,12 +10,14 @@ network costs what the network costs.
 import dataclasses
 import math
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
 from ldm_jax.base import errors, registry, tree
+from ldm_jax.models import backbones
 from ldm_jax.stages import api
 
 BASE = "base"  # key of the network's parameters among the frozen ones
@@ -38,6 +40,16 @@ class Lora:
     rank: int = 8
     alpha: float = 0.0
     targets: tuple[str, ...] = ("attn",)
+
+    adds: ClassVar[tuple] = ()  # names of conditioners that it may have beside its base's
+
+    def check(self, shapes, base):
+        """Raises UsageError where nothing is learnt. shapes: of the network; base: of its base."""
+        self.kernels(shapes)
+
+    def learning(self, player: api.Player, base) -> api.Player:
+        """`player`, whose network has the parameters `base`, with the adapter's in their place."""
+        return dataclasses.replace(player, init=lambda key: self.init(key, base))
 
     @property
     def factor(self) -> float:
@@ -105,10 +117,57 @@ class Lora:
         return traverse_util.unflatten_dict(flat)
 
 
-def adapted(stage: api.Stage, adapter, name: str, shapes) -> api.Stage:
-    """The stage in which the player `name` learns an adapter. shapes: of that player's own params.
+@ADAPTERS.register("control")
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """The parts that a network has beside its base's: a ControlNet, and the network of its hint.
 
-    stage.frozen[BASE]: the parameters that are adapted.
+    Zhang et al. 2023, arXiv 2302.05543. The copy of the backbone's encoder starts as the base's;
+    what its outputs pass through starts at zero.
+    """
+
+    adds: ClassVar[tuple] = ("control",)
+
+    def check(self, shapes, base):
+        """Raises UsageError where nothing is learnt. shapes: of the network; base: of its base."""
+        if not self._origins(shapes, base):
+            raise errors.UsageError(
+                "name=control learns nothing: config.conditioners has no conditioner named control "
+                "that its base lacks; start from configs/control.py:RUN."
+            )
+
+    def learning(self, player: api.Player, base) -> api.Player:
+        """`player`, whose network has the parameters `base` and others, with the others alone."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        origins = self._origins(jax.eval_shape(player.init, key), base)
+        known = traverse_util.flatten_dict(base)
+
+        def init(key, begun=None):
+            fresh = traverse_util.flatten_dict(player.init(key))
+            own = {path: fresh[path] for path in origins} | (begun or {})
+            return traverse_util.unflatten_dict(own)
+
+        begun = {path: origin for path, origin in origins.items() if origin}
+        copies = lambda: {path: known[origin] for path, origin in begun.items()}
+        return dataclasses.replace(player, init=init, measure=copies)
+
+    def merged(self, params, own, weight: float = 1.0):
+        """The network's parameters, those of its base beside the adapter's `own`."""
+        flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(own)
+        return traverse_util.unflatten_dict(flat)
+
+    def _origins(self, shapes, base) -> dict:
+        """{path of a parameter that the base lacks: the base's that it is a copy of, or None}."""
+        known = traverse_util.flatten_dict(base)
+        own = [path for path in traverse_util.flatten_dict(shapes) if path not in known]
+        origin = lambda path: tuple(part for part in path if part != backbones.CONTROL)
+        return {path: origin(path) if origin(path) in known else None for path in own}
+
+
+def adapted(stage: api.Stage, adapter, name: str) -> api.Stage:
+    """The stage in which the player `name` learns an adapter.
+
+    stage.frozen[BASE]: the parameters that are adapted, or their shapes.
     """
 
     def seeing(function):  # of a stage or a player, whose first arguments are params and frozen
@@ -118,8 +177,7 @@ def adapted(stage: api.Stage, adapter, name: str, shapes) -> api.Stage:
 
     def player(one):
         one = dataclasses.replace(one, loss=seeing(one.loss))
-        own = lambda key: adapter.init(key, shapes)
-        return dataclasses.replace(one, init=own) if one.name == name else one
+        return adapter.learning(one, stage.frozen[BASE]) if one.name == name else one
 
     return dataclasses.replace(
         stage,

@@ -141,7 +141,8 @@ class Diffuse:
 
     def left(self, sampling: Sampling) -> Sampling:
         """What of it is not told: guidance that is takes no second row of each call."""
-        return dataclasses.replace(sampling, guidance=1.0) if self.denoiser.told else sampling
+        told = "guidance" in self.denoiser.told
+        return dataclasses.replace(sampling, guidance=1.0) if told else sampling
 
     def encode_fields(self, frozen, batch):
         """The batch, with those fields added that are latents of one of its images."""
@@ -327,6 +328,8 @@ class Diffuse:
 
         It leads away from the same network under `null`; or, where frozen["guide"] holds the
         parameters of a weaker one, from that one, whose condition `null` is then (autoguidance).
+        Of one network, both sides have the control of `cond`, as it was trained: a null condition
+        has none.
         scale: [b], each row's own in the place of that of `sampling`.
         """
         predict = functools.partial(self.predict_x0, tiling=tiling)
@@ -338,6 +341,7 @@ class Diffuse:
             weaker = functools.partial(predict, frozen["guide"], cond=null)
             make = functools.partial(guidance.autoguide, plain, weaker)
         else:
+            null = null._replace(control=cond.control, control_scale=cond.control_scale)
             make = functools.partial(guidance.guide, strong, cond, null)
         share, interval = self.process.noise_share, sampling.interval
         combine = functools.partial(sampling.combine, scale=scale)
@@ -364,10 +368,10 @@ class Diffuse:
         """The x_0 that the network's output implies, [b, h, w, c]; by tiles where there are any."""
 
         def predict(parts):
-            own = cond._replace(concat=parts["concat"])
+            own = cond._replace(concat=parts["concat"], control=parts["control"])
             return self.process.to_x0(self.predict(params, parts["x"], t, own), parts["x"], t)
 
-        whole = {"x": x_t, "concat": cond.concat}
+        whole = {"x": x_t, "concat": cond.concat, "control": cond.control}
         return tiling.apply(predict, whole) if tiling else predict(whole)
 
 

@@ -53,7 +53,7 @@ class Distilled(abc.ABC):
                 "a student cannot predict eps, whose errors grow without bound towards pure noise: "
                 "train its weights on with config.process.prediction=v first."
             )
-        if self.student.sampling.guidance != 1.0 and not self.student.denoiser.told:
+        if self.student.sampling.guidance != 1.0 and "guidance" not in self.student.denoiser.told:
             raise errors.UsageError(
                 f"config.sample.guidance={self.student.sampling.guidance}: a student has its "
                 "guidance in its weights (config.distil.guidance); set it to 1."

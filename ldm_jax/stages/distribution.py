@@ -49,7 +49,7 @@ class Distribution(Distilled):
                 "config.distil.method=distribution needs config.distil.teacher, the run of a "
                 "second stage, whose distribution the student is to have."
             )
-        if self.student.denoiser.told:
+        if "guidance" in self.student.denoiser.told:
             raise errors.UsageError(
                 "config.distil.guidance: a range of guidance is of method=consistency, as the "
                 "critic is not told it; give one number."

@@ -52,6 +52,9 @@ class Sampling:
     rho: values.Above0 = _field(7.0, "How the karras grid spaces its noise levels.")
     shift: values.Above0 = _field(1.0, "How far the shifted grid moves to noise; 1 not at all.")
     rule: str = _field("linear", "Name of the rule by which guidance combines two predictions.")
+    conditioning_scale: values.Amount = _field(
+        1.0, "How many times what a control adds counts, 0 for not at all."
+    )
 
     def __post_init__(self):
         values.check_fields(self)

@@ -52,9 +52,18 @@ def unet_table(model) -> list[Rule]:
 
     It also reads weights with True, because a 1x1 convolution is a dense layer.
     """
+    return within([("", "unet/")], _unet(model, ["down", "up"]))
+
+
+def encoder_table(model) -> list[Rule]:
+    """That of the way down and the middle alone, as a ControlNet has them; without "unet/"."""
+    return _unet(model, ["down"])
+
+
+def _unet(model, ways):
     attention = transformer(model["transformer_depth"]) if model["cross_attention"] else _ATTENTION
     times = [Rule(f"time_embedding.linear_{i}", f"time_{i}", "dense") for i in (1, 2)]
-    return within([("", "unet/")], times + _network(model, attention, ["down", "up"]))
+    return times + _network(model, attention, ways)
 
 
 def transformer(depth) -> list[Rule]:

@@ -26,14 +26,14 @@ OLD_NAMES = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
 
 def open_checkpoint(folder) -> Foreign:
     """A model's folder, or a pipeline's; or the name of one."""
-    folder = _local(folder)
+    folder = local(folder)
     if (folder / "model_index.json").is_file():
         return _pipeline(folder)
     config = folders.read_json(folder / "config.json")
     return _reader(folder, config)(folder, config)
 
 
-def _local(folder) -> pathlib.Path:
+def local(folder) -> pathlib.Path:
     """The folder on this machine; of a repository, what is read of it and no other weights."""
     if not hub.is_name(folder):
         return pathlib.Path(folder)
@@ -100,7 +100,7 @@ def _first_stage(folder, config) -> Foreign:
         groups=config.get("norm_num_groups", 32),
         **unusual(Autoencoder, image_channels=config.get("in_channels", 3)),
     )
-    state = _weights(folder)
+    state = weights(folder)
     for key, used in (("quant_conv", "use_quant_conv"), ("post_quant_conv", "use_post_quant_conv")):
         if not config.get(used, True):  # ours always has it: the identity
             n = model["latent_channels"] * (2 if key == "quant_conv" else 1)
@@ -113,7 +113,7 @@ def _first_stage(folder, config) -> Foreign:
 def _unet(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
     notes = []
     model = translate.unet_model(config)
-    state = {f"unet.{k}": v for k, v in _weights(folder).items()}
+    state = {f"unet.{k}": v for k, v in weights(folder).items()}
     rules = within([(r"unet\.", "")], diffusers.unet_table(model))
     found, files = {}, {}
     if rows := config.get("num_class_embeds"):
@@ -155,7 +155,7 @@ def _unet(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
 
 
 def _dit(folder, config, first=None, scheduler=None, encoder=None) -> Foreign:
-    state = _weights(folder)
+    state = weights(folder)
     model, classes, rules, notes = dit.from_diffusers(config, state)
     flow = (scheduler or {}).get("_class_name") in schedulers.FLOW_SCHEDULERS
     if flow:  # their time of timestep t is t + 1
@@ -231,7 +231,7 @@ def _tokens(config, encoder, notes):
     own = folders.read_json(encoder / "config.json") if encoder else {}
     if own.get("_class_name") == "ClassEmbedder":  # as to_diffusers.py writes it
         kwargs = dict(name="class", num_classes=own["n_classes"] - 1, width=own["embed_dim"])
-        return "class", kwargs, compvis.CLASS_EMBEDDER, _weights(encoder)
+        return "class", kwargs, compvis.CLASS_EMBEDDER, weights(encoder)
     if own.get("model_type") != "ldmbert":
         if own:
             what = own.get("model_type") or own.get("architectures")
@@ -252,7 +252,7 @@ def _tokens(config, encoder, notes):
         mask_padding=False,
         null=(101, 102) if own["vocab_size"] == 30522 else (),
     )
-    state = {k: v for k, v in _weights(encoder).items() if not k.startswith("to_logits")}
+    state = {k: v for k, v in weights(encoder).items() if not k.startswith("to_logits")}
     return "text_ids", kwargs, diffusers.bert_table(kwargs["depth"]), state
 
 
@@ -262,7 +262,7 @@ def _size(size, factor):
     return max(size // factor, 1) * factor
 
 
-def _weights(folder) -> dict:
+def weights(folder) -> dict:
     """The state dict of a model's folder, in today's names."""
     state = {}
     for path in _weight_files(folder):

@@ -26,7 +26,7 @@ def write_first_stage(folder, model, params, latents=PLAIN, size=None):
     """An AutoencoderKL or VQModel. params: {"model": tree}; latents: see autoencoder_config."""
     config = autoencoder_config(model, latents, size)
     state = rules.export(params, diffusers.autoencoder_table(model))
-    _write_model(folder, config, state)
+    write_model(folder, config, state)
     return config["_class_name"]
 
 
@@ -69,7 +69,7 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
                     f"{label!r}: this run cannot be exported."
                 )
             outside.append((_CONDITIONER_WRITERS[kwargs["name"]], kwargs, params[path]))
-    _write_model(folder / "unet", unet, rules.export(state, table), metadata=metadata)
+    write_model(folder / "unet", unet, rules.export(state, table), metadata=metadata)
     encoder = text_encoders.write(folder, clip) if clip else {}
     for write, kwargs, tree in outside:
         write(folder, kwargs, tree)
@@ -203,7 +203,7 @@ def _write_dit(folder, config, params, first, latents) -> str:
     state = rules.export(
         {"dit": net, "conditioners_class": table}, dit.diffusers_table(config["model"])
     )
-    _write_model(folder / "transformer", about, state)
+    write_model(folder / "transformer", about, state)
     offset = config["model"].get("time_offset", 0)
     scheduler = _write_scheduler(folder, schedulers.config_of(config, offset))
     if not first:
@@ -258,7 +258,7 @@ def _write_class_tokens(folder, kwargs, params):
     rows, width = state["embedding.weight"].shape
     use = "encoder_hidden_states = embedding.weight[ids][:, None]; the last row is no class at all"
     config = {"_class_name": "ClassEmbedder", "n_classes": rows, "embed_dim": width, "use": use}
-    _write_model(folder / diffusers.CLASSES, config, state, metadata={"use": use})
+    write_model(folder / diffusers.CLASSES, config, state, metadata={"use": use})
 
 
 def _write_bert(folder, kwargs, params):
@@ -276,7 +276,7 @@ def _write_bert(folder, kwargs, params):
         "activation_function": "gelu",
     }
     state = rules.export(params, diffusers.bert_table(kwargs["depth"]))
-    _write_model(folder / "bert", config, state, "model.safetensors")
+    write_model(folder / "bert", config, state, "model.safetensors")
 
 
 # Writers of the conditioners that have trained weights.
@@ -317,7 +317,8 @@ def _same(model, what, **wanted):
             )
 
 
-def _write_model(folder, config, state, name=WEIGHTS, metadata=None):
+def write_model(folder, config, state, name=WEIGHTS, metadata=None):
+    """Writes a model's folder: config.json, and its weights as a file called `name`."""
     from safetensors.numpy import save_file
 
     folders.write_json(folder / "config.json", config)

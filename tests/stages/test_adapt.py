@@ -89,7 +89,7 @@ def test_only_the_adapter_of_a_stage_learns_and_losses_see_whole_weights(params)
         evaluate=lambda params, frozen, batch, key: {"n": params["net"]["unet"]["mid_attn"]},
         draw=lambda params, frozen, batch, key: {},
     )
-    adapted = adapt.adapted(stage, lora, "net", params)
+    adapted = adapt.adapted(stage, lora, "net")
     [player] = adapted.players
     own = {"net": player.init(jax.random.key(0))}
     names = {"unet/mid_attn/q/kernel/lora_a": (6, 2), "unet/mid_attn/q/kernel/lora_b": (2, 8)}
