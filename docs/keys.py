@@ -44,6 +44,7 @@ TITLES = (
     ("Losses of the discriminator", "disc_losses", None),
     ("Terms of the autoencoder's loss", "terms", None),
     ("Terms of the discriminator's loss", "disc_terms", None),
+    ("Terms of the denoiser's loss", "denoiser_terms", None),
     ("Backbones", "backbones", None),
     ("Conditioners", "conditioners", None),
     ("Degradations", "degradations", None),
