@@ -268,7 +268,8 @@ def words(path, kind, default) -> str:
         return "for each network that is trained, [its optimizer](#configoptimplayer)"
     if path == "sample":
         return "[how is drawn](#configsample)"
-    named = {default["name"]} if path == "model" else {*default} if weighed(kind) else set()
+    named = {default["name"]} if path == "model" else set()
+    named |= {*default} if weighed(kind) and isinstance(default, dict) else set()
     for title, where, registry, _ in NAMED:
         if where == path and named <= {*registry.names()}:
             what = "the keys of one of the" if path == "model" else "one of the"
