@@ -2,24 +2,35 @@
 
     python docs/path_table.py --first_stage=runs/quickstart/first_stage --out=runs/path
 
-Denoisers of `--width` channels are trained on the same latents of coloured shapes by every variant,
-for as many FLOPs as plain training takes for `--steps`, with the same seeds; then students of the
-plain ones, with the term and without. A figure is the mean over seeds; behind it stands the mean
-difference from its plain rival of the same seed, with its 95 % interval (Student's). The same
-command again skips what is finished.
+Denoisers of one level of `--width` channels are trained on the same latents of coloured shapes by
+every variant, for as many FLOPs as plain training takes for `--steps`, with the same seeds; then
+students of the plain ones, with the term and without. A figure is the mean over seeds; behind it
+stands the mean difference from its plain rival of the same seed, with its 95 % interval
+(Student's). The same command again skips what is finished.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from configs import quickstart
 from ldm_jax import cli
+from ldm_jax.base import disk, raster, shard
+from ldm_jax.diffusion import samplers
+from ldm_jax.engine import step as step_lib
+from ldm_jax.runs import codecs, data, kinds
+from ldm_jax.scenes import checker
+from ldm_jax.stages import scaling, thumbnails
+from ldm_jax.stages.consistency import Consistency
+from ldm_jax.stages.sampling import Sampling
 
 FLAGS = dict(
     first_stage=cli.Text("Run of a first stage of one coloured shape."),
@@ -43,8 +54,6 @@ INTERVALS = 16  # of the students; their teacher is drawn by as many DDIM steps
 def main(args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "first_stage", "out")
-    from ldm_jax.base import disk
-
     out, bench, found = pathlib.Path(args.out), Bench(args), {}
     for name in (*TRAINED, *DISTILLED):
         for seed in args.seeds:
@@ -63,18 +72,12 @@ class Bench:
     """The data, in latents, and what is trained on them."""
 
     def __init__(self, args):
-        import jax
-
-        from configs import quickstart
-        from ldm_jax.base import shard
-        from ldm_jax.runs import codecs, data, kinds
-        from ldm_jax.stages import scaling, thumbnails
-
         self.args, self.mesh = args, shard.make_mesh()
         for once in ("trained", "programs", "counted", "sampler"):
             setattr(self, once, functools.cache(getattr(self, once)))
         config = quickstart.brief()
-        config.model.width = args.width
+        config.model.update(width=args.width, mult=(1,), attention=(), cross_attention=False)
+        del config.conditioners["class"]
         config.conditioners["class_vector"].width = 4 * args.width
         config.first_stage, config.sample.guidance = args.first_stage, 2.0
         config.optim.denoiser.update(warmup=args.steps // 10, ema=0.99)
@@ -103,8 +106,6 @@ class Bench:
 
     def trained(self, name: str, seed: int):
         """(averaged parameters of the denoiser, steps) after training."""
-        import jax
-
         programs, steps, frozen = *self.programs(name), self.of(name, seed)
         state = programs.init(jax.random.key(seed))
         if name in DISTILLED:
@@ -127,10 +128,6 @@ class Bench:
 
     def counted(self, name: str, steps: int):
         """(programs of so many steps, operations of one)."""
-        import jax
-
-        from ldm_jax.engine import step as step_lib
-
         stage = self.stage(name, steps)
         own = self.config.optim.denoiser.to_dict()
         if name in DISTILLED:
@@ -142,10 +139,6 @@ class Bench:
         return made, made.step.lower(*given).cost_analysis()["flops"]
 
     def stage(self, name: str, steps: int):
-        import dataclasses
-
-        from ldm_jax.stages.consistency import Consistency
-
         terms = (TRAINED | DISTILLED)[name]
         loss = dataclasses.replace(self.model.loss, terms=terms)
         model = dataclasses.replace(self.model, loss=loss, total=steps)
@@ -175,10 +168,6 @@ class Bench:
 
     def drawn(self, own, sampler, steps, guidance):
         """Latents for the held-out conditions, from the same noise by every run."""
-        import jax
-
-        from ldm_jax.diffusion import samplers
-
         z, labels = [], self.held_out["class"]
         for begin in range(0, len(labels), 128):
             rows = np.arange(begin, min(begin + 128, len(labels)))
@@ -187,41 +176,26 @@ class Bench:
         return np.concatenate(jax.device_get(z))
 
     def sampler(self, sampler, steps, guidance):
-        import jax
-
-        from ldm_jax.stages.sampling import Sampling
-
         how, size = Sampling(sampler, steps, guidance=guidance), self.model.size
         how = dict(sampling=how, height=size, width=size)
         return jax.jit(lambda own, frozen, *given: self.model.sample(own, frozen, *given, **how))
 
     def accuracy(self, z) -> float:
         """The share of pictures that show the shape and colour that they were asked for."""
-        from ldm_jax.base import raster
-        from ldm_jax.scenes import checker
-
         pixels = np.asarray(raster.to_uint8(self.decode(self.frozen, z)))
         return float(np.mean(checker.check(pixels) == self.held_out["class"]))
 
     @functools.cached_property
     def decode(self):
-        import jax
-
         return jax.jit(self.model.decode)
 
     def error(self, own) -> float:
         """The held-out error, with the same noise for every run."""
-        import jax
-
         batch = self.held_out | {"image": self.held_out["moments"]}
         return float(np.mean(self._errors(own, self.frozen, batch, jax.random.key(1))))
 
     @functools.cached_property
     def _errors(self):
-        import jax
-
-        from ldm_jax.stages import scaling
-
         def errors(own, frozen, batch, key):
             t_key, eps_key = jax.random.split(key)
             z = scaling.scaled(frozen, self.model.codec.latents(batch["moments"]))
