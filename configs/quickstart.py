@@ -3,19 +3,27 @@
     bash launch/quickstart.sh
 
 trains both stages, samples and evaluates. Expect a held-out PSNR above 31 dB, and above 95 % of the
-samples to show the shape and the colour that they were asked for.
+samples to show the shape and the colour that they were asked for. Then
+
+    python -m ldm_jax.train --config=configs/quickstart.py:student --workdir=runs/quickstart/student
+
+distils its second stage in some four minutes more.
 """
 
 from configs import base
+from configs import student as students
 from ldm_jax.base import config as config_lib
+from ldm_jax.base import errors
+from ldm_jax.base import record as record_lib
 
-STEPS = {"first_stage": 400, "ldm": 1_800}
+STEPS = {"first_stage": 400, "ldm": 1_800, "student": 600}
+LDM = "runs/quickstart/ldm"  # where launch/quickstart.sh has it
 MUON = dict(name="muon", lr=0.02)  # in the place of Adam's 2e-3: docs/results.md
 
 
 def get_config(arg=None):
-    """first_stage; ldm or brief, which want --config.first_stage=RUN."""
-    return config_lib.variants(arg, first_stage=first_stage, ldm=ldm, brief=brief)
+    """first_stage; ldm or brief, which want --config.first_stage=RUN; student, of LDM."""
+    return config_lib.variants(arg, first_stage=first_stage, ldm=ldm, brief=brief, student=student)
 
 
 def _scenes(config):
@@ -77,4 +85,20 @@ def brief():
     config.loss.cond_dropout = 0.1
     config.sample.update(steps=25, guidance=4.0)
     config.optim.denoiser.update(lr=2e-3, schedule="cosine", warmup=100, clip=1.0, ema=0.999)
+    return config
+
+
+def student():
+    """One to four calls in the place of 25 with two rows each; of another run configs/student.py.
+
+    The teacher needs few calls itself (docs/few_steps.md): this shows how it is done, in minutes.
+    """
+    if not record_lib.Record(LDM).exists():
+        raise errors.UsageError(
+            f"{LDM}, which it distils, is not here: run bash launch/quickstart.sh first; "
+            "configs/student.py:RUN distils any other second stage."
+        )
+    config = students.get_config(LDM)
+    total = STEPS["student"]
+    config.steps.update(total=total, log=50, eval=total // 2, checkpoint=total // 2)
     return config

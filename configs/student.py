@@ -25,6 +25,7 @@ def get_config(arg=None):
         config.init_from, config.init_grow = arg, False
         config.distil.update(method="consistency", teacher=config.distil.teacher or arg)
         config.loss.cond_dropout = 0.0
+        config.loss.terms = dict.fromkeys(config.loss.terms, 0.0)
         config.sample.update(sampler="consistency", spacing="exact", steps=2, eta=0.0, guidance=1.0)
         config.sample.update(rescale=0.0, interval=())
         config.steps.update(total=2_000, eval=500, checkpoint=500)

@@ -44,6 +44,7 @@ TITLES = (
     ("Losses of the discriminator", "disc_losses", None),
     ("Terms of the autoencoder's loss", "terms", None),
     ("Terms of the discriminator's loss", "disc_terms", None),
+    ("Terms of the denoiser's loss", "denoiser_terms", None),
     ("Backbones", "backbones", None),
     ("Conditioners", "conditioners", None),
     ("Degradations", "degradations", None),
@@ -268,13 +269,19 @@ def words(path, kind, default) -> str:
         return "for each network that is trained, [its optimizer](#configoptimplayer)"
     if path == "sample":
         return "[how is drawn](#configsample)"
+    named = {default["name"]} if path == "model" else set()
+    named |= {*default} if weighed(kind) and isinstance(default, dict) else set()
     for title, where, registry, _ in NAMED:
-        if where == path and (path != "model" or default["name"] in registry.names()):
+        if where == path and named <= {*registry.names()}:
             what = "the keys of one of the" if path == "model" else "one of the"
-            weighed = isinstance(kind, values.Mapping) and kind.each is not None
-            return f"{'weights of the' if weighed else what} {link(title)}"
+            return f"{'weights of the' if weighed(kind) else what} {link(title)}"
     said = (kind.words if kind else "any value").replace(values.Text().words, "text")
     return markdown(re.sub(r"^an? ", "", said).replace("finite ", ""))
+
+
+def weighed(kind) -> bool:
+    """Whether a key holds numbers by the names of entries."""
+    return isinstance(kind, values.Mapping) and kind.each is not None
 
 
 def link(title: str) -> str:

@@ -35,6 +35,7 @@ FLAGS = dict(
     bootstrap=cli.Integer("Bootstrap rounds for the error of fd; 0 for no error.", 20, least=0),
     lpips=cli.Listed("LPIPS of a first stage: two files or names, e.g. vgg16,lpips:vgg."),
     ema=cli.Listed("Lengths of averages to measure --run at.", each=float, least=0),
+    decoder=cli.Text("Run of a first stage that decodes what a second stage --run draws.", ""),
     plugins=cli.Listed("Modules of your own to import first, as config.plugins."),
     against=cli.Text("Summary of an evaluation to compare with."),
     out=cli.Text("Folder to write to; by default evaluation/ in the run's or samples' folder."),

@@ -13,6 +13,7 @@ from ldm_jax import convert, evaluate, plan, sample, train
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, tree
 from ldm_jax.base.record import Record
+from ldm_jax.diffusion import samplers
 from ldm_jax.engine import checkpoint
 from ldm_jax.models import paired, tiny
 from ldm_jax.runs import codecs, conversion, kinds, opened
@@ -131,6 +132,27 @@ def test_a_decoder_of_other_latents_is_refused(runs, tmp_path, refused):
     argv = [f"--run={runs / 'ldm'}", f"--out={tmp_path / 'out'}", "--num=8", "--batch_size=8"]
     for name, words in (("other", "decodes other latents than those of"), ("ldm", "second stage")):
         assert words in refused(call(sample, *argv, f"--decoder={runs / name}"))
+
+
+def test_what_is_evaluated_is_decoded_by_it(runs, refused):
+    config, tiny = Record(runs / "ldm").config, runs / "tiny"
+    config.sample.update(steps=2, guidance=1.0, sampler="ddim")
+    kind, first = kinds.of(config), codecs.read_params(config.first_stage)[0]
+    codec, both, _ = codecs.with_decoder(tiny, kind.codec(config), first, config.first_stage)
+    draw, _ = kind.drawing(config, codec)
+    params, _ = checkpoint.read_params(runs / "ldm", ("denoiser",))
+    frozen = kind.beneath(config, Record(runs / "ldm")) | {"first_stage": both}
+    drawn = draw(params, frozen, {}, samplers.image_keys(1, jnp.arange(2)))
+    want = opened.load(runs / "ldm", decoder=tiny).sample(2, steps=2, seed=1, guidance=1.0)
+    np.testing.assert_allclose(np.clip(drawn, -1, 1), want, atol=1e-5)
+
+    evaluate_run = lambda run, *flags: refused(
+        call(evaluate, f"--run={runs / run}", f"--decoder={tiny}", *flags)
+    )
+    assert f"evaluate --run={tiny} measures that decoder" in evaluate_run("first")
+    assert "does nothing without figures of images" in evaluate_run("ldm")
+    argv = [f"--samples={runs}", f"--decoder={tiny}"]
+    assert "samples are decoded already" in refused(call(evaluate, *argv))
 
 
 @pytest.mark.parametrize(

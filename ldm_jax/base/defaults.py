@@ -279,6 +279,8 @@ class SecondStageLoss(Group):
     logvar: float = 0.0  # log variance of the error, for every timestep
     learn_logvar: bool = False  # learn it, from `logvar`
     logvar_features: Natural = 0  # learned: linear in so many features of t; 0: one per timestep
+    # weights of further terms by their names
+    terms: dict[str, Amount] = dict(thumbnail=0.0, coarse=0.0)
 
 
 class Distil(Group):
@@ -295,6 +297,7 @@ class Distil(Group):
     huber: Above0 = 1e-3  # consistency: deviation at which squares of errors turn to lengths
     calls: values.Positives = (1, 2, 4)  # distribution: numbers of calls to sample by
     critic_steps: Positive = 5  # distribution: steps of the critic for one of the student
+    critic_first: Natural = 100  # distribution: steps in which the critic learns alone
 
 
 class Adapt(Group):

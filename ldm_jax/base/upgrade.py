@@ -19,7 +19,7 @@ ADDED = {
         | dict(intervals=50, first=8, huber=1e-3)
     ),
     "distil": dict(adapt=dict(name="", base="", rank=8, alpha=0.0, targets=["attn"])),
-    "distil.huber": dict(calls=[1, 2, 4], critic_steps=5),
+    "distil.huber": dict(calls=[1, 2, 4], critic_steps=5, critic_first=100),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary="")
     | dict(caption_field="", image_field="", mix={}),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
@@ -33,7 +33,8 @@ ADDED = {
     "discriminator": dict(encoder=""),
     "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, latent_noise=0.1)
     | dict(terms=dict(halved=0.0, turned=0.0), disc_terms=dict(r1=0.0, lecam=0.0)),
-    "loss.weight": dict(gamma=5.0, cap=400.0, logvar_features=0),
+    "loss.weight": dict(gamma=5.0, cap=400.0, logvar_features=0)
+    | dict(terms=dict(thumbnail=0.0, coarse=0.0)),
     "latents.scale": dict(cache="", per_channel=False, mean=[], std=[]),
     "process.schedule": dict(density="uniform", density_shift=1.0)
     | dict(density_mean=0.0, density_std=1.0),

@@ -202,7 +202,7 @@ def _gradients(players, gather, params, frozen, batch, key, step):
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if player.every > 1:
-            grad_fn = _sometimes(grad_fn, step % player.every == 0, player.every)
+            grad_fn = _sometimes(grad_fn, _acts(player, step), player.every)
         (loss, (extra, shared)), grads[player.name] = grad_fn(params[player.name])
         shared = jax.lax.stop_gradient(shared)
         metrics |= {f"{player.name}/loss": loss, **extra}

@@ -46,14 +46,15 @@ class Distances(loop.Evaluator):
     Of a first stage they are of held-out records and their reconstructions; of a second stage, of
     training records and samples under their conditions. The records are the same every time.
 
-    measurement: their part of a protocol, see protocol.py.
+    codec: that decodes samples in the place of the run's own; measurement: their part of a
+    protocol, see protocol.py.
     """
 
-    def __init__(self, request: measures.Request, config, source, mesh):
+    def __init__(self, request: measures.Request, config, source, mesh, codec=None):
         kind, wanted, data = kinds.of(config), config.eval, config.data
         records = getattr(data_lib, kind.judged_on)(config, source)
         count = min(wanted.samples or wanted.records, len(records))
-        draw, fields = kind.drawing(config)
+        draw, fields = kind.drawing(config, **({"codec": codec} if codec else {}))
         share = dict(count=count, host=jax.process_index(), hosts=jax.process_count())
         self._batches = lambda: data_lib.held_out_batches(
             config, records, ("image", *fields), **share

@@ -11,8 +11,8 @@ from ldm_jax.evaluation import held_out as held_out_lib
 from ldm_jax.evaluation import protocol, rival
 from ldm_jax.evaluation import reference as reference_lib
 from ldm_jax.metrics import latents as latents_lib
+from ldm_jax.runs import codecs, kinds
 from ldm_jax.runs import data as data_lib
-from ldm_jax.runs import kinds
 from ldm_jax.stages import autoencode
 
 
@@ -26,13 +26,15 @@ class RunMeasures:
       record: of the run.
       make_request: () -> measures.Request, or None where no figures of images are wanted.
       lpips: () or the two files of LPIPS.
+      decoder: the run of a first stage that decodes what a second stage draws; "": its own does.
 
     Attributes:
       count: held-out records.
       measurement: for the protocol.
+      about: what a summary says beside the figures.
     """
 
-    def __init__(self, record, make_request, lpips=()):
+    def __init__(self, record, make_request, lpips=(), decoder=""):
         config, self._record, self._kind = record.config, record, kinds.of(record.config)
         if lpips:
             _measure_lpips(config, lpips)
@@ -46,11 +48,13 @@ class RunMeasures:
         self._origin = protocol.origin(self._records, self.count, size, how)
         own = None if self._kind.draws else self._request
         self.measurement, self._drawn = _measurement(config, self._origin, own), None
+        self.about, self._decoding = {}, {}
         if self._kind.draws and self._request:
             self._request.check("reference", "features", "logits")
             given = self._request, config, self._source, self._mesh
-            self._drawn = distances_lib.Distances(*given)
-            self.measurement["drawn"] = self._drawn.measurement
+            codec = self._decode_by(decoder) if decoder else None
+            self._drawn = distances_lib.Distances(*given, codec)
+            self.measurement["drawn"] = self._drawn.measurement | self.about
 
     def __call__(self, params) -> tuple[dict, dict]:
         """(figures, what else a summary says) of these weights, {player: tree}."""
@@ -59,11 +63,23 @@ class RunMeasures:
         for name, (mean, error) in self._held_out.measure(*given).items():
             figures |= {name: mean, f"{name}_std": error}
         if self._kind.draws:
-            return figures | (self._drawn.figures(*given) if self._drawn else {}), {}
+            if self._drawn:
+                frozen = given[1] | jax.device_put(self._decoding, shard.replicated(self._mesh))
+                figures |= self._drawn.figures(given[0], frozen)
+            return figures, {}
         own = autoencode.whole(params[self._kind.player], self._stage.frozen)
         own = self._kind.codec(self._config), own
         about, images = _of_first_stage(*own, self._batches, self._origin, self._request)
         return figures | images, about
+
+    def _decode_by(self, decoder: str):
+        """The codec of that run's decoder, whose weights are kept beside the stage's."""
+        name = self._config.first_stage
+        codec, params = self._kind.codec(self._config), self._stage.frozen["first_stage"]
+        codec, params, digest = codecs.with_decoder(decoder, codec, params, name)
+        self._decoding["first_stage"] = params
+        self.about["decoder"] = {"run": decoder, "weights": digest}
+        return codec
 
     def rival(self) -> dict:
         """The figure that a first stage should beat by far; {} where there is none."""

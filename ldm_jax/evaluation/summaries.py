@@ -29,6 +29,7 @@ class Evaluation:
     bootstrap: int = 20
     lpips: tuple[str, ...] = ()
     ema: tuple[float, ...] = ()
+    decoder: str = ""
     out: str = ""
 
     @property
@@ -71,9 +72,11 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
     path, kind = record.path, kinds.of(keys.read(wanted.run))
     for length in lengths:
         snapshots.check(path, length)
-    if kind.draws and (wanted.lpips or (wanted.of_images and not wanted.ema)):
+    drawn = wanted.of_images and not (wanted.ema or wanted.decoder)
+    if kind.draws and (wanted.lpips or drawn):
         raise errors.UsageError(f"{path} is {kind.title}: sample from it, then --samples=FOLDER.")
-    measures_of = run_measures.RunMeasures(record, wanted.request, wanted.lpips)
+    _check_decoder(wanted, path, kind)
+    measures_of = run_measures.RunMeasures(record, wanted.request, wanted.lpips, wanted.decoder)
     params, step = snapshots.read_params(path, ema=lengths[0])
     subject = {"run": record.shown, "step": step} | ({"ema": lengths} if wanted.ema else {})
     protocols = protocol.protocol(measures_of.measurement, subject)
@@ -88,7 +91,7 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
         figures, about = measures_of(params)
         by_ema[f"{length:g}"] = figures
     figures = figures | measures_of.rival()
-    summary = subject | {"records": measures_of.count} | about
+    summary = subject | {"records": measures_of.count} | measures_of.about | about
     summary |= protocol.stored(figures, protocols)
     if len(lengths) > 1:
         picture = pathlib.Path(wanted.out) / "ema.png"
@@ -100,6 +103,11 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
 def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
     """What can be measured of a set of samples; other: as of `of_run`."""
     seconds = watch.stopwatch()
+    if wanted.decoder:
+        raise errors.UsageError(
+            f"--decoder={wanted.decoder} is for --run=RUN: samples are decoded already (sample "
+            "--decoder)."
+        )
     if wanted.ema:
         raise errors.UsageError(
             f"--ema={','.join(f'{length:g}' for length in wanted.ema)} is for --run=RUN: samples "
@@ -133,6 +141,21 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
     reference = read()
     figures = request.figures(request.gather(samples.batches(), captions=captions), reference)
     return summary | protocol.stored(figures, protocols) | {"seconds": seconds()}
+
+
+def _check_decoder(wanted: Evaluation, path, kind):
+    """Raises UsageError for a decoder that would decode nothing."""
+    said = f"--decoder={wanted.decoder}"
+    if wanted.decoder and not kind.draws:
+        raise errors.UsageError(
+            f"{said}: {path} is {kind.title}; evaluate --run={wanted.decoder} measures that "
+            "decoder on its latents."
+        )
+    if wanted.decoder and not wanted.of_images:
+        raise errors.UsageError(
+            f"{said} does nothing without figures of images: give --features, --weights or "
+            "--metrics."
+        )
 
 
 def class_accuracy(job) -> float:

@@ -24,10 +24,15 @@ def of(config: ConfigDict) -> "Kind":
 
 
 def programs(config: ConfigDict, stage: api.Stage, mesh) -> step_lib.Programs:
-    """The programs by which a config trains its stage on the devices of a mesh."""
+    """The programs by which a config trains its stage on the devices of a mesh.
+
+    A player without an optimizer in the config, one that helps another, has that of the run's own.
+    """
+    settings = config.optim.to_dict()
+    own = settings[of(config).player]
     return step_lib.programs(
         stage,
-        config.optim.to_dict(),
+        {player.name: settings.get(player.name, own) for player in stage.players},
         mesh=mesh,
         total=config.steps.total,
         accumulate=config.accumulate,

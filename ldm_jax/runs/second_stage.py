@@ -1,5 +1,6 @@
 """The kind of stage that trains a denoiser of latents."""
 
+import contextlib
 import itertools
 import sys
 
@@ -17,7 +18,7 @@ from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.runs import adapters, codecs, conditions, data, keys, kinds, opened, teachers
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import adapt, diffuse, distil, scaling
+from ldm_jax.stages import adapt, diffuse, distil, scaling, thumbnails
 from ldm_jax.stages.sampling import Sampling
 from ldm_jax.weights import readers
 
@@ -114,6 +115,7 @@ class DiffuseKind(kinds.Kind):
             size=config.data.size,
             loss=diffuse.Loss(**config.loss),
             sampling=Sampling(**config.sample),
+            total=config.steps.total,
         )
 
     def stage(self, config, frozen, codec=None):
@@ -169,6 +171,8 @@ class DiffuseKind(kinds.Kind):
         scale = {"scale": shape(())}
         if _by_channel(config):
             scale = dict.fromkeys(("scale", "shift"), shape((channels,)))
+        if thumbnails.weighty(config.loss.terms):
+            scale["thumbnail"] = shape((channels, thumbnails.CHANNELS))
         return frozen_lib.shapes(self.frozen(config, codec)) | scale
 
     def begin(self, config, source, record, cache=None):
@@ -178,10 +182,14 @@ class DiffuseKind(kinds.Kind):
             cache.check_weights(config.first_stage, origin["digest"])
 
         def measured() -> dict:
+            own = config, source, weights["first_stage"], cache
             if not (latents := record.latents):
-                statistics = self._statistics(config, source, weights["first_stage"], origin, cache)
-                _warn_of_noise(statistics.get("noise", ()), config.first_stage)
-                latents = statistics | {"origin": origin}
+                latents = self._statistics(*own, origin)
+                _warn_of_noise(latents.get("noise", ()), config.first_stage)
+            if thumbnails.weighty(config.loss.terms) and "thumbnail" not in latents:
+                latents = latents | {"thumbnail": self._thumbnail(*own, latents)}
+            if latents != record.latents:
+                latents = latents | {"origin": origin}
                 record.write(latents=latents)
             return latents
 
@@ -206,7 +214,7 @@ class DiffuseKind(kinds.Kind):
         weights, _ = frozen_lib.read(others, record.frozen, record.shown)
         return self.stage(config, beneath | weights)
 
-    def _statistics(self, config, source, params, origin, cache) -> dict:
+    def _statistics(self, config, source, params, cache, origin) -> dict:
         """Scale and moments of the latents: inherited, given, or measured on some batches."""
         if theirs := _shared(config, origin["digest"]):
             return theirs
@@ -222,14 +230,22 @@ class DiffuseKind(kinds.Kind):
                 return inherited
         if given := _given(config.latents):
             return given
+        with self._some(config, source, cache) as batches:
+            key, each = jax.random.key(config.seed), config.latents.per_channel
+            return scaling.measure(self.codec(config), params, batches, key, each)
+
+    def _thumbnail(self, config, source, params, cache, latents) -> list:
+        with self._some(config, source, cache) as batches:
+            given = scaling.arrays(latents), jax.random.key(config.seed)
+            return thumbnails.measure(self.codec(config), params, batches, *given)
+
+    @contextlib.contextmanager
+    def _some(self, config, source, cache):
+        """The batches that latents are measured on."""
         # One host reads whole batches, so that the scale is the same on any number of hosts.
         found = data.make(config, source, ("image",), dict(host=0, hosts=1), cache).train(0)
         with found as batches:
-            some = itertools.islice(batches, config.latents.batches)
-            key = jax.random.key(config.seed)
-            return scaling.measure(
-                self.codec(config), params, some, key, config.latents.per_channel
-            )
+            yield itertools.islice(batches, config.latents.batches)
 
     def batch(self, config, cached=False, codec=None):
         model, b, size = self.model(config, codec), config.batch_size, config.data.size
@@ -247,8 +263,8 @@ class DiffuseKind(kinds.Kind):
             fields[image] = jax.ShapeDtypeStruct((b, model.size, model.size, 3), jnp.float32)
         return fields
 
-    def drawing(self, config):
-        model = self.model(config)
+    def drawing(self, config, codec=None):
+        model = self.model(config, codec)
         how = dict(sampling=model.sampling, height=model.size, width=model.size)
         whole = adapters.whole(config)
 

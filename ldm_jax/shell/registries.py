@@ -15,6 +15,7 @@ REGISTRIES = {
     "pixel_losses": ("loss.pixel_loss", "stages.autoencode:PIXEL_LOSSES"),
     "disc_losses": ("loss.disc_loss", "stages.adversary:DISCRIMINATOR_LOSSES"),
     "terms": ("loss.terms", "stages.terms:TERMS"),
+    "denoiser_terms": ("loss.terms", "stages.thumbnails:TERMS"),
     "disc_terms": ("loss.disc_terms", "stages.adversary:DISCRIMINATOR_TERMS"),
     "backbones": ("model", "models.backbones:BACKBONES"),
     "conditioners": ("conditioners.LABEL", "models.conditioners:CONDITIONERS"),

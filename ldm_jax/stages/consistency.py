@@ -12,7 +12,9 @@ al. 2024, arXiv 2406.14548):
 
 `Process.to_x0` is the consistency function: for v and the velocity of a flow it is the identity as
 sigma goes to 0, and the division by `gain` makes the error that of the network's output. The
-student's fixed point is its teacher's DDIM of stride k, from any timestep, in one call.
+student's fixed point is its teacher's DDIM of stride k, from any timestep, in one call. As y is a
+function of x_t, any metric keeps that: `config.loss.terms` (stages/thumbnails.py) are added to the
+square.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import errors
-from ldm_jax.stages import api
+from ldm_jax.stages import api, thumbnails
 from ldm_jax.stages.distil import METHODS, Distilled
 
 
@@ -40,6 +42,7 @@ class Consistency(Distilled):
     intervals: int = 50
     first: int = 8
     huber: float = 1e-3
+    terms = ("small",)
 
     def check(self):
         """Raises UsageError for what cannot be distilled."""
@@ -72,13 +75,22 @@ class Consistency(Distilled):
         z, *given = self.student.draw_training(frozen, batch, key)
         strides = self.strides
         intervals = jnp.array(strides)[step * len(strides) // self.total]
-        error = self.error_at(params, frozen, intervals, z, *given)
-        loss = jnp.sqrt(error + self.huber**2) - self.huber
-        metrics = {"error": jnp.mean(error), "intervals": jnp.float32(intervals)}
+        difference = self.difference_at(params, frozen, intervals, z, *given)
+        error, small = (
+            thumbnails.mean_square(difference),
+            functools.partial(thumbnails.small, frozen),
+        )
+        more, terms = thumbnails.total(self.student.loss.terms, difference, small=small)
+        loss = jnp.sqrt(error + more + self.huber**2) - self.huber
+        metrics = {"error": jnp.mean(error), "intervals": jnp.float32(intervals)} | terms
         return jnp.mean(loss), (metrics | {"latent_std": jnp.std(z)}, shared)
 
-    def error_at(self, params, frozen, intervals, z, t, eps, fields, drop, dropout_key=None):
-        """Mean square of the student's inconsistency over h, w, c, in units of its output; [b]."""
+    def error_at(self, *given):
+        """Mean square over h, w, c of `difference_at`, which says what is given; [b]."""
+        return thumbnails.mean_square(self.difference_at(*given))
+
+    def difference_at(self, params, frozen, intervals, z, t, eps, fields, drop, dropout_key=None):
+        """The student's inconsistency in units of its output; [b, h, w, c]."""
         process = self.student.process
         r = t - (process.timesteps + intervals - 1) // intervals
         alpha, sigma = (x[:, None, None, None] for x in (process.alpha(t), process.sigma(t)))
@@ -96,8 +108,8 @@ class Consistency(Distilled):
         noise = (x_t - alpha * d) / sigma
         x_r = alpha_r[:, None, None, None] * d + sigma_r[:, None, None, None] * noise
         y = jax.lax.stop_gradient(jnp.where(clean, d, predict(x_r, back)))
-        square = jnp.mean((predict(x_t, t) - y) ** 2, axis=(1, 2, 3))
-        return square / jnp.asarray(process.gain, jnp.float32)[t]
+        gain = jnp.asarray(process.gain, jnp.float32)[t]
+        return (predict(x_t, t) - y) / jnp.sqrt(gain)[:, None, None, None]
 
     def evaluate(self, params, frozen, batch, key):
         """Also the inconsistency at the last strides, over all timesteps and in each quarter."""

@@ -2,7 +2,7 @@
 
     z = scale * encode(image)                    (stages/scaling.py)
     x_t = alpha_t z + sigma_t eps
-    loss = |network(x_t, t, cond) - target|^2
+    loss = |network(x_t, t, cond) - target|^2, and further terms (stages/thumbnails.py)
 
 `frozen` holds the first stage's weights and the latents' scale: {"first_stage": tree, "scale":
 scalar}, or for every channel its own, {"scale": [c], "shift": [c]}. It also holds "conditioners",
@@ -23,7 +23,8 @@ from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import Process
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.models.denoiser import Denoiser
-from ldm_jax.stages import api, scaling
+from ldm_jax.nn import blocks
+from ldm_jax.stages import api, scaling, thumbnails
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.sampling import Sampling
 
@@ -47,6 +48,8 @@ class Loss:
       stays there. logvar_features: 0 learns a number per timestep, as the official code does; N
       learns a linear map of N Fourier features, which is smooth in t, and so settles within a short
       training (Karras et al. 2024, arXiv 2312.02696, appendix B).
+    terms: {name in thumbnails.TERMS: weight}, added to the denoiser's loss; each is logged as
+      term_NAME, without its weight.
     """
 
     distance: str
@@ -58,9 +61,11 @@ class Loss:
     logvar_features: int = 0
     gamma: float = 5.0
     cap: float = 400.0
+    terms: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         DISTANCES.get(self.distance)
+        thumbnails.named(self.terms)
         WEIGHTS.taken(self.weight, gamma=self.gamma, cap=self.cap)
         if self.logvar_features < 0 or (self.logvar_features and not self.learn_logvar):
             raise errors.UsageError(
@@ -71,7 +76,10 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Diffuse:
-    """The second stage as a player. size: pixels of a side of the training images."""
+    """The second stage as a player.
+
+    size: pixels of a side of the training images. total: training steps, which terms may go by.
+    """
 
     denoiser: Denoiser
     process: Process
@@ -79,9 +87,13 @@ class Diffuse:
     size: int
     loss: Loss | None = None
     sampling: Sampling | None = None
+    total: int = 1
 
     def check(self):
-        """Raises UsageError for a weight that lets some timestep go untrained, or has no bound."""
+        """Raises UsageError for a weight that lets some timestep go untrained, or has no bound;
+        for thumbnails that have no denoiser."""
+        if self.has_coarse:
+            self._check_coarse()
         own = dict(gamma=self.loss.gamma, cap=self.loss.cap)
         tables = {"weight": (self.loss.weight, self.process.weights(self.loss.weight, **own))}
         if self.loss.elbo_weight:
@@ -94,11 +106,31 @@ class Diffuse:
                     f"{self.process.schedule!r} the weight {table[bad[-1]]:g}: take another one."
                 )
 
+    def _check_coarse(self):
+        said = f"terms.coarse={self.loss.terms['coarse']}"
+        factor, size = 2 * self.divisor, self.size
+        if size % factor:
+            raise errors.UsageError(
+                f"{said} halves the latents once more: config.data.size={size} must divide by "
+                f"{factor}; nearest: {max(round(size / factor), 1) * factor}."
+            )
+
+        def condition(key):
+            own, fields = self.initial(key), self.example(1, size, size) | self.tell(1)
+            frozen = {"conditioners": own.get("frozen")}
+            return self.condition(own["params"], fields, jnp.zeros(1, bool), frozen)
+
+        if jax.eval_shape(condition, jax.eval_shape(lambda: jax.random.key(0))).concat is not None:
+            raise errors.UsageError(
+                f"{said}: a condition that is laid beside the latents does not fit thumbnails of "
+                "half their size: set it to 0."
+            )
+
     def stage(self, frozen) -> api.Stage:
         """frozen: see the module."""
         return api.Stage(
             fields=("image", *self.fields),
-            players=(api.Player("denoiser", self.init, self.denoiser_loss),),
+            players=self.players(),
             frozen=frozen,
             evaluate=self.evaluate,
             draw=self.draw,
@@ -107,9 +139,34 @@ class Diffuse:
             rules=self.denoiser.backbone.rules,
         )
 
-    def initial(self, key) -> dict:
-        """The denoiser's first variables; see Denoiser.initial."""
-        x = jnp.zeros((1, *self.latent_shape(self.size, self.size)))
+    def players(self) -> tuple[api.Player, ...]:
+        """The denoiser; before it, where a term asks for it, that of thumbnails of half its size.
+
+        This one is the denoiser's network with an output of three channels.
+        """
+        own = api.Player("denoiser", self.init, self.denoiser_loss)
+        if not self.has_coarse:
+            return (own,)
+        network = self.denoiser.backbone.clone(out_channels=thumbnails.CHANNELS)
+        network = self.denoiser.clone(backbone=network)
+        coarse = dataclasses.replace(self, denoiser=network)
+        start = lambda key: coarse.initial(key, coarse.thumbnail_shape)["params"]
+        return api.Player("thumbnail", start, coarse.thumbnail_loss), own
+
+    @property
+    def has_coarse(self) -> bool:
+        """Whether a denoiser of thumbnails is trained beside it."""
+        return bool(self.loss) and "coarse" in thumbnails.named(self.loss.terms)
+
+    @property
+    def thumbnail_shape(self) -> tuple[int, int, int]:
+        """Of what that one denoises."""
+        height, width, _ = self.latent_shape(self.size, self.size)
+        return height // 2, width // 2, thumbnails.CHANNELS
+
+    def initial(self, key, shape=()) -> dict:
+        """The denoiser's first variables; see Denoiser.initial. shape: of what it denoises."""
+        x = jnp.zeros((1, *(shape or self.latent_shape(self.size, self.size))))
         fields = self.example(1, self.size, self.size) | self.tell(1)
         return self.denoiser.initial(key, x, jnp.zeros((1,), jnp.int32), fields)
 
@@ -173,9 +230,31 @@ class Diffuse:
 
     def denoiser_loss(self, params, frozen, batch, key, step, shared):
         """The weighted error of the prediction at one random timestep a row."""
-        z, *given = self.draw_training(frozen, batch, key)
-        loss, error = self.loss_at(params, z, *given, frozen)
-        return loss, ({"error": jnp.mean(error), "latent_std": jnp.std(z)}, shared)
+        z, t, eps, *given = self.draw_training(frozen, batch, key)
+        pred, target = self.predicted(params, z, t, eps, *given, frozen)
+        loss, error = self.weighed(params, pred - target, t)
+        more, terms = thumbnails.total(
+            self.loss.terms,
+            pred - target,
+            pred=pred,
+            small=functools.partial(thumbnails.small, frozen),
+            coarse=shared.get("coarse"),
+            sigma=self.process.sigma(t),
+            left=1 - step / self.total,
+        )
+        return loss + jnp.mean(more), (
+            {"error": jnp.mean(error), "latent_std": jnp.std(z)} | terms,
+            shared,
+        )
+
+    def thumbnail_loss(self, params, frozen, batch, key, step, shared):
+        """The error of the denoiser of thumbnails, of what the denoiser sees in this step."""
+        z, t, eps, *given = self.draw_training(frozen, batch, key)
+        small = lambda x: blocks.downsample_average(thumbnails.small(frozen, x))
+        own, x_t = {"denoiser": params["thumbnail"]}, small(self.process.corrupt(z, t, eps))
+        pred = self.predict_trained(own, x_t, t, *given, frozen)
+        error = thumbnails.mean_square(pred - small(self.process.target(z, eps, t)))
+        return jnp.mean(error), ({"thumbnail_error": jnp.mean(error)}, {"coarse": pred})
 
     def draw_training(self, frozen, batch, key):
         """(z, t, eps, fields, drop, key of dropout) of a batch: what a step trains at."""
@@ -194,8 +273,12 @@ class Diffuse:
 
         With its log variance s_t: weight_t error / exp(s_t) + s_t + elbo_weight vlb_t error.
         """
-        error = self.error_at(params, z, t, eps, fields, drop, dropout_key, frozen)
-        weight = functools.partial(self.process.weight, t)
+        pred, target = self.predicted(params, z, t, eps, fields, drop, dropout_key, frozen)
+        return self.weighed(params, pred - target, t)
+
+    def weighed(self, params, difference, t):
+        """As `loss_at`, of the difference of prediction and target, [b, h, w, c]."""
+        error, weight = self._error(difference), functools.partial(self.process.weight, t)
         logvar = self.logvar_at(params, t)
         main = weight(self.loss.weight, gamma=self.loss.gamma, cap=self.loss.cap)
         loss = main * error / jnp.exp(logvar) + logvar
@@ -214,10 +297,17 @@ class Diffuse:
 
     def error_at(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
         """Mean distance between prediction and target over h, w, c; [b]."""
+        pred, target = self.predicted(params, z, t, eps, fields, drop, dropout_key, frozen)
+        return self._error(pred - target)
+
+    def predicted(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
+        """(prediction, target) at given timesteps and noise, [b, h, w, c] each."""
         x_t = self.process.corrupt(z, t, eps)
         pred = self.predict_trained(params, x_t, t, fields, drop, dropout_key, frozen)
-        distance = DISTANCES.get(self.loss.distance)(pred - self.process.target(z, eps, t))
-        return jnp.mean(distance, axis=(1, 2, 3))
+        return pred, self.process.target(z, eps, t)
+
+    def _error(self, difference):
+        return jnp.mean(DISTANCES.get(self.loss.distance)(difference), axis=(1, 2, 3))
 
     def predict_trained(self, params, x_t, t, fields, drop, dropout_key=None, frozen=None):
         """The network's output with its conditioners', which train too; {player: tree} as params.

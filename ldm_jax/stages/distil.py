@@ -14,13 +14,14 @@ its teacher is guided. It is measured and shown at that of its `config.sample`.
 import abc
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.base import errors, registry
-from ldm_jax.stages import api
+from ldm_jax.stages import api, thumbnails
 from ldm_jax.stages.diffuse import TIME_BANDS, Diffuse
 from ldm_jax.stages.sampling import Sampling
 
@@ -35,7 +36,8 @@ COMPARED = 8  # rows of a batch that are drawn for it
 class Distilled(abc.ABC):
     """The second stage of a student; what every method of distillation has.
 
-    Its player "denoiser" is a second stage's, so that the run is one.
+    Its player "denoiser" is a second stage's, so that the run is one. terms: what further terms of
+    its loss may name, see thumbnails.py; a method of no terms has None.
 
     teacher: the model whose parameters are frozen["teacher"]; its sampling says the guidance that
       the student learns, unless the student is told its own. total: training steps.
@@ -44,10 +46,17 @@ class Distilled(abc.ABC):
     student: Diffuse
     teacher: Diffuse | None
     total: int
+    terms: ClassVar[tuple[str, ...] | None] = None
 
     def check(self):
         """Raises UsageError for what cannot be distilled."""
         process, teacher = self.student.process, self.teacher
+        for name, weight in thumbnails.weighty(self.student.loss.terms).items():
+            if self.terms is None or thumbnails.named({name: weight}) - {*self.terms}:
+                raise errors.UsageError(
+                    f"config.loss.terms.{name}={weight} is not of this config.distil.method: set "
+                    "it to 0."
+                )
         if process.prediction == "eps":
             raise errors.UsageError(
                 "a student cannot predict eps, whose errors grow without bound towards pure noise: "

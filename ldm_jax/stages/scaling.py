@@ -2,7 +2,7 @@
 
 With a number per channel in the place of one for all, z = scale * (latent - shift): every channel
 then has mean 0 and deviation 1. `frozen` holds {"scale": scalar} or {"scale": [c], "shift": [c]},
-latents.json the same as numbers.
+and where thumbnails.py needs it "thumbnail", latents.json the same as numbers.
 """
 
 import jax
@@ -27,7 +27,8 @@ def unscaled(frozen, z):
 
 def arrays(latents: dict) -> dict:
     """What latents.json says, as `frozen` holds it."""
-    return {key: np.float32(latents[key]) for key in ("scale", "shift") if key in latents}
+    keys = ("scale", "shift", "thumbnail")
+    return {key: np.float32(latents[key]) for key in keys if key in latents}
 
 
 def of_moments(mean, std) -> dict:

@@ -36,7 +36,7 @@ def test_an_old_config_says_what_the_program_did_then(old):
     assert config.max_rollbacks == 0  # today's default is 3, and runs of then knew none
     assert config.model.name == "unet" and config.process.density == "uniform"
     assert config.optim.denoiser.average == "ema" and config.optim.denoiser.ema == 0.9
-    assert "kl_weight" not in config.loss and "terms" not in config.loss
+    assert "kl_weight" not in config.loss and "halved" not in config.loss.terms
 
 
 def test_a_run_that_trained_its_decoder_alone_has_the_encoder_it_began_from(old):

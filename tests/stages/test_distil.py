@@ -323,7 +323,7 @@ def test_a_student_moves_to_its_teachers_distribution_and_rests_there():
 
 def test_the_critic_learns_what_the_students_samples_are():
     distil, frozen = matched(calls=(1, 2)), FROZEN | {"teacher": TEACHER}
-    assert distil.levels == (999, 999, 499)
+    assert distil.visits.tolist() == [[999, 999], [999, 499]]
     batch = {"image": S * jax.random.normal(jax.random.key(3), (64, 4, 4, 3))}
 
     @jax.jit
@@ -338,9 +338,37 @@ def test_the_critic_learns_what_the_students_samples_are():
     assert not np.any(to_student["net"]["numbers"])
 
 
-def test_the_critic_starts_as_the_teacher_and_the_student_learns_in_one_step_of_five():
+def test_a_student_is_trained_on_its_own_samples():
+    """Not on noised data: the second of two calls starts from what the first one drew."""
+    distil, batch = matched(calls=(2,)), {"image": jnp.zeros((64, 4, 4, 3))}
+    own = {"denoiser": mapped(4.0)}
+    draw = jax.jit(lambda key: jnp.std(distil._samples(own, FROZEN, batch, key)[0]))
+    found = sorted(float(draw(jax.random.key(i))) for i in range(6))
+    alpha, sigma = ALPHA[499], SIGMA[499]
+    second = 4.0 * np.hypot(4.0 * alpha, sigma) / np.hypot(S * alpha, sigma)
+    assert found[0] == pytest.approx(4.0, rel=0.05) and found[-1] == pytest.approx(second, rel=0.05)
+
+
+def test_guidance_that_asks_for_more_than_samples_are_exceeds_them():
+    """The mean of what could lie behind x_t varies less than that does; much guidance, more."""
+    frozen, key = FROZEN | {"teacher": GUIDED}, jax.random.key(1)
+    x_0, params = S * jax.random.normal(key, (64, 4, 4, 3)), {"denoiser": GUIDED, "critic": GUIDED}
+
+    def excess(scale):
+        theirs = Sampling(sampler="ddim", steps=N, guidance=scale)
+        net = Denoiser(Rows(values=(0.0, 1.0), name="net"), (Shown(name="cond"),))
+        theirs = dataclasses.replace(model(sampling=theirs), denoiser=net)
+        distil, drop = Distribution(theirs, theirs, total=100), jnp.zeros((64, 1), bool)
+        return float(
+            jax.jit(lambda: distil.move_at(params, frozen, x_0, {}, drop, key))()[1]["excess"]
+        )
+
+    assert excess(1.0) < 1.0 < excess(8.0)
+
+
+def test_the_critic_starts_as_the_teacher_and_the_student_learns_later_in_one_step_of_five():
     denoiser, critic = matched().players(FROZEN | {"teacher": TEACHER})
-    assert (denoiser.every, critic.every) == (5, 1)
+    assert (denoiser.begins, denoiser.every) == (100, 5) and (critic.begins, critic.every) == (0, 1)
     assert critic.init(jax.random.key(0), critic.measure()) is TEACHER
 
 
