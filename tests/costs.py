@@ -103,7 +103,6 @@ FIGURES = COLUMNS[COLUMNS.index("compiler") + 1 :]
 def main(args, overrides):
     cli.refuse_overrides(overrides)
     jax.config.update("jax_num_cpu_devices", 8)
-    rows = table()
     for job in JOBS:
         target, recipe = job
         if target not in args.targets or (args.only and _file(recipe) not in args.only):
@@ -111,12 +110,11 @@ def main(args, overrides):
         if not compiler(target):
             print(f"{recipe}, {target}: left as it is, for want of libtpu (pip install libtpu)")
             continue
+        new, rows = measured(*job), table()  # read late: another process may be at other rows
         before = {row.name: row for row in rows}
-        new = measured(*job)
         for row in new:
             print(row.name, *grown(before.get(row.name, row), row), sep="\n  ", flush=True)
-        rows = [row for row in rows if (row.target, row.recipe) != job] + new
-        _write(rows)
+        _write([row for row in rows if (row.target, row.recipe) != job] + new)
 
 
 def table() -> list[Cost]:
@@ -183,27 +181,29 @@ def traced(recipe: str) -> list[Cost]:
 
 def of_trace(recipe: str, name: str, program: programs.Program, halves: bool = False) -> Cost:
     """The costs of a program before a compiler sees it. halves: whether it computes in bfloat16."""
-    trace = program.function.trace(*program.arguments.values())
-    equations = list(_equations(trace.jaxpr.jaxpr))
-    copies = [e.outvars[0].aval for e in equations if e.primitive.name in ("transpose", "copy")]
-    products = [e for e in equations if e.primitive.name in ("dot_general", "conv_general_dilated")]
-    wide = sum(any(v.aval.dtype == jnp.float32 for v in e.invars) for e in products)
+    jaxpr = program.function.trace(*program.arguments.values()).jaxpr.jaxpr
+    found, size = list(_equations(jaxpr)), lambda v: v.aval.size * v.aval.dtype.itemsize
+    read = lambda equation: sum(size(v) for v in (*equation.invars, *equation.outvars))
+    of = lambda *kinds: [(e, times) for e, times in found if e.primitive.name in kinds]
+    copies, products = of("transpose", "copy"), of("dot_general", "conv_general_dilated")
+    wide = lambda equation: any(v.aval.dtype == jnp.float32 for v in equation.invars)
     return Cost(
         *("traced", recipe, name, compiler("traced")),
-        flops=round(program.flops()),
-        bytes=round(trace.lower().cost_analysis()["bytes accessed"]),
-        copies=len(copies),
-        copied=sum(array.size * array.dtype.itemsize for array in copies),
-        float32=wide if halves else None,
+        flops=round(flops.of_jaxpr(jaxpr)),
+        bytes=sum(times * read(e) for e, times in found),
+        copies=sum(times for _, times in copies),
+        copied=sum(times * size(e.outvars[0]) for e, times in copies),
+        float32=sum(times for e, times in products if wide(e)) if halves else None,
     )
 
 
-def _equations(jaxpr):
-    """The equations of a jaxpr and of all that are inside it, each of them once."""
+def _equations(jaxpr, times=1):
+    """(equation, how often it runs) of a jaxpr; those inside an equation stand in its place."""
     for equation in jaxpr.eqns:
-        yield equation
-        for body in flops.inner(equation):
-            yield from _equations(body)
+        if not (bodies := flops.inner(equation)):
+            yield equation, times
+        for body in bodies:
+            yield from _equations(body, times * flops.turns(equation))
 
 
 def planned(recipe: str, folder: pathlib.Path) -> list[Cost]:
