@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import costs
 import jax
 import pytest
 from calling import call
@@ -40,6 +41,13 @@ def test_a_plan_weighs_the_step_and_the_sampler(planned):
     parts = {k: v for k, v in train["memory"].items() if k != "peak"}
     assert sum(parts.values()) == train["memory"]["peak"]
     assert "HloModule" in (planned / "train.hlo.txt").read_text()
+
+
+def test_what_is_planned_costs_no_more_than_the_table_says(planned):
+    rows = {row.name: row for row in costs.table()}
+    found = costs.planned(costs.PIXELS, planned)
+    assert [row.program for row in found] == ["train", "sample"]
+    assert not [said for row in found for said in costs.grown(rows[row.name], row)]
 
 
 def test_shapes_say_how_much_each_device_holds(config):

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from ldm_jax.base import errors, platforms, tree, watch
 from ldm_jax.cost import hlo, programs, topologies
+from ldm_jax.runs import codecs, kinds
 from ldm_jax.runs import data as data_lib
-from ldm_jax.runs import kinds
 from ldm_jax.runs import mesh as mesh_lib
 
 GIB = 2**30
@@ -38,12 +38,19 @@ class Estimator:
     topology: str
     target: str
     parts: tuple[str, ...]
+    cached: bool
     effort: str
     largest: bool
     sample_batch: int
     memory_gib: float
 
     def __post_init__(self):
+        first_stage = self.config.get("first_stage", "identity")  # which a first stage has not
+        if self.cached and codecs.is_identity(first_stage):
+            raise errors.UsageError(
+                "--cached: the config trains on no latents of a first stage, so none can be kept; "
+                "leave the flag out."
+            )
         devices, self.chip = topologies.open_topology(self.topology, self.target)
         self._seconds = watch.stopwatch()
         key = next(key for key in EFFORTS[self.effort] if hasattr(jax.config, key))
@@ -66,9 +73,8 @@ class Estimator:
         }
         if "train" in self.parts:
             summary["train"] = self.training(self.config.batch_size)
-        if "sample" in self.parts and kinds.of(self.config).draws:
-            program = programs.sampling(self.config, self.mesh, self.sample_batch or self.mesh.size)
-            summary["sample"] = self._compile("sample", program)
+        for part, program in self._without_gradients():
+            summary[part] = self._compile(part, program)
         if self.largest and "train" in self.parts:
             summary["largest_batch"] = self.largest_batch(summary["train"])
         return summary | {"seconds": self._seconds()}
@@ -77,12 +83,22 @@ class Estimator:
         """The estimates of one training step of `batch_size` images."""
         config = self.config.copy_and_resolve_references()
         config.batch_size = batch_size
-        part = self._compile("train", programs.training(config, self.mesh))
-        return part | self._roofline(part, programs.training_flops(config, cached=False))
+        part = self._compile("train", programs.training(config, self.mesh, cached=self.cached))
+        return part | self._roofline(part, programs.training_flops(config, cached=self.cached))
+
+    def _without_gradients(self):
+        """(part, its program) of all parts asked for but the training step."""
+        batch_size = self.sample_batch or self.mesh.size
+        if "sample" in self.parts and kinds.of(self.config).draws:
+            yield "sample", programs.sampling(self.config, self.mesh, batch_size)
+        if {"encode", "decode"} & set(self.parts):
+            for part, program in programs.codec(self.config, self.mesh, batch_size).items():
+                if part in self.parts:
+                    yield part, program
 
     def refuse_misfits(self, summary: dict):
         """Raises UsageError with advice if a part does not fit into a device's memory."""
-        for part in ("train", "sample"):
+        for part in self.parts:
             found = summary.get(part, {"fits": True})
             if found["fits"]:
                 continue

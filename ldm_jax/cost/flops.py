@@ -13,7 +13,12 @@ from jax.extend import core
 
 def count(function, *args) -> float:
     """Operations of `function(*args)`; the arguments may be shapes alone."""
-    return float(_count(jax.make_jaxpr(function)(*args).jaxpr))
+    return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def of_jaxpr(jaxpr) -> float:
+    """Operations of a function that is traced already."""
+    return float(_count(jaxpr))
 
 
 def repeated(function, *args) -> float:
@@ -29,6 +34,14 @@ def inner(equation) -> list[core.Jaxpr]:
     """The jaxprs inside one equation: bodies of loops, branches, functions that it calls."""
     found, kinds = jax.tree.leaves(equation.params), (core.Jaxpr, core.ClosedJaxpr)
     return [getattr(value, "jaxpr", value) for value in found if isinstance(value, kinds)]
+
+
+def turns(equation, once: bool = False) -> int:
+    """How often the jaxprs inside an equation run; once: as often as they are compiled."""
+    if equation.primitive.name != "scan":
+        return 1
+    length, unroll = equation.params["length"], equation.params["unroll"]
+    return unroll + length % unroll if once and unroll < length else length
 
 
 def of_convolution(equation) -> float:
@@ -56,11 +69,5 @@ def _count(jaxpr, once: bool = False) -> float:
         elif name == "cond":  # one branch runs: the costliest is assumed
             total += max(_count(branch, once) for branch in within)
         else:
-            times = _times(params, once) if name == "scan" else 1
-            total += times * sum(_count(body, once) for body in within)
+            total += turns(equation, once) * sum(_count(body, once) for body in within)
     return total
-
-
-def _times(scan: dict, once: bool) -> int:
-    length, unroll = scan["length"], scan["unroll"]
-    return unroll + length % unroll if once and unroll < length else length

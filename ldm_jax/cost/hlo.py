@@ -9,15 +9,21 @@ from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 WORK = ("fusion", "convolution", "dot", "custom-call")
+FLOW = ("while", "conditional", "call")  # what they do is done by the computations that they run
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id")
+CUTS = ("slice", "dynamic-slice", "gather")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "f8e4m3fn": 1}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
-_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
 
 
 class Shape(NamedTuple):
+    """near: whether it lies in memory on the chip, such as a TPU's VMEM."""
+
     dtype: str
     dims: tuple[int, ...]
+    near: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +54,10 @@ def parse(text: str) -> dict[str, list[Instruction]]:
         elif match := _LINE.match(line):
             name, yielded, opcode, rest = match.groups()
             sides = lambda text: tuple(int(side) for side in text.split(",") if side)
-            shapes = tuple(Shape(dtype, sides(dims)) for dtype, dims in _SHAPE.findall(yielded))
+            shapes = tuple(
+                Shape(dtype, sides(dims), bool(re.search(r"S\([1-9]", layout)))
+                for dtype, dims, layout in _SHAPE.findall(yielded)
+            )
             operands = tuple(re.findall(r"%([^\s,)]+)", rest.split("), ", 1)[0]))
             lines.append(Instruction(name, opcode, shapes, operands, rest))
     return found
@@ -165,6 +174,79 @@ def moves(program: dict[str, list[Instruction]]) -> list[Move]:
         for line in times[name] * lines
         if line.opcode in ("copy", "transpose") and "fused" not in name
     ]
+
+
+class Traffic(NamedTuple):
+    """Bytes that an instruction reads from and writes to a device's memory, in all its runs.
+
+    where: see `place`.
+    """
+
+    name: str
+    opcode: str
+    where: str
+    nbytes: int
+
+
+def traffic(program: dict[str, list[Instruction]]) -> list[Traffic]:
+    """The memory traffic of every instruction that is not part of a fusion.
+
+    An operand counts whole, except where only a slice of it is read or written, as a loop does with
+    stacked weights. What lies near, on the chip, does not count.
+    """
+    times, found = runs(program), []
+    parts = {called(line) for lines in program.values() for line in lines if line.opcode not in FLOW}
+    for name in program.keys() - parts:
+        shapes = {line.name: line.shapes for line in program[name]}
+        for line in program[name]:
+            if line.opcode not in (*FREE, *FLOW) and not line.opcode.endswith("-done"):
+                size = times[name] * _touched(line, shapes, program)
+                found.append(Traffic(line.name, line.opcode, place(line), size))
+    return found
+
+
+def _touched(line, shapes, program) -> int:
+    """Bytes that one run of an instruction reads and writes. shapes: of the operands, by name."""
+    inner = program.get(called(line), ()) if line.opcode == "fusion" else ()
+    if inner:
+        number = lambda parameter: int(parameter.text.partition(")")[0])
+        given = {number(one): one.name for one in inner if one.opcode == "parameter"}
+    else:
+        inner, given = [line], dict(enumerate(line.operands))
+    made = {one.name: one for one in inner}
+    users = {}
+    for one in inner:
+        for operand in one.operands:
+            users.setdefault(operand, []).append(one)
+
+    def read(name, whole):
+        sizes = []
+        for user in users.get(name, ()):
+            if user.opcode == "bitcast":
+                sizes.append(read(user.name, whole))
+            elif user.opcode in CUTS and user.operands[0] == name:
+                sizes.append(_far(user.shapes))
+            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+                sizes.append(0)  # it is filled in place
+            else:
+                return whole
+        return min(whole, sum(sizes))
+
+    def written(one):
+        if one.opcode == "tuple" or one.opcode == "bitcast":
+            return sum(written(made[o]) if o in made else 0 for o in one.operands)
+        if one.opcode == "dynamic-update-slice":
+            update = made.get(one.operands[1])
+            return _far(update.shapes if update else shapes.get(one.operands[1], ()))
+        return _far(one.shapes)
+
+    wholes = {i: _far(shapes.get(operand, ())) for i, operand in enumerate(line.operands)}
+    size = sum(read(given[i], whole) for i, whole in wholes.items() if i in given)
+    return size + min(_far(line.shapes), written(inner[-1]))
+
+
+def _far(shapes) -> int:
+    return sum(shape.nbytes for shape in shapes if not shape.near)
 
 
 def _dot(line, a, b):

@@ -3,6 +3,7 @@
 from ldm_jax.base import tree
 from ldm_jax.cost import convolutions, latency
 
+PARTS = ("train", "sample", "encode", "decode")
 BOUNDS = ("matrix", "memory", "collective")
 
 
@@ -12,7 +13,7 @@ def of_estimate(summary: dict) -> list[str]:
         f"{summary['config']} on {summary['topology']}: {summary['devices']} x {summary['chip']}, "
         f"batch {summary['batch_size']}, compiled with {summary['effort']} effort"
     ]
-    for part in ("train", "sample"):
+    for part in PARTS:
         if part in summary:
             lines += [f"  {part:6}  {line}" for line in _of_program(summary[part])]
     if "largest_batch" in summary:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
+import scipy
 
 from ldm_jax.base.errors import UsageError
 from ldm_jax.base.registry import Registry

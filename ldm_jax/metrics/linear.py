@@ -8,8 +8,7 @@ import dataclasses
 import warnings
 
 import numpy as np
-import scipy.cluster.vq
-import scipy.linalg
+import scipy  # its parts at their first use: scipy.cluster takes as long as a tenth of all imports
 
 from ldm_jax.models.shortcut import images, patches
 

@@ -64,12 +64,13 @@ def adaptive_weight(nll, adversarial, x_hat, features, kernel, slope=1.0):
     pixels (models.tiny), features and the kernel's output are theirs.
     """
     x_hat, features, kernel, slope = jax.lax.stop_gradient((x_hat, features, kernel, slope))
-    x, how = features.astype(jnp.float32), dict(precision=jax.lax.Precision.HIGHEST)
-    how["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
-    convolve = lambda k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", **how)
-    _, pull_back = jax.vjp(convolve, kernel)
+    how = dict(precision=jax.lax.Precision.HIGHEST, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    convolve = lambda k: jax.lax.conv_general_dilated(features, k, (1, 1), "SAME", **how)
+    _, pull_back = jax.vjp(convolve, kernel.astype(features.dtype))
     side = x_hat.shape[1] // features.shape[1]
-    pulled = lambda loss: pull_back(patches(jax.grad(loss)(x_hat) * slope, side))[0]
-    norm = lambda loss: jnp.linalg.norm(pulled(loss))
+    # In the features' dtype, as the decoder's own gradient: the largest array of the network would
+    # otherwise be copied to float32.
+    image = lambda loss: patches(jax.grad(loss)(x_hat) * slope, side).astype(features.dtype)
+    norm = lambda loss: jnp.linalg.norm(pull_back(image(loss))[0].astype(jnp.float32))
     weight = norm(nll) / (norm(adversarial) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(weight, 0.0, 1e4))

@@ -206,6 +206,18 @@ def test_the_adaptive_weight_sees_what_turns_the_convolution_into_the_image(imag
     assert float(found) == pytest.approx(float(norms[0] / (norms[1] + 1e-4)), rel=1e-4)
 
 
+def test_the_adaptive_weight_of_bfloat16_features_copies_none_to_float32(images):
+    rng = np.random.default_rng(0)
+    features, kernel = jnp.float32(rng.normal(size=(4, 8, 8, 16))), jnp.ones((3, 3, 16, 3))
+    nll, judge = (lambda x: jnp.sum(jnp.abs(x - 0.1))), (lambda x: jnp.mean(x**3))
+    weigh = lambda features: adversary.adaptive_weight(
+        nll, judge, images[:, :8, :8], features, kernel
+    )
+    halves = features.astype(jnp.bfloat16)
+    assert float(weigh(halves)) == pytest.approx(float(weigh(features)), rel=5e-3)
+    assert "f32[4,8,8,16]" not in str(jax.make_jaxpr(weigh)(halves))
+
+
 def test_the_adaptive_weight_is_clipped_and_free_of_gradients(images):
     features, kernel = jnp.ones((4, 8, 8, 2)), jnp.ones((3, 3, 2, 3))
     flat = lambda x: 0.0 * x.sum()
