@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from ldm_jax.base import errors, platforms, remote
+from ldm_jax.base import errors, platforms, remote, terminal
 from ldm_jax.base import values as values_lib
 from ldm_jax.base.errors import EXIT_FAILED, EXIT_RESTART, EXIT_USAGE  # noqa: F401 (for launch)
 from ldm_jax.base.output import (  # noqa: F401 (for commands)
@@ -360,14 +360,14 @@ def describe(table, argv=(), verbs=None) -> str:
 
 def _lines(values: flags.FlagValues) -> str:
     """For each flag its name, its default if it has one, its help."""
-    lines = []
+    rows = {}
     for name in values:
         flag = values[name]
         default = flag.default
         default = ",".join(map(str, default)) if isinstance(default, list) else default
         given = f"--{name}" if default in (None, "", {}) else f"--{name}={default}"
-        lines.append(f"  {given:26} {flag.help}")
-    return "\n".join(lines)
+        rows[given] = flag.help
+    return "\n".join(terminal.table(rows))
 
 
 def parse(values: flags.FlagValues, argv) -> dict[str, str]:
@@ -436,5 +436,6 @@ def mirror(args):
 
 
 def _say(message, code) -> int:
-    print(f"ldm_jax: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    name = terminal.tint("ldm_jax:", "red", sys.stderr)
+    print(name, " ".join(str(message).split()), file=sys.stderr, flush=True)
     return code

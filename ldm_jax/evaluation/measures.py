@@ -4,9 +4,8 @@ What `evaluate` (summaries.py) and training (distances.py) share.
 """
 
 import dataclasses
-import sys
 
-from ldm_jax.base import errors, tensorfile
+from ldm_jax.base import errors, tensorfile, terminal
 from ldm_jax.evaluation import suite
 from ldm_jax.metrics import features as features_lib
 from ldm_jax.weights.readers import READERS
@@ -50,7 +49,7 @@ class Request:
             )
         dimension = self.extractor.dimension
         for line in suite.warnings(self.metrics, n, reference_n, dimension, self.settings):
-            print(line, file=sys.stderr, flush=True)
+            terminal.warn(line)
 
 
 def make_request(
