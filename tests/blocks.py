@@ -62,7 +62,7 @@ def blocks(page: pathlib.Path) -> list[Block]:
 
 def calls(block: Block, folder: pathlib.Path) -> list[list[str]]:
     """[program, argument, ...] of each call that a shell makes of a block, in an empty folder."""
-    text = block.text.replace(".venv/bin/python", "python").replace("/usr/bin/time -v ", "")
+    text = block.text.replace(".venv/bin/", "").replace("/usr/bin/time -v ", "")
     record = folder / "calls"
     record.write_text("")
     for own in (".local/share/bash-completion/completions", ".zfunc"):

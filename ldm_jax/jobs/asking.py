@@ -96,7 +96,8 @@ class Artist:
         self.sampling, self.size, self._config = how.sampling, how.size, how.config
         self.run = how.open()
         self._source = self._opened()
-        self.tells = [TELLS[field] for field in self.run.model.fields if field in TELLS]
+        fields = (TELLS[field] for field in self.run.model.fields if field in TELLS)
+        self.tells = [*dict.fromkeys(fields)]  # two conditioners may read one field
         named = self._source.classes if self._source else ()
         self.classes = [*(named or map(str, range(self.run.num_classes)))]
         self.box_classes = [*self._source.box_classes] if self._source else []

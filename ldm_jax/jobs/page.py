@@ -106,11 +106,14 @@ class Events:
         """
         kept = self.gr.skip()
         yield _bar(), kept, kept, kept
-        with told(self.gr):
+        try:
             artist, request = self._request(*values)
             for answer in artist.watched(request):
                 if isinstance(answer, asking.Glance):
                     yield _bar(answer.call, answer.calls), [*answer.images], kept, kept
+        except errors.UsageError as e:
+            yield "", kept, kept, kept
+            raise self.gr.Error(str(e), print_exception=False) from None
         files = [
             _write(self._folder, f"{i:02d}", image, answer.settings | {"image": i})
             for i, image in enumerate(answer.images)
