@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from ldm_jax.base import errors, platforms, remote
+from ldm_jax.base import errors, platforms, remote, terminal
 from ldm_jax.base import values as values_lib
 from ldm_jax.base.errors import EXIT_FAILED, EXIT_RESTART, EXIT_USAGE  # noqa: F401 (for launch)
 from ldm_jax.base.output import (  # noqa: F401 (for commands)
@@ -369,14 +369,14 @@ def describe(table, argv=(), verbs=None) -> str:
 
 def _lines(values: flags.FlagValues) -> str:
     """For each flag its name, its default if it has one, its help."""
-    lines = []
+    rows = {}
     for name in values:
         flag = values[name]
         default = flag.default
         default = ",".join(map(str, default)) if isinstance(default, list) else default
         given = f"--{name}" if default in (None, "", {}) else f"--{name}={default}"
-        lines.append(f"  {given:26} {flag.help}")
-    return "\n".join(lines)
+        rows[given] = flag.help
+    return "\n".join(terminal.table(rows))
 
 
 def parse(values: flags.FlagValues, argv) -> dict[str, str]:
@@ -464,5 +464,5 @@ def _say(message, code) -> int:
     """Prints a message as one line, in which a word is of at most LONGEST characters."""
     words = remote.told(str(message)).split()
     line = " ".join(w if len(w) <= LONGEST else f"{w[:LONGEST]}..." for w in words)
-    print(f"ldm_jax: {line}", file=sys.stderr, flush=True)
+    print(terminal.tint("ldm_jax:", "red", sys.stderr), line, file=sys.stderr, flush=True)
     return code

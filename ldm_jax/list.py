@@ -10,6 +10,7 @@ of the other kinds is printed with them.
 
 from ldm_jax import cli
 from ldm_jax.base import config as config_lib
+from ldm_jax.base import terminal
 from ldm_jax.shell import registries
 
 VERBS = registries.KINDS
@@ -22,8 +23,7 @@ def main(kind, args, overrides):
     found = registries.entries(kind)
     if kind in registries.REGISTRIES:
         print(f"{registries.REGISTRIES[kind][0]}:")
-    width = max(map(len, found))
-    print(*(f"  {name:{width}}  {said}".rstrip() for name, said in found.items()), sep="\n")
+    print(*terminal.table(found), sep="\n")
 
 
 if __name__ == "__main__":

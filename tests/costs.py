@@ -243,7 +243,9 @@ def _file(recipe: str) -> str:
 def _write(rows):
     order = list(JOBS)
     rows = [row for row in rows if (row.target, row.recipe) in JOBS]
-    rows.sort(key=lambda row: (order.index((row.target, row.recipe)), reports.PARTS.index(row.program)))
+    rows.sort(
+        key=lambda row: (order.index((row.target, row.recipe)), reports.PARTS.index(row.program))
+    )
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

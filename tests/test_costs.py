@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ldm_jax.cost import hlo, programs
+from ldm_jax.cost import programs
 
 ROWS = {row.name: row for row in costs.table()}
 LONG = [job for job in costs.JOBS if job[0] != "traced" or job[1] not in costs.SMALL]

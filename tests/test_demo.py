@@ -33,6 +33,20 @@ def test_a_request_draws_what_the_run_draws(artist, pixel_run):
     assert frames.shape == (3, 16, 16, 3)
 
 
+def test_who_watches_a_picture_gets_the_same(artist, monkeypatch):
+    wanted = asking.Request(n=2, sampling={"sampler": "ddpm", "steps": 3}, label="3")
+    calls = []
+    images = artist.answer(wanted, lambda call, of, x_0: calls.append((call, of, x_0.shape))).images
+    assert calls == [(i + 1, 3, (2, 16, 16, 3)) for i in range(3)]
+    np.testing.assert_array_equal(images, artist.answer(wanted).images)
+    monkeypatch.setattr(asking, "PAUSE", 0.001)
+    *glances, answer = artist.watched(wanted)
+    assert all(isinstance(glance, asking.Glance) for glance in glances)
+    np.testing.assert_array_equal(images, answer.images)
+    with pytest.raises(errors.UsageError, match="n=0"):
+        [*artist.watched(asking.Request(n=0))]
+
+
 def test_what_is_not_painted_over_stays(artist):
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     hole = np.zeros((16, 16), bool)

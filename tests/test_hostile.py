@@ -205,7 +205,11 @@ IDLE = [
     (sweep, "--sweep=any --workdir=OUT --report --cell=x", "--report and --cell"),
     (adherence, "--run=any --out=OUT --null --guidance=2", "--guidance"),
     (doctor, "--config.data.size=3", "--config.data.size"),
-    (train, "--config=DEBUG:ldm --workdir=OUT --config.distil.huber=0.1", "without config.distil.method"),
+    (
+        train,
+        "--config=DEBUG:ldm --workdir=OUT --config.distil.huber=0.1",
+        "without config.distil.method",
+    ),
     (train, "--config=DEBUG:ldm --workdir=OUT --config.loss.gamma=2", "loss.weight=uniform"),
 ]
 

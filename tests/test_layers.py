@@ -71,7 +71,7 @@ def test_every_package_has_its_place_in_the_order():
     ordered = {name for line in ORDER for name in line}
     assert found == ordered, (
         f"{found ^ ordered}: a package has its place in ORDER of {__file__}, and a word in the "
-        "README's map."
+        "map in docs/concepts.md."
     )
 
 

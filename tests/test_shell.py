@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import FAST_COMPILE
 from test_layers import COMMANDS, files
 
 from ldm_jax import cli
@@ -104,8 +105,7 @@ def test_the_examples_work_as_they_stand(tmp_path):
     for argv in (argv for name in order for argv in examples(name, here=True)):
         short = ["--config.steps.total=120", "--config.steps.eval=120"] * (argv[0] == "train")
         line = [sys.executable, "-m", "ldm_jax", *argv, *short]
-        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        env |= {"PYTHONPATH": str(ROOT)}
+        env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILE}
         out = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert out.returncode == 0, (argv, out.stderr[-2000:])
 

@@ -25,7 +25,7 @@ import threading
 import time
 import uuid
 
-from ldm_jax.base import errors, remote
+from ldm_jax.base import errors, remote, terminal
 
 logger = logging.getLogger(__name__)
 
@@ -154,10 +154,9 @@ def _try(file, shared: bool, path) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as e:  # some network file systems have no locks
-        print(
+        terminal.warn(
             f"warning: {path.parent} cannot be locked ({e.strerror}): see that no other process "
-            "writes there.",
-            file=sys.stderr,
+            "writes there."
         )
     return True
 

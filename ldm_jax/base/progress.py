@@ -1,51 +1,79 @@
-"""The progress of a long piece of work, on a terminal or in a log."""
+"""The progress of a long piece of work: a bar on a terminal, plain lines in a log."""
 
-import os
 import sys
-import time
 
-CLEAR = "\r\x1b[K"  # the line that a terminal's cursor is in
+from tqdm import tqdm
+
+from ldm_jax.base import terminal
+
+BAR = "{percentage:3.0f}% {bar:12} {n_fmt}/{total_fmt} {remaining} left, {rate_fmt}{postfix}"
+LINE = "{unit} {n_fmt}/{total_fmt}  {remaining} left, {rate_fmt}{postfix}"
+SECONDS = {True: 0.2, False: 15.0}  # between two looks at it, on a terminal and in a log
 
 
 class Progress:
-    """One live line on a terminal, a plain line every 15 seconds elsewhere."""
+    """Steps done of all, the time left, the rate: live on a terminal, else every 15 seconds.
 
-    def __init__(self, start: int, total: int, *, active: bool = True):
-        self._begin, self._start, self._total = time.monotonic(), start, total
-        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._interval = 0.2 if self._live else 15.0
-        self._active, self._shown, self._last, self._values = active, 0.0, "", {}
+    start: the step that the work goes on from; unit: what is counted; active: whether to say it.
+    """
+
+    def __init__(self, start: int, total: int, *, unit: str = "step", active: bool = True):
+        self._active, self._live = active, terminal.is_one(sys.stderr)
+        how = dict(bar_format=BAR, dynamic_ncols=True, file=sys.stderr)
+        if not self._live:
+            how = dict(bar_format=LINE, file=_Lines(), leave=False)
+        elif terminal.colours(sys.stderr):
+            how["colour"] = "green"
+        self._bar = _Bar(
+            total=total,
+            initial=start,
+            unit=unit,
+            disable=not active,
+            mininterval=SECONDS[self._live],
+            miniters=1,
+            smoothing=0,  # the rate is that of all steps so far
+            delay=1e-9,  # nothing is shown before the first step
+            **how,
+        )
 
     def begin(self, step: int):
         """Starts the clock of the rate, after a first step that spent its time compiling."""
-        self._begin, self._start = time.monotonic(), step
+        if self._active:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = step
+            self._bar.start_t = self._bar._time()
 
     def update(self, step: int, values: dict | None = None):
         """`step` steps are done; `values` are shown until others are given."""
-        self._values = values or self._values
-        now = time.monotonic()
-        if not self._active or step == self._start or now - self._shown < self._interval:
-            return
-        self._shown = now
-        elapsed = now - self._begin
-        left = elapsed / max(step - self._start, 1) * (self._total - step)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in self._values.items())
-        width = len(str(self._total))
-        self._last = f"step {step:{width}d}/{self._total}  {clock(left)} left  {shown}"
-        start, end = (CLEAR, "") if self._live else ("", "\n")
-        print(f"{start}{self._last}", end=end, file=sys.stderr, flush=True)
+        if values and self._active:
+            shown = {name: f"{value:.4g}" for name, value in values.items()}
+            self._bar.set_postfix(shown, refresh=False)
+        if self._active:
+            self._bar.update(step - self._bar.n)
 
     def say(self, text: str):
-        """Prints a line that stays, above the live one."""
-        if self._active:
-            start = CLEAR if self._live and self._last else ""
-            print(f"{start}{text}", file=sys.stderr, flush=True)
-            self._last = ""
+        """Prints a line that stays, above the bar."""
+        if self._active and self._live:
+            tqdm.write(text, file=sys.stderr)
+        elif self._active:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self):
-        if self._active and self._live and self._last:
-            print(file=sys.stderr)
-            self._last = ""
+        self._bar.close()
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread
+
+
+class _Lines:
+    """A stream for tqdm, which goes back to the start of its line, that has a line for each."""
+
+    def write(self, text: str):
+        if text := text.strip():
+            print(text, file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
 
 
 def clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ __all__ = ["SAMPLERS", "Method", "image_keys", "initial_noise", "solve", "step_n
 _INITIAL = 2**32 - 1  # a fold that no call's index reaches
 
 
-def solve(method: Method, denoise, x_T, *, keys=None, trace=False):
+def solve(method: Method, denoise, x_T, *, keys=None, trace=False, seen=None):
     """Follows `method` down from x_T to x_0, [b, ...] float32.
 
     Args:
@@ -27,6 +27,8 @@ def solve(method: Method, denoise, x_T, *, keys=None, trace=False):
         Methods that draw no noise need none.
       trace: return (x_0, {"x": [calls, b, ...], "x_0": [calls, b, ...]}): where the method is
         after each network call, and what was predicted in it.
+      seen: (index of a network call, x_0 [b, ...] predicted in it) -> None, called on the host
+        while the program runs, in no order that is promised. It must not wait for the device.
     """
     tables = method.tables
     noisy = bool(np.any(tables[..., -1]))
@@ -41,6 +43,8 @@ def solve(method: Method, denoise, x_T, *, keys=None, trace=False):
     def visit(state, now):
         x = state[0]
         x_0 = denoise(x, jnp.full(x.shape[:1], now["t"])).astype(x.dtype)
+        if seen is not None:
+            jax.debug.callback(seen, now["index"], x_0)
         z = step_noise(keys, now["index"], x.shape[1:]) if noisy else jnp.zeros_like(x)
         # A sum and no matrix product: products lose digits on accelerators.
         table = now["table"].reshape(now["table"].shape + (1,) * x.ndim)

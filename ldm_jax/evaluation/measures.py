@@ -6,12 +6,11 @@ What `evaluate` (summaries.py) and training (distances.py) share.
 import dataclasses
 import functools
 import pathlib
-import sys
 
 import jax
 import numpy as np
 
-from ldm_jax.base import errors, hub, tensorfile
+from ldm_jax.base import errors, hub, tensorfile, terminal
 from ldm_jax.data import bytepairs
 from ldm_jax.evaluation import suite
 from ldm_jax.metrics import clip_score
@@ -82,7 +81,7 @@ class Request:
             )
         dimension = self.extractor.dimension
         for line in suite.warnings(self.metrics, n, reference_n, dimension, self.settings):
-            print(line, file=sys.stderr, flush=True)
+            terminal.warn(line)
 
 
 def make_request(

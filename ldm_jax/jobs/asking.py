@@ -1,5 +1,6 @@
 """A second stage that is asked for pictures, one request at a time: what a demo page stands on."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import time
@@ -26,6 +27,8 @@ PICTURED = {"small": "a small picture", "hole": "a picture", "hint": "a picture 
 HANDED = ("map", "picture")  # hints that are not made of a picture, but are one
 MOST = 64  # pictures of a request
 FRAMES = 8  # of the way to the first picture
+GLANCES = 4  # pictures that are shown on their way
+PAUSE = 0.4  # seconds between two glances at least
 SIDE = 8192  # pixels of a side of a picture that is handed in, at most
 
 
@@ -66,6 +69,17 @@ class Answer(NamedTuple):
     compiled: bool
 
 
+class Glance(NamedTuple):
+    """What is drawn, on its way: the x_0 predicted in a network call of so many.
+
+    images: uint8 [n, h, w, 3], n at most GLANCES.
+    """
+
+    call: int
+    calls: int
+    images: np.ndarray
+
+
 class Artist:
     """A run that answers requests.
 
@@ -86,7 +100,8 @@ class Artist:
         self.sampling, self.size, self._config = how.sampling, how.size, how.config
         self.run = how.open()
         self._source = self._opened()
-        self.tells = [TELLS[field] for field in self.run.model.fields if field in TELLS]
+        fields = (TELLS[field] for field in self.run.model.fields if field in TELLS)
+        self.tells = [*dict.fromkeys(fields)]  # two conditioners may read one field
         named = self._source.classes if self._source else ()
         self.classes = [*(named or map(str, range(self.run.num_classes)))]
         self.box_classes = [*self._source.box_classes] if self._source else []
@@ -108,8 +123,33 @@ class Artist:
     def _maker(self):
         return conditions.make(self._config, self._source)
 
-    def answer(self, request: Request) -> Answer:
-        """Draws what is asked for; what cannot be drawn is a UsageError."""
+    def watched(self, request: Request):
+        """Yields a Glance now and then while it draws, and then what `answer` returns.
+
+        Between network calls nothing waits for a glance: where several calls are done, the newest
+        is shown, and decoding takes a quarter of the time at most.
+        """
+        newest, pause = [], PAUSE
+
+        def seen(*what):
+            newest[:] = [what]
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            drawn = pool.submit(self.answer, request, seen)
+            while not concurrent.futures.wait([drawn], pause).done:
+                if newest:
+                    call, calls, x_0 = newest.pop()
+                    begin = time.monotonic()
+                    images = np.asarray(raster.to_uint8(self.run.decode(x_0[:GLANCES])))
+                    pause = max(PAUSE, 3 * (time.monotonic() - begin))
+                    yield Glance(call, calls, images)
+            yield drawn.result()
+
+    def answer(self, request: Request, seen=None) -> Answer:
+        """Draws what is asked for; what cannot be drawn is a UsageError.
+
+        seen: (network calls done, of how many, x_0 [n, h/f, w/f, c]) -> None, while it draws.
+        """
         values.check("n", request.n, values.Number(1, MOST, whole=True))
         values.check("seed", request.seed, values.of(values.Seed))
         picture, hole = self._framed(request)
@@ -123,9 +163,13 @@ class Artist:
                 arrays = painter.around(self.run, picture[None], hole[None])
         cond = self._cond(request, picture, hole)
         many = lambda one: {k: np.repeat(v, request.n, 0) for k, v in (one or {}).items()}
-        program = (how, request.n, *sorted(arrays), *sorted(cond or {}))
+        program = (how, request.n, seen is None, *sorted(arrays), *sorted(cond or {}))
         fresh = program not in self._drawn
-        images = self.run.draw(request.n, how, request.seed, many(cond), self.size, **many(arrays))
+        draw = self.run.draw
+        if seen is not None:
+            calls = len(how.method(self.run.model.process))
+            draw = functools.partial(self.run.watch, lambda i, x_0: seen(i + 1, calls, x_0))
+        images = draw(request.n, how, request.seed, many(cond), self.size, **many(arrays))
         if hole is not None:
             images = np.where(hole[..., None], images, picture)
         self._drawn.add(program)

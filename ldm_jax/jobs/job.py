@@ -180,7 +180,7 @@ def work(job, worker: tuple[int, int], draw, rows, batch_size: int) -> tuple[int
     todo = job.missing(*worker)
     job.forget(todo)
     count, done, written = sum(map(len, todo)), 0, None
-    progress = progress_lib.Progress(0, count)
+    progress = progress_lib.Progress(0, count, unit="image")
     clocks = {"draw": 0.0, "write": 0.0, "batches": 0}
 
     def write(shard, images):
@@ -205,7 +205,7 @@ def work(job, worker: tuple[int, int], draw, rows, batch_size: int) -> tuple[int
                 if images is None:
                     images = np.empty((len(shard), *batch.shape[1:]), batch.dtype)
                 images[at : at + len(batch)] = batch
-                progress.update(done, {"images/s": done / clocks["draw"]})
+                progress.update(done)
             if written:
                 written.result()  # raises what went wrong there; and no more than two are in memory
             written = writer.submit(write, shard, images)

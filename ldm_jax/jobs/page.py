@@ -1,8 +1,8 @@
 """A page in the browser on which runs are asked for pictures (asking.py); made with Gradio."""
 
 import colorsys
+import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import tempfile
@@ -63,6 +63,7 @@ def build(paths, gradio):
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
                 way = gr.Button("Show the way to the first one", elem_id="way")
             with gr.Column(scale=3):
+                bar = gr.HTML(elem_id="progress")
                 gallery = gr.Gallery(label="Pictures", format="png", columns=4, elem_id="gallery")
                 times = gr.Dataframe(headers=list(TIMES), value=[], label="Times", elem_id="times")
                 whole = gr.File(label="All in one, with the settings in the PNG", visible=False)
@@ -70,7 +71,9 @@ def build(paths, gradio):
         asked += [n, seed, steps, sampler, guidance]
         shown = [caption, label, boxing, thing, mapping, legend, beginning, strength]
         shown += [steps, sampler, guidance]
-        draw.click(events.draw, [times, *asked], [gallery, whole, times])
+        draw.click(
+            events.draw, [times, *asked], [bar, gallery, whole, times], show_progress="hidden"
+        )
         way.click(events.way, asked, gallery)
         add.click(events.add, [canvas, thing, boxes], [boxes, canvas])
         clear.click(lambda: ((), _sheet(())), None, [boxes, canvas])
@@ -79,17 +82,13 @@ def build(paths, gradio):
     return page.queue(max_size=QUEUE, default_concurrency_limit=1)
 
 
-def told(event):
-    """An event of the page whose refusals are messages on it."""
-
-    @functools.wraps(event)
-    def call(self, *args):
-        try:
-            return event(self, *args)
-        except errors.UsageError as e:
-            raise self.gr.Error(str(e), print_exception=False) from None
-
-    return call
+@contextlib.contextmanager
+def told(gradio):
+    """Refusals within are messages on the page."""
+    try:
+        yield
+    except errors.UsageError as e:
+        raise gradio.Error(str(e), print_exception=False) from None
 
 
 class Events:
@@ -100,11 +99,21 @@ class Events:
         self.map_classes = max(2, *(artist.map_classes for artist in self.artists.values()))
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="ldm_demo"))
 
-    @told
     def draw(self, history, *values):
-        """(the pictures, all in one, the table of times with a line more)."""
-        artist, request = self._request(*values)
-        answer = artist.answer(request)
+        """Yields (the progress, the pictures on their way), then all that the page shows of them.
+
+        That is (no progress, the pictures, all in one, the table of times with a line more).
+        """
+        kept = self.gr.skip()
+        yield _bar(), kept, kept, kept
+        try:
+            artist, request = self._request(*values)
+            for answer in artist.watched(request):
+                if isinstance(answer, asking.Glance):
+                    yield _bar(answer.call, answer.calls), [*answer.images], kept, kept
+        except errors.UsageError as e:
+            yield "", kept, kept, kept
+            raise self.gr.Error(str(e), print_exception=False) from None
         files = [
             _write(self._folder, f"{i:02d}", image, answer.settings | {"image": i})
             for i, image in enumerate(answer.images)
@@ -112,20 +121,21 @@ class Events:
         whole = _write(self._folder, "all", asking.grid(answer.images), answer.settings)
         took = f"{answer.seconds:.2f}" + (" (compiled)" if answer.compiled else "")
         line = [*(answer.settings[key] for key in TIMES[:4]), len(files), took]
-        return files, self.gr.update(value=whole, visible=True), [line, *history.values.tolist()]
+        update = self.gr.update(value=whole, visible=True)
+        yield "", files, update, [line, *history.values.tolist()]
 
-    @told
     def way(self, *values):
         """[(x_0 on the way to the first picture, its number)]."""
-        artist, request = self._request(*values)
-        return [(frame, f"{i + 1}") for i, frame in enumerate(artist.frames(request))]
+        with told(self.gr):
+            artist, request = self._request(*values)
+            return [(frame, f"{i + 1}") for i, frame in enumerate(artist.frames(request))]
 
-    @told
     def add(self, editor, thing, boxes):
         """(the boxes with one more, a clean sheet that shows them)."""
         _, painted = _layers(editor)
-        if painted is None or thing in (None, ""):
-            raise errors.UsageError("Paint where the object is, and choose what it is.")
+        with told(self.gr):
+            if painted is None or thing in (None, ""):
+                raise errors.UsageError("Paint where the object is, and choose what it is.")
         rows, columns = (np.flatnonzero(painted.any(axis)) for axis in (1, 0))
         height, width = painted.shape
         corners = columns[0] / width, rows[0] / height
@@ -176,6 +186,14 @@ class Events:
         )
         given |= dict(picture=background, hole=painted, strength=strength)
         return self.artists[run], dataclasses.replace(asked, **given)
+
+
+def _bar(call: int = 0, calls: int = 0) -> str:
+    """The progress as HTML; without numbers it moves to and fro, as while a program is compiled."""
+    if not calls:
+        return "<progress></progress> opening; a new setting is compiled first"
+    said = f"{call} of {calls} network calls, and the x_0 they lead to"
+    return f'<progress value="{call}" max="{calls}"></progress> {said}'
 
 
 def _write(folder, name: str, image, settings: dict) -> str:

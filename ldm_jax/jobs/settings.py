@@ -2,12 +2,11 @@
 
 import dataclasses
 import re
-import sys
 from typing import Any
 
 import jax
 
-from ldm_jax.base import errors, owner, platforms, values
+from ldm_jax.base import errors, owner, platforms, terminal, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.engine import hosts
@@ -68,7 +67,7 @@ def read(wanted: Wanted, **changes) -> Settings:
     adapters.check_drawn(wanted.run, config, wanted.ema, wanted.weaker, wanted.adapters)
     trained_here = bool(record_lib.Record(wanted.run).data)
     if trained_here and not wanted.weaker and (line := untrained_null(config, sampling.guidance)):
-        print(line, file=sys.stderr, flush=True)
+        terminal.warn(line)
     return Settings(wanted, config, sampling, read_size(wanted.size, config))
 
 

@@ -199,6 +199,19 @@ class SecondStage:
         indices = np.arange(n) if indices is None else indices
         return np.asarray(self._draw(n, how, "pixels", seed, cond, size, indices, given))
 
+    def watch(self, seen, n: int, how: Sampling, seed=0, cond=None, size=None, **given):
+        """As `draw`, by a program of its own that tells what it predicts; one at a time.
+
+        seen: (index of a network call, x_0 [n, h/f, w/f, c] predicted in it), see samplers.solve.
+        """
+        self._seen = seen
+        try:
+            pixels = self._draw(n, how, "watched", seed, cond, size, np.arange(n), given)
+            return np.asarray(pixels)
+        finally:
+            jax.effects_barrier()
+            self._seen = None
+
     def trace(self, n: int, how: Sampling, seed=0, cond=None, size=None, frames: int = 8):
         """x_t and the predicted x_0 after evenly spread calls, uint8 [frames, n, h, w, 3] each."""
         path = self._draw(n, how, "path", seed, cond, size, np.arange(n), {})
@@ -252,6 +265,8 @@ class SecondStage:
     def _compile(self, sampling, height, width, output):
         """One program for the whole of sampling: denoising, guidance, decoding, to `output`."""
         how = dict(sampling=sampling, height=height, width=width, trace=output == "path")
+        if output == "watched":
+            how["seen"] = lambda index, x_0: self._seen(int(index), np.asarray(x_0))
 
         def draw(params, frozen, keys, cond, null, arrays):
             z = self.model.sample(params, frozen, keys, cond=cond, null=null, **arrays, **how)
@@ -260,7 +275,7 @@ class SecondStage:
             if output == "latents":
                 return z
             images = self.model.render(frozen, z, sampling)
-            return raster.to_uint8(images) if output == "pixels" else jnp.clip(images, -1, 1)
+            return jnp.clip(images, -1, 1) if output == "images" else raster.to_uint8(images)
 
         return jax.jit(draw)
 

@@ -2,12 +2,11 @@
 
 import contextlib
 import itertools
-import sys
 
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults, errors, tree, upgrade, values
+from ldm_jax.base import defaults, errors, terminal, tree, upgrade, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
 from ldm_jax.diffusion.process import DENSITIES, SCHEDULES, make_process
@@ -398,10 +397,8 @@ def _warn_of_noise(shares, first_stage):
     """A line where much of what the denoiser is to learn is noise that no picture shows."""
     if shares and (mean := sum(shares) / len(shares)) > MOST_NOISE:
         dead = sum(share > DEAD for share in shares)
-        print(
+        terminal.warn(
             f"warning: {mean:.0%} of the variance of config.first_stage={first_stage}'s latents is "
             f"the posterior's noise, and {dead} of {len(shares)} channels are dead: train it with "
-            "a smaller config.loss.kl_weight.",
-            file=sys.stderr,
-            flush=True,
+            "a smaller config.loss.kl_weight."
         )

@@ -3,6 +3,8 @@
 import ast
 import pathlib
 
+from ldm_jax.base import terminal
+
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ("__init__", "__main__", "cli")
 HELP = """\
@@ -12,9 +14,9 @@ Latent Diffusion Models in JAX: trains, samples, evaluates.
 
 {}
 
-`ldm COMMAND --help` tells a command's flags, and has examples of what can be done with the two runs
-that those of `ldm train --help` make. `ldm list recipes` tells what --config= may be, and
-`ldm completion bash` makes Tab know it."""
+`ldm COMMAND --help` tells a command's flags, and has examples of what can be
+done with the two runs that those of `ldm train --help` make. `ldm list recipes`
+tells what --config= may be, and `ldm completion bash` makes Tab know it."""
 
 
 def names() -> dict[str, str]:
@@ -29,5 +31,4 @@ def _first_line(file) -> str:
 
 def describe() -> str:
     """What `ldm --help` prints."""
-    known = names()
-    return HELP.format("\n".join(f"  {name:13} {said}" for name, said in known.items()))
+    return HELP.format("\n".join(terminal.table(names())))

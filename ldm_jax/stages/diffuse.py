@@ -369,6 +369,7 @@ class Diffuse:
         init=None,
         mask=None,
         trace: bool = False,
+        seen=None,
     ):
         """Draws the scaled latents of one image for each of `keys` [b]; `render` shows them.
 
@@ -382,6 +383,7 @@ class Diffuse:
           init: scaled latents to begin from, noised to the first level of the sampling's grid.
           mask: [b, h/f, w/f, 1]: where it is 0 the result is `init` (inpainting).
           trace: return (latents, {"x": [calls, b, ...], "x_0": [calls, b, ...]}), the path to them.
+          seen: called with what is predicted on the way, see samplers.solve.
 
         Returns:
           [b, h/f, w/f, c].
@@ -403,7 +405,7 @@ class Diffuse:
         grid = sampling.grid(self.process)
         x = grid.pure(noise) if init is None else grid.noised(init, noise)
         method = sampling.method(self.process)
-        return samplers.solve(method, denoise, x, keys=keys, trace=trace)
+        return samplers.solve(method, denoise, x, keys=keys, trace=trace, seen=seen)
 
     def away(self, params, frozen, fields, drop) -> Cond:
         """What guidance leads away from: the null condition, or the same for a weaker denoiser."""

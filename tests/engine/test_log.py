@@ -1,10 +1,11 @@
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.base import disk, raster
+from ldm_jax.base import disk, raster, terminal
 from ldm_jax.base import progress as progress_lib
 from ldm_jax.engine import log
 
@@ -65,6 +66,47 @@ def test_files_are_there_whole_or_not_at_all(tmp_path):
 
 def test_clock():
     assert [progress_lib.clock(s) for s in (0, 65, 3725, -1)] == ["0:00", "1:05", "1:02:05", "0:00"]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_whole_plain_lines_elsewhere(monkeypatch, live):
+    class Stream(io.StringIO):
+        isatty = lambda self: live
+
+    monkeypatch.setattr("sys.stderr", stream := Stream())
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress_lib, "SECONDS", {True: 0.0, False: 0.0})
+    progress = progress_lib.Progress(2, 6)
+    progress.update(3)
+    progress.begin(3)
+    for step in (4, 5):
+        progress.update(step, {"loss": 0.125678})
+    progress.say("step 5: said")
+    progress.close()
+    text = stream.getvalue()
+    assert "4/6" in text and "5/6" in text and "loss=0.1257" in text and "step/s" in text
+    assert "left" in text and ("\x1b[32m" in text) == live == ("\r" in text)
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert "step 5: said" in lines, "no bar before or behind it"
+    if not live:
+        assert all(line.startswith("step ") for line in lines)
+
+
+def test_colours_are_for_terminals_and_tables_fit_80_columns(monkeypatch):
+    class Terminal(io.StringIO):
+        isatty = lambda self: True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert terminal.tint("x", "red", Terminal()) == "\x1b[31mx\x1b[0m"
+    assert terminal.tint("x", "red", io.StringIO()) == "x"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert terminal.tint("x", "red", Terminal()) == "x"
+    rows = {"--short": "word " * 40, "--" + "long" * 9: "said", "--none": ""}
+    lines = terminal.table(rows)
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines).split() == [w for row in rows.items() for w in " ".join(row).split()]
 
 
 def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch, caplog):
