@@ -1,7 +1,6 @@
 """Evaluates a run on held-out data, or a set of samples.
 
     python -m ldm_jax.evaluate --run=runs/quickstart/first_stage
-    python -m ldm_jax.evaluate --samples=samples
     python -m ldm_jax.evaluate --samples=FOLDER|FILE.npz --reference=RUN|FOLDER|FILE.npz \\
         --features=inception [--weights=FILE --metrics=fd,kid,prc,dc,is,fd_infinity]
 
@@ -21,7 +20,7 @@ from ldm_jax.base import errors
 
 # What is evaluated, and the flags of each, beside those of all.
 _IMAGES = ("features", "weights", "metrics", "bootstrap", "out")
-TAKES = dict(run=(*_IMAGES, "lpips", "ema"), summary=())
+TAKES = dict(run=(*_IMAGES, "lpips", "ema", "decoder"), summary=())
 TAKES |= dict(samples=(*_IMAGES, "reference", "reference_records", "ema"))
 FLAGS = dict(
     run=cli.Text("Folder of a run to evaluate."),
