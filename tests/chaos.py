@@ -303,7 +303,7 @@ def strike(process, number):
 
 
 def ended(process, duration: float = HANG) -> int:
-    """The exit code. duration: seconds that it takes undisturbed, of which not all machines know."""
+    """The exit code. duration: seconds that it takes undisturbed; as long as HANG if unknown."""
     limit = max(HANG, HANGS * duration)
     try:
         return process.wait(limit)
