@@ -31,7 +31,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HANG = 600.0  # seconds after which a command that does not end counts as stuck
+HANG = 300.0  # seconds after which a command that does not end counts as stuck, beside HANGS
+HANGS = 10  # times what it takes undisturbed
 DISTURBED = 4  # faults of a round at most
 LIMIT = 40_000  # bytes beyond which no file grows on a "full" disk
 STEPS = dict(total=30, log=5, eval=15, checkpoint=6)
@@ -190,7 +191,8 @@ class Workers(Sample):
 class Sweep(Job):
     def argv(self, folder):
         how = ["--sweep=sweeps/downsampling:debug", f"--workdir={folder}", "--config.f=(2,)"]
-        return ["-m", "ldm_jax.sweep", *how, "--config.seeds=(0,1)", "--config.points=1"]
+        how += ["--config.seeds=(0,1)", "--config.points=1", "--config.sampling.steps=(2,)"]
+        return ["-m", "ldm_jax.sweep", *how]
 
     def left(self, folder):
         cells, text = "cells/*", (folder / "summary.json").read_text()
@@ -300,13 +302,15 @@ def strike(process, number):
         os.killpg(process.pid, number)
 
 
-def ended(process) -> int:
+def ended(process, duration: float = HANG) -> int:
+    """The exit code. duration: seconds that it takes undisturbed; as long as HANG if unknown."""
+    limit = max(HANG, HANGS * duration)
     try:
-        return process.wait(HANG)
+        return process.wait(limit)
     except subprocess.TimeoutExpired:
         strike(process, signal.SIGKILL)
         process.wait()
-        raise Broken(f"it did not end within {HANG:.0f} s") from None
+        raise Broken(f"it did not end within {limit:.0f} s") from None
 
 
 class Broken(Exception):
@@ -336,7 +340,7 @@ class Round:
                 if getattr(self, name)() == 0:
                     return
         for _ in range(3):
-            if (code := ended(self._start())) == 0:
+            if (code := ended(self._start(), self.duration)) == 0:
                 return
             self.story.append(f"undisturbed: {code}")
             if code != RESTART:
@@ -377,7 +381,7 @@ class Round:
         while not self._owned() and process.poll() is None:
             time.sleep(0.05)
         before = process.poll()
-        code = ended(self._start())
+        code = ended(self._start(), self.duration)
         if code not in (0, REFUSED) or (code == 0 and before is None and process.poll() is None):
             raise Broken(f"the second process ended with {code} beside the first")
         return self._code(process, {RESTART})
@@ -485,7 +489,7 @@ class Round:
         return self._code(process, allowed)
 
     def _code(self, process, allowed) -> int:
-        code = ended(process)
+        code = ended(process, self.duration)
         self.story[-1] += f" -> {code}"
         if code != 0 and code not in allowed:
             raise Broken(f"a start ended with {code}")

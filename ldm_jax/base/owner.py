@@ -193,6 +193,7 @@ def _lease(url: str, key: str, taken):
     try:
         yield
     finally:
+        remote.push()  # also of a block that failed: whoever goes on has to find it
         ended.set()
         thread.join()
         with contextlib.suppress(Exception):  # it runs out by itself

@@ -2,7 +2,6 @@
 
 import pathlib
 import shlex
-import shutil
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output, owner, remote
@@ -229,9 +228,8 @@ def freeze(run, step: int, folder):
     if not (folder / record_lib.CONFIG).exists():  # which comes last
         where = f"checkpoints/{step}"
         remote.duplicate(run / where, folder / where)
-        folder.mkdir(parents=True, exist_ok=True)
         for name in ("latents.json", record_lib.CONFIG):
-            shutil.copyfile(run / name, folder / name)
+            disk.write_text(folder / name, disk.read_text(run / name))
     return folder
 
 

@@ -65,14 +65,17 @@ def test_shards_of_one_device_each_have_nothing_to_differ_from(monkeypatch):
     replicas.Replicas(mesh, arrays)(1, arrays)
 
 
-def test_a_run_leaves_before_it_saves_what_is_corrupt(tmp_path):
+@pytest.mark.parametrize(("every", "byte", "bit"), [(7, 1, 0), (1000, 3, 6)])
+def test_a_run_leaves_before_it_saves_what_is_corrupt(every, byte, bit, tmp_path):
+    """Or goes back: the second flip makes a NaN, which is not to be taken for one of the data."""
+
     class Strike(loop.Evaluator):
         def __call__(self, step, params, frozen):
             if step == 24:
-                flip(params["line"]["w"], device=6, byte=1)
+                flip(params["line"]["w"], device=6, byte=byte, bit=bit)
             return {}
 
-    how = {"mesh": shard.make_mesh(), "check_replicas": 7, "evaluators": (Strike(),)}
+    how = {"mesh": shard.make_mesh(), "check_replicas": every, "evaluators": (Strike(),)}
     steps = {"log": 4, "eval": 12, "checkpoint": 10, "total": 30}
     with pytest.raises(errors.Restart, match=r"at step 28: device 6 .* bits of params/line/w"):
         train(tmp_path / "run", Rows({}), steps=steps, **how)
