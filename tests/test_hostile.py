@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import zipfile
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from ldm_jax import adherence, bench, cli, doctor, edit, evaluate, sample, sweep, train
 from ldm_jax.base import disk, errors, output, owner, record
 from ldm_jax.data import files
+from ldm_jax.engine import checkpoint
 from ldm_jax.evaluation import imagesets, reference
 from ldm_jax.weights import official
 
@@ -205,7 +207,11 @@ IDLE = [
     (sweep, "--sweep=any --workdir=OUT --report --cell=x", "--report and --cell"),
     (adherence, "--run=any --out=OUT --null --guidance=2", "--guidance"),
     (doctor, "--config.data.size=3", "--config.data.size"),
-    (train, "--config=DEBUG:ldm --workdir=OUT --config.distil.huber=0.1", "without config.distil.method"),
+    (
+        train,
+        "--config=DEBUG:ldm --workdir=OUT --config.distil.huber=0.1",
+        "without config.distil.method",
+    ),
     (train, "--config=DEBUG:ldm --workdir=OUT --config.loss.gamma=2", "loss.weight=uniform"),
 ]
 
@@ -225,3 +231,14 @@ def test_who_writes_holds_the_folder(pixel_run, tmp_path, refused, monkeypatch):
     assert "is in use" in refused(editing("progress", *drawing, "--frames=2"))
     assert "is in use" in refused(call(adherence, *drawing, "--batch_size=1", "--guidance=1"))
     assert os.listdir(tmp_path) == [owner.NAME]
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "state/_METADATA", "state/d/*"])
+def test_a_checkpoint_of_a_pipe_is_not_waited_for(name, pixel_run, tmp_path):
+    shutil.copytree(pixel_run, tmp_path / "run")
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        for file in step.glob(name):
+            file.unlink()
+            os.mkfifo(file)
+    with pytest.raises(errors.UsageError, match="no readable checkpoint"):
+        checkpoint.read_params(tmp_path / "run")
