@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -193,7 +195,8 @@ def test_a_word_of_any_length_is_one_line_that_can_be_read(refused):
     assert len(line) < 1500
 
 
-DEBUG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "debug.py"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DEBUG = ROOT / "configs" / "debug.py"
 IDLE = [
     (sample, "--run=any --out=OUT --platforms=cpu", "--platforms"),
     (sample, "--run=any --export=OUT/x --num=3", "--num"),
@@ -242,3 +245,10 @@ def test_a_checkpoint_of_a_pipe_is_not_waited_for(name, pixel_run, tmp_path):
             os.mkfifo(file)
     with pytest.raises(errors.UsageError, match="no readable checkpoint"):
         checkpoint.read_params(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_campaign_of_bad_inputs_breaks_no_promise():
+    """A sample of tests/campaign.py, whose output has the seed and what broke."""
+    command = [sys.executable, str(ROOT / "tests" / "campaign.py"), "--count=300"]
+    assert subprocess.run(command, cwd=ROOT, timeout=7200).returncode == 0
