@@ -166,8 +166,24 @@ READ = {  # what each call reads: files of the world; with ?, which it may do wi
     "report": "ldm: config.json ?metrics.jsonl ?summary.json ?timing.jsonl ?goodput.jsonl",
     "compare": "latent: config.json ?metrics.jsonl ?summary.json",
 }
-NUMBERS = ["nan", "inf", "-inf", "1e999", "abc", "", "[]", "{}", "None", "0x", "1,,2", "--", "-5"]
-NUMBERS += ["1e", "9" * 5000, "٣.", "1;2", "1 2", "(1,)", "'3'", "\udcff", "-1", "1j", "True"]
+NO_NUMBERS = ["nan", "inf", "-inf", "1e999", "abc", "", "[]", "{}", "0x", "1,,2", "True", "1j"]
+NUMBERS = [
+    *NO_NUMBERS,
+    "None",
+    "--",
+    "-5",
+    "1e",
+    "9" * 5000,
+    "٣.",
+    "1;2",
+    "1 2",
+    "(1,)",
+    "'3'",
+    "\udcff",
+    "-1",
+    "1j",
+    "True",
+]
 TEXTS = ["", " ", "nosuch", "/", "/dev/zero", "/dev/null", "/proc/self/mem", "..", "a\nb", "\udcff"]
 TEXTS += ["x" * 300, "x" * 5000, "a/" * 3000, "~", "gs://", "hf:", "hf:../..", "s3://a/b", "{w}"]
 TEXTS += ["file:///etc", "-", "%s%n", "{o}/x.py:", "{w}/recipe.py:nosuch", "\x1b[31m", "nan", "[]"]
@@ -309,13 +325,14 @@ def flag_cases(rng):
     numeric = (cli.Number, cli.Integer, cli.Value, cli.Choice)
     for call in SOUND:
         for name, parser in table_of(call).items():
-            is_number = isinstance(parser, numeric) and type(getattr(parser, "type", 0)) is not str
+            is_number = isinstance(parser, numeric)
             is_place = name in ("out", "workdir", "json", "export")
             texts = NUMBERS if is_number else OUTS if is_place else TEXTS
             if not is_number and not is_place:
                 texts = texts + [f"{{w}}/{place}" for place in PLACES]
             for text in texts:
-                yield dict(call=call, more=[f"--{name}={text}"], must=False)
+                must = isinstance(parser, (cli.Number, cli.Integer)) and text in NO_NUMBERS
+                yield dict(call=call, more=[f"--{name}={text}"], must=must)
 
 
 def key_cases(rng):
@@ -514,7 +531,9 @@ def judged(case, found, text, left) -> dict:
     lines = [line for line in lines if not line.startswith(("warning: ", "ERROR:"))]
     if len(lines) != 1 or not lines[0].startswith("ldm_jax: ") or len(lines[0]) > 1000:
         return about | {"verdict": "lines"}
-    if code == 2 and [name for name in left if not name.endswith(".owner")]:
+    # The config of a training without a checkpoint protects nothing: the next one replaces it.
+    harmless = (".owner", "run/config.json", "run/data.txt")
+    if code == 2 and [name for name in left if not name.endswith(harmless)]:
         return about | {"verdict": "written"}
     return about | {"verdict": "refused" if code in (1, 2) else "code"}
 
