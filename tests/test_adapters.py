@@ -19,6 +19,7 @@ from ldm_jax.runs import frozen as frozen_lib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = ["steps.total=6", "steps.log=2", "steps.eval=6", "steps.checkpoint=3", "eval.records=8"]
 FLAGS += ["optim.denoiser.warmup=1", "adapt.rank=2", "adapt.targets=conv_1,time"]
+UNSET = ["adapt.rank=8", "adapt.targets=attn"]
 X, T = np.ones((2, 16, 16, 3), np.float32), np.array([5, 700])
 
 
@@ -98,8 +99,9 @@ def test_an_adapter_of_other_weights_is_refused(pixel_run, two, tmp_path, refuse
     [
         (["adapt.targets=conv_9"], "targets='conv_9' is in the path of no kernel"),
         (["adapt.base="], "needs config.adapt.base"),
-        (["adapt.name="], "is of an adapter: set config.adapt.name"),
-        (["adapt.name=", "adapt.base=", "adapt.rank=8", "init_from=ADAPTER"], "convert merge"),
+        (["adapt.name=", *UNSET], "is of an adapter: set config.adapt.name"),
+        (["adapt.name=", "adapt.base=", *UNSET, "init_from=ADAPTER"], "convert merge"),
+        (["adapt.name="], "adapt.rank=2 does nothing without config.adapt.name"),
         (["init_from=BASE"], "holds no adapter"),
         (["adapt.base=ADAPTER"], "convert merge"),
         (["model.width=32"], "has config.model.width=16, and this config 32"),

@@ -4,6 +4,9 @@ import io
 import json
 import os
 import pathlib
+import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 from ldm_jax import adherence, bench, cli, doctor, edit, evaluate, sample, sweep, train
 from ldm_jax.base import disk, errors, output, owner, record
 from ldm_jax.data import files
+from ldm_jax.engine import checkpoint
 from ldm_jax.evaluation import imagesets, reference
 from ldm_jax.weights import official
 
@@ -191,7 +195,8 @@ def test_a_word_of_any_length_is_one_line_that_can_be_read(refused):
     assert len(line) < 1500
 
 
-DEBUG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "debug.py"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DEBUG = ROOT / "configs" / "debug.py"
 IDLE = [
     (sample, "--run=any --out=OUT --platforms=cpu", "--platforms"),
     (sample, "--run=any --export=OUT/x --num=3", "--num"),
@@ -229,3 +234,21 @@ def test_who_writes_holds_the_folder(pixel_run, tmp_path, refused, monkeypatch):
     assert "is in use" in refused(editing("progress", *drawing, "--frames=2"))
     assert "is in use" in refused(call(adherence, *drawing, "--batch_size=1", "--guidance=1"))
     assert os.listdir(tmp_path) == [owner.NAME]
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "state/_METADATA", "state/d/*"])
+def test_a_checkpoint_of_a_pipe_is_not_waited_for(name, pixel_run, tmp_path):
+    shutil.copytree(pixel_run, tmp_path / "run")
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        for file in step.glob(name):
+            file.unlink()
+            os.mkfifo(file)
+    with pytest.raises(errors.UsageError, match="no readable checkpoint"):
+        checkpoint.read_params(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_campaign_of_bad_inputs_breaks_no_promise():
+    """A sample of tests/campaign.py, whose output has the seed and what broke."""
+    command = [sys.executable, str(ROOT / "tests" / "campaign.py"), "--count=300"]
+    assert subprocess.run(command, cwd=ROOT, timeout=7200).returncode == 0

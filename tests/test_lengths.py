@@ -99,7 +99,10 @@ def test_what_cannot_be_given_is_one_line(run, tmp_path, refused):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["optim.denoiser.ema=0.05,0.10"], "config.optim.denoiser: ema=(0.05, 0.1) with average="),
+        (
+            ["optim.denoiser.ema=0.05,0.10", "checkpoints.snapshots=64"],
+            "config.optim.denoiser: ema=(0.05, 0.1) with average=",
+        ),
         (["optim.denoiser.average=power"], "config.optim.denoiser: ema=0.99 is no length"),
         ([POWER[0], "optim.denoiser.ema=0.1,0.05"], "the shortest first"),
         ([POWER[0], "optim.denoiser.ema=many"], "optim.denoiser.ema=many: wants"),

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from ldm_jax.base import errors, remote, shard, tree, upgrade
+from ldm_jax.base import disk, errors, remote, shard, tree, upgrade
 from ldm_jax.base.record import Record
 from ldm_jax.engine import hosts, published
 
@@ -317,8 +317,20 @@ def _part(wanted):
     return ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
 
 
+def _check_files(folder: epath.Path):
+    """Raises OSError for what would keep orbax waiting, or take all memory: it reads whole files.
+
+    Arrays lie in folders `d`, and are read by their ranges. Storage of objects has only objects.
+    """
+    local = pathlib.Path(folder)
+    for path in local.rglob("*") if local.is_dir() else ():
+        if not path.is_dir():
+            disk.check_regular(path, None if path.parent.name == "d" else disk.MOST)
+
+
 def _saved_shapes(directory, step, known: dict):
     """A saved state's shapes and dtypes, nested, and those of the `known` old names that it has."""
+    _check_files(directory / str(step))
     with ocp.PyTreeCheckpointer() as checkpointer:
         found = checkpointer.metadata(directory / str(step) / "state").item_metadata.tree
     parts = {part for name, _ in tree.named_leaves(found) for part in name.split("/")}
