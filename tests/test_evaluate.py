@@ -11,9 +11,11 @@ import test_tasks
 from calling import call
 from PIL import Image
 from test_commands import SHORT, SMALL, call_train, summary
+from tokenizers.pre_tokenizers import ByteLevel
 
 from ldm_jax import evaluate, sample
-from ldm_jax.base import disk, shard
+from ldm_jax.base import disk, shard, tensorfile
+from ldm_jax.data import bytepairs
 from ldm_jax.evaluation import distances, imagesets, measures, reference, suite
 from ldm_jax.metrics import features
 from ldm_jax.metrics.frechet import Moments, frechet_distance
@@ -37,6 +39,10 @@ features.EXTRACTORS.register("pocket")(
     features.Extractor("pocket", D, 0, "none", "fd_pocket", "_pocket", pocket)
 )
 READERS.register("pocket")(np.load)
+own = dict(published=("0" * 64,), own=("clip_score",), embed=lambda weights, ids: ids[:, :D] / 9.0)
+features.EXTRACTORS.register("pair")(
+    features.Extractor("pocket", D, 0, "none", "fd_pair", "_pair", pocket, **own)
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +166,31 @@ def test_a_metric_of_ones_own_is_asked_for_by_a_plugin(samples, measure, tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     found = measure(f"--samples={samples}", "--plugins=warm_metric", "--metrics=warmth")
     assert np.isfinite(found["warmth_pocket"])
+
+
+def test_captions_beside_images_are_scored_and_other_weights_are_in_the_name(
+    tmp_path, weights, refused
+):
+    """The digits of weights that are not the published ones end every name."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{c}</w>" for c in letters), bytepairs.START, bytepairs.END]
+    (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    shutil.copy(weights, tmp_path / "pair.npy")
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.fromarray(golden.pixels(8, 8)[0]).save(tmp_path / "images" / f"{i}.png")
+    flags = [f"--samples={tmp_path / 'images'}", "--features=pair", f"--out={tmp_path / 'out'}"]
+    flags += [f"--weights={tmp_path / 'pair.npy'}"]
+    assert "clip_score needs captions" in refused(call(evaluate, *flags))
+    for i in range(2):
+        (tmp_path / "images" / f"{i}.txt").write_text("red" * i)
+    assert "2.png has no caption, others have" in refused(call(evaluate, *flags))
+    (tmp_path / "images" / "2.txt").write_text("of")
+    assert call(evaluate, *flags) == 0
+    name = f"clip_score_{tensorfile.digest(tmp_path / 'pair.npy')[:8]}"
+    assert {name, f"{name}_std"} == set(summary(tmp_path / "out")["protocol"]["figures"])
+    assert "cmmd needs CLIP's" in refused(call(evaluate, *flags, "--metrics=cmmd"))
 
 
 def test_a_plugin_that_is_not_there_is_one_line(refused):

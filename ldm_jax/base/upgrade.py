@@ -21,7 +21,7 @@ ADDED = {
     "distil": dict(adapt=dict(name="", base="", rank=8, alpha=0.0, targets=["attn"])),
     "distil.huber": dict(calls=[1, 2, 4], critic_steps=5, critic_first=100),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary="")
-    | dict(caption_field="", image_field="", mix={}),
+    | dict(caption_field="", image_field="", mix={}, bucket_cache=32.0),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
     "checkpoints.keep": dict(snapshots=0),
     "limits.step": dict(stuck=0),

@@ -55,6 +55,11 @@ class Request:
         parts = np.array_split(ids, max(1, len(ids) // TEXTS))
         return np.concatenate([embed(part) for part in parts])
 
+    @property
+    def compares(self) -> bool:
+        """Whether any metric needs a reference."""
+        return any("reference" in suite.METRICS.get(name).needs for name in self.metrics)
+
     def check(self, *have, flag="--metrics"):
         """Raises UsageError for a metric that needs more than `have`, of suite.NEEDS."""
         lacks = () if self.extractor.classes else ("logits",)

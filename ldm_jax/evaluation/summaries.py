@@ -127,7 +127,8 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
     if not request:
         return summary | {"seconds": seconds()}
 
-    path, n = wanted.reference or manifest.get("run"), wanted.reference_records
+    path = wanted.reference or (manifest.get("run") if request.compares else None)
+    n = wanted.reference_records
     origin, count, has_features, read = _open_reference(path, samples.size, request, n)
     have = {"reference": path is not None, "features": has_features, "captions": samples.captions}
     request.check("logits", *(need for need, there in have.items() if there))
