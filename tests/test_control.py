@@ -135,7 +135,7 @@ def test_what_it_learnt_counts_as_often_as_is_said_and_guidance_has_it_on_both_s
         (["conditioners.control.name=rescaler"], "has no key"),
         (["adapt.base="], "needs config.adapt.base"),
         (["adapt.rank=4"], "rank=4 does nothing with adapter 'control'"),
-        (["model.width=32"], "has config.model.width=16, and this config 32"),
+        (["model.blocks=2"], "has config.model.blocks=1, and this config 2"),
         (["adapt.base=CONTROL"], "is the run of an adapter"),
         (["sample.conditioning_scale=-1"], "conditioning_scale=-1"),
     ],
