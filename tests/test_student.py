@@ -9,15 +9,17 @@ import pytest
 from calling import call
 
 import ldm_jax
+from configs import quickstart
 from ldm_jax import evaluate, sample, train
-from ldm_jax.base import disk
+from ldm_jax.base import disk, errors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = ["steps.total=6", "steps.log=2", "steps.eval=6", "steps.checkpoint=3", "eval.records=8"]
 FLAGS += ["optim.denoiser.warmup=1"]
 BRIEF = ["distil.intervals=4", "distil.first=2"]
 UNUSED = ["distil.intervals=50", "distil.first=8"]
-MATCHED = ["distil.critic_steps=2", "optim.critic.warmup=1", "checkpoints.keep=3"]
+MATCHED = ["distil.critic_first=0", "distil.critic_steps=2", "optim.critic.warmup=1"]
+MATCHED += ["checkpoints.keep=3"]
 
 
 def distil(teacher, workdir, *flags) -> int:
@@ -129,8 +131,21 @@ def test_distribution_matching_goes_on_from_a_student_and_resumes_to_the_byte(
         (["process.schedule=cosine"], "is not the teacher's"),
         (["distil.guidance=8,1"], "config.distil.guidance=(8, 1)"),
         (["distil.guidance=1,8", "sample.guidance=9"], "guidance from 1 to 8"),
+        (["loss.terms.coarse=1"], "config.loss.terms.coarse=1.0 is not of this config.distil"),
     ],
 )
 def test_what_cannot_be_is_one_line(pixel_run, tmp_path, refused, flags, line):
     assert line in refused(distil(pixel_run, tmp_path / "run", *flags))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_quickstarts_student_is_of_the_quickstart_which_has_to_be_here(
+    pixel_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.UsageError, match=r"run bash launch/quickstart.sh first"):
+        quickstart.get_config("student")
+    (tmp_path / quickstart.LDM).parent.mkdir(parents=True)
+    (tmp_path / quickstart.LDM).symlink_to(pixel_run)
+    config = quickstart.get_config("student")
+    assert config.distil.teacher == config.init_from == quickstart.LDM and config.is_locked
