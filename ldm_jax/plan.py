@@ -5,9 +5,9 @@
     python -m ldm_jax.plan --config=... --topology=cuda:8 --target=h200.txtpb
 
 Compiled are the training step that `train` runs and the program that `sample` runs, sharded as the
-config says; with --parts also the encoder and the decoder of the first stage. Weights and data are not needed, only their shapes: --config.first_stage may name a
-recipe instead of a trained run. If a device's memory does not suffice, the exit code is 2 and the
-message says what would help.
+config says; with --parts also the encoder and the decoder of the first stage. Weights and data are
+not needed, only their shapes: --config.first_stage may name a recipe instead of a trained run. If a
+device's memory does not suffice, the exit code is 2 and the message says what would help.
 """
 
 import pathlib
