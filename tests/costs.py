@@ -2,11 +2,11 @@
 
     python tests/costs.py                          # renews every row
     python tests/costs.py --only=quickstart,kl_f4  # those of some recipes, all their variants
-    python tests/costs.py --targets=traced,cpu:8   # without TPUs, which need libtpu
+    python tests/costs.py --targets=traced         # without those that are compiled
 
 A row is one program for one target. `traced` is the program as it was written, before a compiler
 sees it, on one device: its numbers depend on no machine. The other targets are topologies of `plan`
-that the program is compiled for. `recipe` is a config with the keys that are set on top of it;
+that the program is compiled for; one of a TPU, such as v5e:2x2, needs libtpu. `recipe` is a config with the keys that are set on top of it;
 second stages train on cached latents. Numbers compare only under the versions in `compiler`.
 
   flops        of products and convolutions: of the whole program when traced, else of a device
@@ -24,15 +24,15 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import sys
 import tempfile
 
-if __name__ == "__main__":  # as tests/conftest.py does; only LLVM heeds it, which no figure is of
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+# As in tests/conftest.py. Only LLVM heeds the flag, and no figure depends on it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -45,32 +45,26 @@ from ldm_jax.cost import flops, hlo, programs, reports
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import kinds
 
-TABLE = ROOT / "tests" / "golden" / "costs.csv"
+TABLE = pathlib.Path(__file__).resolve().parent / "golden" / "costs.csv"
 MOST = 1.02  # times its old value that a figure may be
 
 SMALL = ("debug:first_stage", "debug:ldm first_stage=configs/debug.py:first_stage")
-# Of recipes whose networks are built alike, one or two.
 TRACED = (
     *SMALL,
     "quickstart:first_stage",
     "quickstart:ldm first_stage=configs/quickstart.py:first_stage",
-    *("ldm_celebahq", "ldm_lsun_churches", "kl_f4", "vq_f4", "ldm_imagenet_f4", "sd_v1"),
-    *("ldm_text2img_1b45", "dit:xl2 first_stage=configs/sd_v1_vae.py", "ldm_inpaint"),
-    *("ldm_superres", "ldm_semantic_256", "ldm_layout_coco", "ldm_rdm_768"),
-    *("ldm_text2img_cc", "ldm_imagenet_f8", "kl_f8", "vq_f8", "kl_f16", "vq_f16", "taef2"),
+    *("kl_f4", "vq_f4", "ldm_lsun_churches", "ldm_celebahq", "ldm_imagenet_f4"),
 )
 PIXELS = "debug:ldm first_stage=identity model.mult=(1,) model.attention=()"
 # {(target, recipe): flags of plan}
 JOBS = {("traced", recipe): () for recipe in TRACED} | {
     ("cpu:8", PIXELS): ("--parts=train,sample",),
     ("cpu:8", "debug:first_stage"): ("--parts=train,encode,decode",),
-    ("v5e:2x2", "ldm_lsun_churches batch_size=64"): ("--parts=train", "--cached"),
-    ("v5e:2x2", "ldm_celebahq batch_size=64"): ("--parts=train", "--cached"),
-    ("v5e:2x2", "kl_f4 batch_size=4"): ("--parts=train",),
 }
 TARGETS = tuple(dict.fromkeys(target for target, _ in JOBS))
+FILES = tuple(dict.fromkeys(re.split("[: ]", recipe)[0] for _, recipe in JOBS))
 FLAGS = dict(
-    only=cli.Listed("Recipes whose rows to renew, without their variants; all by default."),
+    only=cli.Listed("Recipes whose rows to renew, without their variants.", FILES, of=FILES),
     targets=cli.Listed("Targets whose rows to renew.", TARGETS, of=TARGETS),
 )
 
@@ -95,6 +89,10 @@ class Cost:
     def name(self) -> str:
         return f"{self.program} of {self.recipe}, {self.target}"
 
+    @property
+    def renewal(self) -> str:
+        return f"renew the table, python tests/costs.py --only={_file(self.recipe)}"
+
 
 COLUMNS = [field.name for field in dataclasses.fields(Cost)]
 FIGURES = COLUMNS[COLUMNS.index("compiler") + 1 :]
@@ -105,7 +103,7 @@ def main(args, overrides):
     jax.config.update("jax_num_cpu_devices", 8)
     for job in JOBS:
         target, recipe = job
-        if target not in args.targets or (args.only and _file(recipe) not in args.only):
+        if target not in args.targets or _file(recipe) not in args.only:
             continue
         if not compiler(target):
             print(f"{recipe}, {target}: left as it is, for want of libtpu (pip install libtpu)")
@@ -131,15 +129,10 @@ def grown(old: Cost, new: Cost) -> list[str]:
         return []
     pairs = [(name, getattr(old, name), getattr(new, name)) for name in FIGURES]
     return [
-        f"{new.name}: {name} was {was:,} and is {now:,}. If that is meant: {renewal(new)}"
+        f"{new.name}: {name} was {was:,} and is {now:,}. If that is meant: {new.renewal}"
         for name, was, now in pairs
         if None not in (was, now) and now > MOST * was
     ]
-
-
-def renewal(row: Cost) -> str:
-    """How a row is made anew, in words."""
-    return f"renew the table, python tests/costs.py --only={_file(row.recipe)}"
 
 
 def compiler(target: str) -> str:
@@ -237,15 +230,14 @@ def of_text(cost: Cost, text: str) -> Cost:
 
 
 def _file(recipe: str) -> str:
-    return recipe.split()[0].partition(":")[0]
+    return re.split("[: ]", recipe)[0]
 
 
 def _write(rows):
-    order = list(JOBS)
-    rows = [row for row in rows if (row.target, row.recipe) in JOBS]
-    rows.sort(
-        key=lambda row: (order.index((row.target, row.recipe)), reports.PARTS.index(row.program))
-    )
+    of = lambda row: (row.target, row.recipe)
+    order = [*JOBS]
+    rows = [row for row in rows if of(row) in JOBS]
+    rows.sort(key=lambda row: (order.index(of(row)), reports.PARTS.index(row.program)))
     with TABLE.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

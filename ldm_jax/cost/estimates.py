@@ -227,18 +227,16 @@ def arguments(program) -> dict:
 
 
 def read(parsed, chip) -> dict:
-    """The collectives, the matrix operations and the copies of a compiled program."""
+    """The collectives, matrix operations, copies and memory traffic of a compiled program."""
     found, kinds = hlo.collectives(parsed), {}
     for one in sorted(found, key=lambda collective: collective.kind):
         kind = kinds.setdefault(one.kind, {"count": 0, "bytes": 0, "overlapping": 0})
         kind["count"] += 1
         kind["bytes"] += one.nbytes
         kind["overlapping"] += one.overlaps
-    moves, places = Counter(), Counter()
+    moves, traffic = Counter(), hlo.traffic(parsed)
     for move in hlo.moves(parsed):
         moves[move.kind] += move.nbytes
-        # Blocks of one kind are summed: "down_*_block_*/norm_*".
-        places[re.sub(r"\d+", "*", move.where) or "no line of the model"] += move.nbytes
     work = hlo.matrix_work(parsed, chip.matrix or 1)
     flops, padded = sum(m.flops for m in work), sum(m.padded for m in work)
     wide = sum(m.flops for m in work if m.dtype == "f32")
@@ -248,5 +246,15 @@ def read(parsed, chip) -> dict:
         "matrix_efficiency": flops / padded if padded else 0.0,
         "float32_matrix_share": wide / (flops or 1.0),
         "moves": dict(moves),
-        "largest_moves": dict(places.most_common(3)),
+        "largest_moves": _places(hlo.moves(parsed), 3),
+        "traffic": sum(one.nbytes for one in traffic),
+        "largest_traffic": _places(traffic, 10),
     }
+
+
+def _places(found, most: int) -> dict[str, int]:
+    """{place in the model: bytes} of those with the most; blocks of one kind are summed."""
+    places = Counter()
+    for one in found:
+        places[re.sub(r"\d+", "*", one.where) or "no line of the model"] += one.nbytes
+    return dict(places.most_common(most))

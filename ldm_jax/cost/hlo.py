@@ -3,6 +3,7 @@
 What is in the body of a loop counts as often as the loop runs, see `runs`.
 """
 
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -10,15 +11,7 @@ from typing import NamedTuple
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 WORK = ("fusion", "convolution", "dot", "custom-call")
 FLOW = ("while", "conditional", "call")  # what they do is done by the computations that they run
-FREE = (
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "after-all",
-    "partition-id",
-)
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 CUTS = ("slice", "dynamic-slice", "gather")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "f8e4m3fn": 1}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
@@ -202,10 +195,8 @@ def traffic(program: dict[str, list[Instruction]]) -> list[Traffic]:
     An operand counts whole, except where only a slice of it is read or written, as a loop does with
     stacked weights. What lies near, on the chip, does not count.
     """
-    times, found = runs(program), []
-    parts = {
-        called(line) for lines in program.values() for line in lines if line.opcode not in FLOW
-    }
+    times, found, lines = runs(program), [], itertools.chain.from_iterable(program.values())
+    parts = {called(line) for line in lines if line.opcode not in FLOW}
     for name in program.keys() - parts:
         shapes = {line.name: line.shapes for line in program[name]}
         for line in program[name]:

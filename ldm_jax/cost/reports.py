@@ -40,6 +40,9 @@ def _of_program(estimate: dict):
     yield f"copies and transposes: {_sizes(estimate['moves']) or 'none'}"
     for where, size in estimate["largest_moves"].items():
         yield f"  {tree.size(size)} at {where}"
+    yield f"memory traffic: {tree.size(estimate['traffic'])}"
+    for where, size in list(estimate["largest_traffic"].items())[:3]:
+        yield f"  {tree.size(size)} at {where}"
     if "flops" in estimate:
         yield f"{estimate['flops'] / 1e12:.4g} TFLOP a step, all devices"
     bounds = ", ".join(f"{name} {1e3 * estimate[f'{name}_seconds']:.3g} ms" for name in known)

@@ -114,3 +114,43 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     program = hlo.parse(compiled(looped, (12, 64, 64), (8, 64)))
     assert sum(work.flops for work in hlo.matrix_work(program, 1)) == 12 * 2 * 8 * 64 * 64
     assert set(hlo.runs(program).values()) == {1, 12}
+
+
+def total(text):
+    return sum(one.nbytes for one in hlo.traffic(hlo.parse(text)))
+
+
+def test_an_operation_reads_its_operands_and_writes_its_result():
+    sides = (64, 32)
+    assert total(compiled(lambda a, b: jnp.sin(a) + b, sides, sides)) == 3 * 64 * 32 * 4
+
+
+def test_a_loop_reads_its_stacked_weights_once():
+    def looped(w, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    stack, found = 12 * 64 * 64 * 4, total(compiled(looped, (12, 64, 64), (8, 64)))
+    assert stack <= found < 4 * stack  # read, cut out, multiplied; 12 times as much if read whole
+
+
+FILLED = """HloModule m, is_scheduled=true
+
+%fused (p.0: f32[64,8], p.1: f32[1,8], p.2: s32[]) -> f32[64,8] {
+  %p.0 = f32[64,8]{1,0} parameter(0)
+  %p.1 = f32[1,8]{1,0} parameter(1)
+  %p.2 = s32[] parameter(2)
+  ROOT %filled = f32[64,8]{1,0} dynamic-update-slice(%p.0, %p.1, %p.2, %p.2)
+}
+
+ENTRY %main (x: f32[64,8], row: f32[1,8], i: s32[]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %row = f32[1,8]{1,0:T(8,128)S(1)} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %out = f32[64,8]{1,0} fusion(%x, %row, %i), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_what_is_filled_in_place_or_lies_on_the_chip_costs_no_traffic():
+    [found] = hlo.traffic(hlo.parse(FILLED))
+    assert found.nbytes == 8 * 4 + 4  # the row that is written, the index that is read
