@@ -190,10 +190,10 @@ class Events:
 
 def _bar(call: int = 0, calls: int = 0) -> str:
     """The progress as HTML; without numbers it moves to and fro, as while a program is compiled."""
-    if not calls:
-        return "<progress></progress> opening; a new setting is compiled first"
     said = f"{call} of {calls} network calls, and the x_0 they lead to"
-    return f'<progress value="{call}" max="{calls}"></progress> {said}'
+    said = said if calls else "opening; a new setting is compiled first"
+    value = f'value="{call}" max="{calls}"' if calls else ""
+    return f'<progress {value} style="width:100%;accent-color:#f97316"></progress> {said}'
 
 
 def _write(folder, name: str, image, settings: dict) -> str:
