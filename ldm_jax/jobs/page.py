@@ -48,7 +48,7 @@ def build(paths, gradio):
                     legend = gr.HTML()
                 with gr.Accordion("Begin from a picture", open=False) as beginning:
                     said = "What you paint over is drawn anew; without that, all is varied"
-                    brush = gr.Brush(default_size=24)
+                    brush = gr.Brush(default_size="auto")  # by the size of the picture
                     picture = gr.ImageEditor(
                         label=said, type="numpy", brush=brush, elem_id="picture"
                     )
