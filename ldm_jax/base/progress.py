@@ -40,7 +40,7 @@ class Progress:
         """Starts the clock of the rate, after a first step that spent its time compiling."""
         if self._active:
             self._bar.initial = self._bar.n = self._bar.last_print_n = step
-            self._bar.start_t = self._bar._time()
+            self._bar.start_t = self._bar.last_print_t = self._bar._time()
 
     def update(self, step: int, values: dict | None = None):
         """`step` steps are done; `values` are shown until others are given."""

@@ -48,7 +48,7 @@ def build(paths, gradio):
                     legend = gr.HTML()
                 with gr.Accordion("Begin from a picture", open=False) as beginning:
                     said = "What you paint over is drawn anew; without that, all is varied"
-                    brush = gr.Brush(default_size=24)
+                    brush = gr.Brush(default_size="auto")  # by the size of the picture
                     picture = gr.ImageEditor(
                         label=said, type="numpy", brush=brush, elem_id="picture"
                     )
@@ -190,10 +190,10 @@ class Events:
 
 def _bar(call: int = 0, calls: int = 0) -> str:
     """The progress as HTML; without numbers it moves to and fro, as while a program is compiled."""
-    if not calls:
-        return "<progress></progress> opening; a new setting is compiled first"
     said = f"{call} of {calls} network calls, and the x_0 they lead to"
-    return f'<progress value="{call}" max="{calls}"></progress> {said}'
+    said = said if calls else "opening; a new setting is compiled first"
+    value = f'value="{call}" max="{calls}"' if calls else ""
+    return f'<progress {value} style="width:100%;accent-color:#f97316"></progress> {said}'
 
 
 def _write(folder, name: str, image, settings: dict) -> str:
