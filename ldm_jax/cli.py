@@ -338,7 +338,8 @@ def named(argv: list[str], words: str) -> list[str]:
 
 def call(name: str, *argv: str):
     """Runs the command ldm_jax.NAME in this process; its exceptions reach the caller."""
-    print("$", shlex.join(["python", "-m", f"ldm_jax.{name}", *argv]), flush=True)
+    said = shlex.join(["python", "-m", f"ldm_jax.{name}", *argv])
+    print("$", remote.told(said), flush=True)
     command = importlib.import_module(f"ldm_jax.{name}")
     values = define(command.FLAGS, argv)
     command.main(values, parse(values, argv))
