@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEBUG = f"--config={ROOT}/configs/debug.py"
 SHORT = ["steps.total=2", "steps.log=1", "steps.eval=2", "steps.checkpoint=1", "eval.records=8"]
 SHORT += ["latents.batches=1", "batch_size=8", "eval.batch_size=8"]
-PIXELS = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "latents.scale=1.0"]
+PIXELS = ["first_stage=identity", "model.mult=(1,)", "model.attention=()"]
 CAPTIONS = ["a red circle", "two squares", "a blue triangle", "nothing at all"]
 
 

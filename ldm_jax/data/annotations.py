@@ -33,6 +33,8 @@ def coco(path: str, captions: str = "", instances: str = "", maps: str = "") -> 
         sizes = {}
         for where, about in _listed(file, given, "images", _IMAGE).items():
             _check_inside(f"{where}.file_name", about["file_name"])
+            if about["id"] in sizes:
+                raise errors.UsageError(f"{where}.id={about['id']} is there twice: mend the file.")
             sizes[about["id"]] = about["file_name"], about["width"], about["height"]
             rows.setdefault(about["file_name"], {"file": about["file_name"]})
         for where, note in _listed(file, given, "annotations", _NOTE).items():

@@ -1,8 +1,8 @@
 """Keys of a config that do nothing with the others chosen.
 
-A rule names a key that decides over others: where its value makes them do nothing, a flag that
-sets one is refused, and of one that a recipe sets a line says so. What is empty, or the key's
-default, is not set: a recipe may hold keys of what its user replaces, and the user set them back.
+A rule names a key that decides over others. Where its value makes them do nothing, a flag that sets
+one is refused, and of one that the recipe sets a line says so, unless it did nothing there either.
+A key at its default is not set: users may set back what a recipe changed.
 """
 
 import fnmatch
