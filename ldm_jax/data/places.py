@@ -98,7 +98,6 @@ class Bucket:
     def __init__(self, url: str, limit: int, deep: bool):
         self.url = url
         self._cache = cache.Cache(download.cache() / "data", limit)
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it says, the errors here say
         remedy = "check the name and this account's rights (gcloud auth application-default login)."
         try:
             found = _storage().find(url, maxdepth=None if deep else 1, detail=True)
@@ -245,4 +244,5 @@ def _storage():
     """This process's connection, which the library keeps."""
     import gcsfs
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it says, the errors here say
     return gcsfs.GCSFileSystem(use_listings_cache=False)
