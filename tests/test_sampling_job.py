@@ -183,7 +183,8 @@ def test_kill_9_and_sigterm_leave_a_job_that_goes_on(run, whole, tmp_path):
 
 
 def read_conditions(classes=5, known=("class",), make=None, **changes):
-    settings = dict(labels="balanced", prompts="", held_out=False, cond="", num=12, seed=3)
+    settings = dict(labels="balanced", prompts="", held_out=False, cond="", hints="")
+    settings |= dict(num=12, seed=3)
     args = types.SimpleNamespace(**settings | changes)
     return conditioning.read(args, classes=classes, known=list(known), make=make)
 
@@ -211,7 +212,7 @@ def test_labels_are_read_and_checked_before_anything_else(tmp_path):
 def test_a_caption_may_be_longer_than_a_path_can_be():
     said = "a red circle " * 3000
     maker = types.SimpleNamespace(of_prompts=lambda captions: {"text_ids": np.zeros((1, 4))})
-    how = dict(classes=0, known=("text_ids",), make=lambda held_out: (maker, None))
+    how = dict(classes=0, known=("text_ids",), make=lambda held_out, fields: (maker, None))
     assert read_conditions(prompts=said, **how).row(0) == {"caption": said.strip()}
 
 

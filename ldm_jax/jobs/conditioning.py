@@ -38,7 +38,9 @@ class Conditioning:
         return row
 
 
-def read(wanted, *, classes: int, known: list[str], make, hint: tuple | None) -> Conditioning:
+def read(
+    wanted, *, classes: int, known: list[str], make, hint: tuple | None = None
+) -> Conditioning:
     """Conditions as a drawing.Drawing asks for them.
 
     Args:
