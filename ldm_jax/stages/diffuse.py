@@ -23,8 +23,7 @@ from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import Process
 from ldm_jax.models.conditioners import Cond
 from ldm_jax.models.denoiser import Denoiser
-from ldm_jax.nn import blocks
-from ldm_jax.stages import api, scaling, thumbnails
+from ldm_jax.stages import api, coarse, scaling, thumbnails
 from ldm_jax.stages.codec import Codec
 from ldm_jax.stages.sampling import Sampling
 
@@ -90,10 +89,9 @@ class Diffuse:
     total: int = 1
 
     def check(self):
-        """Raises UsageError for a weight that lets some timestep go untrained, or has no bound;
-        for thumbnails that have no denoiser."""
-        if self.has_coarse:
-            self._check_coarse()
+        """Raises UsageError for a weight that lets some timestep go untrained, or has no bound."""
+        if coarse.wanted(self):
+            coarse.check(self)
         own = dict(gamma=self.loss.gamma, cap=self.loss.cap)
         tables = {"weight": (self.loss.weight, self.process.weights(self.loss.weight, **own))}
         if self.loss.elbo_weight:
@@ -106,31 +104,12 @@ class Diffuse:
                     f"{self.process.schedule!r} the weight {table[bad[-1]]:g}: take another one."
                 )
 
-    def _check_coarse(self):
-        said = f"terms.coarse={self.loss.terms['coarse']}"
-        factor, size = 2 * self.divisor, self.size
-        if size % factor:
-            raise errors.UsageError(
-                f"{said} halves the latents once more: config.data.size={size} must divide by "
-                f"{factor}; nearest: {max(round(size / factor), 1) * factor}."
-            )
-
-        def condition(key):
-            own, fields = self.initial(key), self.example(1, size, size) | self.tell(1)
-            frozen = {"conditioners": own.get("frozen")}
-            return self.condition(own["params"], fields, jnp.zeros(1, bool), frozen)
-
-        if jax.eval_shape(condition, jax.eval_shape(lambda: jax.random.key(0))).concat is not None:
-            raise errors.UsageError(
-                f"{said}: a condition that is laid beside the latents does not fit thumbnails of "
-                "half their size: set it to 0."
-            )
-
     def stage(self, frozen) -> api.Stage:
         """frozen: see the module."""
+        helpers = (coarse.player(self),) if coarse.wanted(self) else ()
         return api.Stage(
             fields=("image", *self.fields),
-            players=self.players(),
+            players=(*helpers, api.Player("denoiser", self.init, self.denoiser_loss)),
             frozen=frozen,
             evaluate=self.evaluate,
             draw=self.draw,
@@ -138,31 +117,6 @@ class Diffuse:
             watched="error",
             rules=self.denoiser.backbone.rules,
         )
-
-    def players(self) -> tuple[api.Player, ...]:
-        """The denoiser; before it, where a term asks for it, that of thumbnails of half its size.
-
-        This one is the denoiser's network with an output of three channels.
-        """
-        own = api.Player("denoiser", self.init, self.denoiser_loss)
-        if not self.has_coarse:
-            return (own,)
-        network = self.denoiser.backbone.clone(out_channels=thumbnails.CHANNELS)
-        network = self.denoiser.clone(backbone=network)
-        coarse = dataclasses.replace(self, denoiser=network)
-        start = lambda key: coarse.initial(key, coarse.thumbnail_shape)["params"]
-        return api.Player("thumbnail", start, coarse.thumbnail_loss), own
-
-    @property
-    def has_coarse(self) -> bool:
-        """Whether a denoiser of thumbnails is trained beside it."""
-        return bool(self.loss) and "coarse" in thumbnails.named(self.loss.terms)
-
-    @property
-    def thumbnail_shape(self) -> tuple[int, int, int]:
-        """Of what that one denoises."""
-        height, width, _ = self.latent_shape(self.size, self.size)
-        return height // 2, width // 2, thumbnails.CHANNELS
 
     def initial(self, key, shape=()) -> dict:
         """The denoiser's first variables; see Denoiser.initial. shape: of what it denoises."""
@@ -242,19 +196,8 @@ class Diffuse:
             sigma=self.process.sigma(t),
             left=1 - step / self.total,
         )
-        return loss + jnp.mean(more), (
-            {"error": jnp.mean(error), "latent_std": jnp.std(z)} | terms,
-            shared,
-        )
-
-    def thumbnail_loss(self, params, frozen, batch, key, step, shared):
-        """The error of the denoiser of thumbnails, of what the denoiser sees in this step."""
-        z, t, eps, *given = self.draw_training(frozen, batch, key)
-        small = lambda x: blocks.downsample_average(thumbnails.small(frozen, x))
-        own, x_t = {"denoiser": params["thumbnail"]}, small(self.process.corrupt(z, t, eps))
-        pred = self.predict_trained(own, x_t, t, *given, frozen)
-        error = thumbnails.mean_square(pred - small(self.process.target(z, eps, t)))
-        return jnp.mean(error), ({"thumbnail_error": jnp.mean(error)}, {"coarse": pred})
+        metrics = {"error": jnp.mean(error), "latent_std": jnp.std(z)} | terms
+        return loss + jnp.mean(more), (metrics, shared)
 
     def draw_training(self, frozen, batch, key):
         """(z, t, eps, fields, drop, key of dropout) of a batch: what a step trains at."""

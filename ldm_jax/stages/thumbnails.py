@@ -10,7 +10,7 @@ A term of `config.loss.terms` is a function (error) -> [b]: of prediction minus 
 
     pred    the prediction, [b, h, w, c]
     small   A: [b, h, w, c] -> [b, h, w, 3], of variance 1 for latents
-    coarse  what the thumbnails' own denoiser predicts of them, [b, h/2, w/2, 3]
+    coarse  what a denoiser of thumbnails predicts of them (coarse.py), [b, h/2, w/2, 3]
     sigma   [b], the noise in x_t
     left    the share of the training that is still to come, 1 to 0
 

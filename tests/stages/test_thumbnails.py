@@ -54,7 +54,7 @@ def loss_of(own, terms, t, step=0, rows=64):
     stage = dataclasses.replace(stage, process=process)
     batch = {"image": S * jax.random.normal(jax.random.key(3), (rows, 4, 4, 3))}
     shared = {}
-    for player in stage.players():
+    for player in stage.stage({}).players:
         both = {"denoiser": own, "thumbnail": multiplier(best())}
         loss, (metrics, shared) = player.loss(both, GIVEN, batch, jax.random.key(0), step, shared)
     return loss, metrics
@@ -102,5 +102,5 @@ def test_terms_that_cannot_be_had_are_refused():
     coarse = dataclasses.replace(model(), loss=Loss("l2", "uniform", 0.0, terms={"coarse": 1.0}))
     with pytest.raises(errors.UsageError, match=r"terms.coarse=1.0 is not of this config.distil"):
         dataclasses.replace(student(), student=coarse).check()
-    with pytest.raises(errors.UsageError, match=r"size=5 must divide by 2; nearest: 4"):
+    with pytest.raises(errors.UsageError, match=r"config.data.size=5 must divide by 2; nearest: 4"):
         dataclasses.replace(coarse, size=5).check()
