@@ -6,8 +6,9 @@
 
 A row is one program for one target. `traced` is the program as it was written, before a compiler
 sees it, on one device: its numbers depend on no machine. The other targets are topologies of `plan`
-that the program is compiled for; one of a TPU, such as v5e:2x2, needs libtpu. `recipe` is a config with the keys that are set on top of it;
-second stages train on cached latents. Numbers compare only under the versions in `compiler`.
+that the program is compiled for; one of a TPU, such as v5e:2x2, needs libtpu. `recipe` is a config
+with the keys that are set on top of it; second stages train on cached latents. Numbers compare only
+under the versions in `compiler`.
 
   flops        of products and convolutions: of the whole program when traced, else of a device
   bytes        that operations read and write; when traced, as if nothing was fused
