@@ -55,6 +55,7 @@ TRACED = (
     "quickstart:first_stage",
     "quickstart:ldm first_stage=configs/quickstart.py:first_stage",
     *("kl_f4", "vq_f4", "ldm_lsun_churches", "ldm_celebahq", "ldm_imagenet_f4"),
+    *("dit:xl2 first_stage=configs/sd_v1_vae.py", "sd_v1"),
 )
 PIXELS = "debug:ldm first_stage=identity model.mult=(1,) model.attention=()"
 # {(target, recipe): flags of plan}

@@ -197,7 +197,7 @@ def traffic(program: dict[str, list[Instruction]]) -> list[Traffic]:
     """
     times, found, lines = runs(program), [], itertools.chain.from_iterable(program.values())
     parts = {called(line) for line in lines if line.opcode not in FLOW}
-    for name in program.keys() - parts:
+    for name in [name for name in program if name not in parts]:
         shapes = {line.name: line.shapes for line in program[name]}
         for line in program[name]:
             if line.opcode not in (*FREE, *FLOW) and not line.opcode.endswith("-done"):
@@ -208,6 +208,12 @@ def traffic(program: dict[str, list[Instruction]]) -> list[Traffic]:
 
 def _touched(line, shapes, program) -> int:
     """Bytes that one run of an instruction reads and writes. shapes: of the operands, by name."""
+    wholes = {i: _far(shapes.get(operand, ())) for i, operand in enumerate(line.operands)}
+    if line.opcode.endswith("-start"):  # it returns its operands beside what it makes
+        operands = [shape for operand in line.operands for shape in shapes.get(operand, ())]
+        moved = line.nbytes - sum(shape.nbytes for shape in operands)
+        read = sum(min(whole, moved) for whole in wholes.values())
+        return read + max(0, _far(line.shapes) - _far(operands))
     inner = program.get(called(line), ()) if line.opcode == "fusion" else ()
     if inner:
         number = lambda parameter: int(parameter.text.partition(")")[0])
@@ -226,7 +232,7 @@ def _touched(line, shapes, program) -> int:
             if user.opcode == "bitcast":
                 sizes.append(read(user.name, whole))
             elif user.opcode in CUTS and user.operands[0] == name:
-                sizes.append(_far(user.shapes))
+                sizes.append(user.nbytes)
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
                 sizes.append(0)  # it is filled in place
             else:
@@ -234,14 +240,13 @@ def _touched(line, shapes, program) -> int:
         return min(whole, sum(sizes))
 
     def written(one):
-        if one.opcode == "tuple" or one.opcode == "bitcast":
+        if one.opcode in ("tuple", "bitcast"):
             return sum(written(made[o]) if o in made else 0 for o in one.operands)
         if one.opcode == "dynamic-update-slice":
             update = made.get(one.operands[1])
             return _far(update.shapes if update else shapes.get(one.operands[1], ()))
         return _far(one.shapes)
 
-    wholes = {i: _far(shapes.get(operand, ())) for i, operand in enumerate(line.operands)}
     size = sum(read(given[i], whole) for i, whole in wholes.items() if i in given)
     return size + min(_far(line.shapes), written(inner[-1]))
 

@@ -164,12 +164,12 @@ class GroupNorm(nn.Module):
 
         # First the moments of each channel, then of each group: so the image is never reshaped, and
         # an element costs one multiplication and one addition. Each channel is measured from its
-        # first pixel, as E[x^2] - E[x]^2 would lose its digits where a mean is large. That is cut
-        # out before the conversion: a TPU would else write all of x in float32 to cut from it.
+        # first pixel, as E[x^2] - E[x]^2 would lose its digits where a mean is large.
+        x = x.astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
         size = channels // groups
-        first = jax.lax.stop_gradient(x[:, *(slice(1) for _ in space)]).astype(jnp.float32)
-        x, first = x.astype(jnp.float32) - first, jnp.squeeze(first, space)
+        first = jax.lax.stop_gradient(x[:, *(slice(1) for _ in space)])
+        x, first = x - first, jnp.squeeze(first, space)
         of_group = lambda a: einops.repeat(
             einops.reduce(a, "b (g c) -> b g", "mean", g=groups), "b g -> b (g c)", c=size
         )

@@ -151,6 +151,22 @@ ENTRY %main (x: f32[64,8], row: f32[1,8], i: s32[]) -> f32[64,8] {
 """
 
 
+FETCHED = """HloModule m, is_scheduled=true
+
+ENTRY %main (x: f32[64,8]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %begun = (f32[64,8]{1,0:S(1)}, f32[64,8]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %near = f32[64,8]{1,0:S(1)} copy-done(%begun)
+  ROOT %out = f32[64,8]{1,0} copy(%near)
+}
+"""
+
+
+def test_what_is_fetched_to_the_chip_is_read_once():
+    reads, writes = hlo.traffic(hlo.parse(FETCHED))
+    assert reads.nbytes == 64 * 8 * 4 and writes.nbytes == 64 * 8 * 4
+
+
 def test_what_is_filled_in_place_or_lies_on_the_chip_costs_no_traffic():
     [found] = hlo.traffic(hlo.parse(FILLED))
     assert found.nbytes == 8 * 4 + 4  # the row that is written, the index that is read
