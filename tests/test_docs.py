@@ -94,12 +94,13 @@ def test_the_tutorial_followed_to_the_letter(tmp_path):
         Image.fromarray(picture).save(file)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     train = "--config.steps.total=2 --config.steps.eval=2 --config.batch_size=4"
+    drawn = "--config.sample.steps=2"
     short = f"""
         python() {{
             case "$*" in
                 *WEIGHTS*) return ;;
                 *train*:first_stage\\ *) set -- "$@" {train} --config.optim.autoencoder.warmup=1 ;;
-                *train*:ldm\\ *) set -- "$@" {train} --config.optim.denoiser.warmup=1 ;;
+                *train*:ldm\\ *) set -- "$@" {train} {drawn} --config.optim.denoiser.warmup=1 ;;
                 *ldm_jax.sample*) set -- "$@" --num=4 --batch_size=4 --steps=2 ;;
             esac
             {sys.executable} "$@"
