@@ -86,7 +86,7 @@ def test_every_command_of_a_page_is_taken_as_it_stands(page, folder, monkeypatch
 
 @pytest.mark.slow
 def test_the_tutorial_followed_to_the_letter(tmp_path):
-    """Its bash with a few steps of small batches; without a file of weights, and without the Hub."""
+    """Its bash with a few steps of small batches, without a file of weights and the Hub."""
     pictures = np.random.default_rng(0).integers(0, 256, (24, 70, 80, 3)).astype(np.uint8)
     for i, picture in enumerate(pictures):
         file = tmp_path / "PHOTOS" / ("daisy", "rose")[i % 2] / f"{i}.jpg"
