@@ -48,7 +48,8 @@ def build(paths, gradio):
                     legend = gr.HTML()
                 with gr.Accordion("Begin from a picture", open=False) as beginning:
                     said = "What you paint over is drawn anew; without that, all is varied"
-                    brush = gr.Brush(default_size="auto")  # by the size of the picture
+                    # In pixels of the picture, which is not known yet: as if it had the run's size.
+                    brush = gr.Brush(default_size=max(2, min(first.size) // 8))
                     picture = gr.ImageEditor(
                         label=said, type="numpy", brush=brush, elem_id="picture"
                     )
