@@ -249,6 +249,8 @@ IS_TEXT = (".json", ".jsonl", ".csv", ".txt", ".yaml", ".py", "")
 def of(path: pathlib.Path) -> dict:
     """{name: (damage, whether no command may bear it)} of a file."""
     found = {name: (make, True) for name, make in (PLACES | CONTENTS).items()}
+    if path.suffix == ".txt":  # half of a list is one, too
+        found["half"] = CONTENTS["half"], False
     found |= {name: (make, False) for name, make in (SUBTLE | OF.get(path.suffix, {})).items()}
     if path.suffix in IS_TEXT:
         found |= {name: (make, False) for name, make in TEXT.items()}
