@@ -56,6 +56,7 @@ TRACED = (
     "quickstart:ldm first_stage=configs/quickstart.py:first_stage",
     *("kl_f4", "vq_f4", "ldm_lsun_churches", "ldm_celebahq", "ldm_imagenet_f4"),
     *("dit:xl2 first_stage=configs/sd_v1_vae.py", "sd_v1"),
+    "ldm_text2img_1b45",
 )
 PIXELS = "debug:ldm first_stage=identity model.mult=(1,) model.attention=()"
 # {(target, recipe): flags of plan}
