@@ -59,7 +59,7 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
         ([*FIRST, "--parts=trian"], "did you mean 'train'"),
         ([*FIRST, "--against=rust"], "use diffusers"),
         (["--compare=one.json"], "wants two files"),
-        (["--compare=one.json,two.json"], "no file of bench"),
+        (["--compare=one.json,two.json"], "one.json cannot be read"),
         ([*FIRST, "--batch_size=3"], "must divide by 8"),
         ([*FIRST, "--config.model.norm_kernel=pallas"], "norm_kernel=pallas with 8 devices"),
         (

@@ -152,7 +152,7 @@ def test_what_is_evaluated_is_decoded_by_it(runs, refused):
     assert f"evaluate --run={tiny} measures that decoder" in evaluate_run("first")
     assert "does nothing without figures of images" in evaluate_run("ldm")
     argv = [f"--samples={runs}", f"--decoder={tiny}"]
-    assert "samples are decoded already" in refused(call(evaluate, *argv))
+    assert "--decoder does nothing with --samples" in refused(call(evaluate, *argv))
 
 
 @pytest.mark.parametrize(

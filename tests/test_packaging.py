@@ -18,7 +18,6 @@ OURS = {"ldm_jax", "launch", "configs"}
 # Needed though nothing here imports it, because:
 INDIRECT = {
     "flatbuffers": "jax.export serialises programs with it",
-    "gcsfs": "etils opens gs:// with it",
 }
 
 

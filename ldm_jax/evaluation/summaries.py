@@ -103,11 +103,6 @@ def of_run(wanted: Evaluation, other: dict | None = None) -> dict:
 def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
     """What can be measured of a set of samples; other: as of `of_run`."""
     seconds = watch.stopwatch()
-    if wanted.decoder:
-        raise errors.UsageError(
-            f"--decoder={wanted.decoder} is for --run=RUN: samples are decoded already (sample "
-            "--decoder)."
-        )
     if wanted.ema:
         raise errors.UsageError(
             f"--ema={','.join(f'{length:g}' for length in wanted.ema)} is for --run=RUN: samples "
