@@ -180,7 +180,9 @@ def work(out, worker=(0, 1), layout=None, dies_at=None) -> bool:
         remote.settle()
 
 
-@pytest.mark.parametrize("layout", [None, encoding.Shards({"of": "numbers"})])
+@pytest.mark.parametrize(
+    "layout", [None, pytest.param(encoding.Shards({"of": "numbers"}), marks=pytest.mark.slow)]
+)
 def test_workers_of_a_bucket_merge_what_one_of_a_disk_makes(server, bad_line, tmp_path, layout):
     """One dies, and damage at rest is found by the worker whose shard it is."""
     assert work(tmp_path, layout=layout)

@@ -180,10 +180,10 @@ def test_it_computes_what_diffusers_computes_and_goes_back(tmp_path, refused, ca
     out = np.asarray(run.denoise(fields["x"], t, cond))
     print(f"largest difference {np.abs(out - golden['out']['1.0']).max():.1e}")
     np.testing.assert_allclose(out, golden["out"][str(SCALES[0])], atol=1e-5)
-    whole = run.model.condition(
+    whole = jax.jit(run.model.condition)(
         run._params, cond | {"conditioning_scale": np.full(2, SCALES[1])}, np.zeros(2, bool)
     )
-    less = run.model.predict(run._params, fields["x"], t, whole)
+    less = jax.jit(run.model.predict)(run._params, fields["x"], t, whole)
     np.testing.assert_allclose(less, golden["out"][str(SCALES[1])], atol=1e-5)
 
     convert_ok("export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'back'}")

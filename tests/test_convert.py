@@ -291,6 +291,7 @@ def test_an_exported_first_stage_comes_back_the_same(golden, tmp_path):
     assert {k: written[k] for k in same} == {k: given[k] for k in same}
 
 
+@pytest.mark.slow
 def test_a_converted_run_may_move(golden, tmp_path):
     import ldm_jax
 

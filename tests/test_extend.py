@@ -70,6 +70,7 @@ def test_an_objective_and_a_backbone_of_ones_own_are_trained_and_drawn(recipe, t
     assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all()
 
 
+@pytest.mark.slow
 def test_a_loss_term_an_optimizer_and_an_average_of_ones_own_train(recipe, tmp_path):
     run = tmp_path / "run"
     argv = [f"--config={recipe('first_stage')}", f"--workdir={run}", *SHORT]

@@ -53,6 +53,7 @@ def test_any_length_lies_between_and_beyond_those_that_were_kept(run):
     assert 0 < distance(short) < distance(middle) < distance(long)
 
 
+@pytest.mark.slow
 def test_a_job_of_samples_has_one_length(run, tmp_path, refused, capfd):
     argv = [f"--run={run}", f"--out={tmp_path / 'out'}", *DRAWN]
     assert call(sample, *argv, "--ema=0.07") == 0

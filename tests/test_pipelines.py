@@ -87,11 +87,12 @@ def draw(run, **settings):
             *("first_stage", {"text_ids": TEXT}, {}, "StableDiffusionPipeline"),
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "vq",
             {"class": dict(name="class", num_classes=5, width=64, place="vector")},
             UNCONDITIONAL | {"process.prediction": "eps"},
             None,
+            marks=pytest.mark.slow,
         ),
     ],
 )

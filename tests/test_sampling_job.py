@@ -275,6 +275,7 @@ np.save({str(tmp_path / "images.npy")!r}, images)
     assert np.abs(images.astype(int) - pixels(whole)[8:16]).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_weaker_run_guides_and_only_one_of_the_same_shapes(run, whole, tmp_path, capfd):
     flags = [f"--run={run}", "--batch_size=8", *FLAGS, "--guidance=2", "--labels=3"]
     assert call(sample, *flags, f"--weaker={run}", f"--out={tmp_path / 'self'}") == 0

@@ -174,7 +174,7 @@ def test_each_conditioner_gets_its_own_null():
         config.conditioners.map = dict(name="rescaler", stages=0, classes=17, channels=0)
     model = kinds.of(config).model(config)
     fields, _ = conditions_of.make(config, source).of_source(source, 2)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     condition = jax.jit(model.condition)
     whole = condition(params, fields, jnp.zeros(2, bool))
     null = condition(params, fields, jnp.ones(2, bool))

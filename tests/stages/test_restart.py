@@ -1,5 +1,7 @@
 """Entries of a codebook that die are put to use again, and only these."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -12,6 +14,7 @@ KEY = jax.random.key(0)
 ENTRIES, PATIENCE = 64, 3
 
 
+@functools.cache
 def trained(restart, steps):
     """State after so many steps, of a codebook most of whose entries lie far from all latents."""
     config = config_lib.load("configs/debug.py:vq")
