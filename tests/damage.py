@@ -251,6 +251,8 @@ def of(path: pathlib.Path) -> dict:
     found = {name: (make, True) for name, make in (PLACES | CONTENTS).items()}
     if path.suffix == ".txt":  # half of a list is one, too
         found["half"] = CONTENTS["half"], False
+    if path.suffix == ".tar":  # zeros after its end are padding
+        found["enormous"] = CONTENTS["enormous"], False
     found |= {name: (make, False) for name, make in (SUBTLE | OF.get(path.suffix, {})).items()}
     if path.suffix in IS_TEXT:
         found |= {name: (make, False) for name, make in TEXT.items()}
