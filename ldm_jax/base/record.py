@@ -106,9 +106,8 @@ class Record:
     def latents(self) -> dict:
         """{"scale"[, "shift"], ..., "origin": digests and where from}; {} without one."""
         found = self._read("latents.json")
-        for key in ("scale", "shift"):
-            if key in found:
-                values.check(f"{self.shown}/latents.json: {key}", found[key], _NUMBERS)
+        for key in {"scale", *found} & {"scale", "shift"} if found else ():
+            values.check(f"{self.shown}/latents.json: {key}", found.get(key), _NUMBERS)
         return found
 
     @property

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ldm_jax.base import errors, hub
+from ldm_jax.base import disk, errors, hub
 from ldm_jax.data import conditions, images
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -106,9 +106,9 @@ def read_vocabulary(path: str, source=None) -> dict[str, int]:
     file = hub.folder(path, "vocab.txt")
     file = file / "vocab.txt" if file.is_dir() else file
     try:
-        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise wrong(f"={path} cannot be read ({e})") from e
+        lines = disk.read_text(file).rstrip("\n").split("\n")
+    except errors.UsageError as e:
+        raise wrong(f": {str(e).rstrip('.')}") from e
     vocab = {token.rstrip("\r"): i for i, token in enumerate(lines)}
     if missing := [token for token in SPECIAL if token not in vocab]:
         raise wrong(f"={path} is no WordPiece vocabulary: it lacks {missing[0]}")

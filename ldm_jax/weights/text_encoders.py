@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import safetensors.numpy
 
-from ldm_jax.base import errors, hub
+from ldm_jax.base import disk, errors, hub
 from ldm_jax.models.clip import ClipText
 from ldm_jax.weights import folders
 from ldm_jax.weights.clip import FILES, weights_file
@@ -134,7 +134,7 @@ def _vocabulary(tokenizer) -> tuple[dict, list[str]]:
     """{token: id} and the merges, of the two files or of the one that later versions write."""
     words, merges = (tokenizer / name for name in VOCABULARY)
     if words.is_file():
-        lines = merges.read_text(encoding="utf-8").splitlines()
+        lines = disk.read_text(merges).splitlines()
         return folders.read_json(words), [x for x in lines if x and x[:8] != "#version"]
     model = folders.read_json(tokenizer / "tokenizer.json")["model"]
     merges = [x if isinstance(x, str) else " ".join(x) for x in model["merges"]]

@@ -98,3 +98,9 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(errors.UsageError, match="is not a run"):
         _ = Record(tmp_path).config
+
+
+def test_what_latents_json_lacks_is_said(tmp_path):
+    (tmp_path / "latents.json").write_text('{"mean": [0.0]}')
+    with pytest.raises(errors.UsageError, match=r"latents.json: scale"):
+        _ = Record(tmp_path).latents
