@@ -3,6 +3,7 @@
 Flags in the user's own XLA_FLAGS are kept. docs/performance.md lists what was tried and left out.
 """
 
+import inspect
 import logging
 import os
 import pathlib
@@ -60,6 +61,7 @@ def quiet_libraries():
     if _in_one_line not in logging.getLogger("absl").filters:
         logging.getLogger("absl").addFilter(_in_one_line)
     threading.excepthook, sys.excepthook = _end_of_thread, _uncaught
+    sys.unraisablehook = _unraisable
 
 
 def _in_one_line(record) -> bool:
@@ -80,6 +82,13 @@ def _uncaught(kind, error, traceback):
     """As Python's own hook; without what tensorstore prints after each write that failed."""
     if not (kind is RuntimeError and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, traceback)
+
+
+def _unraisable(found):
+    """As Python's own hook; without the coroutines of a library's read that failed."""
+    loop_has_ended = str(found.exc_value) == "Event loop is closed"
+    if not (loop_has_ended or inspect.iscoroutine(found.object)):
+        sys.__unraisablehook__(found)
 
 
 def cache_compilations(directory):
