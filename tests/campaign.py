@@ -362,8 +362,6 @@ def file_cases(rng, world):
                 kinds = damage.of(file)
                 for kind, (_, hard) in kinds.items():
                     must = hard and not name.startswith("?")
-                    if kind in ("enormous", "endless") and call in COPIES:
-                        continue  # a copy of it would never end
                     where = str(file.relative_to(world))
                     yield dict(call=call, file=where, damage=kind, must=must, more=[])
 
@@ -492,14 +490,16 @@ def attempt(case, world, scratch, workers) -> dict:
     call, out = case["call"], pathlib.Path(tempfile.mkdtemp(dir=scratch))
     kept = None
     try:
-        if case.get("damage"):
-            file = world / case["file"]
-            kept = scratch / "kept"
-            shutil.copy2(file, kept)
-            damage.of(file)[case["damage"]][0](file, rng)
         if copy := COPIES.get(call):
             shutil.copytree(world / copy, out / copy, symlinks=True)
             (out / "images" / "metadata.jsonl").unlink(missing_ok=True) if copy == "images" else 0
+        if case.get("damage"):
+            copied = copy and case["file"].startswith(f"{copy}/")
+            file = (out if copied else world) / case["file"]
+            if not copied:
+                kept = scratch / "kept"
+                shutil.copy2(file, kept)
+            damage.of(file)[case["damage"]][0](file, rng)
         before = contents(out)
         said = scratch / "stderr"
         words = shlex.split(fill(SOUND[call], world, out))

@@ -7,13 +7,12 @@ import shutil
 import sys
 import tempfile
 
+import compiling
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Compiling without LLVM's optimisations takes little more than half the time.
-FAST_COMPILE = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {FAST_COMPILE}"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {compiling.FAST}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is what these tests wait for: what one of them compiled, the others and their
 # subprocesses load. A fresh folder each session, so that no test rests on yesterday's programs.

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import blocks
+import compiling
 import numpy as np
 import pytest
-from conftest import FAST_COMPILE
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -107,7 +107,7 @@ def test_the_tutorial_followed_to_the_letter(tmp_path):
         }}
     """
     text = [b.text for b in blocks.blocks(ROOT / "docs" / "tutorial.md") if b.language == "bash"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILE}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": compiling.FAST}
     done = subprocess.run(
         ["bash", "-ec", "\n".join([short, *text])],
         cwd=tmp_path,

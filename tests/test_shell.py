@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import sys
 
+import compiling
 import pytest
-from conftest import FAST_COMPILE
 from test_layers import COMMANDS, files
 
 from ldm_jax import cli
@@ -107,7 +107,7 @@ def test_the_examples_work_as_they_stand(tmp_path):
         short = ["steps.total=4", "steps.eval=4", f"optim.{player}.warmup=1"]
         short = [f"--config.{key}" for key in short * (argv[0] == "train")]
         line = [sys.executable, "-m", "ldm_jax", *argv, *short]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILE}
+        env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": compiling.FAST}
         out = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert out.returncode == 0, (argv, out.stderr[-2000:])
 
