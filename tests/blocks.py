@@ -82,7 +82,10 @@ def lay_out(folder: pathlib.Path):
         (folder / "configs" / file.name).symlink_to(file)
     (folder / "configs" / "NAME.py").symlink_to(ROOT / "configs" / "photos.py")
     for run, recipe in RUNS.items():
-        _write_run(folder / run, record_lib.load(recipe))
+        config = record_lib.load(recipe)
+        if config.get("first_stage") == "":  # a second stage that was trained has one
+            config.first_stage = "identity"
+        _write_run(folder / run, config)
 
 
 def _write_run(run: pathlib.Path, config):

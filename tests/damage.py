@@ -91,7 +91,7 @@ SUBTLE = {  # that a reader may bear
 TEXT = {
     "bom": _bytes(lambda content, rng: b"\xef\xbb\xbf" + content),
     "crlf": _bytes(lambda content, rng: content.replace(b"\n", b"\r\n")),
-    "utf16": _bytes(lambda content, rng: content.decode().encode("utf-16")),
+    "utf16": _bytes(lambda content, rng: content.decode(errors="replace").encode("utf-16")),
     "no utf-8": _inserted(b"\xff\xfe"),
     "nul": _inserted(b"\0"),
     "a long line": _inserted(b"x" * 300_000),

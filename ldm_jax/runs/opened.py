@@ -138,8 +138,7 @@ class SecondStage:
     def denoise(self, z_t, t, cond: dict | None = None, guidance: float | None = None):
         """The raw network output at integer timesteps t [n]; z_t: [n, h/f, w/f, c].
 
-        cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None is the null,
-          which has no control.
+        cond: the conditioners' fields, or ready `tokens`, `vector`, `concat`; None is the null one.
         guidance: what a denoiser that is told its guidance is told, by default the run's own.
         """
         z_t, how = jnp.asarray(z_t, jnp.float32), self.model.sampling
