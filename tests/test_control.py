@@ -155,6 +155,7 @@ def test_what_cannot_be_is_one_line(pixel_run, control_run, tmp_path, refused, c
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_it_computes_what_diffusers_computes_and_goes_back(tmp_path, refused, capfd):
     golden, fields = json.loads(FILE.read_text()), given()
     beneath = tiny_run(tmp_path / "first", "first_stage")

@@ -94,6 +94,7 @@ def official_yaml(first_stage, net):
     return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
 
 
+@pytest.mark.slow
 def test_samples_and_measures_of_a_converted_ldm(ldm, tmp_path):
     argv = [f"--run={ldm}", f"--out={tmp_path}", "--num=8", "--batch_size=8", "--steps=1"]
     assert call(sample, *argv, "--labels=1,3", "--format=npz") == 0

@@ -163,6 +163,7 @@ def test_a_codebook_cannot_take_a_scale_of_every_channel_to_diffusers(tmp_path, 
     assert "VQModel has one scale for all channels" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_class_tokens_lie_beside_the_pipeline_as_the_official_table(tmp_path):
     beneath = tiny_run(tmp_path / "first", "first_stage")
     kwargs = {"class": dict(name="class", num_classes=5, width=8)}
