@@ -40,8 +40,10 @@ def can_resume(workdir):
 
     A converted run has no optimizer's state to resume with; the lines of another may be damaged.
     """
-    for name in ("metrics.jsonl", "timing.jsonl", "goodput.jsonl"):
-        disk.read_jsonl(workdir / name)
+    disk.read_jsonl(workdir / "goodput.jsonl")
+    for file in (workdir / "metrics.jsonl", workdir / "timing.jsonl"):
+        for line in disk.read_jsonl(file):
+            values.check(f"{file}: step", line.get("step"), values.Number(0, whole=True))
     try:
         trained = checkpoint.saved(workdir).get("opt")
     except errors.UsageError:
