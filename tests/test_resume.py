@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,14 @@ def test_another_config_in_the_same_workdir_is_refused_with_the_difference(uncut
     assert "batch_size: 8 -> 16" in err and "model.width: 8 -> 16" in err
     assert "--allow_config_change=batch_size,model.width" in err
     assert (uncut / "config.json").read_bytes() == before
+
+
+def test_checkpoints_whose_config_was_lost_are_not_trained_on(uncut, tmp_path, capfd):
+    lost = shutil.copytree(uncut, tmp_path / "lost")
+    (lost / "config.json").unlink()
+    assert cli.run(train.__doc__, train.FLAGS, train.main, arguments(lost)) == cli.EXIT_USAGE
+    assert "holds checkpoints and no config.json" in capfd.readouterr().err
+    assert not (lost / "config.json").exists()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@
 Runs of earlier versions are read through `upgrade`.
 """
 
+import os
 import pathlib
 
 from ml_collections import config_dict
@@ -41,7 +42,8 @@ class Record:
         return home / "compilation_cache"
 
     def exists(self) -> bool:
-        return (self.path / CONFIG).is_file()
+        """Whether something is there under its name; what it is, reading it says."""
+        return os.path.lexists(self.path / CONFIG)
 
     @property
     def config(self) -> config_dict.ConfigDict:

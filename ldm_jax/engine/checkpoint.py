@@ -43,7 +43,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             multiprocessing_options=meetings,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._manager = _manager(self.directory, self._options)
         self._problem = ""  # why the newest save failed
         self.damaged = []  # steps that `restore` found to be so
 
@@ -125,7 +125,7 @@ class Checkpoints:
     def _reopen(self):
         """Looks at the directory anew."""
         self._manager.close()
-        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+        self._manager = _manager(self.directory, self._options)
 
     def check(self) -> str:
         """Why the newest save failed, if that is known by now; "" otherwise."""
@@ -149,7 +149,7 @@ class Checkpoints:
             # Orbax counts the failed step as saved until it looks at the directory anew.
             with contextlib.suppress(Exception):
                 self._manager.close()
-            self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+            self._manager = _manager(self.directory, self._options)
         return self._problem
 
     def _make_room(self, problem):
@@ -266,7 +266,7 @@ def reading(run, folder: str = FOLDER, alike: bool = False):
 
     # Read only: tidying up would delete what a trainer is writing at this moment.
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(directory, options=options) as manager:
+    with _manager(directory, options) as manager:
         yield part
 
 
@@ -279,6 +279,14 @@ def finished(run, folder: str = FOLDER) -> list[int]:
     """The finished steps of a run, in ascending order."""
     directory = place(run, folder)
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+
+
+def _manager(directory: epath.Path, options) -> ocp.CheckpointManager:
+    """orbax's, which at once reads a file of each step: a pipe or a device is a UsageError."""
+    for path in pathlib.Path(directory).glob("*/_CHECKPOINT_METADATA"):
+        with disk.reading(path):
+            disk.check_regular(path, disk.MOST)
+    return ocp.CheckpointManager(directory, options=options)
 
 
 def _steps(run):

@@ -79,7 +79,12 @@ def claim(record, config, source, allow=()):
         if not record.is_of(config):  # a run may roll back before its first checkpoint
             record.forget("rollbacks.jsonl", "tracker.json")
         describe(record, config, source)
-    elif record.exists():
+    elif not record.exists():
+        raise errors.UsageError(
+            f"{record.shown} holds checkpoints and no config.json, so that nobody knows what they "
+            "are of: restore it, or take another --workdir."
+        )
+    else:
         theirs, ours = kinds.of(record.config), kinds.of(config)
         if theirs is not ours:
             raise errors.UsageError(

@@ -5,7 +5,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ldm_jax.base import errors, hub, tensorfile
 from ldm_jax.models.clip import ClipText
@@ -85,9 +84,6 @@ def _as_hugging_face(state: dict) -> dict:
     for key, value in state.items():
         for pattern, name in _OPENAI:
             key = re.sub(pattern, name, key)
-        if match := re.fullmatch(r"(.*self_attn\.)in_proj_(weight|bias)", key):
-            parts = zip("qkv", np.split(np.asarray(value), 3))
-            renamed |= {f"{match[1]}{n}_proj.{match[2]}": part for n, part in parts}
-        else:
-            renamed[key] = value
-    return renamed
+        renamed[key] = value
+    fused = r"(.*self_attn\.)in_proj_(weight|bias)"
+    return rules.apart(renamed, fused, "{m[1]}{name}_proj.{m[2]}")

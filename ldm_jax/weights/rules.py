@@ -48,6 +48,21 @@ def under(prefix: str, state: dict) -> dict:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
+def apart(state: dict, pattern: str, names: str) -> dict:
+    """Queries, keys and values, one array under a key of this pattern, each under a key of its own.
+
+    names: format of that key, of the match `m` and of `name`, which is q, k or v.
+    """
+    found = {}
+    for key, value in state.items():
+        if match := re.fullmatch(pattern, key):
+            parts = zip("qkv", np.split(np.asarray(value), 3))
+            found |= {names.format(m=match, name=name): part for name, part in parts}
+        else:
+            found[key] = value
+    return found
+
+
 def within(places, layers):
     """The rules of layers that stand at many places, each place a (key, path) to put in front."""
     return [

@@ -33,7 +33,7 @@ def read_dinov2(path) -> dict:
 
 def dinov2(state: dict) -> dict:
     """A state dict of that layout -> params."""
-    state = _apart(state)
+    state = rules.apart(state, r"(.*attn\.)qkv\.(weight|bias)", "{m[1]}{name}.{m[2]}")
     depth = _depth(state, r"blocks\.(\d+)\.")
     layers = [(f"blocks.{i}.", f"block_{i}/") for i in range(depth)]
     flat = lambda array: array.reshape(-1, array.shape[-1])
@@ -84,18 +84,6 @@ def both_sides(state: dict) -> dict:
         "text": clip.from_state(rules.under("text_model.", state), text_depth),
         "text_out": np.asarray(state["text_projection.weight"], np.float32).T,
     }
-
-
-def _apart(state: dict) -> dict:
-    """Queries, keys and values each under a key of its own."""
-    found = {}
-    for key, value in state.items():
-        if match := re.fullmatch(r"(.*attn\.)qkv\.(weight|bias)", key):
-            parts = zip("qkv", np.split(np.asarray(value), 3))
-            found |= {f"{match[1]}{name}.{match[2]}": part for name, part in parts}
-        else:
-            found[key] = value
-    return found
 
 
 def _depth(state, pattern: str) -> int:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -216,3 +217,13 @@ def test_a_save_that_fails_in_the_background_is_noticed(directory, mesh, monkeyp
     assert "ALARM" in caplog.text
     assert (directory / "1").exists(), "room is made only on a full disk"
     checkpoints.close()
+
+
+def test_a_pipe_among_its_files_is_not_waited_for(tmp_path):
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    os.mkfifo(tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA")
+    said = dict(match="_CHECKPOINT_METADATA.*is no regular file")
+    with pytest.raises(errors.UsageError, **said):
+        checkpoint.Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(errors.UsageError, **said), checkpoint.reading(tmp_path):
+        pass
