@@ -150,9 +150,10 @@ class Events:
         artist, update = self.artists[path], self.gr.update
         own, visible = artist.sampling, lambda what: what in artist.tells
         from_one = any(map(visible, asking.PICTURED))
+        first_class = next(iter(artist.classes), None)  # of none at all, guided pictures are odd
         return (
             update(visible=visible("caption")),
-            update(choices=artist.classes, value=None, visible=visible("class")),
+            update(choices=artist.classes, value=first_class, visible=visible("class")),
             update(visible=visible("boxes")),
             update(choices=artist.box_classes),
             update(visible=visible("map")),
