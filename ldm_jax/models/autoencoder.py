@@ -1,6 +1,7 @@
 """The first stage: an autoencoder with a bottleneck, KL or VQ (Rombach et al. 2022, app. G).
 
-Level 0 is the image's resolution; level l works at a factor 2**l below it, on both sides.
+Level 0 works on patches of the image, which are single pixels in published models; level l works at
+a factor 2**l below it, on both sides.
 """
 
 import functools
@@ -13,7 +14,7 @@ from flax import linen as nn
 from ldm_jax.base import registry
 from ldm_jax.base.values import Factor, Fraction, Natural, Positive, Positives
 from ldm_jax.models.bottleneck import BOTTLENECKS
-from ldm_jax.models.shortcut import SHORTCUTS, patches
+from ldm_jax.models.shortcut import SHORTCUTS, images, patches
 from ldm_jax.nn import attention, blocks
 
 AUTOENCODERS = registry.Registry("autoencoder")
@@ -25,6 +26,7 @@ class _Levels(nn.Module):
 
     width: Positive = 128
     mult: Positives = (1, 2, 4)
+    patch: Positive = 1
     blocks: Positive = 2
     attention: tuple[Factor, ...] = ()
     mid_attention: bool = True  # between the two middle blocks of each half
@@ -37,13 +39,21 @@ class _Levels(nn.Module):
     remat_saves: Literal["", "products"] = ""
     dtype: Any = jnp.float32
 
+    @nn.nowrap
+    def factor(self, level):
+        """What level `level` works at, downsampled from the image."""
+        return self.patch * 2**level
+
 
 @AUTOENCODERS.register("autoencoder")
 class Autoencoder(_Levels):
-    """Images [b, h, w, 3] in [-1, 1] to latents [b, h/f, w/f, c] and back; f = 2**(len(mult) - 1).
+    """Images [b, h, w, 3] in [-1, 1] to latents [b, h/f, w/f, c] and back.
 
-    width, mult: level l has width * mult[l] channels. blocks: residual blocks per level, one more
-    in the decoder. attention: downsampling factors at which attention follows each block;
+    f = patch * 2**(len(mult) - 1).
+
+    width, mult: level l has width * mult[l] channels. patch: pixels of a side that a position of
+    level 0 stands for, which makes that level patch**2 times cheaper than one of single pixels.
+    blocks: residual blocks per level, one more in the decoder. attention: downsampling factors at which attention follows each block;
     mid_attention: the one between the two middle blocks of each half; attention_kind: "softmax" or
     "linear". z_channels: channels that encoder and decoder see; latent_channels: those of the
     latent itself (the official `embed_dim`), between two 1x1 maps. posterior_logvar: the log
@@ -65,14 +75,14 @@ class Autoencoder(_Levels):
 
     @property
     def f(self):
-        return 2 ** (len(self.mult) - 1)
+        return self.factor(len(self.mult) - 1)
 
     def setup(self):
         self.between = BOTTLENECKS.get(self.bottleneck)
         shared = blocks.same_fields(self, _Levels)
         moments = 1 if self.between.fixed else self.between.moments
         self.encoder = Encoder(**shared, out_channels=moments * self.z_channels)
-        self.decoder = Decoder(**shared, out_channels=self.image_channels)
+        self.decoder = Decoder(**shared, out_channels=self.image_channels * self.patch**2)
         # These two maps compute in float32 whatever `dtype` is, and whatever a device makes of
         # float32 by default: they cost little, and the latents between them are what is stored.
         exact = dict(dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST)
@@ -95,7 +105,7 @@ class Autoencoder(_Levels):
             raise ValueError(
                 f"Image size {h}x{w} does not divide by the downsampling factor {self.f}."
             )
-        moments = self.to_latent(self.encoder(x, train).astype(jnp.float32))
+        moments = self.to_latent(self.encoder(patches(x, self.patch), train).astype(jnp.float32))
         if self.between.fixed:
             logvar = jnp.full_like(moments, self.posterior_logvar)
             moments = jnp.concatenate([moments, logvar], axis=-1)
@@ -108,12 +118,10 @@ class Autoencoder(_Levels):
         """[b, h/f, w/f, c] -> [b, h, w, 3]. quantise: first, where the bottleneck does."""
         z = z.astype(jnp.float32)
         z = self.between.quantise(self.own, z) if quantise else z
-        if not self.shortcut:
-            x = self.decoder(self.from_latent(z), train).astype(jnp.float32)
-        else:
-            path = self.beside.decode(z)
-            shown = path if self.beside.shown else None
-            x = path + self.decoder(self.from_latent(z), train, shown).astype(jnp.float32)
+        path = self.beside.decode(z) if self.shortcut else None
+        shown = path if self.shortcut and self.beside.shown else None
+        x = self.decoder(self.from_latent(z), train, shown).astype(jnp.float32)
+        x = images(x, self.patch) if path is None else path + images(x, self.patch)
         return jnp.tanh(x) if self.tanh_out else x
 
     def __call__(self, x, train=False):
@@ -150,7 +158,7 @@ class _Half(_Levels):
 
 
 class Encoder(_Half):
-    """[b, h, w, 3] -> [b, h/f, w/f, out_channels]."""
+    """Patches [b, h, w, c] -> [b, h/f, w/f, out_channels], f here without the patch."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -159,7 +167,7 @@ class Encoder(_Half):
         for level, mult in enumerate(self.mult):
             for i in range(self.blocks):
                 x = block(width=self.width * mult, name=f"down_{level}_block_{i}")(x, None, train)
-                if 2**level in self.attention:
+                if self.factor(level) in self.attention:
                     x = attend(name=f"down_{level}_attn_{i}")(x)
             if level < len(self.mult) - 1:
                 down = functools.partial(blocks.Downsample, self.resample_conv, blocks.ASYMMETRIC)
@@ -168,9 +176,9 @@ class Encoder(_Half):
 
 
 class Decoder(_Half):
-    """[b, h/f, w/f, c] -> [b, h, w, out_channels].
+    """The way back, to patches [b, h, w, out_channels].
 
-    path: an image [b, h, w, out_channels] that every level sees, as patches of its pixels.
+    path: an image that every level sees, as patches of its pixels.
     """
 
     @nn.compact
@@ -180,11 +188,11 @@ class Decoder(_Half):
         x = self.middle(x, train)
         for level, mult in reversed(list(enumerate(self.mult))):
             if path is not None:
-                seen = patches(path, 2**level)
+                seen = patches(path, self.factor(level))
                 x = x + blocks.dense(x.shape[-1], f"up_{level}_path", dtype=self.dtype)(seen)
             for i in range(self.blocks + 1):
                 x = block(width=self.width * mult, name=f"up_{level}_block_{i}")(x, None, train)
-                if 2**level in self.attention:
+                if self.factor(level) in self.attention:
                     x = attend(name=f"up_{level}_attn_{i}")(x)
             if level:
                 up = functools.partial(blocks.Upsample, self.resample_conv, self.dtype)

@@ -57,11 +57,13 @@ def test_centres_are_never_worse_than_the_mean():
     assert error(many.reconstruct(x), x) < 0.5 * error(one.reconstruct(x), x)
 
 
-@pytest.mark.parametrize("path", ["linear", "levels"])
+@pytest.mark.parametrize(
+    "path, size", [("linear", {}), ("levels", {}), ("levels", dict(patch=2, mult=(1, 2)))]
+)
 @pytest.mark.parametrize("bottleneck", ["kl", "vq", "none"])
-def test_it_starts_where_components_end(bottleneck, path):
+def test_it_starts_where_components_end(bottleneck, path, size):
     x = smooth()
-    model = Autoencoder(**SMALL, bottleneck=bottleneck, shortcut=path)
+    model = Autoencoder(**(SMALL | size), bottleneck=bottleneck, shortcut=path)
     params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     measured, _ = start.arrays(x, model, seed=0)
     begun = shortcut.started(params, measured)
