@@ -10,7 +10,7 @@ several step counts, and their evaluation. Cells differ in f, in the seed, or in
 their configs, and share first stages and caches. Each part is made by one of the other commands.
 Finished parts are not made again, so the same command resumes an interrupted sweep.
 --config.key=value changes the sweep's config (docs/ablation.md). The workdir holds first_stages/,
-latents/, cells/ and the report: index.html, results.csv, summary.json.
+latents/, cells/ and the report: index.html, results.csv, cells.json, summary.json.
 """
 
 import os

@@ -11,7 +11,9 @@ from ldm_jax.sweeps import variants as variants_lib
 
 
 def write(workdir, cells: list[dict], axes: dict) -> dict:
-    """Writes index.html and results.csv; returns the summary.
+    """Writes index.html, results.csv and cells.json, which has all that these are made of.
+
+    Returns the summary.
 
     cells: their summaries, in the order of the sweep. axes: {axis: labels}, the baseline first.
     """
@@ -22,6 +24,7 @@ def write(workdir, cells: list[dict], axes: dict) -> dict:
     ranks, variants = conclusion.predictors(cells, key), variants_lib.of(cells, key)
     law = law_lib.summary(cells, key)
     disk.write_text(workdir / "results.csv", results.table(cells))
+    disk.write_json(workdir / "cells.json", {"axes": axes, "cells": results.portable(cells)})
     disk.write_text(workdir / "index.html", page(cells, axes, found, said, ranks, law))
     return {
         "measure": key,
@@ -177,8 +180,9 @@ def _costs(cells) -> str:
 
 
 def _samples(cell) -> str:
-    file = pathlib.Path(remote.local(results.final(cell)["samples_png"], whole=False))
-    remote.fetch(file.parent, file.name)
-    if not file.is_file():
-        return f"<p>{html.escape(cell['cell'])}: its samples are no longer there.</p>"
-    return markup.image(file.read_bytes(), cell["cell"])
+    if path := results.final(cell).get("samples_png"):
+        file = pathlib.Path(remote.local(path, whole=False))
+        remote.fetch(file.parent, file.name)
+        if file.is_file():
+            return markup.image(file.read_bytes(), cell["cell"])
+    return f"<p>{html.escape(cell['cell'])}: its samples are no longer there.</p>"

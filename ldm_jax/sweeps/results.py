@@ -53,6 +53,12 @@ def flops(cell: dict, step: int) -> float:
     return cell["flops_per_step"] * step
 
 
+def portable(cells) -> list[dict]:
+    """The same without the paths of pictures, which mean nothing elsewhere."""
+    without = lambda row: {key: row[key] for key in row if key != "samples_png"}
+    return [cell | {"rows": [without(row) for row in cell["rows"]]} for cell in cells]
+
+
 def table(cells) -> str:
     """All rows of all cells as CSV."""
     labels = dict.fromkeys(axis for cell in cells for axis in cell["labels"])

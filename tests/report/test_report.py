@@ -117,3 +117,7 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     assert len(rows) == 9 and rows[3]["cell"] == "f4_kl_c4_s0" and rows[3]["flops"] == "500.0"
     assert rows[3]["class_accuracy"] == "0.4" and rows[0]["first_stage_psnr_db"] == ""
     assert summary["measure"] == "class_accuracy" and summary["values"]["f4_kl_c4_s0"] == 0.8
+    kept = json.loads((tmp_path / "cells.json").read_text())
+    assert str(tmp_path) not in str(kept)
+    again = page.write(tmp_path / "again", kept["cells"], kept["axes"])
+    assert again == json.loads(json.dumps(summary))
