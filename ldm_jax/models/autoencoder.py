@@ -55,11 +55,12 @@ class Autoencoder(_Levels):
     level 0 stands for, which makes that level patch**2 times cheaper than one of single pixels.
     blocks: residual blocks per level, one more in the decoder. attention: downsampling factors at
     which attention follows each block; mid_attention: the one between the two middle blocks of each
-    half; attention_kind: "softmax" or "linear". z_channels: channels that encoder and decoder see; latent_channels: those of the
-    latent itself (the official `embed_dim`), between two 1x1 maps. posterior_logvar: the log
-    variance that a "kl" bottleneck starts from, and that "noise" keeps. groups: of the group norms;
-    norm_kernel: "xla", or "pallas" for those with SiLU behind them. shortcut: a path beside the
-    stack (models/shortcut.py), whose latents are added to the stack's, and its images too; "" none.
+    half; attention_kind: "softmax" or "linear". z_channels: channels that encoder and decoder see;
+    latent_channels: those of the latent itself (the official `embed_dim`), between two 1x1 maps.
+    posterior_logvar: the log variance that a "kl" bottleneck starts from, and that "noise" keeps.
+    groups: of the group norms; norm_kernel: "xla", or "pallas" for those with SiLU behind them.
+    shortcut: a path beside the stack (models/shortcut.py), whose latents are added to the stack's,
+    and its images too; "" none.
 
     The kernel of the decoder's last convolution is params["decoder"]["conv_out"]["kernel"].
     """
