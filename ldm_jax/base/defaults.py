@@ -308,6 +308,7 @@ class Adapt(Group):
     rank: Positive = 8  # lora: of the update of each kernel
     alpha: Amount = 0.0  # lora: the update counts alpha / rank times; 0: once
     targets: tuple[str, ...] = ("attn",)  # lora: regexes, found in the paths of kernels it adapts
+    keep: str = ""  # lora: the part of config.data.mix that stays as the base draws it; "": none
 
 
 class SecondStage(Common):
