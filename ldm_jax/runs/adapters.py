@@ -86,7 +86,8 @@ def keeping(config, model):
     if not (keep := config.adapt.name and config.adapt.keep):
         return model
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    return kept.Kept(**fields, part=sorted(config.data.mix).index(keep))
+    own = dict(part=sorted(config.data.mix).index(keep), weight=config.adapt.keep_weight)
+    return kept.Kept(**fields, **own)
 
 
 def stage(config, whole):

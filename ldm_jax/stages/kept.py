@@ -21,10 +21,12 @@ FIELD = "part"  # of a batch: int32 [b], the part of a mix that a row is from
 class Kept(Diffuse):
     """A second stage whose rows of one part of a mix, and null rows, learn what its base predicts.
 
-    part: its number. frozen[adapt.BASE]: the base's parameters. Evaluation is a second stage's.
+    part: its number. weight: how many times such a row counts. frozen[adapt.BASE]: the base's
+      parameters. Evaluation is a second stage's.
     """
 
     part: int = 0
+    weight: float = 1.0
 
     def stage(self, frozen):
         stage = super().stage(frozen)
@@ -34,9 +36,16 @@ class Kept(Diffuse):
         pred, target = super().predicted(params, z, t, eps, fields, drop, dropout_key, frozen)
         x_t, base = self.process.corrupt(z, t, eps), {"denoiser": frozen[adapt.BASE]}
         theirs = self.predict_trained(base, x_t, t, fields, drop, frozen=frozen)
-        kept = (fields[FIELD] == self.part) | drop.reshape(len(z), -1).all(-1)
-        return pred, jnp.where(kept[:, None, None, None], jax.lax.stop_gradient(theirs), target)
+        kept = self._kept(fields, drop)[:, None, None, None]
+        return pred, jnp.where(kept, jax.lax.stop_gradient(theirs), target)
+
+    def counted(self, fields, drop):
+        return jnp.where(self._kept(fields, drop), self.weight, 1.0)
 
     def error_at(self, params, z, t, eps, fields, drop, dropout_key=None, frozen=None):
         pred, target = super().predicted(params, z, t, eps, fields, drop, dropout_key, frozen)
         return self._error(pred - target)
+
+    def _kept(self, fields, drop):
+        """[b] bool. drop: [b, conditioners], or [b] without any."""
+        return (fields[FIELD] == self.part) | drop.reshape(len(drop), -1).all(-1)
