@@ -55,5 +55,7 @@ def _keep(config, pictures, drawn=""):
     new = dict(source="folder", path=pictures)
     parts = {name: dict(part, weight=1.0) for name, part in (("new", new), ("old", old))}
     config.data.source, config.data.mix = "mix", ConfigDict(parts)
-    config.adapt.keep = "old"
+    config.adapt.update(keep="old", targets=(".",))
     config.batch_size *= 2
+    config.steps.update(total=600, eval=600, checkpoint=300)
+    config.optim.denoiser.update(lr=3e-3, schedule="cosine")

@@ -43,7 +43,7 @@ class Lora:
     alpha: float = 0.0
     targets: tuple[str, ...] = ("attn",)
     keep: str = ""
-    keep_weight: float = 4.0
+    keep_weight: float = 3.0
 
     adds: ClassVar[tuple] = ()  # names of conditioners that it may have beside its base's
 
