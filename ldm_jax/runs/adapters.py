@@ -191,9 +191,9 @@ def export(record, config, folder, ema=True) -> str:
 def _check_keep(config, keep):
     parts = sorted(config.data.mix) if config.data.source == "mix" else []
     if keep not in parts:
-        has = f"has the parts {', '.join(parts)}" if parts else f"is {config.data.source!r}"
+        has = f"mix has {', '.join(parts)}" if parts else f"source is {config.data.source!r}"
         raise errors.UsageError(
-            f"config.adapt.keep={keep} is no part of a mix: config.data.source {has}; start from "
+            f"config.adapt.keep={keep} is no part of a mix: config.data.{has}; start from "
             "configs/lora.py:RUN,PICTURES, or keep nothing (--config.adapt.keep=)."
         )
     if config.distil.method:
