@@ -15,7 +15,7 @@ from configs import lora
 
 
 def get_config(arg=None):
-    """arg: the converted run."""
+    """arg: the converted run, and pictures as configs/lora.py takes them."""
     config = lora.get_config(arg)
     with config.unlocked():
         config.adapt.update(rank=16, targets=(r"unet/.*_attn/(q|k|v|out)/",))

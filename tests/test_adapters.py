@@ -11,7 +11,7 @@ from calling import call
 
 import ldm_jax
 from ldm_jax import convert, sample, train
-from ldm_jax.base import disk
+from ldm_jax.base import disk, errors
 from ldm_jax.base import record as record_lib
 from ldm_jax.runs import conversion, kinds, opened
 from ldm_jax.runs import frozen as frozen_lib
@@ -105,6 +105,7 @@ def test_an_adapter_of_other_weights_is_refused(pixel_run, two, tmp_path, refuse
         (["init_from=BASE"], "holds no adapter"),
         (["adapt.base=ADAPTER"], "convert merge"),
         (["model.width=32"], "has config.model.width=16, and this config 32"),
+        (["adapt.keep=old"], "keep=old is no part of a mix: config.data.source is 'scenes'"),
         (["adapt.name=loha"], "Unknown adapter 'loha'"),
     ],
 )
@@ -113,6 +114,16 @@ def test_what_cannot_be_is_one_line(pixel_run, two, tmp_path, refused, capfd, fl
     capfd.readouterr()
     assert line in refused(adapt(pixel_run, tmp_path / "run", *flags))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_recipe_mixes_what_is_learnt_with_what_is_kept(pixel_run):
+    recipe = lambda arg: record_lib.load(f"{ROOT}/configs/lora.py:{arg}", {}).data.mix
+    own, drawn = recipe(f"{pixel_run},new"), recipe(f"{pixel_run},new,drawn")
+    assert own.new.path == drawn.new.path == "new" and drawn.old.path == "drawn"
+    assert own.old.source == record_lib.read(pixel_run).data.source
+    for arg in ("", ",new", f"{pixel_run},", f"{pixel_run},new,drawn,more"):
+        with pytest.raises(errors.UsageError, match="RUN,PICTURES"):
+            recipe(arg)
 
 
 @pytest.mark.slow

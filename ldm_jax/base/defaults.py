@@ -309,6 +309,8 @@ class Adapt(Group):
     rank: Positive = 8  # lora: of the update of each kernel
     alpha: Amount = 0.0  # lora: the update counts alpha / rank times; 0: once
     targets: tuple[str, ...] = ("attn",)  # lora: regexes, found in the paths of kernels it adapts
+    keep: str = ""  # lora: the part of config.data.mix that stays as the base draws it; "": none
+    keep_weight: Above0 = 3.0  # lora: how many times a row counts that is kept so
 
 
 class SecondStage(Common):

@@ -19,6 +19,7 @@ ADDED = {
         | dict(intervals=50, first=8, huber=1e-3)
     ),
     "distil": dict(adapt=dict(name="", base="", rank=8, alpha=0.0, targets=["attn"])),
+    "adapt.name": dict(keep="", keep_weight=3.0),
     "distil.huber": dict(calls=[1, 2, 4], critic_steps=5, critic_first=100),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary="")
     | dict(caption_field="", image_field="", mix={}, bucket_cache=32.0),

@@ -25,7 +25,8 @@ class Mix(sources.Source):
     """The parts one after the other, repeated as far as their weights ask.
 
     Classes, also of boxes, are those of all parts by their names. Where a part has no class, no
-    record has: none of its pictures could be drawn from a class.
+    record has: none of its pictures could be drawn from a class. `part` is the number of a record's
+    part, in the order of their names.
 
     Args:
       parts: {name: (Source, weight)}.
@@ -69,7 +70,7 @@ class Mix(sources.Source):
     def __getitem__(self, i):
         part, own = self._place(i)
         source = self._sources[part]
-        record = dict(source[own])
+        record = source[own] | {"part": np.int32(part)}
         if not self.classes:
             record.pop("class", None)
         for key, kind in (("class", "classes"), ("box_class", "box_classes")):

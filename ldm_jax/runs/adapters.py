@@ -4,6 +4,7 @@
 digest is recorded when the adapter's run begins.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,7 @@ from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
 from ldm_jax.runs import codecs, kinds
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import adapt
+from ldm_jax.stages import adapt, kept
 from ldm_jax.weights import control, lora
 
 PLAYER = "denoiser"
@@ -74,8 +75,19 @@ def check(config, model):
             f"config.init_from={start} holds no adapter: an adapter starts from all weights by "
             "config.adapt.base."
         )
+    if keep := config.adapt.keep:
+        _check_keep(config, keep)
     with errors.of("config.adapt"):
         adapter.check(_shapes(model), _shapes(kinds.of(base).model(base, model.codec)))
+
+
+def keeping(config, model):
+    """`model`, a Diffuse, as it learns: with config.adapt.keep some rows stay as the base's."""
+    if not (keep := config.adapt.name and config.adapt.keep):
+        return model
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    own = dict(part=sorted(config.data.mix).index(keep), weight=config.adapt.keep_weight)
+    return kept.Kept(**fields, **own)
 
 
 def stage(config, whole):
@@ -174,6 +186,21 @@ def export(record, config, folder, ema=True) -> str:
             "whole weights of it (convert merge)."
         )
     return EXPORTS[config.adapt.name](record, config, folder, own[PLAYER])
+
+
+def _check_keep(config, keep):
+    parts = sorted(config.data.mix) if config.data.source == "mix" else []
+    if keep not in parts:
+        has = f"mix has {', '.join(parts)}" if parts else f"source is {config.data.source!r}"
+        raise errors.UsageError(
+            f"config.adapt.keep={keep} is no part of a mix: config.data.{has}; start from "
+            "configs/lora.py:RUN,PICTURES, or keep nothing (--config.adapt.keep=)."
+        )
+    if config.distil.method:
+        raise errors.UsageError(
+            f"config.adapt.keep={keep} does nothing with config.distil.method="
+            f"{config.distil.method}, which learns from its teacher alone: leave it empty."
+        )
 
 
 def _export_lora(record, config, folder, own):

@@ -24,8 +24,13 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> ConfigDict:
 
 def open_source(data: ConfigDict) -> sources.Source:
     """The data source that `config.data` names; it takes the keys that are its arguments."""
+    return sources.open_source(data.source, **arguments(data))
+
+
+def arguments(data: ConfigDict) -> dict:
+    """The keys of `config.data` that its source takes."""
     wanted = inspect.signature(sources.SOURCES.get(data.source)).parameters
-    return sources.open_source(data.source, **{k: v for k, v in data.items() if k in wanted})
+    return {k: v for k, v in data.items() if k in wanted}
 
 
 def resolve(config: ConfigDict, source) -> ConfigDict:

@@ -60,6 +60,7 @@ RULES = [
     Rule("loss.learn_logvar", bool, ("loss.logvar_features",)),
     Rule("distil.method", bool, ("distil.*",)),
     Rule("adapt.name", bool, ("adapt.*",)),
+    Rule("adapt.keep", bool, ("adapt.keep_weight",)),
     Rule("latents.scale", lambda scale: not scale, ("latents.batches", "latents.per_channel")),
     Rule("latents.mean", lambda mean: not mean, ("latents.batches", "latents.per_channel")),
     Rule("model.remat", bool, ("model.remat_saves",)),

@@ -17,7 +17,7 @@ from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.runs import adapters, codecs, conditions, data, keys, kinds, opened, teachers
 from ldm_jax.runs import frozen as frozen_lib
-from ldm_jax.stages import adapt, diffuse, distil, scaling, thumbnails
+from ldm_jax.stages import adapt, diffuse, distil, kept, scaling, thumbnails
 from ldm_jax.stages.sampling import Sampling
 from ldm_jax.weights import readers
 
@@ -119,8 +119,8 @@ class DiffuseKind(kinds.Kind):
 
     def stage(self, config, frozen, codec=None):
         model = self.model(config, codec)
-        whole = teachers.distilled(config, model) if config.distil.method else model
-        return adapters.stage(config, whole.stage(frozen))
+        distilled = config.distil.method and teachers.distilled(config, model)
+        return adapters.stage(config, (distilled or adapters.keeping(config, model)).stage(frozen))
 
     def frozen(self, config, codec=None) -> tuple[frozen_lib.Frozen, ...]:
         """The first stage beneath it, conditioners' weights from elsewhere, the weights that it
@@ -249,6 +249,8 @@ class DiffuseKind(kinds.Kind):
     def batch(self, config, cached=False, codec=None):
         model, b, size = self.model(config, codec), config.batch_size, config.data.size
         image, fields = jax.ShapeDtypeStruct((b, size, size, 3), jnp.float32), self.fields(model, b)
+        if config.adapt.keep:
+            fields[kept.FIELD] = jax.ShapeDtypeStruct((b,), jnp.int32)
         if not cached:
             return {"image": image} | fields
         params = self.frozen_shapes(config, codec)["first_stage"]

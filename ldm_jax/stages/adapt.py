@@ -35,11 +35,15 @@ class Lora:
 
     rank: of every update. alpha: 0 is the rank, a factor of 1. targets: regexes, each found in the
       path of some kernel ("unet/down_0_attn_0/block_0/self_attn/q/kernel").
+    keep: the part of a mix that stays as the base draws it, see stages/kept.py; "" keeps none.
+    keep_weight: how many times a row counts that is kept so.
     """
 
     rank: int = 8
     alpha: float = 0.0
     targets: tuple[str, ...] = ("attn",)
+    keep: str = ""
+    keep_weight: float = 3.0
 
     adds: ClassVar[tuple] = ()  # names of conditioners that it may have beside its base's
 

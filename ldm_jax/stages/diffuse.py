@@ -186,7 +186,7 @@ class Diffuse:
         """The weighted error of the prediction at one random timestep a row."""
         z, t, eps, *given = self.draw_training(frozen, batch, key)
         pred, target = self.predicted(params, z, t, eps, *given, frozen)
-        loss, error = self.weighed(params, pred - target, t)
+        loss, error = self.weighed(params, pred - target, t, self.counted(*given[:2]))
         more, terms = thumbnails.total(
             self.loss.terms,
             pred - target,
@@ -219,7 +219,11 @@ class Diffuse:
         pred, target = self.predicted(params, z, t, eps, fields, drop, dropout_key, frozen)
         return self.weighed(params, pred - target, t)
 
-    def weighed(self, params, difference, t):
+    def counted(self, fields, drop):
+        """How many times each row counts in training, [b]; None: once."""
+        return None
+
+    def weighed(self, params, difference, t, counted=None):
         """As `loss_at`, of the difference of prediction and target, [b, h, w, c]."""
         error, weight = self._error(difference), functools.partial(self.process.weight, t)
         logvar = self.logvar_at(params, t)
@@ -227,7 +231,7 @@ class Diffuse:
         loss = main * error / jnp.exp(logvar) + logvar
         if self.loss.elbo_weight:
             loss += self.loss.elbo_weight * weight("vlb") * error
-        return jnp.mean(loss), error
+        return jnp.mean(loss if counted is None else counted * loss), error
 
     def logvar_at(self, params, t):
         """The log variance of the error at timesteps t, [b]."""

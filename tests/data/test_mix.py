@@ -61,6 +61,7 @@ def test_classes_are_of_all_parts_by_name():
     for i in range(len(source)):
         record = source[i]
         part, number = record["caption"].split()
+        assert "abc"[record["part"]] == part
         expected = own[part][int(number) % len(own[part])]
         assert source.classes[record["class"]] == expected
         assert [source.box_classes[k] for k in record["box_class"]] == [expected] * 2

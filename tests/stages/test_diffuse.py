@@ -13,7 +13,7 @@ from ldm_jax.base.errors import UsageError
 from ldm_jax.diffusion.process import make_process
 from ldm_jax.models import conditioners
 from ldm_jax.runs import kinds
-from ldm_jax.stages import diffuse
+from ldm_jax.stages import diffuse, kept
 from ldm_jax.stages.codec import Codec
 
 DEBUG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "debug.py"
@@ -65,6 +65,26 @@ def test_with_full_condition_dropout_the_class_does_not_matter(params, images):
 def test_without_condition_dropout_it_does(params, images, loss_without_dropout):
     a, b = losses(loss_without_dropout, params, images)
     assert a != b
+
+
+def test_what_is_kept_and_the_null_pull_nothing_until_the_weights_move(params, images):
+    plain, base = make(cond_dropout=0.0), {"base": params["denoiser"]}
+    own = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    stage = kept.Kept(**own, part=1, weight=4.0)
+    batch = {"image": images, "class": IDS}
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, part):
+        return stage.denoiser_loss(params, FROZEN | base, batch | {"part": part}, KEY, 0, {})[0]
+
+    def pull(*part):
+        gradients = jax.tree.leaves(gradient(params, jnp.array(part)))
+        return max(float(jnp.abs(x).max()) for x in gradients)
+
+    assert pull(1, 1, 1, 1) < 1e-4 * pull(1, 1, 1, 0)
+    null = jnp.array([[True], [False], [False]])
+    np.testing.assert_array_equal(stage.counted({"part": jnp.array([0, 0, 1])}, null), [4, 1, 4])
 
 
 def test_the_loss_is_the_error_of_the_target(stage, params, images, loss_without_dropout):
