@@ -11,7 +11,7 @@ from calling import call
 
 import ldm_jax
 from ldm_jax import convert, sample, train
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, raster
 from ldm_jax.base import record as record_lib
 from ldm_jax.runs import conversion, kinds, opened
 from ldm_jax.runs import frozen as frozen_lib
@@ -127,17 +127,28 @@ def test_the_recipe_mixes_what_is_learnt_with_what_is_kept(pixel_run):
 
 
 @pytest.mark.slow
-def test_it_trains_from_what_its_base_draws_and_resumes_to_the_byte(pixel_run, tmp_path):
+@pytest.mark.parametrize("kept", [False, True])
+def test_it_trains_from_what_its_base_draws_and_resumes_to_the_byte(pixel_run, tmp_path, kept):
     still, whole, cut = (tmp_path / name for name in ("still", "whole", "cut"))
-    assert adapt(pixel_run, still, "optim.denoiser.lr=0.0") == 0
+    base = f"{pixel_run},{pictures(tmp_path / 'new')}" if kept else pixel_run
+    assert adapt(base, still, "optim.denoiser.lr=0.0") == 0
     np.testing.assert_array_equal(output(still), output(pixel_run))
-    assert adapt(pixel_run, whole) == 0
+    assert adapt(base, whole) == 0
     assert np.abs(output(whole) - output(pixel_run)).max() > 1e-6
     latents = [json.loads((run / "latents.json").read_text()) for run in (whole, pixel_run)]
     assert latents[0]["scale"] == latents[1]["scale"] and latents[0]["origin"]["base_step"] == 2
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "6")
-    assert adapt(pixel_run, cut) == 0
+    assert adapt(base, cut) == 0
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert ldm_jax.load(cut).digest == ldm_jax.load(whole).digest
     assert disk.read_jsonl(whole / "metrics.jsonl")[-1]["val/error"] > 0
+
+
+def pictures(folder):
+    """A folder of 24 pictures of two of the base's classes."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        image = rng.integers(0, 256, (16, 16, 3), np.uint8)
+        raster.write_png(folder / ("red circle", "blue square")[i % 2] / f"{i}.png", image)
+    return folder
