@@ -66,6 +66,11 @@ def second_stage(torch, config, parts) -> dict[str, Pair]:
         t_theirs = torch.tensor(t, image=False)
         theirs = torch.inferred(lambda: predicts(both.z_theirs, t_theirs))
         pairs["denoise"] = _pair(torch, ours, _theirs(net, theirs))
+    if "sample" in parts:
+        pairs["sample"] = _drawing(torch, config, both, scheduler, first)
+    if first:
+        pairs |= first_stage(torch, first, set(parts) - {"train"})
+    if "train" in parts:  # at last: it changes the weights of theirs
 
         def our_loss(params, z, t, cond, eps):
             return jnp.mean((model.predict(params, z, t, cond) - eps) ** 2)
@@ -76,10 +81,6 @@ def second_stage(torch, config, parts) -> dict[str, Pair]:
             return torch.torch.mean((pred.float() - target) ** 2)
 
         pairs["train"] = _steps(torch, our_loss, (params, both.z, t, cond, eps), net, their_loss)
-    if "sample" in parts:
-        pairs["sample"] = _drawing(torch, config, both, scheduler, first)
-    if first:
-        pairs |= first_stage(torch, first, set(parts) - {"train"})
     return pairs
 
 
