@@ -53,7 +53,7 @@ def second_stage(torch, config, parts) -> dict[str, Pair]:
     """
     config = _by_ddim(config)
     kind, first = kinds.of(config), _first_stage_of(config)
-    model, b, side = kind.model(config), config.batch_size, config.data.size
+    model, b = kind.model(config), config.batch_size
     params = _random(jax.eval_shape(model.init, jax.random.key(0)))
     net, scheduler = _denoiser(torch, config, model, params)
     pairs, both = {}, _Given(torch, config, model, params, net)

@@ -1,7 +1,8 @@
 """What others take to read the same images: torch's DataLoader, and webdataset in one.
 
 Both decode with Pillow, crop and resize as our own reader does, and collate float batches
-[b, 3, h, w]. They read in this process, where the CPU time of an image can be measured.
+[b, 3, h, w]. They read in this process, where the CPU time of an image can be measured, with one
+thread of torch's, as a DataLoader's workers have.
 torch and webdataset are optional dependencies, which only this module needs.
 """
 
@@ -39,7 +40,7 @@ def measure(config, seconds: float) -> dict:
         except ImportError as e:
             found[reader] = {"left_out": f"pip install {e.name}"}
             continue
-        ours = next(i for i in range(len(source)) if source.name(i).partition(".")[0].endswith(name))
+        ours = next(i for i in range(len(source)) if _stem(source.name(i)) == name)
         pixels, _ = pipeline.load(source, chain, ours, (0, 0))
         difference = np.max(np.abs(np.moveaxis(first.numpy(), 0, -1) - pixels["image"]))
         spent = _clock(loader, seconds) / config.batch_size
@@ -56,10 +57,12 @@ def torch_loader(tars, config):
 
     class Images(torch.utils.data.Dataset):
         def __init__(self):
-            members = ((tar, one) for tar in tars for one in tarfile.open(tar))
-            kept = [(tar, one) for tar, one in members if images.is_image_name(one.name)]
-            self.places = [(tar, one.offset_data, one.size) for tar, one in kept]
-            self.names = [one.name for _, one in kept]
+            self.places, self.names = [], []
+            for tar in tars:
+                with tarfile.open(tar) as members:
+                    kept = [one for one in members if images.is_image_name(one.name)]
+                self.places += [(tar, one.offset_data, one.size) for one in kept]
+                self.names += [one.name for one in kept]
 
         def __len__(self):
             return len(self.places)
@@ -72,7 +75,7 @@ def torch_loader(tars, config):
 
     data = Images()
     how = dict(batch_size=config.batch_size, shuffle=True, drop_last=True)
-    return torch.utils.data.DataLoader(data, **how), pathlib.Path(data.names[0]).stem, data[0]
+    return torch.utils.data.DataLoader(data, **how), _stem(data.names[0]), data[0]
 
 
 def webdataset_loader(tars, config):
@@ -89,10 +92,15 @@ def webdataset_loader(tars, config):
     loader = torch.utils.data.DataLoader(
         read(make().shuffle(SHUFFLED)), batch_size=config.batch_size, drop_last=True
     )
-    return loader, sample["__key__"].rpartition("/")[2], first
+    return loader, _stem(sample["__key__"]), first
 
 
 READERS = {"torch": torch_loader, "webdataset": webdataset_loader}
+
+
+def _stem(name: str) -> str:
+    """The name of a file up to its first dot, as webdataset tells images apart."""
+    return pathlib.PurePosixPath(name).name.partition(".")[0]
 
 
 def _tensor(image, data):
@@ -111,6 +119,10 @@ def _tensor(image, data):
 
 def _clock(loader, seconds: float) -> float:
     """CPU seconds of a batch, over passes through the data."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     if next(batches, None) is None:
         raise errors.UsageError("--against reads whole batches: the data has too few images.")
@@ -118,4 +130,5 @@ def _clock(loader, seconds: float) -> float:
     while count < 2 or time.perf_counter() - begin < seconds:
         next(batches)
         count += 1
+    torch.set_num_threads(threads)
     return (time.process_time() - work) / count

@@ -116,7 +116,10 @@ class ToFloat:
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in [-1, 1]; black is -1 exactly."""
-    return pixels.astype(np.float32) / np.float32(127.5) - 1
+    values = pixels.astype(np.float32)
+    values /= np.float32(127.5)
+    values -= 1
+    return values
 
 
 def _crop_boxes(record, corner, whole, side) -> dict:

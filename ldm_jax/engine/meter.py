@@ -11,7 +11,6 @@ import numpy as np
 from ldm_jax.base import disk, errors
 from ldm_jax.engine import rollback
 
-
 STARVED = 0.2  # share of a stretch of training above which its wait for data is worth a line,
 LEAST_WAIT = 5.0  # and the seconds
 
