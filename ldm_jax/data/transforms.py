@@ -116,10 +116,7 @@ class ToFloat:
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in [-1, 1]; black is -1 exactly."""
-    values = pixels.astype(np.float32)
-    values /= np.float32(127.5)
-    values -= 1
-    return values
+    return pixels.astype(np.float32) / np.float32(127.5) - 1
 
 
 def _crop_boxes(record, corner, whole, side) -> dict:
