@@ -8,7 +8,8 @@ Weights and batches are random arrays of the config's shapes, so no trained run 
 needed; only the part `data` reads records, and it is left out if there are none. A second stage is
 timed on cached latents; with --images, on images. MFU is the rate of the model's operations (three
 times those of its forward pass), divided by the rate of a large matrix product that is measured in
-the same run (docs/performance.md).
+the same run. --against=diffusers compares those of the parts that it has; of data, torch's
+DataLoader and webdataset (docs/performance.md).
 """
 
 from ldm_jax import cli

@@ -4,12 +4,13 @@ import functools
 import json
 
 import jax
+import numpy as np
 import pytest
 from calling import call
 
 from ldm_jax import bench
 from ldm_jax.base import config as config_lib
-from ldm_jax.cost import benchmarks, convolutions, flops, gan, programs
+from ldm_jax.cost import benchmarks, convolutions, flops, gan, programs, timing
 
 FIRST = ["--config=configs/debug.py", "--repeats=2"]
 SECOND = ["--config=configs/debug.py:ldm", "--config.first_stage=identity"]
@@ -133,3 +134,13 @@ def test_a_gans_generator_is_found_by_what_it_costs():
             assert abs(of(one) - wanted) <= abs(of(gan.Generator(size, other)) - wanted)
     images = jax.eval_shape(one.apply, gan.variables(one), gan.latent(3))
     assert images.shape == (3, 16, 16, 3)
+
+
+def test_memory_of_a_call_is_what_it_holds_at_its_peak():
+    """Not what it allocates in all, and not what is free again before it ends."""
+    size = 2**25
+    twice = [timing.resident_growth(lambda: np.ones(size, np.uint8).sum()) for _ in range(2)]
+    both = timing.resident_growth(lambda: (np.ones(size, np.uint8), np.ones(size, np.uint8)))
+    if both is not None:  # a system that tells
+        assert all(0.9 * size < grown < 1.5 * size for grown in twice)
+        assert 1.9 * size < both < 2.5 * size

@@ -37,7 +37,7 @@ COMMANDS = (
 MOST_LINES = 70  # of a command: its flags and one call
 
 OPTIONAL = {"tensorflow", "torch", "torchvision", "tensorflow_cpu", "diffusers", "gradio"}
-OPTIONAL |= {"wandb", "trackio"}
+OPTIONAL |= {"wandb", "trackio", "webdataset"}
 
 
 def files():

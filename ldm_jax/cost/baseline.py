@@ -1,41 +1,31 @@
-"""diffusers' networks with the architecture and the weights of ours, to compare their speed.
+"""The speed and the memory of a config's networks beside those of diffusers in PyTorch.
 
-torch and diffusers are optional dependencies, which only this module needs.
+torch and diffusers are optional dependencies, which only this module and peers.py need.
 """
 
 import functools
-import operator
-import pathlib
-import tempfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ldm_jax.base import errors
-from ldm_jax.cost import timing
+from ldm_jax.cost import peers, timing
 from ldm_jax.runs import kinds
-from ldm_jax.weights import to_diffusers
 
-LEARNING_RATE = 1e-4
+PARTS = ("train", "sample", "encode", "decode")  # of `bench`, that diffusers has too
 
 
-class Baseline:
-    """A config's networks, ours and those of diffusers in PyTorch, with the same weights.
+class Torch:
+    """PyTorch on this machine: on its GPU, if it has one, compiled and with channels last; on the
+    CPU eagerly. For bfloat16 networks keep float32 weights and use autocast, as ours do.
 
-    On a GPU, PyTorch's are compiled and use the channels-last layout; on the CPU they run eagerly.
-    For bfloat16 they use autocast, so that both keep float32 weights.
-
-    Attributes:
-      pairs: {part: (ours, theirs, the largest relative difference of their outputs)}, where ours
-        and theirs are functions () -> arrays.
+    dtype: of the computation, a config's.
 
     Raises:
       UsageError: a package is missing.
     """
 
-    def __init__(self, config):
+    def __init__(self, dtype: str):
         try:
             import diffusers
             import torch
@@ -43,156 +33,98 @@ class Baseline:
             raise errors.UsageError(
                 f"--against=diffusers needs {e.name}: pip install torch diffusers"
             ) from e
-        self._diffusers, self._torch, self._config = diffusers, torch, config
-        self._device, self._layout, self._wait = "cpu", torch.contiguous_format, lambda: None
-        if torch.cuda.is_available():
-            self._device, self._layout = "cuda", torch.channels_last
-            self._wait = torch.cuda.synchronize
-        how = dict(dtype=torch.bfloat16, enabled=config.dtype != "float32")
-        self._autocast = functools.partial(torch.autocast, self._device, **how)
+        self.torch, self.diffusers, self.on_gpu = torch, diffusers, torch.cuda.is_available()
+        self.device = "cuda" if self.on_gpu else "cpu"
+        self._layout = torch.channels_last if self.on_gpu else torch.contiguous_format
+        how = dict(dtype=torch.bfloat16, enabled=dtype != "float32")
+        self.autocast = functools.partial(torch.autocast, self.device, **how)
         torch.set_float32_matmul_precision("high")
-        pair = self._denoiser if kinds.of(config).draws else self._first_stage
-        with tempfile.TemporaryDirectory() as folder:
-            self.pairs = pair(pathlib.Path(folder))
 
-    def clock(self, repeats: int) -> dict:
-        """{part: the seconds of ours and of the baseline, and their ratio}; repeats alternate."""
-        found = {}
-        for name, (ours, theirs, difference) in self.pairs.items():
-            waited = lambda theirs=theirs: (theirs(), self._wait())
-            both = {ours: [], waited: []}
-            for call, seconds in repeats * [*both.items()]:
-                seconds.append(timing.repeated(call, 1)["seconds"])
-            own, clock = map(timing.summary, both.values())
-            found[name] = own | {
-                "baseline": "torch.compile" if self._device == "cuda" else "torch",
-                **{f"baseline_{key}": clock[key] for key in clock if key != "repeats"},
-                "ratio": clock["seconds"] / own["seconds"],
-                "difference": difference,
-            }
-        return found
+    def place(self, net, *methods: str):
+        """A network on the device, with those of its methods compiled that are called."""
+        net = net.to(self.device).to(memory_format=self._layout)
+        for name in methods if self.on_gpu else ():
+            setattr(net, name, self.torch.compile(getattr(net, name)))
+        return net
 
-    def _denoiser(self, folder):
-        diffusers, torch, config = self._diffusers, self._torch, self._config
-        model = kinds.of(config).model(config)
-        params = _random(jax.eval_shape(model.init, jax.random.key(0)))
-        whole = config.to_dict() | {"f": model.codec.f}
-        to_diffusers.write_second_stage(folder, whole, params)
-        attends = config.model.cross_attention
-        if (part := folder / "transformer").is_dir():
-            kind = diffusers.DiTTransformer2DModel
-        else:
-            part = folder / "unet"
-            kind = diffusers.UNet2DConditionModel if attends else diffusers.UNet2DModel
-        net = self._place(kind.from_pretrained(part, low_cpu_mem_usage=False))
-        b, size = config.batch_size, config.data.size
-        rng = np.random.default_rng(0)
-        shape = b, *model.latent_shape(size, size)
-        z, eps = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
-        t = np.arange(b) * 7 % model.process.timesteps
-        cond = jax.jit(model.condition)(params, model.example(b, size, size), jnp.ones(b, bool))
-        given = [self._tensor(z), torch.from_numpy(t).to(self._device)]
-        given += [self._tensor(cond.tokens, image=False)] if attends else []
-        labels, classes = {}, net.config.get("num_embeds_ada_norm")
-        if rows := net.config.get("num_class_embeds", classes and classes + 1):
-            # the last row is the null class
-            labels["class_labels"] = torch.full((b,), rows - 1, device=self._device)
-        placed = jax.device_put((params, z, t, cond))
-        predict = jax.jit(model.predict).lower(params, z, t, cond).compile()
-        ours = functools.partial(predict, *placed)
-        theirs = self._inferred(lambda: net(*given, **labels).sample)
-        difference = self._difference(ours(), theirs())
-        optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE)
-        target = self._tensor(eps)
+    def tensor(self, array, image: bool = True):
+        """An array on the device; images [b, h, w, c] as [b, c, h, w]."""
+        tensor = self.torch.from_numpy(np.array(array)).to(self.device)
+        return tensor.movedim(-1, 1).contiguous(memory_format=self._layout) if image else tensor
 
-        def their_step():
-            optimizer.zero_grad(set_to_none=True)
-            with self._autocast():
-                loss = torch.mean((net(*given, **labels).sample.float() - target) ** 2)
-            loss.backward()
-            optimizer.step()
-            return loss
+    def array(self, tensor) -> np.ndarray:
+        """The inverse of `tensor`; a scalar stays one."""
+        tensor = tensor.detach().float()
+        return (tensor.movedim(1, -1) if tensor.ndim else tensor).cpu().numpy()
 
-        our_step = _our_step(model, placed, jnp.asarray(eps))
-        steps = our_step, their_step, difference
-        return {"denoise": (ours, theirs, difference), "train": steps}
-
-    def _first_stage(self, folder):
-        config = self._config
-        model = kinds.of(config).network(config)
-        b, side = config.batch_size, config.data.size
-        image = jnp.zeros((1, side, side, 3))
-        params = _random(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
-        write, weights = to_diffusers.write_first_stage, {"model": params}
-        kind = getattr(self._diffusers, write(folder, dict(config.model), weights, size=side))
-        net = self._place(kind.from_pretrained(folder, low_cpu_mem_usage=False))
-        own = lambda name: lambda p, given: model.apply({"params": p}, given, method=name)
-        x = np.random.default_rng(0).uniform(-1, 1, (b, side, side, 3)).astype(np.float32)
-        z = np.asarray(jax.jit(own("encode"))(params, x))[..., : model.latent_channels]
-        x_theirs, z_theirs = self._tensor(x), self._tensor(z)
-        is_kl = kind is self._diffusers.AutoencoderKL
-        moments = operator.attrgetter("latent_dist.parameters" if is_kl else "latents")
-        networks = {
-            "encode": (x, lambda: moments(net.encode(x_theirs))),
-            "decode": (z, lambda: net.decode(z_theirs).sample),
-        }
-        pairs = {}
-        for name, (given, theirs) in networks.items():
-            placed, theirs = jax.device_put((params, given)), self._inferred(theirs)
-            ours = functools.partial(jax.jit(own(name)).lower(*placed).compile(), *placed)
-            pairs[name] = ours, theirs, self._difference(ours(), theirs())
-        return pairs
-
-    def _inferred(self, call):
-        """`call` without gradients, in the config's precision."""
+    def inferred(self, call):
+        """`call` without gradients, in the dtype of the computation."""
 
         def inferred():
-            with self._torch.inference_mode(), self._autocast():
+            with self.torch.inference_mode(), self.autocast():
                 return call()
 
         return inferred
 
-    def _place(self, net):
-        net = net.to(self._device).to(memory_format=self._layout)
-        if self._device == "cuda":
-            net.forward = self._torch.compile(net.forward)
-        return net
+    def wait(self):
+        if self.on_gpu:
+            self.torch.cuda.synchronize()
 
-    def _tensor(self, array, image=True):
-        tensor = self._torch.from_numpy(np.array(array)).to(self._device)
-        return tensor.movedim(-1, 1).contiguous(memory_format=self._layout) if image else tensor
-
-    def _difference(self, ours, theirs) -> float:
-        theirs = theirs.detach().float().movedim(1, -1).cpu().numpy()
-        ours = np.asarray(ours, np.float32)
-        return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
-
-
-def _random(shapes):
-    """Random weights of these shapes. No layer is left at zero, so every layer matters."""
-    rng = np.random.default_rng(0)
-    noise = lambda s: (0.05 * rng.standard_normal(s.shape, np.float32)).astype(s.dtype)
-    return jax.tree.map(noise, shapes)
+    def growth(self, call) -> int | None:
+        """Bytes that a call allocates at its peak beside what is held before it."""
+        if not self.on_gpu:
+            return timing.resident_growth(call)
+        cuda = self.torch.cuda
+        cuda.reset_peak_memory_stats()
+        before = cuda.memory_allocated()
+        call()
+        self.wait()
+        return cuda.max_memory_allocated() - before
 
 
-def _our_step(model, placed, eps):
-    """() -> loss: forward, backward and AdamW, the state kept between calls."""
-    params, *given = placed
-    tx = optax.adamw(LEARNING_RATE)
+class Baseline:
+    """The parts of a config that diffusers has too, ours and theirs, with the same weights.
 
-    def step(state, z, t, cond, eps):
-        params, opt = state
-        loss = lambda params: jnp.mean((model.predict(params, z, t, cond) - eps) ** 2)
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, opt = tx.update(grads, opt, params)
-        return (optax.apply_updates(params, updates), opt), value
+    pairs: {part: peers.Pair}; parts: those of PARTS that are wanted.
 
-    state = jax.tree.map(jnp.copy, (params, tx.init(params)))
-    program = jax.jit(step, donate_argnums=0).lower(state, *given, eps).compile()
+    Raises:
+      UsageError: a package is missing, or diffusers has no such network.
+    """
 
-    def call():
-        nonlocal state
-        state, value = program(state, *given, eps)
-        return value
+    def __init__(self, config, parts):
+        self._torch = Torch(config.dtype)
+        make = peers.second_stage if kinds.of(config).draws else peers.first_stage
+        self.pairs = make(self._torch, config, parts)
 
-    return call
+    def clock(self, repeats: int) -> dict:
+        """{part: the seconds and bytes of ours and of the baseline, and the ratio of speeds}.
+
+        Repeats alternate.
+        """
+        return {name: self._clock(pair, repeats) for name, pair in self.pairs.items()}
+
+    def _clock(self, pair, repeats: int) -> dict:
+        calls = (pair.ours.call, lambda: (pair.theirs.call(), self._torch.wait()))
+        seconds = [], []
+        for _ in range(repeats):
+            for call, found in zip(calls, seconds):
+                found.append(timing.repeated(call, 1)["seconds"])
+        own, other = map(timing.summary, seconds)
+        found = own | {
+            "baseline": "torch.compile" if self._torch.on_gpu else "torch",
+            **{f"baseline_{key}": other[key] for key in other if key != "repeats"},
+            "ratio": other["seconds"] / own["seconds"],
+            "difference": pair.difference,
+        }
+        memory = self._memory(pair)
+        return found | ({} if None in memory.values() else memory)
+
+    def _memory(self, pair) -> dict:
+        """Bytes of weights, moments and inputs, with what a call adds to them at its peak."""
+        theirs = self._torch.growth(pair.theirs.call)
+        if self._torch.on_gpu:
+            ours = pair.ours.compiled.memory_analysis().temp_size_in_bytes
+        else:
+            ours = timing.resident_growth(lambda: jax.block_until_ready(pair.ours.call()))
+        found = {"bytes": (pair.ours, ours), "baseline_bytes": (pair.theirs, theirs)}
+        return {k: grown and side.held() + grown for k, (side, grown) in found.items()}

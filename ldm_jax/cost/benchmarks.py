@@ -14,7 +14,17 @@ from ml_collections import ConfigDict
 
 from ldm_jax.base import disk, errors, platforms, shard, tree, values, watch
 from ldm_jax.base import record as record_lib
-from ldm_jax.cost import baseline, convolutions, flops, latency, programs, reports, timing, traces
+from ldm_jax.cost import (
+    baseline,
+    convolutions,
+    flops,
+    latency,
+    programs,
+    readers,
+    reports,
+    timing,
+    traces,
+)
 from ldm_jax.engine.checkpoint import Checkpoints
 from ldm_jax.runs import codecs, kinds
 from ldm_jax.runs import data as data_lib
@@ -64,7 +74,8 @@ class Benchmark:
     def measure(self, name: str) -> dict:
         """Times the parts, prints each and returns the summary. name: of the config."""
         config = self.config
-        other = baseline.Baseline(config) if self.against else None
+        compared = set(self.parts) & set(baseline.PARTS) if self.against else ()
+        other = baseline.Baseline(config, compared) if compared else None
         on_cpu = jax.devices()[0].platform == "cpu"
         self.matmul = timing.matmul_rate(config.dtype if on_cpu else "bfloat16", self.repeats)
         summary = {
@@ -133,13 +144,15 @@ class Benchmark:
                 _, work = self._read(config)
         except errors.UsageError as e:
             return {"left_out": str(e)}
-        return {
+        found = {
             "seconds": seconds,
             "images_per_second": config.batch_size / seconds,
             "core_seconds_per_image": work / config.batch_size,
             "workers": self.config.data.workers,
             "threads": config.data.threads,
         }
+        others = readers.measure(config, DATA_SECONDS) if self.against else {}
+        return found | ({"readers": others} if others else {})
 
     def checkpoint(self) -> dict:
         """Saving the state of training, and reading it back."""

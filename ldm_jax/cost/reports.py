@@ -87,6 +87,7 @@ def of_part(part: str, found: dict) -> list[str]:
         words.append(tree.size(memory))
     details = [_costly(one) for one in found.get("costliest", ())]
     details += convolutions.lines(found) if "shapes" in found else []
+    details += [_reader(name, one, found) for name, one in found.get("readers", {}).items()]
     return [f"{part:10}  {'; '.join(words)}", *details]
 
 
@@ -97,11 +98,27 @@ def _costly(found: dict) -> str:
     return f"  {found['share']:6.1%}  {1e3 * spent:8.3g} ms  {rates:32}  {where}"
 
 
+def _reader(name: str, other: dict, found: dict) -> str:
+    if "left_out" in other:
+        return f"  {name:10}  left out: {other['left_out']}"
+    theirs, ours = other["core_seconds_per_image"], found["core_seconds_per_image"]
+    return (
+        f"  {name:10}  {1e3 * theirs:.3g} ms of a core for an image: ours reads "
+        f"{theirs / ours:.2f} times as many (images differ by {other['difference']:.1e})"
+    )
+
+
 def of_pairs(found: dict) -> list[str]:
     """A line about each program that was compared with the baseline's."""
     return [
         f"{name:10}  {1e3 * f['seconds']:.4g} ms, {f['baseline']} "
-        f"{1e3 * f['baseline_seconds']:.4g} ms: "
-        f"{f['ratio']:.2f} times as fast (outputs differ by {f['difference']:.1e})"
+        f"{1e3 * f['baseline_seconds']:.4g} ms: {f['ratio']:.2f} times as fast"
+        f"{_of_both(f)} (outputs differ by {f['difference']:.1e})"
         for name, f in found.items()
     ]
+
+
+def _of_both(found: dict) -> str:
+    if "bytes" not in found:
+        return ""
+    return f"; {tree.size(found['bytes'])} against {tree.size(found['baseline_bytes'])}"

@@ -1,5 +1,7 @@
 """Times programs: after a warm-up, until the devices are done, with the median over repeats."""
 
+import ctypes
+import pathlib
 import statistics
 import time
 
@@ -63,3 +65,24 @@ def peak_memory(compiled) -> dict:
     if "peak_bytes_in_use" in statistic:
         found["peak_bytes"] = statistic["peak_bytes_in_use"]
     return found
+
+
+def resident_growth(call) -> int | None:
+    """Bytes by which this process is larger at the peak of a call than before it.
+
+    Whatever the call allocates counts, by any library; None where the system cannot tell.
+    """
+    call()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that using it again is seen
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        before = _resident("VmRSS")
+        call()
+        return _resident("VmHWM") - before
+    except (AttributeError, OSError):
+        return None
+
+
+def _resident(name: str) -> int:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

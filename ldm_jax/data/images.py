@@ -36,7 +36,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             w, h = image.size
             if w * h <= MAX_PIXELS:
-                return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+                ImageOps.exif_transpose(image, in_place=True)  # else it copies upright ones
+                return np.array(_to_rgb(image))
     # On broken bytes PIL's plugins raise all sorts: OSError, SyntaxError, ValueError, struct.error.
     except Exception as e:
         raise BadRecord(f"{name}: does not decode ({type(e).__name__}: {errors.reason(e)}).") from e
@@ -44,6 +45,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image  # convert("RGB") would copy it
     if image.mode.startswith("I;16") or image.mode == "I":
         # convert("RGB") would clip 16-bit greys to white.
         upper = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)

@@ -68,6 +68,7 @@ class Data:
     held_out: () -> finite iterator of {field: [b, ...], "real": [b]}, 1 for rows that count.
     records, name: number of training records, and what to call one.
     max_bad_fraction: share of the records that may fail before the run stops.
+    remedy: what helps a run that waits for its batches, in words.
     """
 
     train: Callable[[int], Iterator[dict]]
@@ -75,6 +76,7 @@ class Data:
     records: int
     name: Callable[[int], str]
     max_bad_fraction: float
+    remedy: str = ""
 
 
 class Evaluator:

@@ -11,6 +11,9 @@ import numpy as np
 from ldm_jax.base import disk, errors
 from ldm_jax.engine import rollback
 
+STARVED = 0.2  # share of a stretch of training above which its wait for data is worth a line,
+LEAST_WAIT = 5.0  # and the seconds
+
 
 class Meter:
     """Per-step metrics since the last flush; left on the device until somebody asks.
@@ -79,7 +82,11 @@ class Stopwatch:
     """Rates of training proper: evaluation, saving and compiling are left out.
 
     seconds: {phase: seconds}, to which phases.Phases add a phase when it ends.
+    starved: whether the last stretch waited for data for more than STARVED of its time, and for
+      LEAST_WAIT seconds.
     """
+
+    starved = False
 
     def __init__(self, seconds: dict):
         self._seconds = seconds
@@ -96,6 +103,7 @@ class Stopwatch:
         self.restart(step)
         if not steps:
             return {}
+        self.starved = spent["data"] > max(LEAST_WAIT, STARVED * seconds)
         return {
             "images_per_second": steps * batch_size / seconds,
             "seconds_per_step": seconds / steps,

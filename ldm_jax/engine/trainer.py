@@ -92,6 +92,7 @@ class Trainer:
                 ", ".join(f"{step}.corrupt" for step in damaged),
             )
         self._meter = meter.Meter(settings.max_bad_steps, meta)
+        self._remedy = data.remedy
         self._spikes = rollback.Spikes(self.stage.watched, settings.max_loss_spike, first, meta)
         self._alarmed, self._overview = set(), workdir / "parameters.txt"
         self._stopwatch = meter.Stopwatch(self.phase.seconds)
@@ -173,12 +174,21 @@ class Trainer:
         self.checkpoints.check()
         with self.phase("save"):  # storage that stalls is not a step that is stuck
             timing = self._stopwatch.measure(step, self.settings.batch_size)
+            self._tell_of_wait(step, timing)
             self.logs.write("metrics.jsonl", step, means | rates)
             self.logs.write("timing.jsonl", step, timing)
             self.logs.show(step, self._ledger.write(step))
         shown = {name: value for name, value in means.items() if name.endswith("/loss")}
         shown |= {"images/s": timing["images_per_second"]} if timing else {}
         self.logs.progress.update(step, shown)
+
+    def _tell_of_wait(self, step, timing):
+        """Says once that the run waits for its data, and what helps."""
+        if self._stopwatch.starved and "data" not in self._alarmed:
+            self._alarmed.add("data")
+            share = timing["data_wait_fraction"]
+            wait = f"{share:.0%} of the time is spent waiting for data"
+            self.logs.alarm(f"step {step}: {wait}: {self._remedy}.")
 
     def evaluate(self, step):
         """Writes what the evaluators say of the averaged weights, and what they draw."""

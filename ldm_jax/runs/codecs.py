@@ -28,9 +28,14 @@ def open_codec(first_stage: str, key: str = "config.first_stage") -> Codec:
             "config.first_stage is empty: give the workdir of a trained first stage "
             f"(--config.first_stage=RUN), or {IDENTITY!r} for pixel diffusion."
         )
-    config = (record_lib.load if is_recipe(first_stage) else record_lib.read)(first_stage)
+    config = read_config(first_stage)
     kinds.expect(config, "autoencode", f"{key}={first_stage}")
     return kinds.of(config).codec(config)
+
+
+def read_config(first_stage: str):
+    """The config of a run or of a recipe."""
+    return (record_lib.load if is_recipe(first_stage) else record_lib.read)(first_stage)
 
 
 def read_params(first_stage: str, ema: bool | float = True):

@@ -1,6 +1,7 @@
 """The data of a config: its source, what it decides of the config, and its batches."""
 
 import inspect
+import os
 
 import jax
 from ml_collections import ConfigDict
@@ -108,7 +109,21 @@ def make(config: ConfigDict, source, fields, share: dict | None = None, cache=No
         records=len(train),
         name=train.name,
         max_bad_fraction=data.max_bad_fraction,
+        remedy=_remedy(config, cache),
     )
+
+
+def _remedy(config: ConfigDict, cache) -> str:
+    """What makes the batches of a config come sooner; see loop.Data."""
+    workers, cores = config.data.workers, os.cpu_count()
+    found = [f"give --config.data.workers more than {workers} ({cores} cores are here)"]
+    if workers >= cores:
+        found = [f"--config.data.workers={workers} already keeps all {cores} cores busy"]
+    if "latents" in config and not cache and not codecs.is_identity(config.first_stage):
+        found.append("train from a latent cache (python -m ldm_jax.encode, config.latents.cache)")
+    elif config.data.path and not cache:
+        found.append(f"store images of {config.data.size} pixels, which decode sooner")
+    return " or ".join(found)
 
 
 def held_out_batches(config: ConfigDict, records, fields, count: int | None = None, **share):

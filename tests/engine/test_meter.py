@@ -83,6 +83,17 @@ def test_rates_are_those_of_steps_and_of_the_wait_for_data():
     assert rates == {"images_per_second": 4, "seconds_per_step": 2, "data_wait_fraction": 0.25}
 
 
+@pytest.mark.parametrize("data, step, starved", [(6, 18, True), (6, 30, False), (4, 4, False)])
+def test_a_stretch_starves_that_waits_for_a_share_of_its_time_and_not_for_moments(
+    data, step, starved
+):
+    seconds = {"step": 0.0, "data": 0.0}
+    watch = meter.Stopwatch(seconds)
+    seconds |= {"step": step, "data": data}
+    watch.measure(5, batch_size=8)
+    assert watch.starved == starved
+
+
 def test_bad_records_are_listed_once_over_all_sessions(tmp_path):
     data = loop.Data(None, None, records=100, name="r{}".format, max_bad_fraction=0.02)
     make = lambda: meter.BadRecords(tmp_path, data)
