@@ -8,8 +8,11 @@ import types
 import jax
 import numpy as np
 
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, values
 from ldm_jax.engine import rollback
+
+# A line of bad_records_HOST.jsonl
+BAD_RECORD = values.Fields({"record": values.Number(0, whole=True), "name": values.Text(True)})
 
 
 class Meter:
@@ -112,7 +115,7 @@ class BadRecords:
     def __init__(self, workdir, data):
         self._file = pathlib.Path(workdir) / f"bad_records_{jax.process_index():04d}.jsonl"
         self._data = data
-        self._seen = {line["record"] for line in disk.read_jsonl(self._file)}
+        self._seen = {line["record"] for line in disk.read_jsonl(self._file, BAD_RECORD)}
 
     def count(self, bad: np.ndarray):
         """bad: [b] index of each row's failed record, or -1."""
