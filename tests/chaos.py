@@ -1,11 +1,12 @@
 """Small jobs under random faults; what they leave is held byte by byte against undisturbed ones.
 
     python tests/chaos.py --minutes=10 --seed=3 [--jobs=train,sample] [--faults=kill,flip]
+    mount -t tmpfs -o size=400M tmpfs /mnt/small && python tests/chaos.py --place=/mnt/small
 
 Each round takes a job, starts it, disturbs it a few times, lets it end, and compares. Where a byte
 differs, a command ends in a way that it may not, or hangs, the whole story of the round is printed,
 its folder is kept, and the exit code is 1 at the end. The same seed makes the same choices, but
-when a fault strikes is a matter of time. Jobs in a bucket, which is a server of Google's API
+when a fault strikes is a matter of time. With --place on a small file system, it gets full. Jobs in a bucket, which is a server of Google's API
 (fake_gcs.py), and those of several processes are held against lone ones on a disk.
 """
 
@@ -413,6 +414,15 @@ class Round:
         """No file grows beyond LIMIT bytes."""
         return self._code(self._start(LIMIT), {1, REFUSED, RESTART})
 
+    def fill(self):
+        """The disk fills while it runs; one of several processes may die then."""
+        process = self._started()
+        with filled(self.folder.parent, self.random.randrange(2 * LIMIT)):
+            if (others := children(process.pid)) and self.random.random() < 0.5:
+                time.sleep(self.random.uniform(0.0, 1.0) * self.duration)
+                self._shoot(others)
+            return self._code(process, {1, REFUSED, RESTART, 256 - signal.SIGKILL})
+
     def clock(self):
         return self._code(self._start(PYTHONPATH=self._imported(JUMP)), {RESTART})
 
@@ -428,9 +438,7 @@ class Round:
     def one(self):
         """Of several processes one dies, and whoever started them does what it does then."""
         process = self._started()
-        if others := children(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.random.choice(others), signal.SIGKILL)
+        self._shoot(children(process.pid))
         return self._code(process, {RESTART, 256 - signal.SIGKILL})
 
     def answers(self):
@@ -483,6 +491,10 @@ class Round:
         self.story[-1] += f" {name or 'nothing'}"
         return name
 
+    def _shoot(self, processes: list[int]):
+        with contextlib.suppress(ProcessLookupError, IndexError):  # there may be none any more
+            os.kill(self.random.choice(processes), signal.SIGKILL)
+
     def _owned(self) -> bool:
         return any(pathlib.PurePath(name).name.startswith(".owner") for name in self.files.names())
 
@@ -514,13 +526,31 @@ class Round:
     def _code(self, process, allowed) -> int:
         code = ended(process, self.duration)
         self.story[-1] += f" -> {code}"
+        if "Traceback (most recent" in self.log.read_text(errors="replace"):
+            raise Broken("a traceback")
         if code != 0 and code not in allowed:
             raise Broken(f"a start ended with {code}")
         return code
 
 
+@contextlib.contextmanager
+def filled(folder: pathlib.Path, left: int):
+    """The disk of a folder has so many bytes left."""
+    filler = folder / "filler"
+    try:
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while file.write(bytes(2**20)):
+                pass
+        size = filler.stat().st_size
+        os.truncate(filler, max(0, size - left))
+        yield
+    finally:
+        filler.unlink()
+
+
 AT_REST = ("flip", "lose", "tear", "litter")
-SOME = ("one", "answers", "memory")  # faults that a job has to be made for
+SOME = ("one", "answers", "memory", "fill")  # faults that a job, or a place, has to be made for
+SMALL = 2**30  # bytes of a file system that is filled
 FAULTS = ("kill", "term", "stop", "twin", "full", "clock", "slow", *SOME, *AT_REST)
 
 
@@ -538,6 +568,7 @@ class Chaos:
     def __init__(self, place: pathlib.Path, random_, server):
         self.place, self.random, self.server = place, random_, server
         self.wanted, self.durations, self.struck = {}, {}, 0
+        self._kinds = ("fill",) if shutil.disk_usage(place).total < SMALL else ()
 
     def prepare(self, name):
         """Makes what a job needs and wants, and runs it undisturbed."""
@@ -571,8 +602,9 @@ class Chaos:
     def disturb(self, name, number: int, faults):
         """One round; raises Broken where a promise is."""
         own = self.round(name, f"round{number}")
+        kinds = (*own.job.kinds, *self._kinds)
         try:
-            own.run([fault for fault in faults if fault not in SOME or fault in own.job.kinds])
+            own.run([fault for fault in faults if fault not in SOME or fault in kinds])
             if apart := differences(own.left(), self.wanted[name]):
                 raise Broken(f"{len(apart)} results differ: {', '.join(apart[:5])}")
         except Broken as e:
@@ -594,10 +626,13 @@ def differences(found: dict, wanted: dict) -> list[str]:
     return [name for name in sorted(found | wanted) if found.get(name) != wanted.get(name)]
 
 
-def chaos(seed: int, minutes: float, jobs, faults) -> int:
-    """The number of rounds that broke a promise, in so many minutes of rounds."""
+def chaos(seed: int, minutes: float, jobs, faults, place=None) -> int:
+    """The number of rounds that broke a promise, in so many minutes of rounds.
+
+    place: the folder to work in; by default the system's for temporary files.
+    """
     rounds, broken, spent = 0, 0, 0.0
-    place, server = tempfile.mkdtemp(prefix="chaos"), fake_gcs.serve()
+    place, server = tempfile.mkdtemp(prefix="chaos", dir=place), fake_gcs.serve()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{place}/compiled")
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     os.environ |= fake_gcs.environment(server) | {"XDG_CACHE_HOME": f"{place}/cache"}
@@ -629,10 +664,11 @@ def main():
     names = lambda known: lambda text: [k for k in text.split(",") if k in known or known[k]]
     parser.add_argument("--jobs", type=names(JOBS), default=[*JOBS])
     parser.add_argument("--faults", type=names(dict.fromkeys(FAULTS, 1)), default=[*FAULTS])
+    parser.add_argument("--place", type=pathlib.Path, help="where to work; if small, it gets full")
     args = parser.parse_args()
     print(f"chaos: seed {args.seed}", flush=True)
     try:
-        sys.exit(chaos(args.seed, args.minutes, args.jobs, args.faults) > 0)
+        sys.exit(chaos(args.seed, args.minutes, args.jobs, args.faults, args.place) > 0)
     except Broken as e:  # before anything was disturbed
         sys.exit(f"chaos: {e}")
 

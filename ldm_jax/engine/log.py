@@ -46,15 +46,18 @@ class Log:
         if self.active:
             (self.workdir / "images").mkdir(parents=True, exist_ok=True)
             for file in (self.workdir / "metrics.jsonl", self.workdir / "timing.jsonl"):
-                if disk.there(file):
-                    self._cut(file, start, kept)
+                self._cut(file, start, kept)
             purge = start + 1 if start else None
             self._board = sinks_lib.Board(self.workdir, purge)
             self._sinks = [self._board, *sinks]
 
     def _cut(self, file, start: int, kept: bool):
-        """Takes the lines after `start` out of a file, and says so."""
+        """Takes the lines after `start` out of a file, and says so; or that there are none."""
         lines = disk.read_jsonl(file, LINE)
+        if start and not lines:
+            self.progress.say(f"note: {file.name} has no line of the steps up to {start}")
+        if not disk.there(file):
+            return
         own = [line for line in lines if line["step"] <= start]
         if kept:
             shutil.copyfile(file, file.with_name(f"{file.name}.old"))

@@ -70,6 +70,7 @@ def claim(record, config, source, allow=()):
       UsageError: the workdir holds a run with another config, or of other data.
     """
     old = record.config if record.exists() else config
+    has = lambda name: disk.there(record.path / name)
     known = config_lib.flat(config.to_dict()) | config_lib.flat(old.to_dict())
     if unknown := [key for key in allow if key not in known]:
         raise errors.UsageError(
@@ -81,9 +82,9 @@ def claim(record, config, source, allow=()):
         if not record.is_of(config):  # a run may roll back before its first checkpoint
             record.forget("rollbacks.jsonl", "tracker.json")
         describe(record, config, source)
-    elif not record.exists():
+    elif lost := [name for name in ("config.json", *kinds.of(old).records) if not has(name)]:
         raise errors.UsageError(
-            f"{record.shown} holds checkpoints and no config.json, so that nobody knows what they "
+            f"{record.shown} holds checkpoints and no {lost[0]}, so that nobody knows what they "
             "are of: restore it, or take another --workdir."
         )
     else:
