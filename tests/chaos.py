@@ -4,10 +4,11 @@
     mount -t tmpfs -o size=400M tmpfs /mnt/small && python tests/chaos.py --place=/mnt/small
 
 Each round takes a job, starts it, disturbs it a few times, lets it end, and compares. Where a byte
-differs, a command ends in a way that it may not, or hangs, the whole story of the round is printed,
-its folder is kept, and the exit code is 1 at the end. The same seed makes the same choices, but
-when a fault strikes is a matter of time. With --place on a small file system, it gets full. Jobs in a bucket, which is a server of Google's API
-(fake_gcs.py), and those of several processes are held against lone ones on a disk.
+differs, a command ends in a way that it may not, shows a traceback or hangs, the whole story of the
+round is printed, its folder is kept, and the exit code is 1 at the end. The same seed makes the
+same choices, but when a fault strikes is a matter of time. A small file system at --place gets
+full. Jobs in a bucket, which is a server of Google's API (fake_gcs.py), and those of several
+processes are held against lone ones on a disk.
 """
 
 import abc
