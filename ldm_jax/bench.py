@@ -49,9 +49,11 @@ def main(args, overrides):
     cli.require(args, "config")
     if args["tolerance"].present:
         raise errors.UsageError("--tolerance does nothing without --compare: leave it out.")
+    out = args.json or "bench.json"
+    cli.check_file("--json", out, ".json")
     config = data.load(args.config, overrides)
     benchmark = cli.fill(benchmarks.Benchmark, args, config=config)
-    cli.finish(args.json or "bench.json", benchmark.measure(args.config))
+    cli.finish(out, benchmark.measure(args.config))
 
 
 if __name__ == "__main__":

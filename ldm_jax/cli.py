@@ -26,6 +26,7 @@ from ldm_jax.base import errors, platforms, remote, terminal
 from ldm_jax.base import values as values_lib
 from ldm_jax.base.errors import EXIT_FAILED, EXIT_RESTART, EXIT_USAGE  # noqa: F401 (for launch)
 from ldm_jax.base.output import (  # noqa: F401 (for commands)
+    check_file,
     check_holds,
     check_mounted,
     check_out,

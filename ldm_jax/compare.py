@@ -7,7 +7,6 @@ they are known, the keys in which their configs differ, all curves over one anot
 went. An interval is of one run alone: whether a recipe is better, several seeds tell (`sweep`).
 """
 
-import os
 import pathlib
 
 from ldm_jax import cli
@@ -24,7 +23,7 @@ def main(args, overrides):
     cli.refuse_overrides(overrides)
     if len(args.runs) < 2:
         raise errors.UsageError(f"--runs={','.join(args.runs)}: give two runs or more to compare.")
-    cli.check_writable("--out", os.path.dirname(args.out) or ".")
+    cli.check_file("--out", args.out, ".html")
     from ldm_jax.reports import page
 
     disk.write_text(pathlib.Path(args.out), page.comparison(args.runs))

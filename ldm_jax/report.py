@@ -9,7 +9,6 @@ curves, grids over time, where the time went, and how the config differs from a 
 --recipe, or from that which differs least. A run may still be training.
 """
 
-import os
 import pathlib
 
 from ldm_jax import cli
@@ -27,7 +26,7 @@ def main(args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "run")
     out = args.out or f"{args.run}/report.html"
-    cli.check_writable("--out", os.path.dirname(out) or ".")
+    cli.check_file("--out", out, ".html")
     from ldm_jax.reports import page
 
     disk.write_text(pathlib.Path(out), page.training(args.run, args.recipe))

@@ -121,8 +121,9 @@ COPIES = {  # what of the world a command gets a copy of, as it writes there
     "prepare_data openimages": "images",
 }
 RUN = "config.json latents.json data.txt"
-STATE = "checkpoints/2/meta/metadata ?checkpoints/2/_CHECKPOINT_METADATA checkpoints/2/state/* "
-STATE += "?checkpoints/2/state/ocdbt.process_0/manifest.ocdbt checkpoints/2/state/d/*"
+STATE = "checkpoints/2/meta/metadata ?checkpoints/2/_CHECKPOINT_METADATA checkpoints/2/state/[!c]* "
+STATE += "?checkpoints/2/state/commit_success.txt checkpoints/2/state/d/* "
+STATE += "?checkpoints/2/state/ocdbt.process_0/manifest.ocdbt"
 READ = {  # what each call reads: files of the world; with ?, which it may do without
     "train again": f"ldm: {RUN} ?summary.json ?metrics.jsonl ?timing.jsonl ?goodput.jsonl ?.owner "
     f"{STATE}",

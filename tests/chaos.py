@@ -1,11 +1,13 @@
 """Small jobs under random faults; what they leave is held byte by byte against undisturbed ones.
 
     python tests/chaos.py --minutes=10 --seed=3 [--jobs=train,sample] [--faults=kill,flip]
+    mount -t tmpfs -o size=400M tmpfs /mnt/small && python tests/chaos.py --place=/mnt/small
 
-Each round takes a job, starts it, disturbs it a few times, lets it end, and compares. It ends with
-exit code 1 and the whole story of the round where a byte differs, a command ends in a way that it
-may not, or hangs. The same seed makes the same choices, but when a fault strikes is a matter of
-time. Jobs in a bucket, which is a server of Google's API (fake_gcs.py), and those of several
+Each round takes a job, starts it, disturbs it a few times, lets it end, and compares. Where a byte
+differs, a command ends in a way that it may not, shows a traceback or hangs, the whole story of the
+round is printed, its folder is kept, and the exit code is 1 at the end. The same seed makes the
+same choices, but when a fault strikes is a matter of time. A small file system at --place gets
+full. Jobs in a bucket, which is a server of Google's API (fake_gcs.py), and those of several
 processes are held against lone ones on a disk.
 """
 
@@ -31,8 +33,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HANG = 300.0  # seconds after which a command that does not end counts as stuck, beside HANGS
+HANG = 300.0  # seconds of its own after which a command that does not end counts as stuck, or
 HANGS = 10  # times what it takes undisturbed
+IDLE = 0.05  # share of a core up to which a command waits; see `ended`
 DISTURBED = 4  # faults of a round at most
 LIMIT = 40_000  # bytes beyond which no file grows on a "full" disk
 STEPS = dict(total=30, log=5, eval=15, checkpoint=6)
@@ -303,14 +306,33 @@ def strike(process, number):
 
 
 def ended(process, duration: float = HANG) -> int:
-    """The exit code. duration: seconds that it takes undisturbed; as long as HANG if unknown."""
-    limit = max(HANG, HANGS * duration)
-    try:
-        return process.wait(limit)
-    except subprocess.TimeoutExpired:
-        strike(process, signal.SIGKILL)
-        process.wait()
-        raise Broken(f"it did not end within {limit:.0f} s") from None
+    """The exit code. duration: seconds that it takes undisturbed; as long as HANG if unknown.
+
+    A command's own seconds are those of its processors while it computes and those of the clock
+    while it waits, so that it is no slower on a machine that others keep busy.
+    """
+    limit, spent = max(HANG, HANGS * duration), 0.0
+    clock, used = time.monotonic(), 0.0
+    while spent < limit:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(1.0)
+        passed, clock = time.monotonic() - clock, time.monotonic()
+        before, used = used, processor_seconds(process.pid)
+        spent += used - before if used - before > IDLE * passed else passed
+    strike(process, signal.SIGKILL)
+    process.wait()
+    raise Broken(f"it did not end within {limit:.0f} s of its own")
+
+
+def processor_seconds(group: int) -> float:
+    """That a process group has used, with its children that ended; 0 without Linux's /proc."""
+    ticks = 0
+    for file in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            fields = file.read_text().rpartition(")")[2].split()  # see proc_pid_stat(5)
+            if int(fields[2]) == group:
+                ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Broken(Exception):
@@ -328,7 +350,10 @@ class Round:
     def left(self) -> dict[str, str]:
         if self.job.bucket:
             self.files.copy()
-        return self.job.left(self.folder)
+        try:
+            return self.job.left(self.folder)
+        except Exception as e:  # files that are not there, or not what they should be
+            raise Broken(f"what it left cannot be read ({e!r})") from e
 
     def run(self, faults):
         """Faults, then undisturbed starts until the job has ended."""
@@ -390,6 +415,15 @@ class Round:
         """No file grows beyond LIMIT bytes."""
         return self._code(self._start(LIMIT), {1, REFUSED, RESTART})
 
+    def fill(self):
+        """The disk fills while it runs; one of several processes may die then."""
+        process = self._started()
+        with filled(self.folder.parent, self.random.randrange(2 * LIMIT)):
+            if (others := children(process.pid)) and self.random.random() < 0.5:
+                time.sleep(self.random.uniform(0.0, 1.0) * self.duration)
+                self._shoot(others)
+            return self._code(process, {1, REFUSED, RESTART, 256 - signal.SIGKILL})
+
     def clock(self):
         return self._code(self._start(PYTHONPATH=self._imported(JUMP)), {RESTART})
 
@@ -405,9 +439,7 @@ class Round:
     def one(self):
         """Of several processes one dies, and whoever started them does what it does then."""
         process = self._started()
-        if others := children(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.random.choice(others), signal.SIGKILL)
+        self._shoot(children(process.pid))
         return self._code(process, {RESTART, 256 - signal.SIGKILL})
 
     def answers(self):
@@ -460,6 +492,10 @@ class Round:
         self.story[-1] += f" {name or 'nothing'}"
         return name
 
+    def _shoot(self, processes: list[int]):
+        with contextlib.suppress(ProcessLookupError, IndexError):  # there may be none any more
+            os.kill(self.random.choice(processes), signal.SIGKILL)
+
     def _owned(self) -> bool:
         return any(pathlib.PurePath(name).name.startswith(".owner") for name in self.files.names())
 
@@ -491,13 +527,31 @@ class Round:
     def _code(self, process, allowed) -> int:
         code = ended(process, self.duration)
         self.story[-1] += f" -> {code}"
+        if "Traceback (most recent" in self.log.read_text(errors="replace"):
+            raise Broken("a traceback")
         if code != 0 and code not in allowed:
             raise Broken(f"a start ended with {code}")
         return code
 
 
+@contextlib.contextmanager
+def filled(folder: pathlib.Path, left: int):
+    """The disk of a folder has so many bytes left."""
+    filler = folder / "filler"
+    try:
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while file.write(bytes(2**20)):
+                pass
+        size = filler.stat().st_size
+        os.truncate(filler, max(0, size - left))
+        yield
+    finally:
+        filler.unlink()
+
+
 AT_REST = ("flip", "lose", "tear", "litter")
-SOME = ("one", "answers", "memory")  # faults that a job has to be made for
+SOME = ("one", "answers", "memory", "fill")  # faults that a job, or a place, has to be made for
+SMALL = 2**30  # bytes of a file system that is filled
 FAULTS = ("kill", "term", "stop", "twin", "full", "clock", "slow", *SOME, *AT_REST)
 
 
@@ -515,6 +569,7 @@ class Chaos:
     def __init__(self, place: pathlib.Path, random_, server):
         self.place, self.random, self.server = place, random_, server
         self.wanted, self.durations, self.struck = {}, {}, 0
+        self._kinds = ("fill",) if shutil.disk_usage(place).total < SMALL else ()
 
     def prepare(self, name):
         """Makes what a job needs and wants, and runs it undisturbed."""
@@ -547,54 +602,76 @@ class Chaos:
 
     def disturb(self, name, number: int, faults):
         """One round; raises Broken where a promise is."""
-        if name not in self.wanted:
-            self.prepare(name)
         own = self.round(name, f"round{number}")
+        kinds = (*own.job.kinds, *self._kinds)
         try:
-            own.run([fault for fault in faults if fault not in SOME or fault in own.job.kinds])
+            own.run([fault for fault in faults if fault not in SOME or fault in kinds])
             if apart := differences(own.left(), self.wanted[name]):
                 raise Broken(f"{len(apart)} results differ: {', '.join(apart[:5])}")
         except Broken as e:
             told = f"story: {'; '.join(own.story)}\n{own.said()}"
             raise Broken(f"round {number}, {name}: {e}\n{told}") from None
-        self.struck += len(own.story)
+        finally:
+            self.struck += sum(map(struck, own.story))
         print(f"{name}: {'; '.join(own.story)}: equal", flush=True)
         own.clear()
+
+
+def struck(told: str) -> bool:
+    """Whether a fault of a story met something: files that were there, a process that lived."""
+    late = told.endswith("-> 0") and told.split()[0] in ("kill", "term", "one")
+    return not (late or told.endswith("nothing") or told.startswith("undisturbed"))
 
 
 def differences(found: dict, wanted: dict) -> list[str]:
     return [name for name in sorted(found | wanted) if found.get(name) != wanted.get(name)]
 
 
-def chaos(seed: int, minutes: float, jobs, faults) -> int:
-    """The number of rounds that kept every promise; raises Broken for the first that did not."""
-    begin, rounds, server = time.monotonic(), 0, fake_gcs.serve()
-    with tempfile.TemporaryDirectory(prefix="chaos") as place:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{place}/compiled")
-        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-        os.environ |= fake_gcs.environment(server) | {"XDG_CACHE_HOME": f"{place}/cache"}
-        os.environ["TMPDIR"] = place  # where those that are killed leave their mirrors
-        own = Chaos(pathlib.Path(place), random.Random(seed), server)
-        while time.monotonic() - begin < 60 * minutes:
-            own.disturb(own.random.choice(jobs), rounds, faults)
-            rounds += 1
-    print(f"seed {seed}: {rounds} rounds, {own.struck} faults, 0 bytes differ", flush=True)
-    return rounds
+def chaos(seed: int, minutes: float, jobs, faults, place=None) -> int:
+    """The number of rounds that broke a promise, in so many minutes of rounds.
+
+    place: the folder to work in; by default the system's for temporary files.
+    """
+    rounds, broken, spent = 0, 0, 0.0
+    place, server = tempfile.mkdtemp(prefix="chaos", dir=place), fake_gcs.serve()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{place}/compiled")
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    os.environ |= fake_gcs.environment(server) | {"XDG_CACHE_HOME": f"{place}/cache"}
+    os.environ["TMPDIR"] = place  # where those that are killed leave their mirrors
+    own = Chaos(pathlib.Path(place), random.Random(seed), server)
+    while spent < 60 * minutes:
+        name = own.random.choice(jobs)
+        if name not in own.wanted:
+            own.prepare(name)
+        clock = time.monotonic()
+        try:
+            own.disturb(name, rounds, faults)
+        except Broken as e:
+            broken += 1
+            print(f"BROKEN: {e}", flush=True)
+        rounds, spent = rounds + 1, spent + time.monotonic() - clock
+    print(f"seed {seed}: {rounds} rounds, {own.struck} faults, {broken} broken", flush=True)
+    if broken:
+        print(f"what they left is in {place}")
+    else:
+        shutil.rmtree(place, ignore_errors=True)
+    return broken
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of disturbed rounds")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
     names = lambda known: lambda text: [k for k in text.split(",") if k in known or known[k]]
     parser.add_argument("--jobs", type=names(JOBS), default=[*JOBS])
     parser.add_argument("--faults", type=names(dict.fromkeys(FAULTS, 1)), default=[*FAULTS])
+    parser.add_argument("--place", type=pathlib.Path, help="where to work; if small, it gets full")
     args = parser.parse_args()
     print(f"chaos: seed {args.seed}", flush=True)
     try:
-        chaos(args.seed, args.minutes, args.jobs, args.faults)
-    except Broken as e:
-        sys.exit(f"chaos: seed {args.seed}, {e}")
+        sys.exit(chaos(args.seed, args.minutes, args.jobs, args.faults, args.place) > 0)
+    except Broken as e:  # before anything was disturbed
+        sys.exit(f"chaos: {e}")
 
 
 if __name__ == "__main__":

@@ -143,6 +143,8 @@ def find(config, key: str, flag: str = "--config", of: str = "config"):
 def _set(config, key: str, value, said: str):
     node = find(config, key)
     try:
+        if isinstance(value, bool) and isinstance(node, (int, float)) and type(node) is not bool:
+            raise TypeError("a bool is no number")  # a ConfigDict would take it for one
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError, OverflowError) as e:
         raise errors.UsageError(

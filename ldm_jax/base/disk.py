@@ -63,6 +63,14 @@ def reading(path):
         raise errors.UsageError(f"{path} cannot be read ({what}): mend or replace it.") from e
 
 
+def there(path) -> bool:
+    """Whether something has this name, be it a broken link: what it is, reading it says.
+
+    path: also an object of a bucket, which has no links.
+    """
+    return os.path.lexists(path) if isinstance(path, str | os.PathLike) else path.exists()
+
+
 def check_regular(path, most: int | None = None) -> int:
     """The bytes of a file; raises OSError for a pipe, a device, a folder, and beyond `most`."""
     found = os.stat(path)
@@ -151,18 +159,17 @@ def read_json(path, kind: values.Type = DICT):
     return found
 
 
-def read_jsonl(path) -> list[dict]:
+def read_jsonl(path, kind: values.Type = DICT) -> list[dict]:
     """The dicts in the whole lines of a .jsonl file; a last line cut by a kill is left out.
 
-    Another line that is none is a UsageError; without a file there are no lines.
+    Another line that is not of this kind is a UsageError; without a file there are no lines.
     """
-    path = pathlib.Path(path)
-    lines = read_text(path).split("\n")[:-1] if path.exists() else []
+    lines = read_text(path).split("\n")[:-1] if there(path) else []
     found = []
     for number, line in enumerate(lines, 1):
         with reading(f"{path}:{number}"):
             found.append(parse_json(line))
-        values.check(f"{path}:{number}", found[-1], DICT)
+        values.check(f"{path}:{number}", found[-1], kind)
     return found
 
 

@@ -32,6 +32,14 @@ def check_writable(flag: str, folder):
         ) from e
 
 
+def check_file(flag: str, path, ending: str):
+    """Raises UsageError where a file cannot be written, or is another one by its ending."""
+    path = pathlib.Path(path)
+    if path.suffix != ending or path.is_dir():
+        raise errors.UsageError(f"{flag}={path} must be a file *{ending}, which is written anew.")
+    check_writable(flag, path.parent)
+
+
 MARKS = {  # a file or folder that tells what another one holds
     "config.json": "a run",
     "manifest.json": "samples or latents",

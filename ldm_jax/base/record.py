@@ -12,7 +12,6 @@
 Runs of earlier versions are read through `upgrade`.
 """
 
-import os
 import pathlib
 
 from ml_collections import config_dict
@@ -42,8 +41,7 @@ class Record:
         return home / "compilation_cache"
 
     def exists(self) -> bool:
-        """Whether something is there under its name; what it is, reading it says."""
-        return os.path.lexists(self.path / CONFIG)
+        return disk.there(self.path / CONFIG)
 
     @property
     def config(self) -> config_dict.ConfigDict:
@@ -99,7 +97,7 @@ class Record:
     def data(self) -> str:
         """The fingerprint of the data; "" where none is recorded."""
         file = self.path / "data.txt"
-        return disk.read_text(file).strip() if file.exists() else ""
+        return disk.read_text(file).strip() if disk.there(file) else ""
 
     def write_data(self, fingerprint: str):
         disk.write_text(self.path / "data.txt", fingerprint + "\n")
@@ -146,7 +144,7 @@ class Record:
 
     def _read(self, name) -> dict:
         file = self.path / name
-        return disk.read_json(file) if file.is_file() else {}
+        return disk.read_json(file) if disk.there(file) else {}
 
 
 def load(spec: str, overrides: dict[str, str] | None = None) -> config_dict.ConfigDict:

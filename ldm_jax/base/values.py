@@ -44,13 +44,17 @@ class Type(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Number(Type):
-    """A finite number, within bounds that it may reach (least, most) or not (above, below)."""
+    """A finite number, within bounds that it may reach (least, most) or not (above, below).
+
+    finite: False takes NaN and the infinities too, which what was measured may be.
+    """
 
     least: float | None = None
     most: float | None = None
     above: float | None = None
     below: float | None = None
     whole: bool = False
+    finite: bool = True
 
     @property
     def words(self):
@@ -60,7 +64,8 @@ class Number(Type):
             return f"a {kind} from {_short(least)} to {_short(most)}"
         said = {"of at least": least, "above": self.above, "of at most": most, "below": self.below}
         bounds = [f"{name} {_short(x)}" for name, x in said.items() if x not in (None, -MOST)]
-        return f"a {kind} {' and '.join(bounds)}" if bounds else f"a finite {kind}"
+        plain = f"a finite {kind}" if self.finite else f"a {kind}"
+        return f"a {kind} {' and '.join(bounds)}" if bounds else plain
 
     def takes(self, value):
         kind = numbers.Integral if self.whole else numbers.Real
@@ -70,7 +75,8 @@ class Number(Type):
         inside = inside and (self.most is None or value <= self.most)
         inside = inside and (self.above is None or value > self.above)
         inside = inside and (self.below is None or value < self.below)
-        return inside and (self.whole or abs(value) < 1e300)  # neither NaN nor infinite
+        free = self.whole or not self.finite
+        return inside and (free or abs(value) < 1e300)  # neither NaN nor infinite
 
     def nearest(self, value):
         if not isinstance(value, numbers.Real) or isinstance(value, bool) or value != value:
@@ -173,17 +179,22 @@ class Mapping(Type):
 
 @dataclasses.dataclass(frozen=True)
 class Fields(Type):
-    """Some names, each with a value of its own type; there may be others."""
+    """Some names, each with a value of its own type; there may be others, of any type or of one."""
 
     of: dict[str, Type]
+    others: Type | None = None
 
     @property
     def words(self):
-        return "a dict with " + ", ".join(f"{name}: {kind.words}" for name, kind in self.of.items())
+        kinds = {name: kind.words for name, kind in self.of.items()}
+        kinds |= {"all others": self.others.words} if self.others else {}
+        return "a dict with " + ", ".join(f"{name}: {words}" for name, words in kinds.items())
 
     def takes(self, value):
-        named = isinstance(value, (dict, config_dict.ConfigDict))
-        return named and all(k in value and kind.takes(value[k]) for k, kind in self.of.items())
+        if not isinstance(value, (dict, config_dict.ConfigDict)) or self.of.keys() - value.keys():
+            return False
+        kinds = {name: self.of.get(name, self.others) for name in value}
+        return all(kind is None or kind.takes(value[name]) for name, kind in kinds.items())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
 import numpy as np
 
 from ldm_jax.base import disk, download, errors, owner, remote, values
-from ldm_jax.data import records, sources, transforms
+from ldm_jax.data import images, records, sources, transforms
 
 INDEX = "index.json"
 _SIZES = values.Mapping(values.Number(0, whole=True))
@@ -120,8 +120,6 @@ class Cache(sources.Source):
     """
 
     def __init__(self, path):
-        import grain
-
         self._folder, folder = str(path), fetched(path)
         self.index = read_index(folder, path)
         for name, size in self.index["files"].items():
@@ -131,7 +129,7 @@ class Cache(sources.Source):
                     "same ldm_jax.encode command again makes it anew."
                 )
         files = [str(folder / name) for name in self.index["files"]]
-        self._data = grain.sources.ArrayRecordDataSource(files)
+        self._data = records.elements(files)
         self.fingerprint = self.index["data"]["fingerprint"]
 
     def check(self, expected: dict):
@@ -163,10 +161,14 @@ class Cache(sources.Source):
         return f"latent {i} of {self._folder}"
 
     def __getitem__(self, i):
-        header, body = records.unpack(self._data[i])
-        values = np.frombuffer(body, np.dtype(header["dtype"]))
-        fields = [{k: _restore(v) for k, v in variant.items()} for variant in header["fields"]]
-        return {"variants": fields, "moments": values.reshape(header["shape"])}
+        try:
+            header, body = records.unpack(self._data[i])
+            values = np.frombuffer(body, np.dtype(header["dtype"])).reshape(header["shape"])
+            fields = [{k: _restore(v) for k, v in variant.items()} for variant in header["fields"]]
+        # A broken block shows as whatever the C++ reader or the JSON parser says.
+        except Exception as e:
+            raise images.BadRecord(f"{self.name(i)} cannot be read ({errors.reason(e)})") from e
+        return {"variants": fields, "moments": values}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,12 +45,12 @@ def read_rows(folder, columns: Columns) -> dict[str, dict]:
     A row names its image as `file` or `file_name`.
     """
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
-    if lines.exists() and table.exists():
+    if disk.there(lines) and disk.there(table):
         logger.warning("%s is read, and metadata.csv beside it is not.", lines)
-    if lines.exists():
+    if disk.there(lines):
         given = _lines(lines)
     else:
-        given = _table(table, columns) if table.exists() else ()
+        given = _table(table, columns) if disk.there(table) else ()
     rows = {}
     for where, found in given:
         file = found.get("file") or found.get("file_name")

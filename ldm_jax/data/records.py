@@ -65,6 +65,22 @@ def write_elements(path, elements: Iterable[bytes]):
         writer.close()
 
 
+def elements(files: list[str]):
+    """The elements of ArrayRecord files, by index; a file that is none is a UsageError."""
+    import grain
+
+    for file in files:
+        with disk.reading(file):
+            disk.check_regular(file)
+    try:
+        return grain.sources.ArrayRecordDataSource(files)
+    except Exception as e:  # of the C++ reader, whatever it says, and of which file it does not
+        others = f" or one of the {len(files) - 1} beside it" if len(files) > 1 else ""
+        raise errors.UsageError(
+            f"{files[0]}{others} is no ArrayRecord ({errors.reason(e)}): write it again."
+        ) from e
+
+
 def pack(header: dict, body: bytes) -> bytes:
     """The element of a JSON header and a body."""
     text = json.dumps(header).encode()
@@ -82,8 +98,6 @@ class ArrayRecords(sources.Source):
     """Files of `write_arrayrecord`: one file, a glob, or a folder of `*.array_record`."""
 
     def __init__(self, path: str):
-        import grain
-
         sources.check_local(path)
         pattern = os.path.join(path, f"*{_SUFFIX}") if os.path.isdir(path) else path
         files = sorted(glob.glob(pattern))
@@ -97,7 +111,7 @@ class ArrayRecords(sources.Source):
         if len(names) > 1:
             raise errors.UsageError(f"{files[0]} and its siblings differ in their class names.")
         [(self.classes, self.box_classes)] = names
-        self._data = grain.sources.ArrayRecordDataSource(files)
+        self._data = elements(files)
         if not len(self._data):
             raise errors.UsageError(f"{files[0]}: holds no records; write it again.")
         self.fingerprint = sources.digest("arrayrecord", json.dumps(about, sort_keys=True))

@@ -9,8 +9,14 @@ import itertools
 import pathlib
 import time
 
-from ldm_jax.base import disk
+from ldm_jax.base import disk, values
 from ldm_jax.base import progress as progress_lib
+
+_TIME, _STEP = values.Number(0), values.Number(0, whole=True)
+_SECONDS = values.Fields({"step": _TIME}, others=_TIME)
+SESSION = values.Fields(
+    {"begin": _TIME, "end": _TIME, "from": _STEP, "reached": _STEP, "seconds": _SECONDS}
+)
 
 
 class Ledger:
@@ -27,7 +33,7 @@ class Ledger:
 
     def __init__(self, workdir, first: int, seconds: dict, active: bool):
         self._file, self._active = pathlib.Path(workdir) / "goodput.jsonl", active
-        self._before = disk.read_jsonl(self._file) if active else []
+        self._before = read(workdir) if active else []
         self._own = {"begin": time.time(), "from": first, "seconds": seconds}
 
     def write(self, step: int) -> dict:
@@ -48,9 +54,14 @@ class Ledger:
         self._own["seconds"].update(dict.fromkeys(self._own["seconds"], 0.0))
 
 
+def read(workdir) -> list[dict]:
+    """The sessions of a run, as lines of its file."""
+    return disk.read_jsonl(pathlib.Path(workdir) / "goodput.jsonl", SESSION)
+
+
 def report(workdir) -> dict:
     """What `account` says of the sessions of a run."""
-    return account(disk.read_jsonl(pathlib.Path(workdir) / "goodput.jsonl"))
+    return account(read(workdir))
 
 
 def account(sessions: list[dict]) -> dict:

@@ -17,9 +17,14 @@ import jax
 import numpy as np
 
 from ldm_jax.base import disk, progress, raster
+from ldm_jax.base import values as values_lib
 from ldm_jax.engine import sinks as sinks_lib
 
 logger = logging.getLogger(__name__)
+
+# A line of metrics.jsonl and of timing.jsonl; what was measured may be NaN
+STEP = values_lib.Number(0, whole=True)
+LINE = values_lib.Fields({"step": STEP}, others=values_lib.Number(finite=False))
 
 
 class Log:
@@ -41,15 +46,18 @@ class Log:
         if self.active:
             (self.workdir / "images").mkdir(parents=True, exist_ok=True)
             for file in (self.workdir / "metrics.jsonl", self.workdir / "timing.jsonl"):
-                if file.exists():
-                    self._cut(file, start, kept)
+                self._cut(file, start, kept)
             purge = start + 1 if start else None
             self._board = sinks_lib.Board(self.workdir, purge)
             self._sinks = [self._board, *sinks]
 
     def _cut(self, file, start: int, kept: bool):
-        """Takes the lines after `start` out of a file, and says so."""
-        lines = disk.read_jsonl(file)
+        """Takes the lines after `start` out of a file, and says so; or that there are none."""
+        lines = disk.read_jsonl(file, LINE)
+        if start and not lines:
+            self.progress.say(f"note: {file.name} has no line of the steps up to {start}")
+        if not disk.there(file):
+            return
         own = [line for line in lines if line["step"] <= start]
         if kept:
             shutil.copyfile(file, file.with_name(f"{file.name}.old"))

@@ -8,11 +8,13 @@ import types
 import jax
 import numpy as np
 
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, values
 from ldm_jax.engine import rollback
 
 STARVED = 0.2  # share of a stretch of training above which its wait for data is worth a line,
 LEAST_WAIT = 5.0  # and the seconds
+# A line of bad_records_HOST.jsonl
+BAD_RECORD = values.Fields({"record": values.Number(0, whole=True), "name": values.Text(True)})
 
 
 class Meter:
@@ -120,7 +122,7 @@ class BadRecords:
     def __init__(self, workdir, data):
         self._file = pathlib.Path(workdir) / f"bad_records_{jax.process_index():04d}.jsonl"
         self._data = data
-        self._seen = {line["record"] for line in disk.read_jsonl(self._file)}
+        self._seen = {line["record"] for line in disk.read_jsonl(self._file, BAD_RECORD)}
 
     def count(self, bad: np.ndarray):
         """bad: [b] index of each row's failed record, or -1."""

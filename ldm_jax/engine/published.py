@@ -15,7 +15,7 @@ import safetensors
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from ldm_jax.base import errors, remote, tree, upgrade, values
+from ldm_jax.base import disk, errors, remote, tree, upgrade, values
 from ldm_jax.base.record import Record
 
 FILE = "weights.safetensors"
@@ -25,7 +25,7 @@ _SUMS = values.Mapping(None)
 def of(run) -> "Weights | None":
     """The weights of a published run; None where the run has checkpoints of its own."""
     file = pathlib.Path(remote.local(run)) / FILE
-    return Weights(file, Record(run).parameter_names) if file.is_file() else None
+    return Weights(file, Record(run).parameter_names) if disk.there(file) else None
 
 
 def write(folder, step: int, params: dict):

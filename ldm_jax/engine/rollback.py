@@ -14,10 +14,13 @@ import pathlib
 import statistics
 import types
 
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, values
 from ldm_jax.engine import hosts
 
 logger = logging.getLogger(__name__)
+
+_STEP = values.Number(0, whole=True)
+LINE = values.Fields({"step": _STEP, "from": _STEP, "offset": _STEP, "reason": values.Text(True)})
 
 WINDOW = 50  # log lines that a new one is compared with
 ENOUGH = 10  # of them before anything is called a spike
@@ -66,7 +69,7 @@ class History:
         return f"rolled back to step {step}, past {bad.step - step} batch(es): {bad}"
 
     def _write(self, step):
-        before = disk.read_jsonl(self._file)
+        before = disk.read_jsonl(self._file, LINE)
         lines = [line for line in before if line["step"] <= step]
         if self._bad:
             offset = (before[-1]["offset"] if before else 0) + self._bad.step - step

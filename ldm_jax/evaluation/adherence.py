@@ -11,7 +11,7 @@ from ldm_jax.base import record as record_lib
 from ldm_jax.data import transforms
 from ldm_jax.runs import conditions as conditions_of
 from ldm_jax.runs import data as data_lib
-from ldm_jax.runs import keys, kinds, opened
+from ldm_jax.runs import idle, keys, kinds, opened
 from ldm_jax.scenes import scores
 from ldm_jax.stages.sampling import Sampling
 
@@ -102,6 +102,8 @@ def read_config(run, overrides: dict):
         if not key.startswith("data."):
             raise errors.UsageError(f"--config.{key}: only the data of the conditions may change.")
         config_lib.override(config, key, text)
+    keys.check(config)
+    idle.refuse(config, overrides)
     kinds.expect(config, "diffuse", f"--run={run}")
     if config.data.source != "scenes":
         raise errors.UsageError(f"--run={run} is not on scenes; only their pictures are checked.")

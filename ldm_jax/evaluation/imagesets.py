@@ -49,9 +49,9 @@ def open_set(path, flag: str, size=None, records: int | None = None) -> ImageSet
     must all be of one size. records: at most so many, of a run or folder.
     """
     path = pathlib.Path(path)
-    if (path / "manifest.json").is_file():
+    if disk.there(path / "manifest.json"):
         found = _of_job(path)
-    elif (path / "config.json").is_file():
+    elif disk.there(path / "config.json"):
         found = _of_run(path, records)
     elif path.is_dir():
         found = _of_folder(path, size, records)

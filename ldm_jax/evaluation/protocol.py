@@ -8,9 +8,11 @@ compared: the samples' weights, sampler, steps, guidance, seed.
 import math
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import errors
+from ldm_jax.base import errors, values
 
 QUANTISER = "uint8, rounded half up"
+_HALF, _NAMES = values.Mapping(None), values.Several(values.Text())
+STORED = values.Fields({"measurement": _HALF, "subject": _HALF, "figures": _NAMES})
 
 
 def protocol(measurement: dict, subject: dict) -> dict:

@@ -39,7 +39,7 @@ def cached(origin: dict, compute) -> Reference:
     """
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
     file = download.cache() / "references" / f"{digest}.npz"
-    if file.is_file():
+    if disk.there(file):
         return load(file)
     reference = Reference.of(compute(), origin)
     save(file, reference)

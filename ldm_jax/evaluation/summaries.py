@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ldm_jax.base import disk, errors, hub, platforms, watch
+from ldm_jax.base import disk, errors, hub, platforms, remote, values, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
 from ldm_jax.evaluation import imagesets, measures, protocol, run_measures
@@ -168,13 +168,20 @@ def read(path, flag: str) -> dict:
     path = pathlib.Path(path)
     path = path / "summary.json" if path.is_dir() else path
     with errors.of(flag):
-        return disk.read_json(path)
+        found = disk.read_json(path)
+        if "protocol" in found:  # without, protocol.compare says what to do
+            values.check(f"{path}: protocol", found["protocol"], protocol.STORED)
+            for name in found["protocol"]["figures"]:
+                for key in {name, f"{name}_std"} & found.keys():
+                    values.check(f"{path}: {key}", found[key], values.Number(finite=False))
+        return found
 
 
 def _open_reference(path, size, request, records: int):
     """Of --reference: (origin, images or None, whether it has features, () -> Reference)."""
     if path is None:
         return {}, None, False, lambda: None
+    path = remote.copy(path)
     if not imagesets.is_statistics(path):
         images = imagesets.open_set(path, "--reference", size, records)
         compute = lambda: request.gather(images.batches(), reference_lib.KEEP)

@@ -56,6 +56,9 @@ def read(
     """
     fields, names, captions = {}, {}, ()
     given, told = _given(wanted, known, hint)
+    if given and (flag := _idle(wanted, known, given)):
+        beside = " and ".join(f"--{name}" for name in told)
+        raise errors.UsageError(f"--{flag} does nothing beside {beside}: leave it out.")
     if wanted.prompts:
         captions = _read_prompts(wanted.prompts)
         maker, _ = make(held_out=False, fields=[field for field in known if field not in given])
@@ -76,6 +79,14 @@ def read(
             f"--cond=FILE.npz with an array [n, ...] for each."
         )
     return Conditioning(fields, names, captions)
+
+
+def _idle(wanted, known, given) -> str:
+    """A flag that says nothing of the fields that --cond and --hints leave to say; else ""."""
+    if wanted.labels != BALANCED and "class" in given:
+        return "labels"
+    whole = given.keys() >= set(known)
+    return next((flag for flag in ("prompts", "held_out") if whole and getattr(wanted, flag)), "")
 
 
 def _given(wanted, known, hint) -> tuple[dict, dict]:

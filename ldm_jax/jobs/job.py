@@ -44,17 +44,23 @@ class Job:
         self._own = {"shard_size": shard_size, "format": format}
 
     def claim(self, manifest: dict):
-        """Writes manifest.json; refuses a folder that holds samples of other settings."""
+        """Writes manifest.json; refuses a folder that holds samples of other settings or none."""
         manifest = json.loads(json.dumps(manifest | self._own))  # as it will be read back
         file = self.out / "manifest.json"
         with owner.lock(self.out, "job"):
             remote.fetch(self.out, file.name)
-            if file.exists() and (old := disk.read_json(file)) != manifest:
+            if not disk.there(file):
+                if any(remote.place(self.out / "shards").glob("*.json")):
+                    raise errors.UsageError(
+                        f"{self.out} holds shards and no {file.name}, so that nobody knows what "
+                        "they are of: restore it, or take another --out."
+                    )
+                disk.write_text(file, json.dumps(manifest, indent=2) + "\n")
+            elif (old := disk.read_json(file)) != manifest:
                 changed = "; ".join(config_lib.difference(old, manifest))
                 raise errors.UsageError(
                     f"{self.out} holds other samples ({changed}); take another --out."
                 )
-            disk.write_text(file, json.dumps(manifest, indent=2) + "\n")
 
     def missing(self, worker: int = 0, workers: int = 1) -> list[outputs.Shard]:
         """The unfinished shards that are this worker's: every `workers`-th."""
@@ -70,7 +76,7 @@ class Job:
 
     def forget(self, shards: list[outputs.Shard]):
         """Removes the records of what is drawn again, so that nobody takes it for finished."""
-        damaged = [file for file in map(self._file, shards) if file.exists()]
+        damaged = [file for file in map(self._file, shards) if disk.there(file)]
         for file in damaged:
             file.unlink()
         if damaged:
@@ -147,7 +153,7 @@ class Job:
 def open_job(out) -> Job:
     """The job in a folder that `sample` wrote, by its manifest and its shards."""
     out = pathlib.Path(out)
-    if not (out / "manifest.json").is_file():
+    if not disk.there(out / "manifest.json"):
         raise errors.UsageError(f"{out} holds no manifest.json; make it with ldm_jax.sample.")
     manifest = disk.read_json(out / "manifest.json", MANIFEST)
     ends = [disk.read_json(file, RECORD)["end"] for file in (out / "shards").glob("*.json")]

@@ -3,8 +3,8 @@
 import pathlib
 import re
 
-from ldm_jax.base import disk, errors, record
-from ldm_jax.engine import goodput
+from ldm_jax.base import disk, record
+from ldm_jax.engine import goodput, log, meter, rollback
 from ldm_jax.reports import intervals
 
 HELD_OUT = "val/"  # how figures of held-out records begin in metrics.jsonl
@@ -25,11 +25,11 @@ class History:
         self.record = record.Record(run)
         self.path, self.name = self.record.path, self.record.shown
         self.config = self.record.config
-        lines = self._lines("metrics.jsonl")
+        lines = disk.read_jsonl(self.path / "metrics.jsonl", log.LINE)
         held_out = [_part(line, True) for line in lines]
         self.train = _series([_part(line, False) for line in lines])
         self.held_out = _series([line for line in held_out if len(line) > 1])
-        self.timing = _series(self._lines("timing.jsonl"))
+        self.timing = _series(disk.read_jsonl(self.path / "timing.jsonl", log.LINE))
 
     @property
     def step(self) -> int:
@@ -40,15 +40,14 @@ class History:
     @property
     def goodput(self) -> str:
         """Where its time went, in words; "" where that is not recorded."""
-        with disk.reading(f"{self.name}/goodput.jsonl"):
-            found = goodput.report(self.path)
+        found = goodput.report(self.path)
         return goodput.words(found) if found else ""
 
     @property
     def parameters(self) -> str:
         """How many parameters are trained, in words; "" where that is not recorded."""
         file = self.path / "parameters.txt"
-        text = disk.read_text(file) if file.exists() else ""
+        text = disk.read_text(file) if disk.there(file) else ""
         found = re.search(r"^Total: ([\d,]+)", text, re.MULTILINE)
         return f"{found[1]} parameters." if found else ""
 
@@ -56,17 +55,17 @@ class History:
     def evaluation(self) -> dict[str, intervals.Value]:
         """What `evaluate` measured of the run, where it did."""
         file = self.path / "evaluation" / "summary.json"
-        return measured(disk.read_json(file)) if file.exists() else {}
+        return measured(disk.read_json(file)) if disk.there(file) else {}
 
     @property
     def alarms(self) -> list[str]:
         """What went wrong, a sentence each."""
         said = [
             f"Step {line['from']}: rolled back to step {line['step']} ({line['reason']})."
-            for line in self._lines("rollbacks.jsonl", "step", "from", "reason")
+            for line in disk.read_jsonl(self.path / "rollbacks.jsonl", rollback.LINE)
         ]
         for file in sorted(self.path.glob("bad_records_*.jsonl")):
-            names = [str(line["name"]) for line in self._lines(file.name, "name")]
+            names = [line["name"] for line in disk.read_jsonl(file, meter.BAD_RECORD)]
             said.append(
                 f"{len(names)} records were replaced, the last {names[-1]}." if names else ""
             )
@@ -79,7 +78,7 @@ class History:
     def origin(self) -> list[str]:
         """What it was started from, and what it uses besides, a sentence each."""
         file, said = self.path / "init_from.json", []
-        if file.exists():
+        if disk.there(file):
             said.append(f"Its weights at step 0: {_said(disk.read_json(file))}")
         if self.config.get("first_stage"):
             said.append(f"Its first stage is {self.config.first_stage}.")
@@ -93,17 +92,6 @@ class History:
         for file in sorted((self.path / "images").glob("*_[0-9]*.png")):
             found.setdefault(file.stem.rpartition("_")[0], []).append(file)
         return found
-
-    def _lines(self, name: str, *wanted: str) -> list[dict]:
-        file = self.path / name
-        lines = disk.read_jsonl(file)
-        for number, line in enumerate(lines, 1):
-            for key in wanted or ("step",):
-                if key not in line:
-                    raise errors.UsageError(f"{file}:{number} lacks {key!r}: it is damaged.")
-            if not isinstance(line.get("step", 0), int):
-                raise errors.UsageError(f"{file}:{number}: step={line['step']} is no whole number.")
-        return lines
 
 
 def measured(summary: dict) -> dict[str, intervals.Value]:

@@ -52,7 +52,7 @@ def facts(record, name, step, digest, ema=True, license="", data_license="", eva
     with errors.of("--evaluations"):
         found = [_evaluation(path, weights, record.path) for path in evaluations]
     own = record.path / "evaluation" / "summary.json"
-    if own.is_file():
+    if disk.there(own):
         try:
             found.insert(0, _evaluation(own, weights))
         except errors.UsageError as e:
@@ -70,7 +70,7 @@ def facts(record, name, step, digest, ema=True, license="", data_license="", eva
         "license": license,
         "data_license": data_license,
         "evaluations": found,
-        "training": disk.read_json(trained) if trained.is_file() else {},
+        "training": disk.read_json(trained) if disk.there(trained) else {},
         "notes": notes,
         "loads_as": "",
         "without": "",

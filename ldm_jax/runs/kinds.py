@@ -50,6 +50,7 @@ class Kind(abc.ABC):
       keys: the keys of such a config with their types and defaults, see base/defaults.py.
       draws: whether its runs draw images from noise.
       prefix: what the names of distances between the data and its images begin with.
+      records: the files, beside config.json, that a run has from its first step on.
       judged_on: "training" or "held_out": the records that those distances are measured on.
     """
 
@@ -59,6 +60,7 @@ class Kind(abc.ABC):
     draws: bool = False
     prefix: str = ""
     judged_on: str = "training"
+    records: tuple[str, ...] = ()
 
     def declared(self, config) -> dict[str, dict]:
         """{group: {key: type}} of what the config names, beside `keys`; see runs/keys.py."""

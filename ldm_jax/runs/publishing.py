@@ -102,7 +102,7 @@ def _write_run(run, folder: pathlib.Path, ema: bool | float = True):
     if record.data:
         inside.write_data(record.data)
     for name in RECORDS:
-        if (file := record.path / f"{name}.json").is_file():
+        if disk.there(file := record.path / f"{name}.json"):
             inside.write(**{name: _without_paths(disk.read_json(file))})
 
 

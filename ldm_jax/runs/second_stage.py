@@ -30,6 +30,7 @@ class DiffuseKind(kinds.Kind):
     """Noise to latents; `config.model` is a registered backbone."""
 
     title = "a second stage"
+    records = ("latents.json",)
     player = "denoiser"
     keys = defaults.SecondStage
     draws = True

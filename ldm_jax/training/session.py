@@ -13,6 +13,7 @@ from ldm_jax.engine import (
     goodput,
     hosts,
     inherit,
+    log,
     loop,
     phases,
     profile,
@@ -99,19 +100,20 @@ def train(config, workdir, allow=(), devices: str = "", profile_steps: str = "",
             rollback.with_rollbacks(train_on, workdir, config.max_rollbacks)
 
         # Summary
-        return hosts.on_first(lambda: summary(workdir) | {"seconds": seconds()})
+        return hosts.on_first(lambda: summary(workdir, config.steps.total, seconds()))
 
 
-def summary(workdir) -> dict:
+def summary(workdir, steps: int, seconds: float) -> dict:
     """The summary of a run: the newest value of every metric, its speed and its goodput."""
     newest = {}
-    for line in disk.read_jsonl(workdir / "metrics.jsonl"):
+    for line in disk.read_jsonl(workdir / "metrics.jsonl", log.LINE):
         newest |= line
-    timing = disk.read_jsonl(workdir / "timing.jsonl")
+    timing = disk.read_jsonl(workdir / "timing.jsonl", log.LINE)
     rates = [line["images_per_second"] for line in timing if "images_per_second" in line]
-    found = {"steps": newest.pop("step"), "seconds": 0.0}
+    found = {"steps": steps, "seconds": seconds}
     if rates:
         found["images_per_second"] = statistics.median(rates)
+    newest.pop("step", None)
     held_out = {name: value for name, value in newest.items() if name.startswith("val/")}
     found |= {name.removeprefix("val/"): value for name, value in held_out.items()}
     found["train"] = {name: value for name, value in newest.items() if name not in held_out}

@@ -1,8 +1,8 @@
 """The folder of a run in training: can the run be resumed, and with which changes of its config?"""
 
 from ldm_jax.base import config as config_lib
-from ldm_jax.base import disk, errors, remote, values
-from ldm_jax.engine import checkpoint, published
+from ldm_jax.base import disk, errors, remote, terminal, values
+from ldm_jax.engine import checkpoint, goodput, log, meter, published, rollback
 from ldm_jax.runs import kinds
 
 # The keys, or groups of keys, of a run's config that may differ when it is resumed, with the reason
@@ -40,10 +40,12 @@ def can_resume(workdir):
 
     A converted run has no optimizer's state to resume with; the lines of another may be damaged.
     """
-    disk.read_jsonl(workdir / "goodput.jsonl")
-    for file in (workdir / "metrics.jsonl", workdir / "timing.jsonl"):
-        for line in disk.read_jsonl(file):
-            values.check(f"{file}: step", line.get("step"), values.Number(0, whole=True))
+    goodput.read(workdir)
+    for file in ("metrics.jsonl", "timing.jsonl"):
+        disk.read_jsonl(workdir / file, log.LINE)
+    disk.read_jsonl(workdir / "rollbacks.jsonl", rollback.LINE)
+    for file in workdir.glob("bad_records_*.jsonl"):
+        disk.read_jsonl(file, meter.BAD_RECORD)
     try:
         trained = checkpoint.saved(workdir).get("opt")
     except errors.UsageError:
@@ -68,6 +70,7 @@ def claim(record, config, source, allow=()):
       UsageError: the workdir holds a run with another config, or of other data.
     """
     old = record.config if record.exists() else config
+    has = lambda name: disk.there(record.path / name)
     known = config_lib.flat(config.to_dict()) | config_lib.flat(old.to_dict())
     if unknown := [key for key in allow if key not in known]:
         raise errors.UsageError(
@@ -79,9 +82,9 @@ def claim(record, config, source, allow=()):
         if not record.is_of(config):  # a run may roll back before its first checkpoint
             record.forget("rollbacks.jsonl", "tracker.json")
         describe(record, config, source)
-    elif not record.exists():
+    elif lost := [name for name in ("config.json", *kinds.of(old).records) if not has(name)]:
         raise errors.UsageError(
-            f"{record.shown} holds checkpoints and no config.json, so that nobody knows what they "
+            f"{record.shown} holds checkpoints and no {lost[0]}, so that nobody knows what they "
             "are of: restore it, or take another --workdir."
         )
     else:
@@ -106,7 +109,12 @@ def claim(record, config, source, allow=()):
                 f"{said} ({'; '.join(lines)}): take another --workdir, or allow it with "
                 f"--allow_config_change={','.join(changed)}"
             )
-        if record.data not in ("", source.fingerprint):
+        if not record.data:
+            terminal.warn(
+                f"warning: {record.shown} holds no data.txt, so that nobody knows whether it was "
+                "trained on these data."
+            )
+        elif record.data != source.fingerprint:
             raise errors.UsageError(
                 f"{record.shown}: the data has changed since this run began (fingerprint "
                 f"{record.data}, now {source.fingerprint}); restore it, or take another --workdir."

@@ -40,7 +40,7 @@ def of_pipeline(folder) -> tuple[dict, dict] | None:
     """
     encoder, tokenizer = (folder / name for name in FOLDERS)
     config = encoder / "config.json"
-    own = folders.read_json(config) if config.is_file() else {}
+    own = folders.read_json(config) if disk.there(config) else {}
     words = any((tokenizer / name).is_file() for name in (VOCABULARY[0], "tokenizer.json"))
     if own.get("model_type") != "clip_text_model" or not words:
         return None
@@ -133,7 +133,7 @@ def write(folder, kwargs: dict) -> dict:
 def _vocabulary(tokenizer) -> tuple[dict, list[str]]:
     """{token: id} and the merges, of the two files or of the one that later versions write."""
     words, merges = (tokenizer / name for name in VOCABULARY)
-    if words.is_file():
+    if disk.there(words):
         lines = disk.read_text(merges).splitlines()
         return folders.read_json(words), [x for x in lines if x and x[:8] != "#version"]
     model = folders.read_json(tokenizer / "tokenizer.json")["model"]
@@ -144,7 +144,7 @@ def _vocabulary(tokenizer) -> tuple[dict, list[str]]:
 def _padding(tokenizer) -> str:
     """The token that a tokenizer fills up with: <|endoftext|>, or what its files say."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        said = folders.read_json(tokenizer / name) if (tokenizer / name).is_file() else {}
+        said = folders.read_json(tokenizer / name) if disk.there(tokenizer / name) else {}
         if token := said.get("pad_token"):
             return token["content"] if isinstance(token, dict) else token
     return END

@@ -106,7 +106,7 @@ def test_what_cannot_be_shown_is_one_line_and_writes_nothing(run, tmp_path, refu
     assert "did you mean" in refused(called(report, run, "--recipe=kl_f3", f"--out={out}"))
     assert "--run is missing" in refused(called(report))
     lines(run / "metrics.jsonl", {"kl": 1.0})
-    assert "lacks 'step'" in refused(called(report, run, f"--out={out}"))
+    assert "with step: " in refused(called(report, run, f"--out={out}"))
     (run / "metrics.jsonl").write_text("{]\n{}\n")
     assert "metrics.jsonl:1" in refused(called(report, run, f"--out={out}"))
     assert not out.exists() and not (tmp_path / "no").exists()
