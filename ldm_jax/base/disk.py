@@ -108,7 +108,11 @@ def read_text(path) -> str:
 
 
 def parse_json(text):
-    """The value of a JSON text; a key that is there twice is a ValueError."""
+    """The value of a JSON text.
+
+    A key that is there twice is a ValueError, and so is half of a surrogate pair (\\ud800), which
+    no file in UTF-8 could hold.
+    """
 
     def of(pairs):
         found = dict(pairs)
@@ -117,7 +121,10 @@ def parse_json(text):
             raise ValueError(f"{max(keys, key=keys.count)!r} is there twice")
         return found
 
-    return json.loads(text, object_pairs_hook=of)
+    found = json.loads(text, object_pairs_hook=of)
+    if "\\ud" in text.lower():
+        json.dumps(found, ensure_ascii=False).encode()  # a UnicodeEncodeError is a ValueError
+    return found
 
 
 def read_rows(path) -> Iterator[tuple[str, list[str]]]:

@@ -25,7 +25,7 @@ import threading
 import time
 import uuid
 
-from ldm_jax.base import errors, remote, terminal
+from ldm_jax.base import disk, errors, remote, terminal
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +134,9 @@ def _file(path: pathlib.Path, taken, shared: bool = False):
     taken: called again and again while another process has it, with who that is and whether it is
     alive, None where that is not known yet; raises, or returns after a while.
     """
+    with disk.reading(path):
+        if disk.there(path):
+            disk.check_regular(path)
     # A POSIX lock ends when its process closes any file of this path: nobody else opens it here.
     with open(path, "a+") as file:
         until = time.monotonic() + PATIENCE

@@ -66,6 +66,7 @@ class Weights:
     @contextlib.contextmanager
     def _open(self):
         try:
+            disk.check_regular(self._file)
             with safetensors.safe_open(self._file, "numpy") as file:
                 yield file
         except errors.UsageError:

@@ -156,11 +156,15 @@ def _check_decoder(wanted: Evaluation, path, kind):
 
 def class_accuracy(job) -> float:
     """Share of the images that show the shape and the colour they were asked for."""
-    hits = [
-        checker.check(images) == np.array([row["class"] for row in rows])
-        for images, rows in job.batches()
-    ]
+    hits = [checker.check(images) == _classes(job, rows) for images, rows in job.batches()]
     return float(np.mean(np.concatenate(hits)))
+
+
+def _classes(job, rows) -> np.ndarray:
+    classes = [row.get("class") for row in rows]
+    for one in classes:
+        values.check(f"{job.out}: the class of an image", one, values.Number(0, whole=True))
+    return np.array(classes)
 
 
 def read(path, flag: str) -> dict:

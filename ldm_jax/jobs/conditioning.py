@@ -158,6 +158,10 @@ def _read_arrays(path):
                 f"--cond={path}: {name!r} has the shape {array.shape}; give an array [n, ...] of "
                 "at least one row."
             )
+        if array.dtype.kind not in "biuf":
+            raise errors.UsageError(
+                f"--cond={path}: {name!r} is an array of {array.dtype}; give numbers."
+            )
     return arrays
 
 

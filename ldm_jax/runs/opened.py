@@ -331,6 +331,8 @@ class SecondStage:
         if ids is None or isinstance(ids, jax.core.Tracer):
             return
         ids = np.asarray(ids)
+        if ids.dtype.kind not in "iu":
+            raise errors.UsageError(f"cond['class'] must be whole numbers; got {ids.dtype}.")
         wrong = ids[(ids < 0) | (ids > self.num_classes)]  # the last is the null class
         if ids.shape != (n,) or wrong.size:
             raise errors.UsageError(

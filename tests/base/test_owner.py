@@ -41,6 +41,13 @@ def test_the_second_is_refused_with_who_holds_it_until_the_first_is_killed(tmp_p
         assert str(os.getpid()) in (tmp_path / owner.NAME).read_text()
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink(os.devnull, path)])
+def test_what_is_no_file_is_no_lock(tmp_path, make):
+    make(tmp_path / owner.NAME)
+    with pytest.raises(errors.UsageError, match="no regular file"), owner.of("--out", tmp_path):
+        pass
+
+
 def test_workers_share_a_folder_each_with_its_own_part(tmp_path):
     process = other(tmp_path, "0/2")
     with owner.of("--out", tmp_path, "1/2"):
