@@ -9,6 +9,7 @@ earlier version wrote is read under today's names of its parameters (base/upgrad
 import contextlib
 import logging
 import pathlib
+import tempfile
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,7 +17,7 @@ from etils import epath
 
 from ldm_jax.base import disk, errors, remote, shard, tree, upgrade
 from ldm_jax.base.record import Record
-from ldm_jax.engine import hosts, published
+from ldm_jax.engine import hosts, meetings, published
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +37,16 @@ class Checkpoints:
         self.directory = remote.place(directory)
         self._names = Record(pathlib.Path(directory).parent).parameter_names
         # Hosts meet under these names: those of two directories must not be mistaken.
-        meetings = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        prefix = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        self._meetings = meetings.Meetings(self.directory.name)
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=every or None,
             cleanup_tmp_directories=True,
-            multiprocessing_options=meetings,
+            multiprocessing_options=prefix,
+            async_options=ocp.options.AsyncOptions(
+                barrier_sync_fn=self._meetings if hosts.several() else None
+            ),
         )
         self._manager = _manager(self.directory, self._options)
         self._problem = ""  # why the newest save failed
@@ -65,7 +70,15 @@ class Checkpoints:
                 raise errors.RunError(f"step {step} was refused by orbax")
 
         self._problem = ""
-        self._attempt(start)
+        if not self._attempt(self._probe):
+            self._attempt(start)
+
+    def _probe(self):
+        """Writes a little: where host 0 cannot make a folder, orbax lets the others wait for it."""
+        folder = pathlib.Path(self.directory)
+        if hosts.several() and not hosts.index() and folder.is_dir():
+            with tempfile.TemporaryDirectory(prefix=".probe", dir=folder) as probe:
+                pathlib.Path(probe, "probe").write_bytes(bytes(2**16))
 
     def restore(self, abstract, until: int | None = None):
         """The newest sound checkpoint as `(state, meta)`, or None where there is none.
@@ -141,7 +154,9 @@ class Checkpoints:
             action()
         except Exception as e:  # storage fails with whatever it likes, here or in the background
             problem = errors.reason(e)
-        problem = next(filter(None, hosts.exchange(problem)), "")
+            self._meetings.give_up()
+        problems = filter(None, hosts.exchange(problem))
+        problem = min(problems, key=lambda told: meetings.GAVE_UP in told, default="")
         if problem:
             logger.error("ALARM: a checkpoint was NOT saved (%s). Training goes on.", problem)
             self._problem = problem
@@ -149,6 +164,7 @@ class Checkpoints:
             # Orbax counts the failed step as saved until it looks at the directory anew.
             with contextlib.suppress(Exception):
                 self._manager.close()
+            self._meetings.renew()
             self._manager = _manager(self.directory, self._options)
         return self._problem
 
