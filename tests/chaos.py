@@ -344,7 +344,7 @@ class Round:
 
     def __init__(self, job: Job, folder: pathlib.Path, duration: float, random_, server):
         self.job, self.folder, self.duration, self.random = job, folder, duration, random_
-        self.log, self.story, self.server = folder.with_suffix(".log"), [], server
+        self.log, self.story, self.server = LOGS / f"{folder.name}.log", [], server
         self.files = Bucket(folder, server) if job.bucket else Disk(folder)
 
     def left(self) -> dict[str, str]:
@@ -551,6 +551,7 @@ def filled(folder: pathlib.Path, left: int):
 
 AT_REST = ("flip", "lose", "tear", "litter")
 SOME = ("one", "answers", "memory", "fill")  # faults that a job, or a place, has to be made for
+LOGS = pathlib.Path(tempfile.mkdtemp(prefix="chaos_logs"))  # where the disk does not get full
 SMALL = 2**30  # bytes of a file system that is filled
 FAULTS = ("kill", "term", "stop", "twin", "full", "clock", "slow", *SOME, *AT_REST)
 
@@ -652,9 +653,10 @@ def chaos(seed: int, minutes: float, jobs, faults, place=None) -> int:
         rounds, spent = rounds + 1, spent + time.monotonic() - clock
     print(f"seed {seed}: {rounds} rounds, {own.struck} faults, {broken} broken", flush=True)
     if broken:
-        print(f"what they left is in {place}")
+        print(f"what they left is in {place}, what they said in {LOGS}")
     else:
         shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(LOGS, ignore_errors=True)
     return broken
 
 

@@ -52,10 +52,11 @@ class Checkpoints:
         self._problem = ""  # why the newest save failed
         self.damaged = []  # steps that `restore` found to be so
 
-    def save(self, step: int, state, meta: dict):
+    def save(self, step: int, state, meta: dict, before=lambda: None):
         """Starts an asynchronous save of `state` (arrays) and `meta` (JSON) as `step`.
 
         Storage that fails gives an alarm and no error: what is finished stays, training goes on.
+        before: () -> None writes what a run that goes on from this step does not come by again.
         """
         self.check()
         if step in self._manager.all_steps():
@@ -70,7 +71,7 @@ class Checkpoints:
                 raise errors.RunError(f"step {step} was refused by orbax")
 
         self._problem = ""
-        if not self._attempt(self._probe):
+        if not self._attempt(lambda: (before(), self._probe())):
             self._attempt(start)
 
     def _probe(self):
