@@ -16,9 +16,10 @@ from PIL import Image
 
 from ldm_jax import adherence, bench, cli, doctor, edit, evaluate, sample, sweep, train
 from ldm_jax.base import disk, errors, output, owner, record
-from ldm_jax.data import files
-from ldm_jax.engine import checkpoint
+from ldm_jax.data import files, records
+from ldm_jax.engine import checkpoint, goodput
 from ldm_jax.evaluation import imagesets, reference
+from ldm_jax.jobs import job
 from ldm_jax.weights import official
 
 
@@ -164,6 +165,45 @@ def test_a_line_cut_by_a_kill_is_left_out_and_a_damaged_one_is_said(tmp_path):
         disk.read_jsonl(file)
 
 
+@pytest.mark.parametrize("name", ["data.txt", "latents.json", "config.json", "goodput.jsonl"])
+def test_a_record_behind_a_broken_link_is_not_taken_for_none(name, tmp_path):
+    (tmp_path / name).symlink_to("nowhere")
+    run = record.Record(tmp_path)
+    reads = {"data.txt": lambda: run.data, "latents.json": lambda: run.latents}
+    reads |= {"config.json": lambda: run.config, "goodput.jsonl": lambda: goodput.report(tmp_path)}
+    with pytest.raises(errors.UsageError, match=name):
+        reads[name]()
+
+
+SESSION = {"begin": 1.0, "end": 2.0, "from": 0, "reached": 3, "seconds": {"step": 1.0}}
+
+
+@pytest.mark.parametrize("change", [{"reached": "x"}, {"seconds": {}}, {"seconds": {"step": "1"}}])
+def test_a_session_of_wrong_types_is_one_line(change, tmp_path):
+    disk.write_jsonl(tmp_path / "goodput.jsonl", [SESSION])
+    assert goodput.report(tmp_path)["sessions"] == 1
+    disk.write_jsonl(tmp_path / "goodput.jsonl", [SESSION, SESSION | change])
+    with pytest.raises(errors.UsageError, match=r"goodput\.jsonl:2"):
+        goodput.report(tmp_path)
+
+
+def test_shards_that_nobody_knows_are_not_mixed_with_others(tmp_path):
+    samples = job.Job(tmp_path, 4, 2, "png")
+    samples.claim({"seed": 1})
+    samples.write(samples.shards[0], np.zeros((2, 8, 8, 3), np.uint8), [{}, {}])
+    job.Job(tmp_path, 4, 2, "png").claim({"seed": 1})
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(errors.UsageError, match=r"no manifest\.json"):
+        job.Job(tmp_path, 4, 2, "png").claim({"seed": 2})
+
+
+def test_an_array_record_that_is_none_is_one_line(tmp_path):
+    disk.write_json(tmp_path / "x.array_record.json", {"classes": [], "box_classes": []})
+    (tmp_path / "x.array_record").touch()
+    with pytest.raises(errors.UsageError, match=r"x\.array_record is no ArrayRecord"):
+        records.ArrayRecords(str(tmp_path / "x.array_record"))
+
+
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     (tmp_path / "x.json").write_text('{"a": 1, "b": {"c": 1, "c": 2}}')
     with pytest.raises(errors.UsageError, match="'c' is there twice"):
@@ -210,6 +250,8 @@ IDLE = [
     (sweep, "--sweep=any --workdir=OUT --report --cell=x", "--report and --cell"),
     (adherence, "--run=any --out=OUT --null --guidance=2", "--guidance"),
     (doctor, "--config.data.size=3", "--config.data.size"),
+    (train, "--config=DEBUG:ldm --workdir=OUT --config.data.vocabulary=x", "config.conditioners"),
+    (train, "--config=DEBUG:ldm --workdir=OUT --config.optim.denoiser.clip=True", "got bool"),
     (
         train,
         "--config=DEBUG:ldm --workdir=OUT --config.distil.huber=0.1",
