@@ -41,7 +41,7 @@ FLAGS = dict(
     num=cli.Integer("How many pictures progress shows.", 8, least=1),
     labels=cli.Text("Class ids that the pictures take in turn; none by default.", ""),
     size=cli.Text("Height and width in pixels, HxW; the training size by default.", ""),
-    batch_size=cli.Integer("Pictures drawn at a time.", 16, least=1),
+    batch_size=cli.Integer("Pictures drawn at a time.", 16, least=1, most=2**16),
     **cli.SAMPLING,
 )
 

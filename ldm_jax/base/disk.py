@@ -68,7 +68,12 @@ def there(path) -> bool:
 
     path: also an object of a bucket, which has no links.
     """
-    return os.path.lexists(path) if isinstance(path, str | os.PathLike) else path.exists()
+    if not isinstance(path, str | os.PathLike):
+        return path.exists()
+    try:
+        return bool(os.lstat(path))
+    except (OSError, ValueError) as e:
+        return isinstance(e, PermissionError)  # of a folder that hides what is in it
 
 
 def check_regular(path, most: int | None = None) -> int:

@@ -48,6 +48,9 @@ MARKS = {  # a file or folder that tells what another one holds
 }
 
 
+PARTS = ("checkpoints", "averages", "images", "shards", "compilation_cache")  # of runs and samples
+
+
 def check_holds(flag: str, folder, own: str = ""):
     """Raises UsageError where `folder` holds what other commands write. own: the mark of this's."""
     for mark, what in MARKS.items():
@@ -55,6 +58,14 @@ def check_holds(flag: str, folder, own: str = ""):
             raise errors.UsageError(
                 f"{flag}={remote.shown(folder)} holds {what} ({mark}), which would be mixed with "
                 "other files or overwritten: give another folder."
+            )
+    path = pathlib.Path(folder)
+    for place in (path, *path.parents):
+        owned = (remote.exists(place.parent / mark) for mark in ("config.json", "manifest.json"))
+        if place.name in PARTS and any(owned):
+            raise errors.UsageError(
+                f"{flag}={remote.shown(folder)} lies in {place.name}/ of "
+                f"{remote.shown(place.parent)}, which is that one's own: give another folder."
             )
 
 
