@@ -20,7 +20,8 @@ KINDS = registry.Registry("stage")
 
 def of(config: ConfigDict) -> "Kind":
     """The kind of stage that a config trains."""
-    return KINDS.get(config.stage)
+    values.check("config.stage", stage := config.get("stage"), values.Text())
+    return KINDS.get(stage)
 
 
 def programs(config: ConfigDict, stage: api.Stage, mesh) -> step_lib.Programs:
