@@ -167,8 +167,21 @@ def test_sample_refuses_in_one_line(flags, words, ldm, tmp_path, refused):
     assert not (tmp_path / "out").exists()
 
 
-def test_sample_and_evaluate_want_a_fitting_run(first_stage, tmp_path, refused):
+@pytest.mark.parametrize(("ids", "words"), [([3, -1], "wrong id -1"), (["3", "cat"], "class")])
+def test_a_file_of_classes_that_are_none_leaves_nothing_written(ids, words, ldm, tmp_path, refused):
+    np.savez(tmp_path / "cond.npz", **{"class": ids})
+    flags = f"--out={tmp_path / 'out'}", f"--cond={tmp_path / 'cond.npz'}", "--num=2"
+    line = refused(call(sample, f"--run={ldm}", *flags))
+    assert f"--cond={tmp_path / 'cond.npz'}" in line and words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_sample_and_evaluate_want_a_fitting_run(first_stage, ldm, tmp_path, refused):
     out = f"--out={tmp_path / 'out'}"
+    other = shutil.copytree(first_stage, tmp_path / "no_stage")
+    disk.write_json(other / "config.json", {"_class_name": "AutoencoderKL"})  # diffusers' own
+    line = refused(call(sample, f"--run={ldm}", f"--decoder={other}", out))
+    assert f"--decoder={other} is no run" in line and "first stage" in line
     assert "first stage" in refused(call(sample, f"--run={first_stage}", out))
     assert "is not a run" in refused(call(sample, f"--run={tmp_path}", out))
     assert "--run is missing" in refused(call(sample, out))

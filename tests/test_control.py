@@ -222,7 +222,7 @@ def test_hints_are_well_defined():
     np.testing.assert_array_equal(found[:, [0, 1, 2, 5, 6, 7]], 0.0)
     np.testing.assert_allclose(hints.edges({"image": step[..., 2:]})[:, 3], 0.2, atol=1e-6)
     np.testing.assert_array_equal(hints.edges({"image": step.swapaxes(0, 1)})[3], 1.0)
-    labels = hints.semantic_map({"segmentation": np.array([[0, 1], [15, 255]])})
+    labels = hints.semantic_map({"segmentation": np.array([[0, 1], [15, 255]], np.uint8)})
     voc = np.array([[[0, 0, 0], [128, 0, 0]], [[192, 128, 128], [224, 224, 192]]])
     np.testing.assert_allclose(255 * labels, voc, atol=1e-4)
 

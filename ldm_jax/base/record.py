@@ -21,7 +21,6 @@ from ldm_jax.base import disk, download, errors, hub, recipes, remote, upgrade, 
 
 CONFIG = "config.json"
 _NUMBERS = values.of(float | tuple[float, ...])
-_STAGED = values.Fields({"stage": values.Text()})
 
 
 class Record:
@@ -85,7 +84,7 @@ class Record:
         if not self.exists():
             raise errors.UsageError(f"{self.shown} is not a run: it holds no {CONFIG}.")
         with disk.reading(f"{self.shown}/{CONFIG}"):
-            return upgrade.config(disk.read_json(self.path / CONFIG, _STAGED))
+            return upgrade.config(disk.read_json(self.path / CONFIG))
 
     def is_of(self, config) -> bool:
         """Whether config.json holds exactly `config`."""

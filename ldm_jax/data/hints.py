@@ -35,7 +35,7 @@ def semantic_map(record: dict) -> np.ndarray:
     """A map of labels in the colours of PASCAL VOC; label 0 is black, and 255 light."""
     if "segmentation" not in record:
         raise images.BadRecord("has no semantic map")
-    return PALETTE[np.asarray(record["segmentation"]) % len(PALETTE)]
+    return PALETTE[np.asarray(record["segmentation"], np.int64) % len(PALETTE)]
 
 
 @HINTS.register("picture")

@@ -55,7 +55,7 @@ def read(
       hint: the shape of a control's hint; None without a control.
     """
     fields, names, captions = {}, {}, ()
-    given, told = _given(wanted, known, hint)
+    given, told = _given(wanted, known, hint, classes)
     if given and (flag := _idle(wanted, known, given)):
         beside = " and ".join(f"--{name}" for name in told)
         raise errors.UsageError(f"--{flag} does nothing beside {beside}: leave it out.")
@@ -89,7 +89,7 @@ def _idle(wanted, known, given) -> str:
     return next((flag for flag in ("prompts", "held_out") if whole and getattr(wanted, flag)), "")
 
 
-def _given(wanted, known, hint) -> tuple[dict, dict]:
+def _given(wanted, known, hint, classes) -> tuple[dict, dict]:
     """What --cond and --hints hold, {field: [n, ...]}, and what a manifest says of them."""
     fields, names = {}, {}
     if wanted.cond:
@@ -100,6 +100,8 @@ def _given(wanted, known, hint) -> tuple[dict, dict]:
                 f"{errors.nearest(unknown[0], known)}; this run is conditioned on "
                 f"{', '.join(known) or 'nothing'}."
             )
+    if "class" in fields:
+        conditions.check_classes(f"--cond={wanted.cond}: 'class'", fields["class"], classes)
     if wanted.hints:
         if not hint or HINT in fields:
             why = "--cond holds a hint, too" if hint else "this run follows no control"

@@ -122,7 +122,8 @@ class Autoencoder(_Levels):
         path = self.beside.decode(z) if self.shortcut else None
         shown = path if self.shortcut and self.beside.shown else None
         x = self.decoder(self.from_latent(z), train, shown).astype(jnp.float32)
-        x = images(x, self.patch) if path is None else path + images(x, self.patch)
+        x = images(x, self.patch)
+        x = x if path is None else path + x
         return jnp.tanh(x) if self.tanh_out else x
 
     def __call__(self, x, train=False):

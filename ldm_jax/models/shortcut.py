@@ -21,12 +21,12 @@ ENDS = 0.1  # factor of the random kernels at the stack's two ends, where the pa
 
 def patches(x, f: int):
     """Images [b, h, w, c] -> [b, h/f, w/f, f * f * c]."""
-    return rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=f, j=f)
+    return x if f == 1 else rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=f, j=f)
 
 
 def images(p, f: int):
     """The inverse of `patches`."""
-    return rearrange(p, "b h w (i j c) -> b (h i) (w j) c", i=f, j=f)
+    return p if f == 1 else rearrange(p, "b h w (i j c) -> b (h i) (w j) c", i=f, j=f)
 
 
 @SHORTCUTS.register("linear")

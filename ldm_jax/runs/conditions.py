@@ -125,6 +125,20 @@ def check_scale(config: ConfigDict, conditioning_scale: float):
         )
 
 
+def check_classes(said: str, ids, classes: int):
+    """Raises UsageError for what are no class ids [n] of a run; the one behind them is none.
+
+    said: what the user calls them. Under jit an id out of range would read some other row.
+    """
+    shape, dtype = np.shape(ids), np.asarray(ids).dtype
+    wrong = [one for one in np.ravel(ids) if dtype.kind not in "iu" or not 0 <= one <= classes]
+    if len(shape) != 1 or wrong:
+        raise errors.UsageError(
+            f"{said} must be ids in 0..{classes - 1}; got shape {shape}"
+            + (f", first wrong id {wrong[0]}." if wrong else ".")
+        )
+
+
 def check_hints(said: str, hints, shape: tuple):
     """Raises UsageError for hints that a control cannot follow; shape: [h, w, c] of each.
 

@@ -9,14 +9,11 @@ import fnmatch
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, values
 from ldm_jax.data import sources
 from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.engine import optim
-from ldm_jax.models.conditioners import CONDITIONERS
 from ldm_jax.runs import kinds
 from ldm_jax.stages.sampling import GUIDED
 
@@ -42,12 +39,6 @@ def _option(registry, name: str):
     return lambda value: value not in registry.names() or name in registry.options(value)
 
 
-def _reads(field: str):
-    """Groups of conditioners of which one reads a field; of unknown names there is no telling."""
-    fields = lambda name: CONDITIONERS.get(name).fields if name in CONDITIONERS.names() else field
-    return lambda group: any(field in fields(own.get("name")) for own in group.values())
-
-
 _OF_KL, _OF_CODEBOOK = _not("none", "vq", "lfq"), _not("none", "kl", "noise", "lfq")
 RULES = [
     Rule("track.name", bool, ("track.project", "track.entity")),
@@ -64,7 +55,6 @@ RULES = [
     # Second stages
     Rule("sample.guidance", lambda scale: scale != 1.0, tuple(f"sample.{k}" for k in GUIDED)),
     Rule("conditioners", bool, ("loss.cond_dropout",)),
-    Rule("conditioners", _reads("text_ids"), ("data.vocabulary",)),
     Rule("loss.weight", _option(WEIGHTS, "gamma"), ("loss.gamma",)),
     Rule("loss.weight", _option(WEIGHTS, "cap"), ("loss.cap",)),
     Rule("loss.learn_logvar", bool, ("loss.logvar_features",)),
@@ -98,8 +88,7 @@ def found(config) -> dict[str, str]:
         if value is None or rule.wants(value):
             continue
         ruler = f"config.{rule.ruler}"
-        shown = "" if isinstance(value, ConfigDict) else f"={values.shown(value)}"
-        said = f"with {ruler}{shown}" if value else f"without {ruler}"
+        said = f"with {ruler}={values.shown(value)}" if value else f"without {ruler}"
         for key in flat.keys() - {rule.ruler}:
             if any(fnmatch.fnmatchcase(key, pattern) for pattern in rule.keys):
                 reasons.setdefault(key, f"does nothing {said}")

@@ -19,7 +19,6 @@ def check(config: ConfigDict, decided: bool = True):
 
     decided: whether the data have decided of conditioners what is left to them (runs.data.resolve).
     """
-    values.check("config.stage", config.get("stage"), values.Text())
     kind = kinds.of(config)
     check_group("config", config, kind.keys)
     learnt = {f"optim.{player}": None for player in {*kind.defaults().optim, *config.optim}}

@@ -20,7 +20,8 @@ KINDS = registry.Registry("stage")
 
 def of(config: ConfigDict) -> "Kind":
     """The kind of stage that a config trains."""
-    return KINDS.get(config.stage)
+    values.check("config.stage", stage := config.get("stage"), values.Text())
+    return KINDS.get(stage)
 
 
 def programs(config: ConfigDict, stage: api.Stage, mesh) -> step_lib.Programs:
@@ -163,7 +164,10 @@ class Kind(abc.ABC):
 
 def expect(config, wanted: str, flag: str):
     """Raises UsageError unless a run is of the kind `wanted`. flag: what the user called it."""
-    if config.stage != wanted:
+    other = KINDS.get(wanted)
+    if not config.get("stage"):
         raise errors.UsageError(
-            f"{flag} is {of(config).title}: give the run of {KINDS.get(wanted).title}."
+            f"{flag} is no run, its config.json names no stage: give the run of {other.title}."
         )
+    if (own := of(config)) is not other:
+        raise errors.UsageError(f"{flag} is {own.title}: give the run of {other.title}.")

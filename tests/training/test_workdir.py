@@ -25,6 +25,7 @@ def run(tmp_path):
     """A run with a checkpoint."""
     workdir.claim(Record(tmp_path), load(), DATA)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    Record(tmp_path).write(latents={"scale": 1.0})
     return Record(tmp_path)
 
 
