@@ -48,7 +48,7 @@ def main(argv):
     except errors.RunError as e:
         problem, code = str(e), cli.EXIT_FAILED
     except OSError as e:  # a full disk, for instance
-        problem, code = f"{e.filename or folder}: {e.strerror}", cli.EXIT_FAILED
+        problem, code = f"{e.filename or path}: {e.strerror}", cli.EXIT_FAILED
     remote.discard()
     if problem:
         print(f"launch: {problem}", file=sys.stderr, flush=True)

@@ -182,11 +182,9 @@ class Listed(Text):
                 hint = errors.nearest(word, self.of)
                 raise ValueError(f"{word} is unknown: use some of {', '.join(self.of)}{hint}")
         try:
-            if self.each is not str and not all(w.isascii() and "_" not in w for w in words):
-                raise ValueError("Python takes other alphabets' digits, and underscores")
             values = [self.each(word) for word in words]
         except ValueError as e:
-            kind = "whole numbers" if self.each is int else "numbers"
+            kind = "numbers" if self.each is float else "whole numbers"
             raise ValueError(f"give {kind} with commas between them") from e
         if self.least is not None and not all(self.least <= v < math.inf for v in values):
             raise ValueError(f"the numbers must be finite and at least {self.least}")
@@ -330,7 +328,7 @@ def run(doc, table, main, argv, verbs=None, words: str = "") -> int:
         code = EXIT_USAGE if e.errno in errors.NAMES else EXIT_FAILED
         return _say(f"{where}{e.strerror}", code)
     except Exception as e:
-        if not isinstance(e, MemoryError) and "Out of memory" not in str(e):  # JAX's, of a device
+        if not isinstance(e, MemoryError) and "out of memory" not in str(e).lower():  # of a device
             raise
         return _say(f"The memory is too small ({errors.reason(e)}): {LESS}", EXIT_FAILED)
     except KeyboardInterrupt:

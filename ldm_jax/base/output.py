@@ -46,8 +46,6 @@ MARKS = {  # a file or folder that tells what another one holds
     "metadata.jsonl": "a data set",
     "cells": "a sweep",
 }
-
-
 PARTS = ("checkpoints", "averages", "images", "shards", "compilation_cache")  # of runs and samples
 
 
@@ -59,7 +57,7 @@ def check_holds(flag: str, folder, own: str = ""):
                 f"{flag}={remote.shown(folder)} holds {what} ({mark}), which would be mixed with "
                 "other files or overwritten: give another folder."
             )
-    path = pathlib.Path(folder)
+    path = pathlib.Path(folder).absolute()
     for place in (path, *path.parents):
         owned = (remote.exists(place.parent / mark) for mark in ("config.json", "manifest.json"))
         if place.name in PARTS and any(owned):

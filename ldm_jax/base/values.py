@@ -314,7 +314,7 @@ def read(text: str, kind: Type):
 
 
 def whole(text: str) -> int:
-    """The number of some ASCII digits; int() reads underscores and other alphabets' digits, too."""
+    """The number of some digits; int() reads underscores and other alphabets' digits, too."""
     if not re.fullmatch("[-+]?[0-9]{1,30}", text.strip()):
         raise ValueError(f"{shown(text)} is no whole number")
     return int(text)

@@ -7,6 +7,7 @@ earlier version wrote is read under today's names of its parameters (base/upgrad
 """
 
 import contextlib
+import itertools
 import logging
 import pathlib
 import tempfile
@@ -22,6 +23,7 @@ from ldm_jax.engine import hosts, meetings, published
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # of a run
+_numbers = itertools.count()  # of those that a process opens, which is alike on all hosts
 
 
 class Checkpoints:
@@ -38,17 +40,18 @@ class Checkpoints:
         self._names = Record(pathlib.Path(directory).parent).parameter_names
         # Hosts meet under these names: those of two directories must not be mistaken.
         prefix = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
-        self._meetings = meetings.Meetings(self.directory.name)
+        self._meetings = meetings.Meetings(f"{self.directory.name}/{next(_numbers)}")
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=every or None,
             cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # a step whose metadata are damaged is one of several
             multiprocessing_options=prefix,
             async_options=ocp.options.AsyncOptions(
                 barrier_sync_fn=self._meetings if hosts.several() else None
             ),
         )
-        self._manager = _manager(self.directory, self._options)
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         self._problem = ""  # why the newest save failed
         self.damaged = []  # steps that `restore` found to be so
 
@@ -139,7 +142,7 @@ class Checkpoints:
     def _reopen(self):
         """Looks at the directory anew."""
         self._manager.close()
-        self._manager = _manager(self.directory, self._options)
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def check(self) -> str:
         """Why the newest save failed, if that is known by now; "" otherwise."""
@@ -166,7 +169,7 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._manager.close()
             self._meetings.renew()
-            self._manager = _manager(self.directory, self._options)
+            self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         return self._problem
 
     def _make_room(self, problem):
@@ -282,8 +285,8 @@ def reading(run, folder: str = FOLDER, alike: bool = False):
             return None
 
     # Read only: tidying up would delete what a trainer is writing at this moment.
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with _manager(directory, options) as manager:
+    options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
+    with ocp.CheckpointManager(directory, options=options) as manager:
         yield part
 
 
@@ -296,14 +299,6 @@ def finished(run, folder: str = FOLDER) -> list[int]:
     """The finished steps of a run, in ascending order."""
     directory = place(run, folder)
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
-
-
-def _manager(directory: epath.Path, options) -> ocp.CheckpointManager:
-    """orbax's, which at once reads a file of each step: a pipe or a device is a UsageError."""
-    for path in pathlib.Path(directory).glob("*/_CHECKPOINT_METADATA"):
-        with disk.reading(path):
-            disk.check_regular(path, disk.MOST)
-    return ocp.CheckpointManager(directory, options=options)
 
 
 def _steps(run):

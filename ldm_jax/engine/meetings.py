@@ -23,7 +23,7 @@ GAVE_UP = "another host could not save"
 class Meetings:
     """The barriers of one directory of checkpoints, an orbax.checkpoint.options.BarrierSyncFn.
 
-    name: what tells it from other directories, the same on all hosts.
+    name: what tells it from all others of this process, the same on all hosts.
     """
 
     def __init__(self, name: str):
@@ -38,12 +38,12 @@ class Meetings:
         client, key = distributed.global_state.client, LAST if LAST in key else key
         self._counts[key] += 1
         here = self._place(key, self._counts[key])
-        last = self._place(LAST, self._counts[LAST] + 1)
+        last, gave_up = self._place(LAST, self._counts[LAST] + 1, "by"), self._place("gave_up")
         client.key_value_set(f"{here}/by/{hosts.index()}", "")
         until = time.monotonic() + timeout_ms / 1000
         while time.monotonic() < until:
             # First this look: a host comes to the last meeting after the others, or without them.
-            in_vain = self._is_any(self._place("gave_up")) or self._is_any(f"{last}/by")
+            in_vain = self._is_any(gave_up) or self._is_any(last)
             if self._is_held(here):
                 return
             if in_vain:
