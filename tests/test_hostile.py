@@ -19,7 +19,8 @@ from ldm_jax.base import disk, errors, output, owner, record
 from ldm_jax.data import files, records
 from ldm_jax.engine import checkpoint, goodput
 from ldm_jax.evaluation import imagesets, reference
-from ldm_jax.jobs import job
+from ldm_jax.jobs import job, settings
+from ldm_jax.runs import codecs
 from ldm_jax.weights import official
 
 
@@ -84,6 +85,16 @@ def test_a_config_that_is_none_is_one_line(content, tmp_path):
     with pytest.raises(errors.UsageError, match=r"config.json") as e:
         record.read(tmp_path)
     assert "\n" not in str(e.value)
+
+
+def test_the_config_of_a_run_that_another_names_is_checked(tmp_path):
+    config = record.load(f"{DEBUG}:first_stage", {"model.posterior_logvar": "1.5"})
+    record.Record(tmp_path).write_config(config)
+    assert codecs.open_codec(str(tmp_path)).model.posterior_logvar == 1.5
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("1.5", '"x"'))
+    with pytest.raises(errors.UsageError, match=r"config\.json: .*posterior_logvar=x must be"):
+        codecs.open_codec(str(tmp_path))
 
 
 def npz(**arrays) -> bytes:
@@ -156,6 +167,16 @@ def test_a_folder_of_one_command_is_not_written_by_another(mark, tmp_path):
         output.check_holds("--out", tmp_path)
 
 
+def test_a_part_of_a_run_is_no_place_for_others(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    for folder in (tmp_path / "checkpoints" / "a" / "b", "a"):
+        with pytest.raises(errors.UsageError, match="lies in checkpoints/ of"):
+            output.check_holds("--out", folder)
+    output.check_holds("--out", tmp_path / "samples")
+
+
 def test_a_line_cut_by_a_kill_is_left_out_and_a_damaged_one_is_said(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step"')
@@ -197,6 +218,14 @@ def test_shards_that_nobody_knows_are_not_mixed_with_others(tmp_path):
         job.Job(tmp_path, 4, 2, "png").claim({"seed": 2})
 
 
+def test_a_file_of_holes_is_not_read_for_hours(tmp_path):
+    samples = job.Job(tmp_path, 2, 1, "png")
+    for shard in samples.shards:
+        samples.write(shard, np.zeros((1, 8, 8, 3), np.uint8), [{}])
+    os.truncate(tmp_path / "images" / "000001.png", 2**40)
+    assert samples.missing() == samples.shards[1:]
+
+
 def test_an_array_record_that_is_none_is_one_line(tmp_path):
     disk.write_json(tmp_path / "x.array_record.json", {"classes": [], "box_classes": []})
     (tmp_path / "x.array_record").touch()
@@ -230,6 +259,14 @@ def test_a_table_that_is_none_is_one_line(content, words, tmp_path):
     assert [row for _, row in disk.read_table(tmp_path / "x.csv", "a")] == [{"a": "1", "b": "2"}]
 
 
+@pytest.mark.parametrize("text", ["1_6", "\u0661\u0666", "9" * 5000, "1.5", "x"])
+def test_whole_numbers_have_digits_alone(text):
+    with pytest.raises(errors.UsageError, match="--size="):
+        settings.read_size(text, None)
+    with pytest.raises(errors.UsageError, match="--worker="):
+        settings.read_worker(f"0/{text}")
+
+
 def test_a_word_of_any_length_is_one_line_that_can_be_read(refused):
     line = refused(call(doctor, f"--config={'x' * 10_000}"))
     assert len(line) < 1500
@@ -250,7 +287,6 @@ IDLE = [
     (sweep, "--sweep=any --workdir=OUT --report --cell=x", "--report and --cell"),
     (adherence, "--run=any --out=OUT --null --guidance=2", "--guidance"),
     (doctor, "--config.data.size=3", "--config.data.size"),
-    (train, "--config=DEBUG:ldm --workdir=OUT --config.data.vocabulary=x", "config.conditioners"),
     (train, "--config=DEBUG:ldm --workdir=OUT --config.optim.denoiser.clip=True", "got bool"),
     (
         train,
