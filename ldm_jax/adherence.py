@@ -1,11 +1,12 @@
-"""Measures how well samples of scenes match their conditions.
+"""Measures how well samples match their conditions.
 
     python -m ldm_jax.adherence --run=runs/quickstart/ldm --out=adherence --num=64 --guidance=1,2,4
     python -m ldm_jax.adherence --run=RUN --out=DIR --config.data.combinations=unseen
 
-Samples are drawn under held-out conditions, of a run that was trained on the procedural scenes: a
-checker recognises their objects from the pixels. --config.data.* changes the data that conditions
-come from; combinations=unseen asks for pairs of objects that training never showed together.
+Samples are drawn under held-out conditions. Of a run that was trained on the procedural scenes, a
+checker recognises their objects from the pixels; of any other run edges, enlargements and holes are
+held against the true pictures. --config.data.* changes the data that conditions come from;
+combinations=unseen asks for pairs of objects that training never showed together.
 
 DIR holds grid.png (each sample beside the picture that its condition belongs to) and summary.json.
 Scores that begin with `real_` are those of the true pictures, encoded and decoded by the first

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from calling import call
+from PIL import Image
 
 from ldm_jax import adherence, train
 from ldm_jax.base import config as config_lib
@@ -219,6 +220,16 @@ def test_a_config_saved_before_these_keys_still_loads():
 def test_guidance_scales_that_are_none_are_one_line(guidance, pixel_run, tmp_path, refused):
     argv = [f"--run={pixel_run}", f"--out={tmp_path}/out", f"--guidance={guidance}"]
     assert f"--guidance={guidance}" in refused(call(adherence, *argv))
+
+
+def test_classes_of_photographs_are_checked_by_nobody(pixel_run, tmp_path, refused):
+    photos = tmp_path / "photos"
+    for i in range(32):
+        (photos / f"{i % 16}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16, 3), 8 * i, np.uint8)).save(photos / f"{i % 16}/{i}.png")
+    argv = [f"--run={pixel_run}", f"--out={tmp_path}/out", "--num=4"]
+    data = ["--config.data.source=folder", f"--config.data.path={photos}"]
+    assert "asked for class" in refused(call(adherence, *argv, *data))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How well pictures obey the conditions of scenes that they were drawn under; see `adherence`."""
+"""How well pictures obey the conditions that they were drawn under; see `adherence`."""
 
 import dataclasses
 import pathlib
@@ -9,6 +9,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, owner, platforms, raster, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import transforms
+from ldm_jax.evaluation import likeness
 from ldm_jax.runs import conditions as conditions_of
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import idle, keys, kinds, opened
@@ -49,9 +50,26 @@ def measure(wanted: Adherence, overrides: dict[str, str], picture: pathlib.Path)
     source = data_lib.open_source(config.data)
     held_out = data_lib.held_out(config, source)
     fields, records = conditions_of.make(config, source).of_source(held_out, wanted.num)
+    asked = {} if wanted.null else fields
+    scorers = [likeness.SCORES[field] for field in asked if field in likeness.SCORES]
+    if of_scenes := config.data.source == "scenes":
+        checked = [scores.SCORES[field] for field in asked if field in scores.SCORES]
+        scorers += [scores.plain_scores, *checked]
+    if not scorers:
+        raise errors.UsageError(
+            f"--run={wanted.run} is not on scenes, and of other pictures only edges, enlargements "
+            f"and holes are checked; it is asked for {', '.join(asked) or 'nothing'}."
+        )
+
+    def score(pictures) -> dict:
+        """Means over the pictures."""
+        found = {"marginal_distance": scores.marginal_distance(pictures)} if of_scenes else {}
+        for scorer in scorers:
+            found |= {k: float(np.mean(v)) for k, v in scorer(pictures, records).items()}
+        return found
+
     platforms.cache_compilations(record_lib.Record(wanted.run).compiled)
     run = opened.load(wanted.run)
-    asked = {} if wanted.null else fields
 
     def in_batches(make):
         """uint8 [num, h, w, 3]; the last record fills up the last batch."""
@@ -73,8 +91,8 @@ def measure(wanted: Adherence, overrides: dict[str, str], picture: pathlib.Path)
         for scale in scales:
             how = dataclasses.replace(sampling, guidance=scale)
             drawn = in_batches(draw)
-            by_guidance[f"{scale:g}"] = _score(asked, records, drawn)
-        real = _score(asked, records, in_batches(reconstruct))
+            by_guidance[f"{scale:g}"] = score(drawn)
+        real = score(in_batches(reconstruct))
         found = by_guidance[f"{scales[-1]:g}"] | {f"real_{name}": x for name, x in real.items()}
         if len(scales) > 1:
             found["by_guidance"] = by_guidance
@@ -96,7 +114,7 @@ def words(summary: dict) -> list[str]:
 
 
 def read_config(run, overrides: dict):
-    """The config of a second stage on scenes, with changes to its data."""
+    """The config of a second stage, with changes to its data."""
     config = keys.read(run)
     for key, text in overrides.items():
         if not key.startswith("data."):
@@ -105,14 +123,4 @@ def read_config(run, overrides: dict):
     keys.check(config)
     idle.refuse(config, overrides)
     kinds.expect(config, "diffuse", f"--run={run}")
-    if config.data.source != "scenes":
-        raise errors.UsageError(f"--run={run} is not on scenes; only their pictures are checked.")
     return config
-
-
-def _score(fields, records, pictures) -> dict:
-    """Means over the pictures: of what any picture shows, and of each of these condition fields."""
-    found = {"marginal_distance": scores.marginal_distance(pictures)}
-    for scorer in (scores.plain_scores, *(scores.SCORES[f] for f in fields if f in scores.SCORES)):
-        found |= {k: float(np.mean(v)) for k, v in scorer(pictures, records).items()}
-    return found

@@ -8,13 +8,10 @@ import re
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
-from ldm_jax.data import hints
 from ldm_jax.scenes import checker as scene_checker
 from ldm_jax.scenes import scenes
 
-EDGE = 0.2  # what counts as an edge, see hint_scores
 _CLASS = "|".join(scenes.CLASSES)
 _RELATION = "|".join(scenes.RELATIONS)
 _CAPTION = re.compile(rf"a ({_CLASS})(?: (and|{_RELATION}) a ({_CLASS}))?")
@@ -90,44 +87,16 @@ def class_scores(images, records) -> dict[str, np.ndarray]:
 
 
 def superres_scores(images, records) -> dict[str, np.ndarray]:
-    """PSNR against the true picture, in dB, of the sample and of a bicubic enlargement.
-
-    A good sample fills in what the small picture leaves open, so the objects in it count too.
-    """
-    true = np.stack([record["image"] for record in records])
-    small = [np.rint((record["low_res"] + 1) * 127.5).astype(np.uint8) for record in records]
-    size = true.shape[2:0:-1]
-    large = [Image.fromarray(x).resize(size, Image.Resampling.BICUBIC) for x in small]
-    scores = {"psnr_db": psnr(images, true), "bicubic_psnr_db": psnr(np.stack(large), true)}
-    return scores | _same_objects(images, true)
+    """Whether the sample shows the objects of the true picture: it fills in what is left open."""
+    return _same_objects(images, np.stack([record["image"] for record in records]))
 
 
 def inpaint_scores(images, records) -> dict[str, np.ndarray]:
-    """PSNR inside the hole, in dB, of the sample and of the mean colour around it; and whether the
-    sample, composited with the true picture outside the hole, shows the same objects."""
+    """Whether the sample, composited with the true picture outside the hole, shows the same
+    objects."""
     true = np.stack([record["image"] for record in records])
     hole = np.stack([record["mask"] for record in records]) > 0
-    flat = np.stack([np.mean(x[~m[..., 0]], axis=0) for x, m in zip(true, hole)])
-    flat = np.where(hole, flat[:, None, None], true)
-    scores = {"hole_psnr_db": psnr(images, true, hole), "flat_psnr_db": psnr(flat, true, hole)}
-    return scores | _same_objects(np.where(hole, images, true), true)
-
-
-def hint_scores(images, records) -> dict[str, np.ndarray]:
-    """How far pictures follow the edges of the true ones: `edge_f1`, with `map_scores` beside it.
-
-    Edges are pixels with a Sobel magnitude of EDGE at least, by which textures of the background
-    have none. An edge counts as right within one pixel of a true one, and as found within one of
-    the picture's own.
-    """
-    edges = lambda image: hints.edges({"image": image})[..., 0] >= EDGE
-    scores = []
-    for image, record in zip(images, records):
-        own, true = edges(image), edges(record["image"])
-        right, found = own & _widened(true), true & _widened(own)
-        precision, recall = right.sum() / max(own.sum(), 1), found.sum() / max(true.sum(), 1)
-        scores.append(2 * precision * recall / max(precision + recall, 1e-9))
-    return {"edge_f1": np.array(scores, np.float32)} | map_scores(images, records)
+    return _same_objects(np.where(hole, images, true), true)
 
 
 def plain_scores(images, records) -> dict[str, np.ndarray]:
@@ -157,21 +126,8 @@ SCORES: dict[str, Callable] = {
     "segmentation": map_scores,
     "low_res": superres_scores,
     "masked_image": inpaint_scores,
-    "hint": hint_scores,
+    "hint": map_scores,
 }
-
-
-def psnr(a, b, where=True) -> np.ndarray:
-    """dB of uint8 pictures, [n]; where: bool [n, h, w, 1], the pixels that count."""
-    squared = (a.astype(np.float64) - b) ** 2
-    where = np.broadcast_to(where, squared.shape)
-    mean = (squared * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
-    return 10 * np.log10(255**2 / np.maximum(mean, 1e-9))
-
-
-def _widened(mask: np.ndarray) -> np.ndarray:
-    """bool [h, w], True also one pixel around."""
-    return np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (3, 3)).any((-1, -2))
 
 
 def _same_objects(images, true) -> dict[str, np.ndarray]:
