@@ -73,7 +73,7 @@ def test_what_became_slower_is_named(file, tmp_path, refused):
             "config.mesh: (data=3, fsdp=1, spatial=1, tensor=1)",
         ),
         ([*FIRST, "--config.mesh.tensor=8"], "config.mesh.tensor=8 has nothing to split"),
-        ([*SECOND, "--config.model.attention_kernel=flash"], "'cudnn' or 'auto'"),
+        ([*SECOND, "--config.model.attention_kernel=flash"], "'pallas' or 'auto'"),
     ],
 )
 def test_wrong_input_is_one_line(argv, said, refused):

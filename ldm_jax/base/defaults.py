@@ -334,7 +334,7 @@ class SecondStage(Common):
         scale_shift=False,
         resblock_updown=False,
         groups=32,  # of GroupNorm; groups of one channel would cancel the timestep's embedding
-        attention_kernel="xla",  # auto: cuDNN on a GPU, where it takes the heads
+        attention_kernel="xla",  # auto: cuDNN on a GPU, pallas on a TPU, where they take the heads
         norm_kernel="xla",  # pallas: GroupNorm and SiLU in one kernel; on one device only
         remat=False,  # recompute the activations inside blocks in the backward pass
         remat_saves="",  # what remat keeps: "" nothing, products: of matrices and convolutions
@@ -409,7 +409,7 @@ def dit(**changes) -> dict:
         freq_shift=1,  # of the timestep's sinusoids, as diffusers has it; officially 0
         time_offset=0,  # added to the timestep; 1 as diffusers' flow models have it
         mlp_eps=1e-6,  # of the norm before the MLP
-        attention_kernel="xla",  # auto: cuDNN on a GPU, where it takes the heads
+        attention_kernel="xla",  # auto: cuDNN on a GPU, pallas on a TPU, where they take the heads
         remat=False,  # recompute the activations inside layers in the backward pass
         remat_saves="",  # what remat keeps: "" nothing, products: of matrices
     )

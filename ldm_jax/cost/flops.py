@@ -38,6 +38,8 @@ def inner(equation) -> list[core.Jaxpr]:
 
 def turns(equation, once: bool = False) -> int:
     """How often the jaxprs inside an equation run; once: as often as they are compiled."""
+    if equation.primitive.name == "shard_map":
+        return equation.params["mesh"].size  # what is inside is the part of one device
     if equation.primitive.name != "scan":
         return 1
     length, unroll = equation.params["length"], equation.params["unroll"]
@@ -66,6 +68,8 @@ def _count(jaxpr, once: bool = False) -> float:
             sides = equation.invars[0].aval.shape
             outputs = math.prod(equation.outvars[0].aval.shape)
             total += 2 * outputs * math.prod(sides[i] for i in contracting)
+        elif name == "pallas_call" and params.get("cost_estimate"):
+            total += params["cost_estimate"].flops
         elif name == "cond":  # one branch runs: the costliest is assumed
             total += max(_count(branch, once) for branch in within)
         else:

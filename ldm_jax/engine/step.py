@@ -78,8 +78,9 @@ def programs(
     return Programs(
         mesh=mesh,
         init=jax.jit(init, out_shardings=placement, compiler_options=options),
-        step=jax.jit(
+        step=shard.jit(
             step,
+            mesh,
             in_shardings=(placement, whole, None, whole),
             out_shardings=(placement, whole),
             donate_argnums=0,

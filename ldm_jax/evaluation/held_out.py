@@ -26,7 +26,10 @@ class HeldOutRecords(loop.Evaluator):
             real, key = batch.pop("real"), jax.random.fold_in(jax.random.key(SEED), number)
             return stage.evaluate(params, frozen, batch, key), real
 
-        self._programs = {"evaluate": jax.jit(evaluate, **how), "draw": jax.jit(stage.draw, **how)}
+        self._programs = {
+            "evaluate": shard.jit(evaluate, mesh, **how),
+            "draw": shard.jit(stage.draw, mesh, **how),
+        }
         self._key = shard.random_key(SEED, mesh)
 
     def __call__(self, step: int, params, frozen) -> dict:

@@ -55,7 +55,7 @@ class DiT(Backbone):
     freq_shift: int = 0
     time_offset: int = 0
     mlp_eps: Above0 = EPS
-    attention_kernel: Literal["xla", "cudnn", "auto"] = "xla"
+    attention_kernel: Literal["xla", "cudnn", "pallas", "auto"] = "xla"
     remat: bool = False
     remat_saves: Literal["", "products"] = ""
 

@@ -58,7 +58,7 @@ class UNet(Backbone):
     freq_shift: int = 0
     asymmetric: bool = False
     groups: Positive = 32
-    attention_kernel: Literal["xla", "cudnn", "auto"] = "xla"
+    attention_kernel: Literal["xla", "cudnn", "pallas", "auto"] = "xla"
     norm_kernel: Literal["xla", "pallas"] = "xla"
     remat: bool = False
     remat_saves: Literal["", "products"] = ""

@@ -10,22 +10,29 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldm_jax.nn import tpu_attention
 from ldm_jax.nn.blocks import KERNEL_INIT, ZERO_INIT, DenseParts, GroupNorm, dense
 
-KERNELS = ("xla", "cudnn", "auto")
+KERNELS = ("xla", "cudnn", "pallas", "auto")
 
 
-def choose(kernel: str, head_width: int, dtype, masked: bool, platform: str) -> str:
-    """The kernel of one layer, "xla" or "cudnn": what was asked for where it can be had.
+def choose(kernel: str, q, k, masked: bool, platform: str) -> str:
+    """The kernel of one layer, "xla", "cudnn" or "pallas": what was asked for where it can be had.
 
-    "auto" and "cudnn" take cuDNN's flash attention on a GPU, in 16 bits, for heads of a multiple of
-    8 and at most 128 channels (cuDNN's limits before Hopper), without a mask.
+    "cudnn", and "auto" on a GPU, is cuDNN's flash attention, there, in 16 bits, for heads of a
+    multiple of 8 and at most 128 channels (cuDNN's limits before Hopper), without a mask. "pallas",
+    and "auto" on a TPU, is nn/tpu_attention.py, without a mask, where its `fits` says so.
     """
     if kernel not in KERNELS:
         raise ValueError(f"attention_kernel={kernel!r} is unknown; use {', '.join(KERNELS)}.")
-    narrow = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    fits = narrow and not masked and head_width % 8 == 0 and head_width <= 128
-    return "cudnn" if kernel != "xla" and platform == "gpu" and fits else "xla"
+    if kernel == "auto":
+        kernel = {"gpu": "cudnn", "tpu": "pallas"}.get(platform, "xla")
+    if masked or (kernel == "pallas" and not tpu_attention.fits(q, k)):
+        return "xla"
+    narrow, width = q.dtype in (jnp.bfloat16, jnp.float16), q.shape[-1]
+    if kernel == "cudnn" and not (platform == "gpu" and narrow and width % 8 == 0 and width <= 128):
+        return "xla"
+    return kernel
 
 
 def attend(q, k, v, mask=None, kernel="xla"):
@@ -33,9 +40,11 @@ def attend(q, k, v, mask=None, kernel="xla"):
 
     mask: [b, m] bool, True where a key may be seen. kernel: see `choose`.
     """
-    chosen = choose(kernel, q.shape[-1], q.dtype, mask is not None, jax.default_backend())
+    chosen = choose(kernel, q, k, mask is not None, jax.default_backend())
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    if chosen == "pallas":
+        return tpu_attention.attend(q, k, v)
     # On a CPU the gradient of this form takes less than half the time of jax's "xla" one.
     q, k, v = (einops.rearrange(x, "b n i d -> b i n d") for x in (q * q.shape[-1] ** -0.5, k, v))
     logits = _products(q, k)

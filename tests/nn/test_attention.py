@@ -55,6 +55,10 @@ def test_no_product_of_a_bfloat16_step_is_in_float32():
 @pytest.mark.parametrize(
     "kernel, width, dtype, masked, platform, chosen",
     [
+        ("auto", 32, "bfloat16", False, "tpu", "pallas"),
+        ("pallas", 40, "float32", False, "cpu", "pallas"),
+        ("pallas", 36, "bfloat16", False, "tpu", "xla"),
+        ("auto", 32, "bfloat16", True, "tpu", "xla"),
         ("auto", 32, "bfloat16", False, "gpu", "cudnn"),
         ("cudnn", 128, "float16", False, "gpu", "cudnn"),
         ("xla", 32, "bfloat16", False, "gpu", "xla"),
@@ -66,8 +70,11 @@ def test_no_product_of_a_bfloat16_step_is_in_float32():
         ("auto", 64, "bfloat16", True, "gpu", "xla"),
     ],
 )
-def test_cudnn_is_chosen_only_where_it_can_be_had(kernel, width, dtype, masked, platform, chosen):
-    assert attention.choose(kernel, width, dtype, masked, platform) == chosen
+def test_a_kernel_is_chosen_only_where_it_can_be_had(kernel, width, dtype, masked, platform, chosen):
+    q = jax.ShapeDtypeStruct((2, 256, 2, width), jnp.dtype(dtype))
+    assert attention.choose(kernel, q, q, masked, platform) == chosen
+    short = jax.ShapeDtypeStruct((2, 64, 2, width), jnp.dtype(dtype))
+    assert chosen == "cudnn" or attention.choose(kernel, short, q, masked, platform) == "xla"
 
 
 @pytest.mark.parametrize("kernel", ["cudnn", "auto"])
