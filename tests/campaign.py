@@ -406,7 +406,6 @@ class Began(BaseException):
 
 
 def worker(pipe, cache):
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -562,6 +561,7 @@ def main():
     parser.add_argument("--log", type=pathlib.Path, help="a .jsonl file of every case")
     args = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # what is run once is not tuned
     import world as world_lib
 
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="ldm_jax_campaign_"))
