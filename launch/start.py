@@ -19,8 +19,9 @@ import time
 
 from launch import job as job_lib
 from ldm_jax import cli
-from ldm_jax.base import errors, remote
+from ldm_jax.base import disk, errors, remote, values
 
+START = values.Fields({"step": values.Number(0, whole=True)})  # a line of the starts
 USELESS = 2  # restarts without progress
 STEP = re.compile("(?P<run>(.*/)?)checkpoints/(?P<step>[0-9]+)/")  # files of what is done
 SHARD = re.compile("(.*/)?shards/[^/]+[.]json")
@@ -46,6 +47,8 @@ def main(argv):
         problem, code = str(e), cli.EXIT_USAGE
     except errors.RunError as e:
         problem, code = str(e), cli.EXIT_FAILED
+    except OSError as e:  # a full disk, for instance
+        problem, code = f"{e.filename or path}: {e.strerror}", cli.EXIT_FAILED
     remote.discard()
     if problem:
         print(f"launch: {problem}", file=sys.stderr, flush=True)
@@ -70,20 +73,18 @@ def keep(record: dict, written: pathlib.Path, host: str) -> str:
     remote.fetch(folder)
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / f".{record['id']}.{host}.tmp"  # all hosts write the same: never half of it
-    whole.write_text(json.dumps(record, indent=2) + "\n")
+    disk.write_json(whole, record)
     whole.replace(folder / f"{record['id']}.json")
     starts = folder / f"{record['id']}.starts.{host}.jsonl"
-    before = starts.read_text().splitlines() if starts.exists() else []
-    step = progress(written)
-    lately = [json.loads(line)["step"] for line in before][-1 - USELESS :]
+    before, step = disk.read_jsonl(starts, START), progress(written)
+    lately = [line["step"] for line in before][-1 - USELESS :]
     if len(lately) > USELESS and set(lately) == {step}:
         return (
             f"{USELESS} restarts brought no checkpoint, or shard, beyond step {step}: not started "
             "again. See what the log says, save more often (config.steps.checkpoint or "
             "--shard_size), launch anew."
         )
-    with open(starts, "a") as file:
-        file.write(json.dumps({"step": step, "time": time.time()}) + "\n")
+    disk.write_jsonl(starts, [*before, {"step": step, "time": time.time()}])
     return ""
 
 

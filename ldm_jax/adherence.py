@@ -25,7 +25,7 @@ FLAGS = dict(
     run=cli.Text("Folder of a trained second stage."),
     out=cli.Text("Folder to write to."),
     num=cli.Integer("How many pictures to draw.", 256, least=1),
-    batch_size=cli.Integer("Pictures drawn at a time.", 64, least=1),
+    batch_size=cli.Integer("Pictures drawn at a time.", 64, least=1, most=2**16),
     steps=cli.Integer("Number of steps of the time grid; the run's own by default.", least=1),
     guidance=cli.Listed("Scales of guidance; the run's own by default.", each=float, least=0),
     conditioning_scale=cli.Number(

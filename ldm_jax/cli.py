@@ -34,6 +34,7 @@ from ldm_jax.base.output import (  # noqa: F401 (for commands)
     finish,
 )
 
+LESS = "take a smaller batch or size, or more devices."
 LONGEST = 300  # characters of a word that is printed: a path may be longer than is of use
 
 
@@ -183,7 +184,7 @@ class Listed(Text):
         try:
             values = [self.each(word) for word in words]
         except ValueError as e:
-            kind = "whole numbers" if self.each is int else "numbers"
+            kind = "numbers" if self.each is float else "whole numbers"
             raise ValueError(f"give {kind} with commas between them") from e
         if self.least is not None and not all(self.least <= v < math.inf for v in values):
             raise ValueError(f"the numbers must be finite and at least {self.least}")
@@ -300,6 +301,7 @@ def start(doc: str, table, main, argv=None, verbs=None, words: str = ""):
 
 def run(doc, table, main, argv, verbs=None, words: str = "") -> int:
     """`start` without the exit: returns the exit code."""
+    terminal.see_to_streams()
     platforms.quiet_libraries()
     platforms.set_flags()
     argv = list(argv)
@@ -325,6 +327,10 @@ def run(doc, table, main, argv, verbs=None, words: str = "") -> int:
         where = f"{e.filename}: " if e.filename else ""
         code = EXIT_USAGE if e.errno in errors.NAMES else EXIT_FAILED
         return _say(f"{where}{e.strerror}", code)
+    except Exception as e:
+        if not isinstance(e, MemoryError) and "out of memory" not in str(e).lower():  # of a device
+            raise
+        return _say(f"The memory is too small ({errors.reason(e)}): {LESS}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     finally:

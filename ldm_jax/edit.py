@@ -20,7 +20,7 @@ encodes and decodes with the first stage. Pictures are cropped to the centre and
 import pathlib
 
 from ldm_jax import cli
-from ldm_jax.base import errors, watch
+from ldm_jax.base import errors, values, watch
 
 # Flags of each verb, beside those of all; those that draw take the flags of SAMPLING, too.
 TAKES = dict(inpaint=("images", "masks", "batch_size"), vary=("images", "strength", "batch_size"))
@@ -35,13 +35,13 @@ FLAGS = dict(
     masks=cli.Text("Folder of masks with the pictures' names, or one mask for all."),
     strength=cli.Number("Noise level that vary and interpolate add to pictures.", 0.6, 0, 1),
     seeds=cli.Listed(
-        "Seeds of noise to interpolate between, instead of pictures.", each=int, least=0
+        "Seeds of noise to interpolate between, instead of pictures.", each=values.whole, least=0
     ),
     frames=cli.Integer("Frames from one picture to the next; for progress, of all.", 8, least=2),
     num=cli.Integer("How many pictures progress shows.", 8, least=1),
     labels=cli.Text("Class ids that the pictures take in turn; none by default.", ""),
     size=cli.Text("Height and width in pixels, HxW; the training size by default.", ""),
-    batch_size=cli.Integer("Pictures drawn at a time.", 16, least=1),
+    batch_size=cli.Integer("Pictures drawn at a time.", 16, least=1, most=2**16),
     **cli.SAMPLING,
 )
 

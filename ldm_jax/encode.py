@@ -20,8 +20,8 @@ FLAGS = dict(
     config=cli.Recipe("Config whose data to encode; the run's own by default."),
     out=cli.Text("Folder to write to."),
     dtype=cli.Choice("Type of the moments on disk.", "float16", of=("float16", "bfloat16")),
-    batch_size=cli.Integer("Images encoded at a time, over all devices.", 64, least=1),
-    shard_size=cli.Integer("Records of a shard, the unit of work.", 4096, least=1),
+    batch_size=cli.Integer("Images encoded at a time, over all devices.", 64, 1, 2**16),
+    shard_size=cli.Integer("Records of a shard, the unit of work.", 4096, least=1, most=2**20),
     worker=cli.Text("K/N encodes every N-th shard from the K-th on, counted from 0.", ""),
 )
 

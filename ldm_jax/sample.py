@@ -21,7 +21,7 @@ FLAGS = dict(
     run=cli.Text("Folder of a trained second stage."),
     out=cli.Text("Folder to write to."),
     num=cli.Integer("How many images to draw.", 64, least=1),
-    batch_size=cli.Integer("Images drawn at a time, over all devices.", 32, least=1),
+    batch_size=cli.Integer("Images drawn at a time, over all devices.", 32, 1, 2**16),
     **cli.SAMPLING,
     size=cli.Text("Height and width in pixels, HxW; the training size by default.", ""),
     labels=cli.Text(
@@ -32,7 +32,9 @@ FLAGS = dict(
     cond=cli.Text("File .npz with the other conditions: an array [n, ...] for each field.", ""),
     hints=cli.Text("A picture, or a folder of them, for a control to follow, taken in turn.", ""),
     format=cli.Text("Format of the images: png, webp, tar, arrayrecord, or npz (ADM's).", "png"),
-    shard_size=cli.Integer("Images of a shard; a killed job draws its last shard again.", 256, 1),
+    shard_size=cli.Integer(
+        "Images of a shard; a killed job draws its last shard again.", 256, 1, 2**16
+    ),
     worker=cli.Text("K/N draws every N-th shard from the K-th on, counted from 0.", ""),
     export=cli.Text("File to write the compiled sampler to, instead of drawing images.", ""),
     platforms=cli.Listed("Platforms that --export compiles for.", ("cpu",), of=PLATFORMS),

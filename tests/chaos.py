@@ -340,11 +340,14 @@ class Broken(Exception):
 
 
 class Round:
-    """One job from nothing to its end. duration: seconds that it takes undisturbed."""
+    """One job from nothing to its end.
 
-    def __init__(self, job: Job, folder: pathlib.Path, duration: float, random_, server):
+    duration: seconds that it takes undisturbed; log: the file for what it says.
+    """
+
+    def __init__(self, job: Job, folder: pathlib.Path, duration: float, log, random_, server):
         self.job, self.folder, self.duration, self.random = job, folder, duration, random_
-        self.log, self.story, self.server = folder.with_suffix(".log"), [], server
+        self.log, self.story, self.server = log, [], server
         self.files = Bucket(folder, server) if job.bucket else Disk(folder)
 
     def left(self) -> dict[str, str]:
@@ -564,10 +567,13 @@ def children(pid: int) -> list[int]:
 
 
 class Chaos:
-    """Rounds of jobs in the folder `place`; what they start from and are held against is there."""
+    """Rounds of jobs in the folder `place`; what they start from and are held against is there.
 
-    def __init__(self, place: pathlib.Path, random_, server):
-        self.place, self.random, self.server = place, random_, server
+    logs: a folder for what they say, where the disk does not get full.
+    """
+
+    def __init__(self, place: pathlib.Path, logs: pathlib.Path, random_, server):
+        self.place, self.logs, self.random, self.server = place, logs, random_, server
         self.wanted, self.durations, self.struck = {}, {}, 0
         self._kinds = ("fill",) if shutil.disk_usage(place).total < SMALL else ()
 
@@ -596,9 +602,8 @@ class Chaos:
 
     def round(self, name, folder) -> Round:
         duration = self.durations.get(name, 0.0)
-        return Round(
-            JOBS[name](self.place), self.place / folder, duration, self.random, self.server
-        )
+        job, log = JOBS[name](self.place), self.logs / f"{folder}.log"
+        return Round(job, self.place / folder, duration, log, self.random, self.server)
 
     def disturb(self, name, number: int, faults):
         """One round; raises Broken where a promise is."""
@@ -632,13 +637,13 @@ def chaos(seed: int, minutes: float, jobs, faults, place=None) -> int:
 
     place: the folder to work in; by default the system's for temporary files.
     """
-    rounds, broken, spent = 0, 0, 0.0
+    rounds, broken, spent, logs = 0, 0, 0.0, tempfile.mkdtemp(prefix="chaos_logs")
     place, server = tempfile.mkdtemp(prefix="chaos", dir=place), fake_gcs.serve()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{place}/compiled")
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     os.environ |= fake_gcs.environment(server) | {"XDG_CACHE_HOME": f"{place}/cache"}
     os.environ["TMPDIR"] = place  # where those that are killed leave their mirrors
-    own = Chaos(pathlib.Path(place), random.Random(seed), server)
+    own = Chaos(pathlib.Path(place), pathlib.Path(logs), random.Random(seed), server)
     while spent < 60 * minutes:
         name = own.random.choice(jobs)
         if name not in own.wanted:
@@ -652,9 +657,10 @@ def chaos(seed: int, minutes: float, jobs, faults, place=None) -> int:
         rounds, spent = rounds + 1, spent + time.monotonic() - clock
     print(f"seed {seed}: {rounds} rounds, {own.struck} faults, {broken} broken", flush=True)
     if broken:
-        print(f"what they left is in {place}")
+        print(f"what they left is in {place}, what they said in {logs}")
     else:
         shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(logs, ignore_errors=True)
     return broken
 
 

@@ -249,7 +249,7 @@ IS_TEXT = (".json", ".jsonl", ".csv", ".txt", ".yaml", ".py", "")
 def of(path: pathlib.Path) -> dict:
     """{name: (damage, whether no command may bear it)} of a file."""
     found = {name: (make, True) for name, make in (PLACES | CONTENTS).items()}
-    if path.suffix == ".txt":  # half of a list is one, too
+    if path.suffix in (".txt", ".csv"):  # half of a list is one, too
         found["half"] = CONTENTS["half"], False
     if path.suffix == ".tar":  # zeros after its end are padding
         found["enormous"] = CONTENTS["enormous"], False

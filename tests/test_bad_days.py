@@ -1,14 +1,17 @@
 """What a machine does to a run: a disk that is really full, and the doctor who warns of it."""
 
 import errno
+import io
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 
+import numpy as np
 import pytest
 from calling import call
 
@@ -26,6 +29,7 @@ from ldm_jax import (
 )
 from ldm_jax.base import disk, errors
 from ldm_jax.cost import machine
+from ldm_jax.jobs import outputs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = ["first_stage=identity", "model.mult=(1,)", "model.attention=()", "latents.scale=1.0"]
@@ -123,6 +127,37 @@ def test_storage_that_fails_in_the_midst_of_a_command_is_one_line(refused, tmp_p
 
     code = cli.run("", {}, main, [])
     assert refused(code, 1) == f"ldm_jax: {tmp_path}/x.npy: No space left on device"
+
+
+@pytest.mark.parametrize("name", outputs.FORMATS.names())
+def test_what_a_full_disk_does_not_take_is_named_and_leaves_no_half(name, tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (2, 128, 128, 3), np.uint8)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"written|too large") as e:
+            outputs.FORMATS.get(name).write(tmp_path, outputs.Shard(0, 0, 2), images, [{}] * 2, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert e.value.errno in errors.STORAGE and e.value.filename.startswith(str(tmp_path))
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("XLA: Ran out of memory in hbm")])
+def test_too_little_memory_is_one_line(error, refused):
+    def main(args, overrides):
+        raise error
+
+    assert "take a smaller batch" in refused(cli.run("", {}, main, []), 1)
+
+
+def test_streams_may_be_closed_or_take_ascii_alone(monkeypatch):
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(said, "ascii"))
+    refusal = cli.run("", {}, None, ["\u0661\udcff"])
+    assert refusal == 2 and said.getvalue().startswith(b"ldm_jax: ")
+    sys.stdout.write("goes nowhere")
 
 
 def test_the_doctor_finds_a_sound_machine_sound(tmp_path, capfd):

@@ -16,9 +16,11 @@ from PIL import Image
 
 from ldm_jax import adherence, bench, cli, doctor, edit, evaluate, sample, sweep, train
 from ldm_jax.base import disk, errors, output, owner, record
-from ldm_jax.data import files
-from ldm_jax.engine import checkpoint
+from ldm_jax.data import files, records
+from ldm_jax.engine import checkpoint, goodput
 from ldm_jax.evaluation import imagesets, reference
+from ldm_jax.jobs import job, settings
+from ldm_jax.runs import codecs
 from ldm_jax.weights import official
 
 
@@ -83,6 +85,16 @@ def test_a_config_that_is_none_is_one_line(content, tmp_path):
     with pytest.raises(errors.UsageError, match=r"config.json") as e:
         record.read(tmp_path)
     assert "\n" not in str(e.value)
+
+
+def test_the_config_of_a_run_that_another_names_is_checked(tmp_path):
+    config = record.load(f"{DEBUG}:first_stage", {"model.posterior_logvar": "1.5"})
+    record.Record(tmp_path).write_config(config)
+    assert codecs.open_codec(str(tmp_path)).model.posterior_logvar == 1.5
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("1.5", '"x"'))
+    with pytest.raises(errors.UsageError, match=r"config\.json: .*posterior_logvar=x must be"):
+        codecs.open_codec(str(tmp_path))
 
 
 def npz(**arrays) -> bytes:
@@ -155,6 +167,16 @@ def test_a_folder_of_one_command_is_not_written_by_another(mark, tmp_path):
         output.check_holds("--out", tmp_path)
 
 
+def test_a_part_of_a_run_is_no_place_for_others(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    for folder in (tmp_path / "checkpoints" / "a" / "b", "a"):
+        with pytest.raises(errors.UsageError, match="lies in checkpoints/ of"):
+            output.check_holds("--out", folder)
+    output.check_holds("--out", tmp_path / "samples")
+
+
 def test_a_line_cut_by_a_kill_is_left_out_and_a_damaged_one_is_said(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step"')
@@ -162,6 +184,53 @@ def test_a_line_cut_by_a_kill_is_left_out_and_a_damaged_one_is_said(tmp_path):
     file.write_text('{"step": 1}\n{"step"\n')
     with pytest.raises(errors.UsageError, match=r"metrics\.jsonl:2"):
         disk.read_jsonl(file)
+
+
+@pytest.mark.parametrize("name", ["data.txt", "latents.json", "config.json", "goodput.jsonl"])
+def test_a_record_behind_a_broken_link_is_not_taken_for_none(name, tmp_path):
+    (tmp_path / name).symlink_to("nowhere")
+    run = record.Record(tmp_path)
+    reads = {"data.txt": lambda: run.data, "latents.json": lambda: run.latents}
+    reads |= {"config.json": lambda: run.config, "goodput.jsonl": lambda: goodput.report(tmp_path)}
+    with pytest.raises(errors.UsageError, match=name):
+        reads[name]()
+
+
+SESSION = {"begin": 1.0, "end": 2.0, "from": 0, "reached": 3, "seconds": {"step": 1.0}}
+
+
+@pytest.mark.parametrize("change", [{"reached": "x"}, {"seconds": {}}, {"seconds": {"step": "1"}}])
+def test_a_session_of_wrong_types_is_one_line(change, tmp_path):
+    disk.write_jsonl(tmp_path / "goodput.jsonl", [SESSION])
+    assert goodput.report(tmp_path)["sessions"] == 1
+    disk.write_jsonl(tmp_path / "goodput.jsonl", [SESSION, SESSION | change])
+    with pytest.raises(errors.UsageError, match=r"goodput\.jsonl:2"):
+        goodput.report(tmp_path)
+
+
+def test_shards_that_nobody_knows_are_not_mixed_with_others(tmp_path):
+    samples = job.Job(tmp_path, 4, 2, "png")
+    samples.claim({"seed": 1})
+    samples.write(samples.shards[0], np.zeros((2, 8, 8, 3), np.uint8), [{}, {}])
+    job.Job(tmp_path, 4, 2, "png").claim({"seed": 1})
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(errors.UsageError, match=r"no manifest\.json"):
+        job.Job(tmp_path, 4, 2, "png").claim({"seed": 2})
+
+
+def test_a_file_of_holes_is_not_read_for_hours(tmp_path):
+    samples = job.Job(tmp_path, 2, 1, "png")
+    for shard in samples.shards:
+        samples.write(shard, np.zeros((1, 8, 8, 3), np.uint8), [{}])
+    os.truncate(tmp_path / "images" / "000001.png", 2**40)
+    assert samples.missing() == samples.shards[1:]
+
+
+def test_an_array_record_that_is_none_is_one_line(tmp_path):
+    disk.write_json(tmp_path / "x.array_record.json", {"classes": [], "box_classes": []})
+    (tmp_path / "x.array_record").touch()
+    with pytest.raises(errors.UsageError, match=r"x\.array_record is no ArrayRecord"):
+        records.ArrayRecords(str(tmp_path / "x.array_record"))
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
@@ -190,6 +259,14 @@ def test_a_table_that_is_none_is_one_line(content, words, tmp_path):
     assert [row for _, row in disk.read_table(tmp_path / "x.csv", "a")] == [{"a": "1", "b": "2"}]
 
 
+@pytest.mark.parametrize("text", ["1_6", "\u0661\u0666", "9" * 5000, "1.5", "x"])
+def test_whole_numbers_have_digits_alone(text):
+    with pytest.raises(errors.UsageError, match="--size="):
+        settings.read_size(text, None)
+    with pytest.raises(errors.UsageError, match="--worker="):
+        settings.read_worker(f"0/{text}")
+
+
 def test_a_word_of_any_length_is_one_line_that_can_be_read(refused):
     line = refused(call(doctor, f"--config={'x' * 10_000}"))
     assert len(line) < 1500
@@ -210,6 +287,7 @@ IDLE = [
     (sweep, "--sweep=any --workdir=OUT --report --cell=x", "--report and --cell"),
     (adherence, "--run=any --out=OUT --null --guidance=2", "--guidance"),
     (doctor, "--config.data.size=3", "--config.data.size"),
+    (train, "--config=DEBUG:ldm --workdir=OUT --config.optim.denoiser.clip=True", "got bool"),
     (
         train,
         "--config=DEBUG:ldm --workdir=OUT --config.distil.huber=0.1",

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -39,13 +40,28 @@ def write_atomic(path: pathlib.Path, write):
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(temporary, path):
         with open(temporary, "wb") as f:
             write(f)
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk, half a file would only take room
-        raise
+
+
+@contextlib.contextmanager
+def writing(part, path):
+    """Makes an OSError that names `path` of whatever says that it cannot be written.
+
+    part: the file that is being written; half of it would only take room on a full disk.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as e:  # the latter of writers in C++; numpy gives no number
+        if isinstance(e, errors.RunError):
+            raise
+        pathlib.Path(part).unlink(missing_ok=True)
+        number, said = getattr(e, "errno", None), getattr(e, "strerror", None)
+        file = getattr(e, "filename", None) or path
+        said = said or f"not written whole ({errors.reason(e)})"
+        raise OSError(number or errno.EIO, said, str(file)) from e
 
 
 @contextlib.contextmanager
@@ -68,7 +84,12 @@ def there(path) -> bool:
 
     path: also an object of a bucket, which has no links.
     """
-    return os.path.lexists(path) if isinstance(path, str | os.PathLike) else path.exists()
+    if not isinstance(path, str | os.PathLike):
+        return path.exists()
+    try:
+        return bool(os.lstat(path))
+    except (OSError, ValueError) as e:
+        return isinstance(e, PermissionError)  # of a folder that hides what is in it
 
 
 def check_regular(path, most: int | None = None) -> int:

@@ -7,7 +7,15 @@ import re
 
 EXIT_FAILED, EXIT_USAGE, EXIT_RESTART = 1, 2, 42
 # Errors of storage, which are shown as one line: a traceback would not explain them better.
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+STORAGE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)  # of a path that was given
 
 

@@ -46,6 +46,7 @@ MARKS = {  # a file or folder that tells what another one holds
     "metadata.jsonl": "a data set",
     "cells": "a sweep",
 }
+PARTS = ("checkpoints", "averages", "images", "shards", "compilation_cache")  # of runs and samples
 
 
 def check_holds(flag: str, folder, own: str = ""):
@@ -55,6 +56,14 @@ def check_holds(flag: str, folder, own: str = ""):
             raise errors.UsageError(
                 f"{flag}={remote.shown(folder)} holds {what} ({mark}), which would be mixed with "
                 "other files or overwritten: give another folder."
+            )
+    path = pathlib.Path(folder).absolute()
+    for place in (path, *path.parents):
+        owned = (remote.exists(place.parent / mark) for mark in ("config.json", "manifest.json"))
+        if place.name in PARTS and any(owned):
+            raise errors.UsageError(
+                f"{flag}={remote.shown(folder)} lies in {place.name}/ of "
+                f"{remote.shown(place.parent)}, which is that one's own: give another folder."
             )
 
 

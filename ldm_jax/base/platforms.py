@@ -55,7 +55,7 @@ def quiet_libraries():
     Storage that fails has ALARMs of ours; what libraries say beside them gets one line each.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "orbax", "jax._src.xla_bridge", "gcsfs"):
+    for name in ("absl", "orbax", "jax._src.xla_bridge", "gcsfs", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # futures that nobody asks any more
     if _in_one_line not in logging.getLogger("absl").filters:

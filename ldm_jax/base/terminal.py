@@ -27,6 +27,18 @@ def tint(text: str, colour: str, stream) -> str:
     return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if colours(stream) else text
 
 
+def see_to_streams():
+    """Gives a process that was started without stdout or stderr ones that lead nowhere.
+
+    What an encoding lacks is escaped, as a name may hold anything.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
+        elif reconfigure := getattr(getattr(sys, name), "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
 def warn(text: str):
     """A line on stderr that begins with "warning:"."""
     word, _, rest = text.partition(" ")

@@ -16,6 +16,7 @@ import ast
 import dataclasses
 import inspect
 import numbers
+import re
 import types
 import typing
 from typing import Annotated, Any, Literal
@@ -310,6 +311,13 @@ def read(text: str, kind: Type):
         return tuple(read(str(part), kind.each) for part in several)
     of_floats = isinstance(kind, Number) and not kind.whole
     return float(value) if of_floats and kind.takes(value) else value
+
+
+def whole(text: str) -> int:
+    """The number of some digits; int() reads underscores and other alphabets' digits, too."""
+    if not re.fullmatch("[-+]?[0-9]{1,30}", text.strip()):
+        raise ValueError(f"{shown(text)} is no whole number")
+    return int(text)
 
 
 def literal(text: str):

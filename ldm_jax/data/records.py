@@ -6,6 +6,7 @@ body is the encoded image, then the segmentation as PNG if there is one. Header 
 a digest of all elements are in `FILE.json` beside the file.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -58,11 +59,9 @@ def write_elements(path, elements: Iterable[bytes]):
 
     # One element a group: groups are what random access has to read and decompress whole.
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    try:
+    with disk.writing(path, path), contextlib.closing(writer):
         for element in elements:
             writer.write(element)
-    finally:
-        writer.close()
 
 
 def elements(files: list[str]):

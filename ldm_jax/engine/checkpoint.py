@@ -7,8 +7,10 @@ earlier version wrote is read under today's names of its parameters (base/upgrad
 """
 
 import contextlib
+import itertools
 import logging
 import pathlib
+import tempfile
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,11 +18,12 @@ from etils import epath
 
 from ldm_jax.base import disk, errors, remote, shard, tree, upgrade
 from ldm_jax.base.record import Record
-from ldm_jax.engine import hosts, published
+from ldm_jax.engine import hosts, meetings, published
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # of a run
+_numbers = itertools.count()  # of those that a process opens, which is alike on all hosts
 
 
 class Checkpoints:
@@ -36,21 +39,27 @@ class Checkpoints:
         self.directory = remote.place(directory)
         self._names = Record(pathlib.Path(directory).parent).parameter_names
         # Hosts meet under these names: those of two directories must not be mistaken.
-        meetings = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        prefix = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
+        self._meetings = meetings.Meetings(f"{self.directory.name}/{next(_numbers)}")
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=every or None,
             cleanup_tmp_directories=True,
-            multiprocessing_options=meetings,
+            lightweight_initialize=True,  # a step whose metadata are damaged is one of several
+            multiprocessing_options=prefix,
+            async_options=ocp.options.AsyncOptions(
+                barrier_sync_fn=self._meetings if hosts.several() else None
+            ),
         )
-        self._manager = _manager(self.directory, self._options)
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         self._problem = ""  # why the newest save failed
         self.damaged = []  # steps that `restore` found to be so
 
-    def save(self, step: int, state, meta: dict):
+    def save(self, step: int, state, meta: dict, before=lambda: None):
         """Starts an asynchronous save of `state` (arrays) and `meta` (JSON) as `step`.
 
         Storage that fails gives an alarm and no error: what is finished stays, training goes on.
+        before: () -> None writes what a run that goes on from this step does not come by again.
         """
         self.check()
         if step in self._manager.all_steps():
@@ -65,7 +74,15 @@ class Checkpoints:
                 raise errors.RunError(f"step {step} was refused by orbax")
 
         self._problem = ""
-        self._attempt(start)
+        if not self._attempt(lambda: (before(), self._probe())):
+            self._attempt(start)
+
+    def _probe(self):
+        """Writes a little: where host 0 cannot make a folder, orbax lets the others wait for it."""
+        folder = pathlib.Path(self.directory)
+        if hosts.several() and not hosts.index() and folder.is_dir():
+            with tempfile.TemporaryDirectory(prefix=".probe", dir=folder) as probe:
+                pathlib.Path(probe, "probe").write_bytes(bytes(2**16))
 
     def restore(self, abstract, until: int | None = None):
         """The newest sound checkpoint as `(state, meta)`, or None where there is none.
@@ -125,7 +142,7 @@ class Checkpoints:
     def _reopen(self):
         """Looks at the directory anew."""
         self._manager.close()
-        self._manager = _manager(self.directory, self._options)
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def check(self) -> str:
         """Why the newest save failed, if that is known by now; "" otherwise."""
@@ -141,7 +158,9 @@ class Checkpoints:
             action()
         except Exception as e:  # storage fails with whatever it likes, here or in the background
             problem = errors.reason(e)
-        problem = next(filter(None, hosts.exchange(problem)), "")
+            self._meetings.give_up()
+        problems = filter(None, hosts.exchange(problem))
+        problem = min(problems, key=lambda told: meetings.GAVE_UP in told, default="")
         if problem:
             logger.error("ALARM: a checkpoint was NOT saved (%s). Training goes on.", problem)
             self._problem = problem
@@ -149,7 +168,8 @@ class Checkpoints:
             # Orbax counts the failed step as saved until it looks at the directory anew.
             with contextlib.suppress(Exception):
                 self._manager.close()
-            self._manager = _manager(self.directory, self._options)
+            self._meetings.renew()
+            self._manager = ocp.CheckpointManager(self.directory, options=self._options)
         return self._problem
 
     def _make_room(self, problem):
@@ -265,8 +285,8 @@ def reading(run, folder: str = FOLDER, alike: bool = False):
             return None
 
     # Read only: tidying up would delete what a trainer is writing at this moment.
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with _manager(directory, options) as manager:
+    options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
+    with ocp.CheckpointManager(directory, options=options) as manager:
         yield part
 
 
@@ -279,14 +299,6 @@ def finished(run, folder: str = FOLDER) -> list[int]:
     """The finished steps of a run, in ascending order."""
     directory = place(run, folder)
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
-
-
-def _manager(directory: epath.Path, options) -> ocp.CheckpointManager:
-    """orbax's, which at once reads a file of each step: a pipe or a device is a UsageError."""
-    for path in pathlib.Path(directory).glob("*/_CHECKPOINT_METADATA"):
-        with disk.reading(path):
-            disk.check_regular(path, disk.MOST)
-    return ocp.CheckpointManager(directory, options=options)
 
 
 def _steps(run):

@@ -41,7 +41,7 @@ class Log:
     def __init__(self, workdir, *, start: int, total: int, kept: bool = False, sinks=()):
         self.workdir = pathlib.Path(workdir)
         self.active = jax.process_index() == 0
-        self._unwritten = {}
+        self._unwritten, self._undrawn = {}, {}  # {file: lines}, {file: picture}
         self.progress = progress.Progress(start, total, active=self.active)
         if self.active:
             (self.workdir / "images").mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,9 @@ class Log:
         if not self.active:
             return
         values = {name: float(value) for name, value in values.items()}
-        self._append(file, json.dumps({"step": step} | values) + "\n")
+        path, line = self.workdir / file, json.dumps({"step": step} | values) + "\n"
+        self._unwritten[path] = self._unwritten.get(path, "") + line
+        self._settled()
         self.show(step, values)
 
     def show(self, step: int, values: dict):
@@ -85,35 +87,42 @@ class Log:
         for sink in self._sinks if self.active else ():
             sink.alarm(text)
 
-    def _append(self, file, text):
-        """Whole lines or nothing; what does not go through is kept and goes with the next."""
-        path, text = self.workdir / file, self._unwritten.pop(file, "") + text
-        size = path.stat().st_size if path.exists() else 0
-        try:
-            with open(path, "a") as f:
-                f.write(text)
-        except OSError as e:
-            with contextlib.suppress(OSError):
-                os.truncate(path, size)
-            self._unwritten[file] = text
-            logger.error("ALARM: %s cannot be written (%s). Training goes on.", path, e.strerror)
-
     def images(self, step: int, name: str, images, columns: int):
         """images: [n, h, w, 3] in [-1, 1] -> images/NAME_STEP.png and all sinks."""
         if not self.active:
             return
         picture = raster.grid(np.asarray(raster.to_uint8(images)), columns)
-        path = self.workdir / "images" / f"{name}_{step:08d}.png"
-        try:
-            raster.write_png(path, picture)
-        except OSError as e:
-            logger.error("ALARM: %s cannot be written (%s). Training goes on.", path, e.strerror)
+        self._undrawn[self.workdir / "images" / f"{name}_{step:08d}.png"] = picture
+        self._settled()
         for sink in self._sinks:
             sink.picture(step, name, picture)
 
+    def settle(self):
+        """Writes what is not written yet, whole lines and files; raises OSError where it cannot."""
+        for path, text in [*self._unwritten.items()]:
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with open(path, "a") as file:
+                    file.write(text)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(path, size)
+                raise
+            del self._unwritten[path]
+        for path, picture in [*self._undrawn.items()]:
+            raster.write_png(path, picture)
+            del self._undrawn[path]
+
+    def _settled(self):
+        """`settle`; what does not go through is kept and goes with the next."""
+        try:
+            self.settle()
+        except OSError as e:
+            left = [*self._unwritten, *self._undrawn]
+            logger.error("ALARM: %s cannot be written (%s). Training goes on.", left[0], e.strerror)
+
     def close(self):
         self.progress.close()
-        for file in list(self._unwritten):
-            self._append(file, "")
+        self._settled()
         if self.active:
             self._board.close()

@@ -224,7 +224,8 @@ class Trainer:
             meta = self._meter.meta()
             self.compare(step)
             self._snapshots.wait()  # no session that goes on from this step would take them again
-            self.checkpoints.save(step, self.state, meta | self._spikes.meta())
+            meta |= self._spikes.meta()
+            self.checkpoints.save(step, self.state, meta, self.logs.settle)
 
     def snapshot(self, step):
         """Starts a snapshot of the averages, where one is due; after the checkpoint of `step`."""

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from ldm_jax.base import disk, errors
+from ldm_jax.base import disk, errors, values
 from ldm_jax.jobs import pictures
 from ldm_jax.runs import conditions
 from ldm_jax.runs.conditions import HINT
@@ -135,7 +135,7 @@ def read_labels(text: str, classes: int, num: int, seed: int) -> np.ndarray:
         return (draw * classes).astype(np.int32)
     words = disk.read_text(text).split() if _is_file(text) else text.split(",")
     try:
-        ids = [int(word) for word in words]
+        ids = [values.whole(word) for word in words]
     except ValueError as e:
         raise errors.UsageError(
             f"--labels={text} must be balanced, random, class ids such as 3,5, or a file of them."

@@ -188,12 +188,12 @@ FORMATS.register("arrayrecord")(ArrayRecords("png"))
 FORMATS.register("npz")(Arrays())
 
 
-def digest(folder: pathlib.Path, names: list[str]) -> str | None:
-    """sha256 over the files' bytes in this order; None where one is missing."""
+def digest(folder: pathlib.Path, names: list[str], most: int | None = None) -> str | None:
+    """sha256 over the files' bytes in this order; None where one is missing, or beyond `most`."""
     total = hashlib.sha256()
     for name in names:
         try:
-            disk.check_regular(folder / name)
+            disk.check_regular(folder / name, most)
             with open(folder / name, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
         except OSError:

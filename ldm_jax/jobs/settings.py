@@ -109,7 +109,7 @@ def read_size(text: str, config) -> tuple[int, int]:
     if not text:
         return (config.data.size,) * 2
     try:
-        sides = [int(side) for side in text.lower().split("x")]
+        sides = [values.whole(side) for side in text.lower().split("x")]
         height, width = sides if len(sides) == 2 else sides * 2
     except ValueError as e:
         raise errors.UsageError(f"--size={text} must read HxW in pixels, e.g. 64x96.") from e
@@ -131,7 +131,7 @@ def read_worker(text: str) -> tuple[int, int]:
     """ "2/8" -> (2, 8); "" -> this process of a distributed program, (0, 1) of a lone one."""
     if not text:
         return hosts.index(), hosts.count()
-    parsed = re.fullmatch(r"(\d+)/(\d+)", text)
+    parsed = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
     if not parsed or int(parsed[1]) >= int(parsed[2]):
         raise errors.UsageError(f"--worker={text} must read K/N with 0 <= K < N, e.g. 0/4.")
     return int(parsed[1]), int(parsed[2])

@@ -13,7 +13,7 @@ import numpy as np
 from ldm_jax.base import errors, tree
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
-from ldm_jax.runs import codecs, kinds
+from ldm_jax.runs import codecs, keys, kinds
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import adapt, kept
 from ldm_jax.weights import control, lora
@@ -32,7 +32,7 @@ def of(config):
 
 def refuse(path, said: str):
     """Raises UsageError for the run of an adapter, where whole weights are wanted."""
-    if record_lib.Record(path).config.get("adapt", {}).get("name"):
+    if keys.read(path).get("adapt", {}).get("name"):
         raise errors.UsageError(
             f"{said} is the run of an adapter: make it a run of its own first, by python -m "
             f"ldm_jax.convert merge --run={path} --out=RUN"
@@ -56,7 +56,7 @@ def check(config, model):
             f"config.adapt.name={config.adapt.name} needs config.adapt.base, the run whose weights "
             "it adapts: start from configs/lora.py:RUN."
         )
-    base = record_lib.Record(config.adapt.base).config
+    base = keys.read(config.adapt.base)
     kinds.expect(base, "diffuse", said)
     refuse(config.adapt.base, said)
     adapter, own = of(config), config.conditioners
@@ -109,7 +109,7 @@ def frozen(config, codec=None) -> tuple[frozen_lib.Frozen, ...]:
         return ()
 
     def shapes():
-        own = record_lib.Record(path).config
+        own = keys.read(path)
         return _shapes(kinds.of(own).model(own, codec))
 
     def read():
@@ -137,7 +137,7 @@ def check_drawn(run, config, ema, weaker=None, others=None):
             "beside it."
         )
     for path in others:
-        theirs = record_lib.Record(path).config
+        theirs = keys.read(path)
         kinds.expect(theirs, "diffuse", path)
         if not theirs.adapt.name:
             raise errors.UsageError(f"{path} is the run of no adapter, but of whole weights.")

@@ -12,7 +12,7 @@ from ldm_jax.base import errors, tree
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
 from ldm_jax.models.paired import Paired
-from ldm_jax.runs import kinds
+from ldm_jax.runs import keys, kinds
 from ldm_jax.stages import autoencode
 from ldm_jax.stages.codec import Codec
 
@@ -35,16 +35,16 @@ def open_codec(first_stage: str, key: str = "config.first_stage") -> Codec:
 
 def read_config(first_stage: str):
     """The config of a run or of a recipe."""
-    return (record_lib.load if is_recipe(first_stage) else record_lib.read)(first_stage)
+    return (record_lib.load if is_recipe(first_stage) else keys.read)(first_stage)
 
 
 def read_params(first_stage: str, ema: bool | float = True):
     """The weights that go with `open_codec`, and the training step they come from."""
     if is_identity(first_stage):
         return {}, 0
-    record = record_lib.Record(first_stage)
+    record, config = record_lib.Record(first_stage), keys.read(first_stage)
     params, step = snapshots.read_params(record.path, ("autoencoder",), ema=ema)
-    frozen = kinds.of(record.config).encoder(record.config, record)
+    frozen = kinds.of(config).encoder(config, record)
     return autoencode.whole(params["autoencoder"], frozen), step
 
 
@@ -56,8 +56,7 @@ def with_decoder(decoder: str, codec: Codec, params, name: str) -> tuple[Codec, 
 
     Raises UsageError for a run that decodes the latents of other weights.
     """
-    record = record_lib.Record(decoder)
-    config = record.config
+    record, config = record_lib.Record(decoder), keys.read(decoder)
     kinds.expect(config, "autoencode", f"--decoder={decoder}")
     own, _ = snapshots.read_params(record.path, ("autoencoder",))
     own = own["autoencoder"]["model"]
@@ -81,10 +80,10 @@ def single(first_stage: str, ema: bool | float = True):
 
     Raises UsageError where its encoder and its decoder are parts of different networks.
     """
-    config = record_lib.read(first_stage)
+    config = keys.read(first_stage)
     params, step = read_params(first_stage, ema)
     if config.encoder:
-        if (theirs := record_lib.read(config.encoder).model) != config.model:
+        if (theirs := keys.read(config.encoder).model) != config.model:
             raise errors.UsageError(
                 f"{first_stage} has the encoder of {config.encoder} and the decoder of another "
                 f"network ({theirs.name} and {config.model.name}): diffusers has no class of both."

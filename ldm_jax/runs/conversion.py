@@ -68,8 +68,7 @@ def export(run, out, ema: bool | float = True) -> dict:
     seconds = watch.stopwatch()
     snapshots.check(run, ema)
     with new_folder(out) as folder:
-        record = record_lib.Record(run)
-        config = record.config
+        record, config = record_lib.Record(run), keys.read(run)
         loads_as = kinds.of(config).export(record, config, folder, ema)
         summary = {"exported": run, "loads_as": loads_as, "ema": ema, "seconds": seconds()}
         disk.write_json(folder / "summary.json", summary)

@@ -44,7 +44,7 @@ def resolve(config: ConfigDict, source) -> ConfigDict:
     teachers.complete(config)
     with config.unlocked():
         if config.init_from and codecs.is_recipe(config.get("first_stage", "-") or ".py"):
-            config.first_stage = record.Record(config.init_from).config.get("first_stage", "")
+            config.first_stage = keys.read(config.init_from).get("first_stage", "")
         for label in undecided(config):
             kwargs = config.conditioners[label]
             fields = CONDITIONERS.get(kwargs["name"]).fields

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from ldm_jax.base import defaults, errors, tensorfile, values
-from ldm_jax.base import record as record_lib
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import discriminator, lpips, tiny  # noqa: F401  (tiny registers itself)
 from ldm_jax.models.autoencoder import AUTOENCODERS
@@ -210,7 +209,7 @@ def _check_encoder(config, decoder):
     if isinstance(theirs, Paired):
         raise errors.UsageError(
             f"{said} has no encoder of its own: give the run of its config.encoder="
-            f"{record_lib.read(path).encoder}."
+            f"{keys.read(path).encoder}."
         )
     for name, what in (
         ("latent_channels", "channels in its latents"),

@@ -35,6 +35,9 @@ def check(config: ConfigDict, decided: bool = True):
 def read(run) -> ConfigDict:
     """The config of a run, with every value checked; see base/record.py."""
     config = record.read(run)
+    if not config.get("stage"):  # as diffusers' own config.json
+        said = remote.shown(run)
+        raise errors.UsageError(f"{said} is no run: its {record.CONFIG} names no stage.")
     with errors.of(f"{remote.shown(run)}/{record.CONFIG}"):
         check(config)
     return config

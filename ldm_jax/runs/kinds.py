@@ -165,9 +165,5 @@ class Kind(abc.ABC):
 def expect(config, wanted: str, flag: str):
     """Raises UsageError unless a run is of the kind `wanted`. flag: what the user called it."""
     other = KINDS.get(wanted)
-    if not config.get("stage"):
-        raise errors.UsageError(
-            f"{flag} is no run, its config.json names no stage: give the run of {other.title}."
-        )
     if (own := of(config)) is not other:
         raise errors.UsageError(f"{flag} is {own.title}: give the run of {other.title}.")

@@ -336,9 +336,8 @@ class SecondStage:
 
 def read_guide(path, params, ema):
     """A denoiser's weights from the run in `path`, of the same shapes as `params`."""
-    record = Record(path)
-    kinds.expect(record.config, "diffuse", path)
-    guide, _ = adapters_lib.weights(record, record.config, ema)
+    kinds.expect(config := keys.read(path), "diffuse", path)
+    guide, _ = adapters_lib.weights(Record(path), config, ema)
     shapes = lambda p: {name: np.shape(leaf) for name, leaf in tree.named_leaves(p)}
     ours, theirs = shapes(params), shapes(guide)
     if ours != theirs:

@@ -6,10 +6,9 @@ import math
 import jax
 
 from ldm_jax.base import errors, tree
-from ldm_jax.base import record as record_lib
 from ldm_jax.engine import snapshots
 from ldm_jax.models.backbones import BACKBONES
-from ldm_jax.runs import adapters, conditions, kinds
+from ldm_jax.runs import adapters, conditions, keys, kinds
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import (  # noqa: F401  (two register themselves)
     consistency,
@@ -60,7 +59,7 @@ def distilled(config, student):
     guidance, weaker = options.pop("guidance"), options.pop("weaker")
     teacher = None
     if path:
-        own = record_lib.Record(path).config
+        own = keys.read(path)
         kinds.expect(own, "diffuse", f"config.distil.teacher={path}")
         teacher = kinds.of(own).model(own, student.codec)
         guidance = guidance or teacher.sampling.guidance
@@ -83,7 +82,7 @@ def check(config, student):
     _check_players({player.name for player in stage.players({})}, config)
     if not (path := config.distil.teacher):
         return
-    own, said = record_lib.Record(path).config, f"config.distil.teacher={path}"
+    own, said = keys.read(path), f"config.distil.teacher={path}"
     for key in KEYS:
         if config.distil[key]:
             adapters.refuse(config.distil[key], f"config.distil.{key}={config.distil[key]}")
@@ -106,7 +105,7 @@ def check(config, student):
             f"{said} draws images of {model.size} pixels, config.data.size={student.size}."
         )
     if weaker := config.distil.weaker:
-        other = record_lib.Record(weaker).config
+        other = keys.read(weaker)
         if (other.get("model"), other.get("conditioners")) != (own.model, own.conditioners):
             raise errors.UsageError(
                 f"config.distil.weaker={weaker} is not a less trained run of the teacher's model: "
@@ -142,7 +141,7 @@ def frozen(config, student) -> tuple[frozen_lib.Frozen, ...]:
         return ()
 
     def one(key, path):
-        own = kinds.of(config).model(record_lib.Record(path).config, student.codec)
+        own = kinds.of(config).model(keys.read(path), student.codec)
 
         def read():
             params, step = snapshots.read_params(path, ("denoiser",))

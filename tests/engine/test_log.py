@@ -109,7 +109,9 @@ def test_colours_are_for_terminals_and_tables_fit_80_columns(monkeypatch):
     assert " ".join(lines).split() == [w for row in rows.items() for w in " ".join(row).split()]
 
 
-def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch, caplog):
+def test_what_a_full_disk_refused_comes_with_the_next_and_before_a_checkpoint(
+    tmp_path, monkeypatch, caplog
+):
     logs = log.Log(tmp_path, start=0, total=3)
     logs.write("metrics.jsonl", 1, {"loss": 1.0})
 
@@ -134,8 +136,10 @@ def test_lines_that_a_full_disk_refused_come_with_the_next(tmp_path, monkeypatch
     logs.images(2, "x", np.zeros((1, 8, 8, 3)), 1)
     assert caplog.text.count("ALARM") == 2 and "No space left" in caplog.text
     assert len(disk.read_jsonl(tmp_path / "metrics.jsonl")) == 1, "no half line"
+    with pytest.raises(OSError, match="No space left"):
+        logs.settle()
     monkeypatch.undo()
     logs.write("metrics.jsonl", 3, {"loss": 3.0})
     logs.close()
     assert [line["step"] for line in disk.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    assert not list((tmp_path / "images").iterdir())
+    assert [file.name for file in (tmp_path / "images").iterdir()] == ["x_00000002.png"]
