@@ -110,7 +110,7 @@ class _Sizes:
         self.grid = self.images, heads // self.heads, self.queries // self.rows
         self.some = pl.BlockSpec((1, self.rows, self.block), lambda b, h, i: (b, i, h))
         self.all = pl.BlockSpec((1, self.keys, self.block), lambda b, h, i: (b, 0, h))
-        self._channels = heads * self.width
+        self._channels, self._dtype = heads * self.width, q.dtype
 
     def like(self, x):
         return jax.ShapeDtypeStruct((*x.shape[:2], self._channels), x.dtype)
@@ -122,11 +122,11 @@ class _Sizes:
     def cost(self, products: int, arrays: int):
         """products: without the logits' second one, which is no work of the network's."""
         logits = self.images * self.queries * self.keys
-        moved = self.images * (self.queries + self.keys) * self._channels * arrays
+        rows = self.images * (self.queries + self.keys) / 2 * arrays
         return pl.CostEstimate(
             flops=2 * products * logits * self._channels,
             transcendentals=logits * self._channels // self.width,
-            bytes_accessed=moved,
+            bytes_accessed=int(rows * self._channels * self._dtype.itemsize),
         )
 
     def windows(self):
