@@ -37,16 +37,17 @@ def fits(q, k) -> bool:
 def attend(q, k, v):
     """softmax(q k^T / sqrt(d)) v. q: [b, n, heads, d]; k, v: [b, m, heads, d] -> like q.
 
-    See `fits`. Each device takes its own images and heads, of the mesh that `shard.jit` names: XLA
-    cannot split a kernel by itself.
+    See `fits`. Each device takes its own images, queries and heads, of the mesh that `shard.jit`
+    names: XLA cannot split a kernel by itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _local(q, k, v)
     heads = "tensor" if q.shape[2] % mesh.shape["tensor"] == 0 else None
-    own = jax.sharding.PartitionSpec(shard.ROWS, None, heads, None)
-    split = jax.shard_map(_local, in_specs=(own,) * 3, out_specs=own, check_vma=False)
-    return split(q, k, v)
+    some = "spatial" if q.shape[1] % (LANES * mesh.shape["spatial"]) == 0 else None
+    queries, keys = (jax.P(shard.ROWS, part, heads, None) for part in (some, None))
+    specs = {"in_specs": (queries, keys, keys), "out_specs": queries}
+    return jax.shard_map(_local, **specs, check_vma=False)(q, k, v)
 
 
 @jax.custom_vjp
