@@ -37,16 +37,17 @@ def fits(q, k) -> bool:
 def attend(q, k, v):
     """softmax(q k^T / sqrt(d)) v. q: [b, n, heads, d]; k, v: [b, m, heads, d] -> like q.
 
-    See `fits`. Each device takes its own images and heads, of the mesh that `shard.jit` names: XLA
-    cannot split a kernel by itself.
+    See `fits`. Each device takes its own images, queries and heads, of the mesh that `shard.jit`
+    names: XLA cannot split a kernel by itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _local(q, k, v)
     heads = "tensor" if q.shape[2] % mesh.shape["tensor"] == 0 else None
-    own = jax.sharding.PartitionSpec(shard.ROWS, None, heads, None)
-    split = jax.shard_map(_local, in_specs=(own,) * 3, out_specs=own, check_vma=False)
-    return split(q, k, v)
+    some = "spatial" if q.shape[1] % (LANES * mesh.shape["spatial"]) == 0 else None
+    queries, keys = (jax.P(shard.ROWS, part, heads, None) for part in (some, None))
+    specs = {"in_specs": (queries, keys, keys), "out_specs": queries}
+    return jax.shard_map(_local, **specs, check_vma=False)(q, k, v)
 
 
 @jax.custom_vjp
@@ -110,7 +111,7 @@ class _Sizes:
         self.grid = self.images, heads // self.heads, self.queries // self.rows
         self.some = pl.BlockSpec((1, self.rows, self.block), lambda b, h, i: (b, i, h))
         self.all = pl.BlockSpec((1, self.keys, self.block), lambda b, h, i: (b, 0, h))
-        self._channels = heads * self.width
+        self._channels, self._dtype = heads * self.width, q.dtype
 
     def like(self, x):
         return jax.ShapeDtypeStruct((*x.shape[:2], self._channels), x.dtype)
@@ -122,11 +123,11 @@ class _Sizes:
     def cost(self, products: int, arrays: int):
         """products: without the logits' second one, which is no work of the network's."""
         logits = self.images * self.queries * self.keys
-        moved = self.images * (self.queries + self.keys) * self._channels * arrays
+        rows = self.images * (self.queries + self.keys) / 2 * arrays
         return pl.CostEstimate(
             flops=2 * products * logits * self._channels,
             transcendentals=logits * self._channels // self.width,
-            bytes_accessed=moved,
+            bytes_accessed=int(rows * self._channels * self._dtype.itemsize),
         )
 
     def windows(self):

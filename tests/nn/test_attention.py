@@ -70,7 +70,7 @@ def test_no_product_of_a_bfloat16_step_is_in_float32():
         ("auto", 64, "bfloat16", True, "gpu", "xla"),
     ],
 )
-def test_a_kernel_is_chosen_only_where_it_can_be_had(kernel, width, dtype, masked, platform, chosen):
+def test_a_kernel_is_taken_only_where_it_can_be_had(kernel, width, dtype, masked, platform, chosen):
     q = jax.ShapeDtypeStruct((2, 256, 2, width), jnp.dtype(dtype))
     assert attention.choose(kernel, q, q, masked, platform) == chosen
     short = jax.ShapeDtypeStruct((2, 64, 2, width), jnp.dtype(dtype))

@@ -43,12 +43,15 @@ def test_it_is_attention(shape, dtype, atol, monkeypatch):
         np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (b, a)), atol=atol)
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_devices_take_their_own_images_and_heads(axes):
-    mesh, given = shard.make_mesh(**axes), arrays(8, 128, 128, 2, 64)
+@pytest.mark.parametrize(
+    "axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "spatial": 2}]
+)
+def test_devices_take_their_own_images_queries_and_heads(axes):
+    mesh, given = shard.make_mesh(**axes), arrays(8, 256, 128, 2, 64)
     want = with_gradients(attention.attend)(*given)
     split = jax.device_put(given, shard.batch_sharding(mesh))
     program = shard.jit(with_gradients(tpu_attention.attend), mesh)
     for a, b in zip(want, program(*split)):
         np.testing.assert_allclose(b, a, atol=2e-6)
-        assert b.sharding.spec[0] == shard.ROWS, "no device has the images of all"
+        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        assert b.sharding.shard_shape(b.shape)[0] == 8 // rows, "no device has the images of all"
