@@ -63,6 +63,15 @@ def named(summary):
     }
 
 
+def test_a_condition_that_the_data_lack_is_named(root, tmp_path, capsys):
+    (root / "truncated.png").unlink()
+    argv = [f"--config={ROOT}/configs/debug.py:ldm", f"--out={tmp_path}/out"]
+    argv += ["--config.data.source=folder", f"--config.data.path={root}"]
+    (root / "metadata.jsonl").unlink()
+    call(check_data, *argv)
+    assert "config.conditioners.class is left out" in capsys.readouterr().out
+
+
 def test_captions_are_checked(root, tmp_path, capsys):
     code, summary = check(TEXT, root, tmp_path / "out")
     assert code == 1 and "2 of 12 records cannot be used" in capsys.readouterr().err

@@ -17,7 +17,7 @@ def check(config, records: int = 0) -> dict:
             config.first_stage = codecs.IDENTITY  # only the size of small images depends on it
     source = data_lib.open_source(config.data)
     data_lib.training(config, source)  # refuses what cannot be held out from, as training does
-    config = data_lib.resolve(config, source)
+    notes, config = data_lib.notes(config, source), data_lib.resolve(config, source)
     count = min(records or len(source), len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
     conditions = conditions_of.make(config, source)
@@ -29,15 +29,20 @@ def check(config, records: int = 0) -> dict:
         "box_classes": len(source.box_classes),
         "with": seen["with"],
         "found": seen["found"],
+        "notes": notes,
         "seconds": seconds(),
     }
 
 
 def words(summary: dict) -> list[str]:
-    """A line for every field that records have, then for every problem, the commonest first."""
+    """A line for each field that records have, each problem, the commonest first, each note."""
     lines = [f"  {n:>9,} of {summary['records']:,} have {f}" for f, n in summary["with"].items()]
     found = sorted(summary["found"].items(), key=lambda item: -item[1]["count"])
-    return lines + [
-        f"  {problem['count']:>9,} {kind}, e.g. {'; '.join(problem['examples'])}"
-        for kind, problem in found
-    ]
+    return (
+        lines
+        + [
+            f"  {problem['count']:>9,} {kind}, e.g. {'; '.join(problem['examples'])}"
+            for kind, problem in found
+        ]
+        + summary["notes"]
+    )

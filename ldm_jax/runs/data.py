@@ -45,15 +45,28 @@ def resolve(config: ConfigDict, source) -> ConfigDict:
     with config.unlocked():
         if config.init_from and codecs.is_recipe(config.get("first_stage", "-") or ".py"):
             config.first_stage = keys.read(config.init_from).get("first_stage", "")
-        for label in undecided(config):
-            kwargs = config.conditioners[label]
-            fields = CONDITIONERS.get(kwargs["name"]).fields
-            decided = conditions_lib.decide(fields, source, config.data)
+        for label, decided in _decided(config, source):
             if decided is None:
                 del config.conditioners[label]
             else:
-                kwargs.update(decided)
+                config.conditioners[label].update(decided)
     return config
+
+
+def notes(config: ConfigDict, source) -> list[str]:
+    """A line for each conditioner that `resolve` takes out of a config."""
+    return [
+        f"note: config.conditioners.{label} is left out, as the data say nothing of it."
+        for label, decided in _decided(config, source)
+        if decided is None
+    ]
+
+
+def _decided(config: ConfigDict, source) -> list[tuple[str, dict | None]]:
+    """What the data decide of each conditioner of `undecided`; None where they cannot say it."""
+    fields = lambda label: CONDITIONERS.get(config.conditioners[label]["name"]).fields
+    decide = lambda label: conditions_lib.decide(fields(label), source, config.data)
+    return [(label, decide(label)) for label in undecided(config)]
 
 
 def undecided(config: ConfigDict) -> list[str]:

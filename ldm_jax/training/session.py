@@ -42,6 +42,7 @@ def train(config, workdir, allow=(), devices: str = "", profile_steps: str = "",
 
     # Config and data, checked before any device is touched
     source = data_lib.open_source(config.data)
+    notes = [*notes, *data_lib.notes(config, source)]
     config = data_lib.resolve(config, source)
     check.check(config, source)
     trackers.check(**config.track)
