@@ -1,4 +1,6 @@
-"""The device mesh, and how every array is sharded on it. Models know nothing of it.
+"""The device mesh, and how every array is sharded on it.
+
+Models know nothing of this module, but for one kernel (nn/tpu_attention.py).
 
 Axes: `data` (batch rows), `fsdp` (batch rows and parameter shards), `spatial` (the height of
 images), `tensor` (channels of the layers that rules name). `infer` shards the whole training state

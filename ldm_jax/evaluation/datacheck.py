@@ -38,11 +38,8 @@ def words(summary: dict) -> list[str]:
     """A line for each field that records have, each problem, the commonest first, each note."""
     lines = [f"  {n:>9,} of {summary['records']:,} have {f}" for f, n in summary["with"].items()]
     found = sorted(summary["found"].items(), key=lambda item: -item[1]["count"])
-    return (
-        lines
-        + [
-            f"  {problem['count']:>9,} {kind}, e.g. {'; '.join(problem['examples'])}"
-            for kind, problem in found
-        ]
-        + summary["notes"]
-    )
+    lines += [
+        f"  {problem['count']:>9,} {kind}, e.g. {'; '.join(problem['examples'])}"
+        for kind, problem in found
+    ]
+    return lines + summary["notes"]
