@@ -43,7 +43,7 @@ class Data(Group):
     image_field: str = ""  # parquet: column of the images; "": image, or the only one
     count: Positive = 100_000  # scenes: number of pictures
     objects: Positive = 1  # scenes: number of shapes in each picture
-    relations: bool = False  # scenes: captions say which of two objects is where
+    relations: bool = False  # scenes: captions say where each of several objects is to the next
     combinations: str = ""  # scenes: pairs of classes that occur, "seen" or "unseen"; "": all
     seed: Seed = 0  # scenes: seed that the pictures are drawn with
     vocabulary: str = ""  # captions: a vocab.txt, or hf:OWNER/NAME; "" is the source's own words

@@ -7,6 +7,7 @@ All geometry is in units of the image side, so one scene is the same picture at 
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -71,7 +72,8 @@ class Scenes(sources.Source):
 
     Record i depends on (seed, i) and the arguments; its class is that of its first object.
 
-    relations: captions of two objects say where the first is: "a red circle left of a blue square".
+    relations: captions of several objects say where each is to the next: "a red circle left of a
+      blue square".
     combinations: of two objects; "seen" leaves out the pairs of classes for which `is_unseen`,
       "unseen" has them alone, "" all. Train on the seen ones, ask for the unseen ones.
     """
@@ -92,10 +94,10 @@ class Scenes(sources.Source):
             raise errors.UsageError(
                 f"scenes: combinations={combinations!r}: choose seen, unseen or '' for all."
             )
-        if (relations or combinations) and objects != 2:
+        if (relations and objects < 2) or (combinations and objects != 2):
             raise errors.UsageError(
-                f"scenes: relations={relations}, combinations={combinations!r} are of two objects, "
-                f"not {objects}: set objects=2."
+                f"scenes: relations={relations} are of two objects or more, "
+                f"combinations={combinations!r} of two, not {objects}: set objects=2."
             )
         if size < 8 or count < 1 or not 1 <= objects <= MAX_OBJECTS:
             raise errors.UsageError(
@@ -131,14 +133,17 @@ class Scenes(sources.Source):
 
 
 def caption(things, relations: bool = False) -> str:
-    """ "a red circle", "a red circle and a blue square", or with the relation between the two."""
+    """ "a red circle", "a red circle and a blue square", or with the relation of each to the next:
+    "a red circle left of a blue square above a green cross"."""
     names = [f"a {CLASSES[thing.class_id]}" for thing in things]
-    if not relations:
-        return " and ".join(names)
-    first, second = things
+    between = [relation(*pair) if relations else "and" for pair in itertools.pairwise(things)]
+    return " ".join(itertools.chain(*zip(names, [*between, ""]))).rstrip()
+
+
+def relation(first, second) -> str:
+    """How the first thing stands to the second, along the longer axis of the two."""
     x, y = first.x - second.x, first.y - second.y
-    relation = max(RELATIONS, key=lambda name: RELATIONS[name][0] * x + RELATIONS[name][1] * y)
-    return f"{names[0]} {relation} {names[1]}"
+    return max(RELATIONS, key=lambda name: RELATIONS[name][0] * x + RELATIONS[name][1] * y)
 
 
 def is_unseen(first: int, second: int) -> bool:

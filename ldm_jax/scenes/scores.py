@@ -4,6 +4,7 @@ Pure functions of uint8 pictures [n, h, w, 3] and of the n records that they wer
 value per picture: {name: [n]}. A picture in which nothing is recognised scores 0.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 
@@ -13,21 +14,19 @@ from ldm_jax.scenes import checker as scene_checker
 from ldm_jax.scenes import scenes
 
 _CLASS = "|".join(scenes.CLASSES)
-_RELATION = "|".join(scenes.RELATIONS)
-_CAPTION = re.compile(rf"a ({_CLASS})(?: (and|{_RELATION}) a ({_CLASS}))?")
+_BETWEEN = "|".join(("and", *scenes.RELATIONS))
+_CAPTION = re.compile(rf"a (?:{_CLASS})(?: (?:{_BETWEEN}) a (?:{_CLASS}))*")
 
 
-def parse(caption: str) -> tuple[tuple[int, ...], str]:
-    """What a caption asks for: class ids in its order, and the relation of the first, or "".
+def parse(caption: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """What a caption asks for: class ids in its order, and what stands between each and the next.
 
-    A caption of other than one or two objects is a ValueError.
+    That is a relation, or "and". A text that is no caption of scenes is a ValueError.
     """
-    match = _CAPTION.fullmatch(caption)
-    if not match:
-        raise ValueError(f"{caption!r} is no caption of one or two objects.")
-    first, word, second = match.groups()
-    classes = tuple(scenes.CLASSES.index(name) for name in (first, second) if name)
-    return classes, word if word in scenes.RELATIONS else ""
+    if not _CAPTION.fullmatch(caption):
+        raise ValueError(f"{caption!r} is no caption of scenes, such as 'a red circle'.")
+    classes = tuple(scenes.CLASSES.index(name) for name in re.findall(_CLASS, caption))
+    return classes, tuple(re.findall(_BETWEEN, caption))
 
 
 def caption_scores(images: np.ndarray, records: list[dict]) -> dict[str, np.ndarray]:
@@ -145,20 +144,16 @@ def iou(a, b) -> float:
     return float(both / max(area(a) + area(b) - both, 1e-12))
 
 
-def _obeys(found, classes, relation: str, kind) -> tuple[bool, bool]:
-    """(the wanted objects are there and no others, they also stand as the relation says).
+def _obeys(found, classes, between, kind) -> tuple[bool, bool]:
+    """(the wanted objects are there and no others, they also stand as the caption says).
 
-    kind: class id -> what counts of it.
+    kind: class id -> what counts of it. Of objects of one kind any may be the one that is meant.
     """
-    kinds, ids = [kind(thing.class_id) for thing in found], [kind(i) for i in classes]
-    if sorted(kinds) != sorted(ids):
+    ids, of = [kind(i) for i in classes], lambda things: [kind(thing.class_id) for thing in things]
+    if sorted(of(found)) != sorted(ids):
         return False, False
-    if not relation:
-        return True, True
-    if len(set(ids)) == 1:
-        return True, any(_stands(a, b, relation) for a, b in (found, found[::-1]))
-    first, second = (found[kinds.index(i)] for i in ids)
-    return True, _stands(first, second, relation)
+    orders = (order for order in itertools.permutations(found) if of(order) == ids)
+    return True, any(all(map(_stands, order, order[1:], between)) for order in orders)
 
 
 def _stands(first, second, name: str) -> bool:
@@ -167,4 +162,5 @@ def _stands(first, second, name: str) -> bool:
     A scene's caption names the longer axis; where both are about as long, either is true.
     """
     centre = lambda box: (np.array(box[:2]) + box[2:]) / 2
-    return bool(np.dot(scenes.RELATIONS[name], centre(first.box) - centre(second.box)) > 0)
+    distance = centre(first.box) - centre(second.box)
+    return name == "and" or bool(np.dot(scenes.RELATIONS[name], distance) > 0)
