@@ -97,7 +97,9 @@ def test_an_exported_unconditional_run_is_an_ldm_pipeline(tmp_path, monkeypatch,
 @pytest.mark.parametrize(("spacing", "steps"), GRIDS)
 def test_an_exported_guided_run_is_a_stable_diffusion_pipeline(tmp_path, field, spacing, steps):
     kwargs = dict(name="class", num_classes=5, width=8) if field == "class" else TEXT
-    run, out = export(tmp_path, "first_stage", {field: kwargs}, **{"sample.spacing": spacing})
+    schedule = {"process.schedule": "rectified" if field == "class" else "scaled_linear"}
+    changes = {"sample.spacing": spacing} | schedule
+    run, out = export(tmp_path, "first_stage", {field: kwargs}, **changes)
     fields = FIELDS[field] | ({"null_class": np.array([5, 5])} if field == "class" else {})
     tokens, null = (
         run._cond({field: fields[prefix + field]}, 2, (16, 16)).tokens for prefix in ("", "null_")
@@ -368,12 +370,13 @@ def test_a_latent_consistency_model_is_sampled_from_prompts_and_goes_back(
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("told", [True, False])  # the latter on a schedule of listed betas
 def test_an_exported_student_draws_what_the_run_draws(tmp_path, monkeypatch, told, steps):
     given = {"class": dict(name="class", num_classes=5, width=8)}
     if told:
         given["guidance"] = dict(name="scalar", width=16, bounds=(1.0, 6.0))
-    run, out = export(tmp_path, "first_stage", given, **STUDENT)
+    schedule = {} if told else {"process.schedule": "rectified"}
+    run, out = export(tmp_path, "first_stage", given, **STUDENT | schedule)
     index = json.loads((out / "model_index.json").read_text())
     kind = "LatentConsistencyModelPipeline" if told else "StableDiffusionPipeline"
     assert index["_class_name"] == kind
@@ -395,7 +398,7 @@ def test_an_exported_student_draws_what_the_run_draws(tmp_path, monkeypatch, tol
     features = dict(timestep_cond=w_of(pipe, guidance, len(t))) if told else {}
     with torch.no_grad():
         net = pipe.unet(theirs(NOISE), torch.from_numpy(t), torch.tensor(tokens), **features)
-    close(ours(net.sample), run.denoise(NOISE, t, own, guidance), 1e-5)
+    close(ours(net.sample), run.denoise(NOISE, t, own, guidance if told else None), 1e-5)
 
 
 def w_of(pipe, guidance, b):

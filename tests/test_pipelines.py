@@ -76,7 +76,7 @@ def draw(run, **settings):
 @pytest.mark.parametrize(
     ("first", "conditioners", "changes", "kind"),
     [
-        ("vq", {}, UNCONDITIONAL, "LDMPipeline"),
+        ("vq", {}, UNCONDITIONAL | {"process.schedule": "rectified"}, "LDMPipeline"),
         (
             "first_stage",
             {"class": dict(name="class", num_classes=5, width=8)},
@@ -276,6 +276,14 @@ def test_diffusers_normalisations_are_read(golden, tmp_path, vae, scale, shift, 
     assert convert.run(argv) == 0
     found = json.loads((tmp_path / "run" / "latents.json").read_text())
     assert found["scale"] == pytest.approx(scale) and found["shift"] == pytest.approx(shift)
+
+
+def test_betas_of_no_schedule_are_refused(golden, tmp_path, capfd):
+    parts = dict(unet="unet2dcond_sd2_linearproj", vae="autoencoder_kl_sd_legacykeys")
+    folder = assemble(golden, tmp_path / "pipe", SD | dict(trained_betas=[0.1] * 1000), **parts)
+    argv = ["diffusers", f"--checkpoint={folder}", f"--out={tmp_path / 'run'}"]
+    assert convert.run(argv) == 2
+    assert "trained_betas" in capfd.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_zero_terminal_snr_with_eps_is_refused(golden, tmp_path, capfd):

@@ -1,10 +1,13 @@
 """diffusers' schedulers: their configs as our `config.process` and `config.sample`, and back."""
 
+import numpy as np
+
 from ldm_jax.base import errors
-from ldm_jax.diffusion import grids
+from ldm_jax.diffusion import grids, schedules
 from ldm_jax.weights.foreign import refuse_unless
 
 SCHEDULES = dict(scaled_linear="scaled_linear", linear="linear", squaredcos_cap_v2="cosine")
+LISTED = ("rectified",)  # schedules that diffusers has no name for, and takes as a list of betas
 PREDICTIONS = dict(epsilon="eps", sample="x0", v_prediction="v")
 # Our time grids in the words of a DDIM scheduler. "exact" and "trailing" are the same where the
 # number of sampling steps divides that of training steps.
@@ -48,17 +51,40 @@ def process(scheduler) -> dict:
         timesteps = scheduler.get("num_train_timesteps", 1000)
         return dict(schedule="straight", prediction="flow", timesteps=timesteps)
     scheduler = (LCM_DEFAULTS if name == LCM else {}) | scheduler
-    refuse_unless(scheduler, name, trained_betas=(None,))
     refuse_unless(scheduler, name, beta_schedule=("linear", *SCHEDULES))
     refuse_unless(scheduler, name, prediction_type=("epsilon", *PREDICTIONS))
     return dict(
-        schedule=SCHEDULES[scheduler.get("beta_schedule", "linear")],
         timesteps=scheduler.get("num_train_timesteps", 1000),
-        beta_start=scheduler.get("beta_start", 1e-4),
-        beta_end=scheduler.get("beta_end", 0.02),
         prediction=PREDICTIONS[scheduler.get("prediction_type", "epsilon")],
-        zero_terminal_snr=scheduler.get("rescale_betas_zero_snr", False),
+        **_schedule(scheduler, name),
     )
+
+
+def _schedule(scheduler, name) -> dict:
+    """The keys of `config.process` that say how noise grows."""
+    zero_snr, betas = scheduler.get("rescale_betas_zero_snr", False), scheduler.get("trained_betas")
+    if betas is None:
+        return dict(
+            schedule=SCHEDULES[scheduler.get("beta_schedule", "linear")],
+            beta_start=scheduler.get("beta_start", 1e-4),
+            beta_end=scheduler.get("beta_end", 0.02),
+            zero_terminal_snr=zero_snr,
+        )
+    timesteps = scheduler.get("num_train_timesteps", 1000)
+    known = isinstance(betas, list) and len(betas) == timesteps and not zero_snr
+    known = known and all(isinstance(beta, int | float) for beta in betas)
+    for ours in LISTED if known else ():
+        if np.allclose(betas, _betas(ours, timesteps), atol=1e-6):
+            return dict(schedule=ours)
+    raise errors.UsageError(
+        f"{name}: its trained_betas are those of no schedule here ({', '.join(LISTED)})."
+    )
+
+
+def _betas(schedule: str, timesteps: int) -> np.ndarray:
+    """What turns 1 into the schedule's alpha_bar, factor by factor; float64 [timesteps]."""
+    table = schedules.alpha_bar(schedule, timesteps)
+    return 1 - table / np.append(1.0, table[:-1])
 
 
 def sampling(scheduler, notes) -> dict:
@@ -153,19 +179,25 @@ def _ddim(process, spacing) -> dict:
 
 def _gaussian(process, scheduler: str) -> dict:
     """What all schedulers say of noise that is added by betas. scheduler: its name in words."""
-    if process["schedule"] not in THEIR_SCHEDULES:
-        raise errors.UsageError(f"diffusers has no schedule like {process['schedule']!r}.")
+    schedule, timesteps = process["schedule"], process["timesteps"]
+    if schedule not in (*THEIR_SCHEDULES, *LISTED):
+        raise errors.UsageError(f"diffusers has no schedule like {schedule!r}.")
     if process["prediction"] not in THEIR_PREDICTIONS:
         raise errors.UsageError(
             f"diffusers' {scheduler} has no prediction like {process['prediction']!r}; 'flow' goes "
             "with schedule 'straight' and its Euler steps alone."
         )
-    return {
-        "num_train_timesteps": process["timesteps"],
-        "beta_start": process["beta_start"],
-        "beta_end": process["beta_end"],
-        "beta_schedule": THEIR_SCHEDULES[process["schedule"]],
+    if schedule in LISTED:
+        noise = {"trained_betas": _betas(schedule, timesteps).tolist()}
+    else:
+        noise = {
+            "beta_start": process["beta_start"],
+            "beta_end": process["beta_end"],
+            "beta_schedule": THEIR_SCHEDULES[schedule],
+            "rescale_betas_zero_snr": process["zero_terminal_snr"],
+        }
+    return noise | {
+        "num_train_timesteps": timesteps,
         "prediction_type": THEIR_PREDICTIONS[process["prediction"]],
-        "rescale_betas_zero_snr": process["zero_terminal_snr"],
         "steps_offset": 1,  # StableDiffusionPipeline insists; it counts for "leading" alone
     }
