@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.base import shard
+from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.nn import attention, tpu_attention
 
 
@@ -31,6 +32,7 @@ def with_gradients(function):
         ((1, 128, 128, 3, 32), jnp.float32, 2e-6),  # not a whole number of registers
         ((1, 128, 77, 4, 40), jnp.float32, 2e-6),  # heads across two registers; few keys
         ((1, 128, 128, 2, 128), jnp.bfloat16, 3e-2),
+        ((1, 256, 256, 1, 512), jnp.float32, 2e-6),  # the middle of an autoencoder
     ],
 )
 def test_it_is_attention(shape, dtype, atol, monkeypatch):
@@ -50,8 +52,38 @@ def test_devices_take_their_own_images_queries_and_heads(axes):
     mesh, given = shard.make_mesh(**axes), arrays(8, 256, 128, 2, 64)
     want = with_gradients(attention.attend)(*given)
     split = jax.device_put(given, shard.batch_sharding(mesh))
-    program = shard.jit(with_gradients(tpu_attention.attend), mesh)
-    for a, b in zip(want, program(*split)):
+    for a, b in zip(want, with_gradients(tpu_attention.attend)(*split)):
         np.testing.assert_allclose(b, a, atol=2e-6)
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         assert b.sharding.shard_shape(b.shape)[0] == 8 // rows, "no device has the images of all"
+
+
+@pytest.mark.parametrize("interpreted", [True, False])
+def test_an_autoencoder_of_images_on_a_mesh_learns_alike(interpreted, monkeypatch):
+    calls, kernel = [], tpu_attention.attend
+
+    def attend(q, k, v, elsewhere):
+        calls.append(q.shape)
+        return kernel(q, k, v, None if interpreted else elsewhere)
+
+    monkeypatch.setattr(tpu_attention, "attend", attend)
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
+    plain, other = (
+        Autoencoder(width=8, mult=(1,), blocks=1, groups=4, attention_kernel=kind)
+        for kind in ("xla", "pallas")
+    )
+    params = jax.jit(plain.init)(jax.random.key(0), x)
+    gradients = lambda model: jax.jit(jax.grad(lambda p, x: jnp.sum(model.apply(p, x) ** 2)))
+    want, mesh = gradients(plain)(params, x), shard.make_mesh(data=2, fsdp=2, spatial=2)
+    split = jax.device_put(x, shard.batch_sharding(mesh, x.shape))
+    got = gradients(other)(jax.device_put(params, shard.replicated(mesh)), split)
+    assert calls == [(8, 256, 1, 8)] * 2, "encoder and decoder"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3), want, got)
+
+
+def test_what_it_cannot_take_is_not_given_to_it():
+    shapes = lambda n, m, d: arrays(1, n, m, 1, d, jnp.bfloat16)[:2]
+    assert tpu_attention.fits(*shapes(4096, 4096, 512))  # kl_f4 at 256 pixels
+    assert not tpu_attention.fits(*(x.astype(jnp.float32) for x in shapes(4096, 4096, 512)))
+    assert not tpu_attention.fits(*shapes(256, 1, 64))  # the token of a class
+    assert not tpu_attention.fits(*shapes(192, 256, 64))
