@@ -1,5 +1,7 @@
 """The TPU's attention kernel, interpreted: values and gradients are those of the plain form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,27 +60,40 @@ def test_devices_take_their_own_images_queries_and_heads(axes):
         assert b.sharding.shard_shape(b.shape)[0] == 8 // rows, "no device has the images of all"
 
 
-@pytest.mark.parametrize("interpreted", [True, False])
-def test_an_autoencoder_of_images_on_a_mesh_learns_alike(interpreted, monkeypatch):
+def test_a_layer_of_images_on_a_mesh_learns_alike(monkeypatch):
+    layer = functools.partial(attention.AttentionBlock, groups=4)
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 8)).astype(np.float32)
+    params = jax.jit(layer().init)(jax.random.key(0), x)
+    mesh = shard.make_mesh(data=2, fsdp=2, spatial=2)
+    split = jax.device_put(x, shard.batch_sharding(mesh, x.shape))
+
+    def gradients(x, **how):
+        loss = lambda params, x: jnp.sum(layer(**how).apply(params, x) ** 2)
+        return jax.jit(jax.grad(loss))(params, x)
+
+    want, agree = gradients(x), functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(agree, gradients(split, attention_kernel="pallas"), want)  # the plain form here
+    interpreted(monkeypatch)
+    jax.tree.map(agree, gradients(split, attention_kernel="pallas"), want)
+
+
+def test_both_halves_of_an_autoencoder_take_it(monkeypatch):
+    calls, image = interpreted(monkeypatch), jnp.zeros((1, 16, 16, 3))
+    model = Autoencoder(width=8, mult=(1,), blocks=1, groups=4, attention_kernel="pallas")
+    jax.eval_shape(model.init, jax.random.key(0), image)
+    assert calls == [(1, 256, 1, 8)] * 2
+
+
+def interpreted(monkeypatch) -> list:
+    """The kernel in the place of the plain form; the shapes of the queries that it is given."""
     calls, kernel = [], tpu_attention.attend
 
-    def attend(q, k, v, elsewhere):
-        calls.append(q.shape)
-        return kernel(q, k, v, None if interpreted else elsewhere)
+    def attend(*qkv, elsewhere):
+        calls.append(qkv[0].shape)
+        return kernel(*qkv)
 
     monkeypatch.setattr(tpu_attention, "attend", attend)
-    x = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
-    plain, other = (
-        Autoencoder(width=8, mult=(1,), blocks=1, groups=4, attention_kernel=kind)
-        for kind in ("xla", "pallas")
-    )
-    params = jax.jit(plain.init)(jax.random.key(0), x)
-    gradients = lambda model: jax.jit(jax.grad(lambda p, x: jnp.sum(model.apply(p, x) ** 2)))
-    want, mesh = gradients(plain)(params, x), shard.make_mesh(data=2, fsdp=2, spatial=2)
-    split = jax.device_put(x, shard.batch_sharding(mesh, x.shape))
-    got = gradients(other)(jax.device_put(params, shard.replicated(mesh)), split)
-    assert calls == [(8, 256, 1, 8)] * 2, "encoder and decoder"
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3), want, got)
+    return calls
 
 
 def test_what_it_cannot_take_is_not_given_to_it():
