@@ -16,7 +16,8 @@ under the versions in `compiler`.
   peak         bytes on a device: arguments, temporaries, outputs and code
   collectives  between devices
   copies       and transposes that are not part of a fusion; copied: the bytes that they write
-  float32      products and convolutions in float32 of a recipe that computes in bfloat16
+  float32      products and convolutions in float32; left out where all are: when traced, of recipes
+               in float32, and on CPUs
 """
 
 import csv
