@@ -3,6 +3,7 @@
     python tests/costs.py                          # renews every row
     python tests/costs.py --only=quickstart,kl_f4  # those of some recipes, all their variants
     python tests/costs.py --targets=traced         # without those that are compiled
+    python tests/costs.py --targets=v5e:2x2        # those of a TPU: two minutes of one core each
 
 A row is one program for one target. `traced` is the program as it was written, before a compiler
 sees it, on one device: its numbers depend on no machine. The other targets are topologies of `plan`
@@ -15,7 +16,8 @@ under the versions in `compiler`.
   peak         bytes on a device: arguments, temporaries, outputs and code
   collectives  between devices
   copies       and transposes that are not part of a fusion; copied: the bytes that they write
-  float32      products and convolutions in float32 of a recipe that computes in bfloat16
+  float32      products and convolutions in float32; left out where all are: when traced, of recipes
+               in float32, and on CPUs
 """
 
 import csv
@@ -50,13 +52,23 @@ TABLE = pathlib.Path(__file__).resolve().parent / "golden" / "costs.csv"
 MOST = 1.02  # times its old value that a figure may be
 
 SMALL = ("debug:first_stage", "debug:ldm first_stage=configs/debug.py:first_stage")
-TRACED = (
-    *SMALL,
+QUICKSTART = (
     "quickstart:first_stage",
     "quickstart:ldm first_stage=configs/quickstart.py:first_stage",
+)
+TRACED = (
+    *SMALL,
+    *QUICKSTART,
     *("kl_f4", "vq_f4", "ldm_lsun_churches", "ldm_celebahq", "ldm_imagenet_f4"),
     *("dit:xl2 first_stage=configs/sd_v1_vae.py", "sd_v1"),
     "ldm_text2img_1b45",
+)
+# As many tokens as the kernel for TPUs wants.
+KERNEL = "data.size=64 dtype=bfloat16 model.attention_kernel=pallas"
+TPU = (
+    *QUICKSTART,
+    f"quickstart:first_stage {KERNEL} model.mid_attention=True",
+    f"dit:tiny first_stage=configs/quickstart.py:first_stage {KERNEL}",
 )
 PIXELS = "debug:ldm first_stage=identity model.mult=(1,) model.attention=()"
 # {(target, recipe): flags of plan}
@@ -64,6 +76,7 @@ JOBS = {("traced", recipe): () for recipe in TRACED} | {
     ("cpu:8", PIXELS): ("--parts=train,sample",),
     ("cpu:8", "debug:first_stage"): ("--parts=train,encode,decode",),
 }
+JOBS |= {("v5e:2x2", recipe): ("--parts=train",) for recipe in TPU}
 TARGETS = tuple(dict.fromkeys(target for target, _ in JOBS))
 FILES = tuple(dict.fromkeys(re.split("[: ]", recipe)[0] for _, recipe in JOBS))
 FLAGS = dict(

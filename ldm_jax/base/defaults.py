@@ -230,6 +230,7 @@ class FirstStage(Common):
         codebook_size=8192,  # entries of bottleneck vq
         shortcut="",  # linear or levels: a linear path beside the network, started from the data
         groups=32,  # of GroupNorm
+        attention_kernel="xla",  # auto: cuDNN on a GPU, pallas on a TPU, where they take the heads
         norm_kernel="xla",  # pallas: GroupNorm and SiLU in one kernel; on one device only
         dropout=0.0,
         remat=False,  # recompute the activations inside blocks in the backward pass

@@ -13,7 +13,6 @@ A rule is (regex, kind); the first whose regex `re.search` finds in a parameter'
     "stored"   the output axis is split in memory only: the layer gathers the whole kernel.
 """
 
-import functools
 import math
 import re
 
@@ -159,19 +158,6 @@ def gather(params, mesh: Mesh, rules: tuple = ()):
         return jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, _partition(spec)))
 
     return jax.tree_util.tree_map_with_path(whole, params)
-
-
-def jit(function, mesh: Mesh | None, **how):
-    """jax.jit of a function whose kernels take their share of `mesh` by hand (nn/tpu_attention)."""
-    if mesh is None:
-        return jax.jit(function, **how)
-
-    @functools.wraps(function)
-    def over_mesh(*args):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*args)
-
-    return jax.jit(over_mesh, **how)
 
 
 def put_batch(batch: dict, mesh: Mesh) -> dict:

@@ -88,7 +88,7 @@ def sampling(config, mesh, batch_size: int) -> Program:
         "keys": shard.abstract(_keys(batch_size), rows),
         "fields": shard.abstract(kind.fields(model, batch_size), rows),
     }
-    return Program(shard.jit(draw, mesh, out_shardings=rows), arguments)
+    return Program(jax.jit(draw, out_shardings=rows), arguments)
 
 
 def codec(config, mesh, batch_size: int) -> dict[str, Program]:

@@ -78,9 +78,8 @@ def programs(
     return Programs(
         mesh=mesh,
         init=jax.jit(init, out_shardings=placement, compiler_options=options),
-        step=shard.jit(
+        step=jax.jit(
             step,
-            mesh,
             in_shardings=(placement, whole, None, whole),
             out_shardings=(placement, whole),
             donate_argnums=0,

@@ -27,8 +27,8 @@ class HeldOutRecords(loop.Evaluator):
             return stage.evaluate(params, frozen, batch, key), real
 
         self._programs = {
-            "evaluate": shard.jit(evaluate, mesh, **how),
-            "draw": shard.jit(stage.draw, mesh, **how),
+            "evaluate": jax.jit(evaluate, **how),
+            "draw": jax.jit(stage.draw, **how),
         }
         self._key = shard.random_key(SEED, mesh)
 

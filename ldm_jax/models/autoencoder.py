@@ -34,6 +34,7 @@ class _Levels(nn.Module):
     dropout: Fraction = 0.0  # share of features that residual blocks drop
     resample_conv: bool = True  # what resamples has a convolution
     groups: Positive = 32
+    attention_kernel: Literal["xla", "cudnn", "pallas", "auto"] = "xla"
     norm_kernel: Literal["xla", "pallas"] = "xla"
     remat: bool = False
     remat_saves: Literal["", "products"] = ""
@@ -59,6 +60,7 @@ class Autoencoder(_Levels):
     latent_channels: those of the latent itself (the official `embed_dim`), between two 1x1 maps.
     posterior_logvar: the log variance that a "kl" bottleneck starts from, and that "noise" keeps.
     groups: of the group norms; norm_kernel: "xla", or "pallas" for those with SiLU behind them.
+    attention_kernel: of softmax attention, see `attention.choose`.
     shortcut: a path beside the stack (models/shortcut.py), whose latents are added to the stack's,
     and its images too; "" none.
 

@@ -108,7 +108,7 @@ class DiT(Backbone):
         turns = rotations(h, w, self.width // self.heads) if self.rope else None
         # One layer after another; what is not of each layer is the same for all.
         over = (0 if self.separate else nn.broadcast, *[nn.broadcast] * 4)
-        layer = blocks.layer(Layer, self, kernel=self.attention_kernel)
+        layer = blocks.layer(Layer, self)
         stack = nn.scan(
             layer.func,
             variable_axes={"params": 0},
@@ -172,7 +172,7 @@ class Layer(nn.Module):
     heads: int
     qk_norm: bool = False
     mlp_eps: float = EPS
-    kernel: str = "xla"
+    attention_kernel: str = "xla"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -182,11 +182,12 @@ class Layer(nn.Module):
             emb = emb + TimeEmbedding(width, self.dtype, name="time")(features)
         parts = _modulations(6, width, self.dtype, "ada")(nn.silu(emb))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        attend = SelfAttention(self.heads, self.qk_norm, self.kernel, self.dtype, name="attn")
+        own = (self.heads, self.qk_norm, self.attention_kernel, self.dtype)
+        attend = SelfAttention(*own, name="attn")
         y = _modulate(_norm(EPS, self.dtype, "norm_1")(x), shift, scale)
         x = x + gate[:, None] * attend(y, turns)
         if tokens is not None:
-            own = dict(kernel=self.kernel, zero_init=True, name="cross_attn")
+            own = dict(kernel=self.attention_kernel, zero_init=True, name="cross_attn")
             cross = attention.CrossAttention(self.heads, width // self.heads, self.dtype, **own)
             x = x + cross(x, tokens, mask)
         y = _modulate(_norm(self.mlp_eps, self.dtype, "norm_2")(x), mlp_shift, mlp_scale)

@@ -215,10 +215,9 @@ class UNet(Backbone):
                 f"{channels} channels (level {level}) cannot be split by heads={heads or None}, "
                 f"head_channels={self.head_channels}: change one of these, or width."
             )
-        given = {"heads": heads, "kernel": self.attention_kernel}
         if not self.cross_attention:
-            return blocks.layer(attention.AttentionBlock, self, **given, zero_init=True)
-        given |= {"head_width": head_width, "depth": self.transformer_depth}
+            return blocks.layer(attention.AttentionBlock, self, heads=heads, zero_init=True)
+        given = {"heads": heads, "head_width": head_width, "depth": self.transformer_depth}
         return blocks.layer(attention.SpatialTransformer, self, **given)
 
     @nn.nowrap

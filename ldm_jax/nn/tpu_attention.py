@@ -3,8 +3,7 @@
 One program holds all keys and values of an image, and takes a few queries at a time. Their logits
 to all keys lie in the chip's own memory, so that a softmax is taken at once, nothing of it is kept
 for the backward pass, and queries, keys and values are read and written once in the form that the
-projections have: the channels of all heads beside one another. On other devices than TPUs Pallas
-interprets the kernel, slowly, which is good for tests alone.
+projections have: the channels of all heads beside one another.
 """
 
 import functools
@@ -25,8 +24,8 @@ EXACT = lax.Precision.HIGHEST
 
 
 def fits(q, k) -> bool:
-    """Whether the kernel takes arrays of these shapes, [b, n or m, heads, d]."""
-    if q.shape[1] % LANES or q.shape[3] % 8:
+    """Whether the kernel takes arrays of these shapes, [b, n or m, heads, d]; not for one key."""
+    if q.shape[1] % LANES or q.shape[3] % 8 or k.shape[1] == 1:
         return False
     sizes = _Sizes(q, k)
     # Keys, values and their gradients, the next image's beside them, and two sums in float32.
@@ -34,64 +33,72 @@ def fits(q, k) -> bool:
     return held + 6 * 4 * sizes.rows * sizes.keys <= VMEM
 
 
-def attend(q, k, v):
+def attend(q, k, v, elsewhere=None):
     """softmax(q k^T / sqrt(d)) v. q: [b, n, heads, d]; k, v: [b, m, heads, d] -> like q.
 
-    See `fits`. Each device takes its own images, queries and heads, of the mesh that `shard.jit`
-    names: XLA cannot split a kernel by itself.
+    See `fits`. Each device takes its own images, queries and heads, of the mesh that the arrays lie
+    on: XLA cannot split a kernel by itself. elsewhere: the same function, for other devices than
+    TPUs; without it Pallas interprets the kernel there, slowly, which is good for tests alone.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    own, mesh = functools.partial(_local, elsewhere), jax.typeof(q).sharding.mesh
     if mesh.empty or mesh.size == 1:
-        return _local(q, k, v)
-    heads = "tensor" if q.shape[2] % mesh.shape["tensor"] == 0 else None
-    some = "spatial" if q.shape[1] % (LANES * mesh.shape["spatial"]) == 0 else None
-    queries, keys = (jax.P(shard.ROWS, part, heads, None) for part in (some, None))
+        return own(q, k, v)
+    over = lambda axes, count: None if count % math.prod(mesh.shape[x] for x in axes) else axes
+    rows, heads = over(shard.ROWS, q.shape[0]), over(("tensor",), q.shape[2])
+    some = over(("spatial",), q.shape[1] // LANES)
+    queries, keys = (jax.P(rows, part, heads, None) for part in (some, None))
     specs = {"in_specs": (queries, keys, keys), "out_specs": queries}
-    return jax.shard_map(_local, **specs, check_vma=False)(q, k, v)
+    return jax.shard_map(own, mesh=mesh, **specs, check_vma=False)(q, k, v)
 
 
-@jax.custom_vjp
-def _local(q, k, v):
-    return _forward(q, k, v)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _local(elsewhere, q, k, v):
+    return _forward(elsewhere, q, k, v)
 
 
-def _forward(q, k, v):
+def _forward(elsewhere, q, k, v):
     sizes = _Sizes(q, k)
     call = functools.partial(
         pl.pallas_call,
         functools.partial(_forward_kernel, sizes=sizes),
-        out_shape=sizes.like(q),
+        out_shape=[sizes.like(q)],
         grid=sizes.grid,
         in_specs=[sizes.some, sizes.all, sizes.all],
-        out_specs=sizes.some,
+        out_specs=[sizes.some],
         compiler_params=sizes.compiler("parallel"),
         cost_estimate=sizes.cost(products=2, arrays=4),
     )
-    return _run(call, q, k, v).reshape(q.shape)
+    plain = elsewhere and (lambda *x: [elsewhere(*x)])
+    return _run(call, plain, q, k, v)[0]
 
 
-def _backward(q, k, v, gradient):
+def _backward(elsewhere, saved, gradient):
+    q, k, v = saved
     sizes = _Sizes(q, k)
     call = functools.partial(
         pl.pallas_call,
         functools.partial(_backward_kernel, sizes=sizes),
-        out_shape=(sizes.like(q), sizes.like(k), sizes.like(v)),
+        out_shape=[sizes.like(q), sizes.like(k), sizes.like(v)],
         grid=sizes.grid,
         in_specs=[sizes.some, sizes.all, sizes.all, sizes.some],
-        out_specs=(sizes.some, sizes.all, sizes.all),
+        out_specs=[sizes.some, sizes.all, sizes.all],
         scratch_shapes=[pltpu.VMEM((sizes.keys, sizes.block), jnp.float32)] * 2,
         compiler_params=sizes.compiler("arbitrary"),
         cost_estimate=sizes.cost(products=4, arrays=7),
     )
-    dq, dk, dv = _run(call, q, k, v, gradient)
-    return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
+    plain = elsewhere and (lambda *x: [*jax.vjp(elsewhere, *x[:3])[1](x[3])])
+    return tuple(_run(call, plain, q, k, v, gradient))
 
 
-def _run(call, *arrays):
-    flat = [x.reshape(*x.shape[:2], -1) for x in arrays]
-    return lax.platform_dependent(
-        *flat, tpu=lambda *x: call()(*x), default=lambda *x: call(interpret=True)(*x)
-    )
+def _run(call, plain, *arrays):
+    """Results of the shapes of the first arrays, from `call`, or elsewhere from `plain`."""
+
+    def kernel(interpret, *arrays):
+        found = call(interpret=interpret)(*(x.reshape(*x.shape[:2], -1) for x in arrays))
+        return [y.reshape(x.shape) for y, x in zip(found, arrays)]
+
+    tpu, interpreted = (functools.partial(kernel, way) for way in (False, True))
+    return lax.platform_dependent(*arrays, tpu=tpu, default=plain or interpreted)
 
 
 class _Sizes:
@@ -188,6 +195,4 @@ def _own(x, own):
     return jnp.where(own, x, jnp.zeros_like(x))
 
 
-_local.defvjp(
-    lambda q, k, v: (_forward(q, k, v), (q, k, v)), lambda saved, dy: _backward(*saved, dy)
-)
+_local.defvjp(lambda elsewhere, *qkv: (_forward(elsewhere, *qkv), qkv), _backward)

@@ -51,6 +51,7 @@ RULES = [
     Rule("model.bottleneck", _not("none", "kl", "noise"), ("loss.codebook_weight",)),
     Rule("model.bottleneck", _OF_CODEBOOK, ("model.codebook_size", "loss.beta")),
     Rule("model.bottleneck", _OF_CODEBOOK, ("loss.legacy_vq",)),
+    Rule("model.attention_kind", _not("linear"), ("model.attention_kernel",)),
     Rule("encoder", bool, ("loss.latent_noise",)),
     # Second stages
     Rule("sample.guidance", lambda scale: scale != 1.0, tuple(f"sample.{k}" for k in GUIDED)),

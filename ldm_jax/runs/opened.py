@@ -116,7 +116,7 @@ class SecondStage:
         self._params = shard.place(own, mesh)
         self._frozen = shard.place(frozen, mesh)
         self._encode, self._decode = jax.jit(self.model.encode), jax.jit(self.model.decode)
-        self._predict = shard.jit(self.model.predict, mesh)
+        self._predict = jax.jit(self.model.predict)
         self._condition = jax.jit(self.model.condition)
         self._encode_fields = jax.jit(self.model.encode_fields)
         self._sampler = functools.lru_cache(self._compile)
@@ -276,7 +276,7 @@ class SecondStage:
             images = self.model.render(frozen, z, sampling)
             return jnp.clip(images, -1, 1) if output == "images" else raster.to_uint8(images)
 
-        return shard.jit(draw, self._mesh)
+        return jax.jit(draw)
 
     def _cond(self, cond: dict | None, n: int, size, told=None, params=None) -> Cond:
         """From fields or ready arrays; the null condition where nothing is given.
