@@ -1,6 +1,7 @@
 """Eight fake CPU devices, one compilation cache a session. Nothing outside the repository."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -22,6 +23,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 sys.path.insert(0, str(ROOT))
+# Tracing makes many small objects that live on; Python looks through them after every 700.
+gc.set_threshold(20_000)
+
+# A long file that began last would leave one of the two processes of launch/test.sh idle.
+LONG = {"test_adapters", "test_buckets", "test_commands", "test_convert", "test_devices"}
+LONG |= {"test_evaluate", "test_latent_cache", "test_lengths", "test_pipelines", "test_resume"}
+LONG |= {"test_sampling_job", "test_start", "test_zoo"}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")

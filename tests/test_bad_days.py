@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 
+import compiling
 import numpy as np
 import pytest
 from calling import call
@@ -54,7 +55,7 @@ def test_on_a_full_disk_training_goes_on_and_keeps_what_is_finished(tmp_path):
     script += f'"{tmp_path}/disk/run" "{tmp_path}/left"; exit $code'
     (tmp_path / "disk").mkdir()
     argv = ["unshare", "-rm", "bash", "-c", script, "bash", str(tmp_path), *train]
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = os.environ | {"XLA_FLAGS": compiling.FAST}
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stderr
     assert "ALARM: a checkpoint was NOT saved" in done.stderr

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import numpy as np
 import pytest
 from calling import call
@@ -78,7 +79,7 @@ def test_a_killed_job_goes_on_with_what_is_missing(first_stage, cache, tmp_path)
     out = tmp_path / "cache"
     command = [sys.executable, "-m", "ldm_jax.encode", f"--run={first_stage}", f"--out={out}"]
     command += [f"--config={DEBUG}:ldm", "--config.data.flip=True", "--batch_size=4"]
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = os.environ | {"XLA_FLAGS": compiling.FAST}
     with subprocess.Popen([*command, "--shard_size=4"], cwd=ROOT, env=env) as process:
         deadline = time.monotonic() + 300
         while len(list(out.glob("shards/*.json"))) < 2 and process.poll() is None:

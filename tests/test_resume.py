@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -23,7 +24,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = {"total": 60, "log": 7, "eval": 30, "checkpoint": 10}
 OTHERWISE = {"data.workers": 1, "data.threads": 3, "check_replicas": 9, "max_rollbacks": 1}
 OTHERWISE |= {"limits.step": 999, "checkpoints.keep_every": 50}
-ONE_DEVICE = "--xla_backend_optimization_level=0"  # as tests/conftest.py, which has eight
 PATIENCE = 900  # seconds, for a machine that compiles slowly
 
 
@@ -38,7 +38,7 @@ def session(*args, **kwargs):
     """A training process on one device, killed at the end if it still lives."""
     command = [sys.executable, "-m", "ldm_jax.train", *arguments(*args, **kwargs)]
     command.append("--deterministic")  # asks nothing of a CPU, but XLA has to know the flag
-    env = os.environ | {"XLA_FLAGS": ONE_DEVICE}
+    env = os.environ | {"XLA_FLAGS": compiling.FAST}
     with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process

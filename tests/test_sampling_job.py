@@ -13,6 +13,7 @@ import time
 import types
 import zipfile
 
+import compiling
 import numpy as np
 import pytest
 from calling import call
@@ -151,7 +152,7 @@ def test_the_npz_is_written_shard_by_shard(tmp_path):
 def test_kill_9_and_sigterm_leave_a_job_that_goes_on(run, whole, tmp_path):
     """Real processes on one device; the same on one device, uncut, is what they must equal."""
     flags = [f"--run={run}", "--batch_size=4", "--num=64", "--shard_size=4", "--steps=20"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": compiling.FAST}
 
     def begin(out):
         command = [sys.executable, "-m", "ldm_jax.sample", *flags, f"--out={out}"]
@@ -290,7 +291,7 @@ def test_a_weaker_run_guides_and_only_one_of_the_same_shapes(run, whole, tmp_pat
 
 def test_one_device_draws_what_eight_draw(run, whole, tmp_path):
     flags = [f"--run={run}", f"--out={tmp_path}", "--batch_size=8", *FLAGS]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": compiling.FAST}
     command = [sys.executable, "-m", "ldm_jax.sample", *flags]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert np.abs(pixels(tmp_path).astype(int) - pixels(whole)).max() <= 1

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import numpy as np
 import pytest
 from test_resume import PATIENCE, assert_the_same, lines, wait_until
@@ -38,7 +39,7 @@ def session(workdir, count: int, commands=None, devices=DEVICES):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={devices // count}"
-    env = os.environ | {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
+    env = os.environ | {"XLA_FLAGS": f"{flags} {compiling.FAST}"}
     env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
     processes = [
         subprocess.Popen(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import pytest
 from calling import call
 from test_commands import DEBUG
@@ -182,7 +183,7 @@ def test_a_first_stage_of_another_f_is_refused(config):
 def test_from_nothing_to_a_report_with_a_kill_between(tmp_path):
     workdir = tmp_path / "sweep"
     command = [sys.executable, "-m", "ldm_jax.sweep", f"--sweep={SWEEP}", f"--workdir={workdir}"]
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = os.environ | {"XLA_FLAGS": compiling.FAST}
     with subprocess.Popen(command, cwd=ROOT, env=env) as process:
         deadline = time.monotonic() + 900
         while not list(workdir.glob("cells/f1*/points/*/config.json")):

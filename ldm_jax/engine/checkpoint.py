@@ -23,6 +23,13 @@ from ldm_jax.engine import hosts, meetings, published
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # of a run
+# Orbax lets each replica write a slice of an array, and each slice is a program to be compiled, on
+# the first save: large arrays alone are worth that.
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
+    override=True,
+)
 _numbers = itertools.count()  # of those that a process opens, which is alike on all hosts
 
 

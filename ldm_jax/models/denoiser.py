@@ -8,6 +8,7 @@ from flax import linen as nn
 from ldm_jax.base import upgrade
 from ldm_jax.models import conditioners
 from ldm_jax.models.backbones import Backbone
+from ldm_jax.nn import variables
 
 
 class Denoiser(nn.Module):
@@ -83,9 +84,8 @@ class Denoiser(nn.Module):
         """
         numbered = [c.clone(name=f"{upgrade.PREFIX}{i}") for i, c in enumerate(self.conditioners)]
         names = {c.name: own.name or c.name for c, own in zip(numbered, self.conditioners)}
-        return upgrade.renamed(
-            self.clone(conditioners=tuple(numbered)).init(key, x, t, fields), names
-        )
+        first = variables.initial(self.clone(conditioners=tuple(numbered)), key, x, t, fields)
+        return upgrade.renamed(first, names)
 
     @property
     def fields(self):

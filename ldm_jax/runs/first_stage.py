@@ -12,6 +12,7 @@ from ldm_jax.models.autoencoder import AUTOENCODERS
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.paired import Paired
 from ldm_jax.models.shortcut import SHORTCUTS
+from ldm_jax.nn import variables
 from ldm_jax.runs import codecs, keys, kinds, opened, start
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.runs.check import divides
@@ -116,7 +117,7 @@ class AutoencodeKind(kinds.Kind):
             return params, {"encoder_run": path, "encoder_step": step}
 
         network = self.network(config).encoder
-        init = lambda x: network.init(jax.random.key(0), x)["params"]
+        init = lambda x: variables.initial(network, jax.random.key(0), x)["params"]
         return (
             frozen_lib.Frozen(
                 name="encoder",
@@ -132,16 +133,14 @@ class AutoencodeKind(kinds.Kind):
             return ()
         files = dict(config.lpips)
         x = self._images(config)
-        key = lambda: jax.random.key(0)
+        init = lambda x: variables.initial(lpips.LPIPS(), jax.random.key(0), x, x)
         return (
             frozen_lib.Frozen(
                 name="lpips",
                 key="lpips",
                 given=f"config.lpips.backbone={files['backbone']}",
                 read=lambda: (READERS.get("lpips")(**files), {}),
-                shapes=lambda: jax.eval_shape(lambda x: lpips.LPIPS().init(key(), x, x), x)[
-                    "params"
-                ],
+                shapes=lambda: jax.eval_shape(init, x)["params"],
             ),
         )
 

@@ -15,6 +15,7 @@ from ldm_jax.models import dit, unet  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser
+from ldm_jax.nn import variables
 from ldm_jax.runs import adapters, codecs, conditions, data, keys, kinds, opened, teachers
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.stages import adapt, diffuse, distil, kept, scaling, thumbnails
@@ -143,7 +144,8 @@ class DiffuseKind(kinds.Kind):
             if not model.codec.model:
                 return {}
             image = jnp.zeros((1, model.size, model.size, 3))
-            return jax.eval_shape(lambda: model.codec.model.init(key(), image)["params"])
+            init = lambda: variables.initial(model.codec.model, key(), image)
+            return jax.eval_shape(init)["params"]
 
         first_stage = frozen_lib.Frozen(
             name="first_stage",

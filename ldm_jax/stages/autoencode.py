@@ -26,6 +26,7 @@ from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.discriminator import PatchDiscriminator
 from ldm_jax.models.paired import Paired
+from ldm_jax.nn import variables
 from ldm_jax.stages import adversary, api, terms
 from ldm_jax.stages.adversary import DISCRIMINATOR_LOSSES, DISCRIMINATOR_TERMS
 from ldm_jax.stages.terms import TERMS
@@ -134,7 +135,7 @@ class Autoencode:
         )
 
     def init_autoencoder(self, key, measured=None):
-        params = {"model": self.model.init(key, self._blank())["params"]}
+        params = {"model": variables.initial(self.model, key, self._blank())["params"]}
         if self._paired:
             params["model"] = params["model"]["decoder"]
         if measured is not None:
@@ -172,7 +173,7 @@ class Autoencode:
     def init_discriminator(self, key):
         # Noise, as ActNorm starts from the statistics of what it sees first.
         images = jax.random.normal(jax.random.fold_in(key, 1), self._blank().shape)
-        return self.discriminator.init(key, images)["params"]
+        return variables.initial(self.discriminator, key, images)["params"]
 
     def autoencoder_loss(self, params, frozen, batch, key, step, shared):
         """Reconstruction, regulariser, further terms and, from disc_start on, the adversarial."""

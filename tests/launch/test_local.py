@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import psutil
 import pytest
 
@@ -22,7 +23,7 @@ def test_a_job_whose_process_is_killed_comes_back_and_ends(tmp_path):
     workdir = tmp_path / "my run"
     argv = [sys.executable, "-m", "launch.local", "--config=configs/debug.py:ldm", "--hosts=2"]
     argv += [f"--workdir={workdir}", "--devices=cpu:2", *(f"--config.{s}" for s in SETTINGS)]
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = os.environ | {"XLA_FLAGS": compiling.FAST}
     with subprocess.Popen(argv, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as job:
         try:
             deadline = time.monotonic() + 600
