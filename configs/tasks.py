@@ -1,8 +1,9 @@
 """Every task of the paper in minutes on two CPU cores: coloured shapes at 32x32, f = 4.
 
-    python -m ldm_jax.train --config=configs/quickstart.py:first_stage --workdir=runs/tasks/first
+    python -m ldm_jax.train --config=configs/quickstart.py:first_stage \\
+        --workdir=runs/tasks/first_stage
     python -m ldm_jax.train --config=configs/tasks.py:text_one --workdir=runs/tasks/text_one \\
-        --config.first_stage=runs/tasks/first
+        --config.first_stage=runs/tasks/first_stage
 
 and likewise layout, semantic, superres, inpaint, uncond: one object in a picture, which is what
 that first stage can show. text has two and wants a first stage of its own, trained on two objects
@@ -73,7 +74,8 @@ def _attended(steps: int, objects: int, guidance: float):
 
 def text():
     """Two objects and where they are: "a red circle left of a blue square"."""
-    config = _attended(steps=3_000, objects=2, guidance=4.0)
+    config = _attended(steps=3_000, objects=2, guidance=2.0)
+    config.process.prediction = "flow"
     config.optim.denoiser.lr = 1e-3  # with the others' 2e-3 it collapses
     config.data.update(relations=True, combinations="seen")
     config.conditioners = _captions()
