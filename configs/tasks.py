@@ -96,7 +96,7 @@ def _captions():
 
 def layout():
     """Boxes with classes, up to four."""
-    config = _attended(steps=1_200, objects=1, guidance=2.0)
+    config = _attended(steps=1_800, objects=1, guidance=2.0)
     # Coordinates lie on a grid of 22 x 22, for 22 = floor(sqrt(512)).
     sizes = dict(vocab_size=512, pad=511, length=4 * 3 + 2)
     config.conditioners = {"layout": dict(name="layout", **sizes, **TRANSFORMER)}
