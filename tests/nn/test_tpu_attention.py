@@ -30,11 +30,11 @@ def with_gradients(function):
 @pytest.mark.parametrize(
     ("shape", "dtype", "atol"),
     [
-        ((2, 256, 256, 4, 64), jnp.float32, 2e-6),  # two heads beside one another, two blocks
-        ((1, 128, 128, 3, 32), jnp.float32, 2e-6),  # not a whole number of registers
-        ((1, 128, 77, 4, 40), jnp.float32, 2e-6),  # heads across two registers; few keys
+        ((2, 256, 256, 4, 64), jnp.float32, 5e-6),  # two heads beside one another, two blocks
+        ((1, 128, 128, 3, 32), jnp.float32, 5e-6),  # not a whole number of registers
+        ((1, 128, 77, 4, 40), jnp.float32, 5e-6),  # heads across two registers; few keys
         ((1, 128, 128, 2, 128), jnp.bfloat16, 3e-2),
-        ((1, 256, 256, 1, 512), jnp.float32, 2e-6),  # the middle of an autoencoder
+        ((1, 256, 256, 1, 512), jnp.float32, 5e-6),  # the middle of an autoencoder
     ],
 )
 def test_it_is_attention(shape, dtype, atol, monkeypatch):
@@ -55,7 +55,7 @@ def test_devices_take_their_own_images_queries_and_heads(axes):
     want = with_gradients(attention.attend)(*given)
     split = jax.device_put(given, shard.batch_sharding(mesh))
     for a, b in zip(want, with_gradients(tpu_attention.attend)(*split)):
-        np.testing.assert_allclose(b, a, atol=2e-6)
+        np.testing.assert_allclose(b, a, atol=5e-6)
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         assert b.sharding.shard_shape(b.shape)[0] == 8 // rows, "no device has the images of all"
 
