@@ -19,7 +19,7 @@ TRANSFORMER |= dict(table_std=1.0)  # officially 0.02, by which words are hardly
 
 
 def get_config(arg=None):
-    """The first stage of all, or one task each, which want --config.first_stage=RUN."""
+    """The first stage of text, or one task each, which want --config.first_stage=RUN."""
     return config_lib.variants(
         arg,
         first_stage=first_stage,
@@ -76,7 +76,7 @@ def text():
     """Two objects and where they are: "a red circle left of a blue square"."""
     config = _attended(steps=3_000, objects=2, guidance=2.0)
     config.process.prediction = "flow"
-    config.optim.denoiser.lr = 1e-3  # with the others' 2e-3 it collapses
+    config.optim.denoiser.lr = 1e-3  # with the others' 2e-3 it collapsed on the paper's schedule
     config.data.update(relations=True, combinations="seen")
     config.conditioners = _captions()
     return config

@@ -4,7 +4,6 @@ Pure functions of uint8 pictures [n, h, w, 3] and of the n records that they wer
 value per picture: {name: [n]}. A picture in which nothing is recognised scores 0.
 """
 
-import itertools
 import re
 from collections.abc import Callable
 
@@ -152,8 +151,20 @@ def _obeys(found, classes, between, kind) -> tuple[bool, bool]:
     ids, of = [kind(i) for i in classes], lambda things: [kind(thing.class_id) for thing in things]
     if sorted(of(found)) != sorted(ids):
         return False, False
-    orders = (order for order in itertools.permutations(found) if of(order) == ids)
-    return True, any(all(map(_stands, order, order[1:], between)) for order in orders)
+    return True, _arranged(found, [*zip(("and", *between), ids)], kind)
+
+
+def _arranged(found, wanted, kind, last=None) -> bool:
+    """Whether the objects can be put into an order that is wanted.
+
+    wanted: of each, how the one before it stands to it, and its kind. last: the one before them.
+    """
+    if not wanted:
+        return True
+    (word, own), *rest = wanted
+    fits = lambda thing: kind(thing.class_id) == own and _stands(last, thing, word)
+    others = lambda i: found[:i] + found[i + 1 :]
+    return any(fits(x) and _arranged(others(i), rest, kind, x) for i, x in enumerate(found))
 
 
 def _stands(first, second, name: str) -> bool:
@@ -161,6 +172,7 @@ def _stands(first, second, name: str) -> bool:
 
     A scene's caption names the longer axis; where both are about as long, either is true.
     """
+    if name == "and":
+        return True
     centre = lambda box: (np.array(box[:2]) + box[2:]) / 2
-    distance = centre(first.box) - centre(second.box)
-    return name == "and" or bool(np.dot(scenes.RELATIONS[name], distance) > 0)
+    return bool(np.dot(scenes.RELATIONS[name], centre(first.box) - centre(second.box)) > 0)

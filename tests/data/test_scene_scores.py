@@ -32,6 +32,14 @@ def test_captions_are_obeyed_by_their_own_pictures(size, objects):
     assert strange["colours_accuracy"].mean() <= {1: 0.4, 2: 0.2, 3: 0.1}[objects]
 
 
+def test_many_objects_of_one_kind_are_put_in_order_without_trying_every_order():
+    thing = lambda k: scene_scores.scene_checker.Object(0, (k, 0, k + 1, 1), None)
+    found, ids = [thing(k) for k in (4, 0, 8, 2, 6, 1, 7, 3, 5)], [0] * 9
+    obeys = lambda *between: scene_scores._obeys(found, ids, between, lambda i: i)
+    assert obeys(*["and"] * 8) == obeys(*["left of"] * 8) == (True, True)
+    assert obeys("above", *["left of"] * 7) == (True, False)
+
+
 @pytest.mark.parametrize("objects", [2, 3])
 def test_the_opposite_of_the_last_relation_is_not_obeyed(objects):
     records, images, _ = draw(32, objects)
