@@ -105,9 +105,6 @@ def _photos(size, shapes, amount):
         config.model.shortcut = "levels" if f >= 8 else "linear"
         config.steps.update(total=300, eval=300, checkpoint=300)
         config.data.threads = 1
-        if f == 32:  # the rate of the others destroys its start from the data (docs/ablation.md)
-            config.optim.autoencoder.lr = 0.002
-            config.loss.update(pixel_loss="l2", kl_weight=0.01)
     for f, (mult, attention, batch) in shapes.items():
         config = ldms[f] = photos.ldm()
         config.batch_size = batch

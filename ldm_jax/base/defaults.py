@@ -219,8 +219,9 @@ class FirstStage(Common):
         name="autoencoder",  # or tiny, which has keys of its own
         bottleneck="kl",  # between encoder and decoder: kl, noise, vq, lfq or none
         width=128,
-        mult=(1, 2, 4),  # f = patch * 2 ** (len(mult) - 1)
+        mult=(1, 2, 4),  # f = patch * 2 ** (len(mult) - 1) * fold
         patch=1,  # pixels of a side that a position of the highest level stands for
+        fold=1,  # positions of a side of the lowest level that a position of the latent stands for
         blocks=2,
         attention=(),  # downsampling factors with attention
         mid_attention=True,

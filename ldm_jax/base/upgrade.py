@@ -28,7 +28,7 @@ ADDED = {
     "limits.step": dict(stuck=0),
     "mesh.data": dict(spatial=1, tensor=1),
     "model.bottleneck": dict(name="autoencoder", attention_kernel="xla"),
-    "model.codebook_size": dict(shortcut="", patch=1),
+    "model.codebook_size": dict(shortcut="", patch=1, fold=1),
     "model.transformer_depth": dict(name="unet", attention_kernel="xla"),
     "model.groups": dict(norm_kernel="xla", remat_saves=""),
     "discriminator": dict(encoder=""),

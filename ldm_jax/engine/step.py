@@ -156,6 +156,8 @@ def make_step(players, optimizers, gather=lambda params: params, accumulate: int
             name, own = player.name, optimizers[player.name]
             before = params[name], state["opt"][name]
             updates, opt = own.tx.update(grads[name], before[1], before[0])
+            if player.rates:
+                updates = jax.tree.map(jnp.multiply, updates, player.rates(before[0]))
             after = optax.apply_updates(before[0], updates), opt
             if player.after:
                 after = player.after(after[0], grads[name], jax.random.fold_in(key, AFTER)), opt

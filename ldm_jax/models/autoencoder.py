@@ -50,14 +50,16 @@ class _Levels(nn.Module):
 class Autoencoder(_Levels):
     """Images [b, h, w, 3] in [-1, 1] to latents [b, h/f, w/f, c] and back.
 
-    f = patch * 2**(len(mult) - 1).
+    f = patch * 2**(len(mult) - 1) * fold.
 
     width, mult: level l has width * mult[l] channels. patch: pixels of a side that a position of
     level 0 stands for, which makes that level patch**2 times cheaper than one of single pixels.
+    fold: positions of a side of the lowest level that a position of the latent stands for.
     blocks: residual blocks per level, one more in the decoder. attention: downsampling factors at
     which attention follows each block; mid_attention: the one between the two middle blocks of each
-    half; attention_kind: "softmax" or "linear". z_channels: channels that encoder and decoder see;
-    latent_channels: those of the latent itself (the official `embed_dim`), between two 1x1 maps.
+    half; attention_kind: "softmax" or "linear". z_channels: channels that encoder and decoder see
+    at a position of the lowest level; latent_channels: those of the latent itself (the official
+    `embed_dim`), between two 1x1 maps.
     posterior_logvar: the log variance that a "kl" bottleneck starts from, and that "noise" keeps.
     groups: of the group norms; norm_kernel: "xla", or "pallas" for those with SiLU behind them.
     attention_kernel: of softmax attention, see `attention.choose`.
@@ -67,6 +69,7 @@ class Autoencoder(_Levels):
     The kernel of the decoder's last convolution is params["decoder"]["conv_out"]["kernel"].
     """
 
+    fold: Positive = 1
     z_channels: Positive = 3
     latent_channels: Positive = 3
     bottleneck: str = "kl"
@@ -78,7 +81,7 @@ class Autoencoder(_Levels):
 
     @property
     def f(self):
-        return self.factor(len(self.mult) - 1)
+        return self.factor(len(self.mult) - 1) * self.fold
 
     def setup(self):
         self.between = BOTTLENECKS.get(self.bottleneck)
@@ -94,7 +97,7 @@ class Autoencoder(_Levels):
         ).astype(dtype)
         width = moments * self.latent_channels
         self.to_latent = blocks.dense(width, None, bias_init=narrow, **exact)
-        self.from_latent = blocks.dense(self.z_channels, None, **exact)
+        self.from_latent = blocks.dense(self.z_channels * self.fold**2, None, **exact)
         if self.shortcut:
             path = SHORTCUTS.get(self.shortcut)
             self.beside = path(self.f, self.latent_channels, self.image_channels)
@@ -108,7 +111,8 @@ class Autoencoder(_Levels):
             raise ValueError(
                 f"Image size {h}x{w} does not divide by the downsampling factor {self.f}."
             )
-        moments = self.to_latent(self.encoder(patches(x, self.patch), train).astype(jnp.float32))
+        lowest = self.encoder(patches(x, self.patch), train).astype(jnp.float32)
+        moments = self.to_latent(patches(lowest, self.fold))
         if self.between.fixed:
             logvar = jnp.full_like(moments, self.posterior_logvar)
             moments = jnp.concatenate([moments, logvar], axis=-1)
@@ -123,7 +127,8 @@ class Autoencoder(_Levels):
         z = self.between.quantise(self.own, z) if quantise else z
         path = self.beside.decode(z) if self.shortcut else None
         shown = path if self.shortcut and self.beside.shown else None
-        x = self.decoder(self.from_latent(z), train, shown).astype(jnp.float32)
+        lowest = images(self.from_latent(z), self.fold)
+        x = self.decoder(lowest, train, shown).astype(jnp.float32)
         x = images(x, self.patch)
         x = x if path is None else path + x
         return jnp.tanh(x) if self.tanh_out else x

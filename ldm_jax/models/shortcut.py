@@ -17,6 +17,9 @@ from ldm_jax.base import registry
 
 SHORTCUTS = registry.Registry("shortcut")
 ENDS = 0.1  # factor of the random kernels at the stack's two ends, where the path starts from data
+# A path of at most so many inputs learns at the rate of the others. Adam moves every weight equally
+# far, so that what leaves a wider one would move the further, the more inputs it has.
+NARROW = 48
 
 
 def patches(x, f: int):
@@ -80,6 +83,13 @@ def started(params, measured: dict):
     decoder = decoder | {"conv_out": scaled(decoder["conv_out"])}
     own = {"to_latent": scaled(params["to_latent"]), "decoder": decoder, "beside": path}
     return params | own | {k: v for k, v in measured.items() if k == "codebook"}
+
+
+def rates(params):
+    """The factors of the learning rates of an autoencoder's parameters, all 1 but its path's."""
+    inputs = len(params["beside"]["mean"])
+    factors = jax.tree.map(lambda _: 1.0, params)
+    return factors | {"beside": factors["beside"] | {"into": min(1.0, NARROW / inputs)}}
 
 
 def _product(x, kernel):

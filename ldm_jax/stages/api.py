@@ -25,6 +25,7 @@ class Player:
       0 in the others, so that their means over `every` steps are right.
     measure: () -> arrays that the parameters of a new run start from, measured on its data, the
       same on every host; None where they start at random alone.
+    rates: (params) -> factors of the learning rate, a tree like params; None: 1 for all.
     averaged: whether a run that starts from another run starts this player from its average.
     after: (params, gradients, key) -> params of this player after its optimizer's update: what
       changes them otherwise than by gradients. None: nothing does.
@@ -41,6 +42,7 @@ class Player:
     measure: Callable[[], Tree] | None = None
     begins: int = 0
     every: int = 1
+    rates: Callable[..., Tree] | None = None
     averaged: bool = False
     after: Callable[..., Tree] | None = None
 

@@ -117,6 +117,7 @@ class Autoencode:
         own = self.init_autoencoder, self.autoencoder_loss, self.measure
         # The encoder is that of an average, so a decoder that goes on begins as the average's.
         more = {"averaged": self._paired, "after": self.restart if self._restarts else None}
+        more["rates"] = self.rates if getattr(self.model, "shortcut", "") else None
         players = [api.Player("autoencoder", *own, **more)]
         if self.loss.disc_weight:
             its = self.init_discriminator, self.discriminator_loss
@@ -157,6 +158,9 @@ class Autoencode:
     @property
     def _restarts(self):
         return self.loss.restart and self._trains_entries
+
+    def rates(self, params):
+        return jax.tree.map(lambda _: 1.0, params) | {"model": shortcut.rates(params["model"])}
 
     def restart(self, params, grads, key):
         """Puts entries of the codebook that have died close to random ones that are in use."""

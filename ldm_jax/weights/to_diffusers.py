@@ -106,7 +106,7 @@ def autoencoder_config(model, latents=PLAIN, size=None) -> dict:
     """
     model = defaults(Autoencoder) | {"name": "autoencoder"} | dict(model)
     _same(model, "first stage", name="autoencoder", attention_kind="softmax", resample_conv=True)
-    _same(model, "first stage", tanh_out=False, shortcut="", patch=1)
+    _same(model, "first stage", tanh_out=False, shortcut="", patch=1, fold=1)
     kind = AUTOENCODERS.get(model["bottleneck"])
     if not kind:
         raise errors.UsageError(

@@ -54,6 +54,14 @@ def test_each_player_gets_the_gradient_of_its_own_loss():
     assert int(new["step"]) == 1
 
 
+def test_a_parameters_own_rate_scales_its_step():
+    slow = dataclasses.replace(FIT, rates=lambda params: {"w": jnp.array([1.0, 0.25, 0.0])})
+    (before, one), (_, other) = make(), make((slow, FOLLOW))
+    key, w = jax.random.key(1), before["params"]["fit"]["w"]
+    move = lambda train: train(before, FROZEN, BATCH, key)[0]["params"]["fit"]["w"] - w
+    np.testing.assert_allclose(move(other), move(one) * np.array([1, 0.25, 0]), rtol=1e-4)
+
+
 def test_accumulating_two_halves_is_one_batch():
     (state, whole), (_, halves) = make(), make(accumulate=2)
     one, two = (train(state, FROZEN, BATCH, jax.random.key(1)) for train in (whole, halves))

@@ -25,13 +25,14 @@ def _count(model):
 
 
 @pytest.mark.parametrize(
-    "levels, kind, factor, patch",
-    [(n, "kl", 2, 1) for n in range(1, 7)] + [(3, "vq", 1, 1), (2, "none", 1, 4), (1, "kl", 2, 8)],
+    "levels, kind, factor, patch, fold",
+    [(n, "kl", 2, 1, 1) for n in range(1, 7)]
+    + [(3, "vq", 1, 1, 1), (2, "none", 1, 4, 1), (1, "kl", 2, 8, 1), (2, "vq", 1, 2, 2)],
 )
-def test_latents_are_f_times_smaller(levels, kind, factor, patch):
-    how = dict(latent_channels=5, attention=(2,), patch=patch)
+def test_latents_are_f_times_smaller(levels, kind, factor, patch, fold):
+    how = dict(latent_channels=5, attention=(2,), patch=patch, fold=fold)
     model = _tiny(mult=(1,) * levels, bottleneck=kind, **how)
-    assert model.f == patch * 2 ** (levels - 1)
+    assert model.f == patch * 2 ** (levels - 1) * fold
     shapes = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 32, 64, 3))))
     x = jax.ShapeDtypeStruct((2, 32, 64, 3), jnp.float32)
     z = jax.eval_shape(lambda p, x: model.apply(p, x, method="encode"), shapes, x)

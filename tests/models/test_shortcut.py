@@ -9,6 +9,7 @@ from ldm_jax.metrics import linear
 from ldm_jax.models import shortcut
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.bottleneck import BOTTLENECKS
+from ldm_jax.models.shortcut import rates
 from ldm_jax.runs import start
 
 SMALL = dict(width=8, mult=(1, 2, 2), blocks=1, mid_attention=False, groups=4)
@@ -58,7 +59,7 @@ def test_centres_are_never_worse_than_the_mean():
 
 
 @pytest.mark.parametrize(
-    "path, size", [("linear", {}), ("levels", {}), ("levels", dict(patch=2, mult=(1, 2)))]
+    "path, size", [("linear", {}), ("levels", {}), ("levels", dict(patch=2, mult=(1,), fold=2))]
 )
 @pytest.mark.parametrize("bottleneck", ["kl", "vq", "none"])
 def test_it_starts_where_components_end(bottleneck, path, size):
@@ -105,6 +106,22 @@ def test_every_level_of_the_decoder_sees_the_paths_image_and_is_the_plain_one_wi
     for name in seen:
         one = reconstruct(own | blind | {name: seen[name]})
         assert np.abs(one - plain).max() > 1e-3, name
+
+
+@pytest.mark.parametrize("f", [2, 4, 8, 32])
+def test_a_step_of_adam_moves_the_latents_of_a_wide_path_no_further_than_those_of_a_narrow_one(f):
+    model = Autoencoder(**(SMALL | dict(patch=f, mult=(1,))), shortcut="linear")
+    white = jnp.ones((1, 32, 32, 3))
+    params = jax.jit(model.init)(jax.random.key(0), white)["params"]
+    step = jax.tree.map(lambda p, rate: 0.01 * rate * jnp.ones_like(p), params, rates(params))
+    encode = jax.jit(
+        lambda path: model.apply({"params": params | {"beside": path}}, white, method="encode")
+    )
+    moved = encode(params["beside"] | {"into": params["beside"]["into"] + step["beside"]["into"]})
+    moved -= encode(params["beside"])
+    np.testing.assert_allclose(moved[..., :4], 0.01 * min(3 * f * f, 48), rtol=1e-3)
+    others = step | {"beside": {k: v for k, v in step["beside"].items() if k != "into"}}
+    assert {float(leaf.max()) for leaf in jax.tree.leaves(others)} == {np.float32(0.01)}
 
 
 def test_without_it_nothing_changes():
