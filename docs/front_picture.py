@@ -84,7 +84,7 @@ def captions(args) -> dict:
     run = ldm_jax.load(args.text)
     made = conditions.make(run.config, data.open_source(run.config.data))
     cond = made.of_prompts([caption for caption in CAPTIONS for _ in range(2)])
-    drawn = run.sample(2 * len(CAPTIONS), steps=25, guidance=4.0, seed=args.seed, cond=cond)
+    drawn = run.sample(2 * len(CAPTIONS), steps=25, seed=args.seed, cond=cond)
     pairs = np.asarray(drawn).reshape(len(CAPTIONS), 2, *drawn.shape[1:]) / 2 + 0.5
     return dict(zip(CAPTIONS, pairs))
 

@@ -170,10 +170,12 @@ def _effect(effect: Effect) -> str:
 
 def _seeds(cells, found: list[Variant]) -> list[str]:
     """What the intervals do not hold."""
-    if min(len(v.values) for v in found) == 1:
+    once = [v.name for v in found if len(v.values) == 1]
+    if once:
+        of = "" if len(once) == len(found) else f" of {', '.join(once)}"
         return [
-            "One seed was trained: the intervals hold the error of finitely many samples, not the "
-            "spread between trainings."
+            f"One seed{of} was trained: the intervals hold the error of finitely many samples, not "
+            "the spread between trainings."
         ]
     stages = collections.defaultdict(set)
     for cell in cells:

@@ -75,6 +75,7 @@ def test_what_the_intervals_leave_out_is_said():
     spread = [cell(4, accuracy, seed) for seed, accuracy in enumerate((0.5, 0.7, 0.9))]
     said = say(*spread, *(cell(8, 0.6, seed) for seed in range(3)))
     assert "One seed" not in said and "All seeds of a variant share a first stage" in said
+    assert "One seed of f8_kl_c4, f1_kl_c4 was trained" in say(*spread, cell(8, 0.6), cell(1, 0.3))
     for one in spread:
         one["first_stage"]["name"] += str(one["seed"])
     assert "share a first stage" not in say(*spread, *(cell(1, 0.6, seed) for seed in range(3)))
