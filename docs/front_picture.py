@@ -9,6 +9,9 @@ held-out photographs.
 """
 
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ldm_jax import cli
 from ldm_jax.base import errors
