@@ -117,7 +117,7 @@ class Autoencode:
         own = self.init_autoencoder, self.autoencoder_loss, self.measure
         # The encoder is that of an average, so a decoder that goes on begins as the average's.
         more = {"averaged": self._paired, "after": self.restart if self._restarts else None}
-        more["rates"] = self.rates if getattr(self.model, "shortcut", "") else None
+        more |= {"rates": self.rates} if getattr(self.model, "shortcut", "") else {}
         players = [api.Player("autoencoder", *own, **more)]
         if self.loss.disc_weight:
             its = self.init_discriminator, self.discriminator_loss
