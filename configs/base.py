@@ -8,6 +8,6 @@ def get_config(arg=None):
     return config
 """
 
-from ldm_jax.base.defaults import class_condition, common, dit, first_stage, ldm, optimizer
+from ldm_jax.base.defaults import class_condition, common, dit, first_stage, ldm, optimizer, uvit
 
-__all__ = ["class_condition", "common", "dit", "first_stage", "ldm", "optimizer"]
+__all__ = ["class_condition", "common", "dit", "first_stage", "ldm", "optimizer", "uvit"]

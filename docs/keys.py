@@ -70,6 +70,7 @@ MODELS = {
     "autoencoder": (defaults.FirstStage.model, "FirstStage.model"),
     "unet": (defaults.SecondStage.model, "SecondStage.model"),
     "dit": (defaults.dit(), "dit"),
+    "uvit": (defaults.uvit(), "uvit"),
 }
 GIVEN = {"name", "parent", "dtype", "out_channels"}  # to a module, by the stage that makes it
 UNSET, ELSEWHERE = inspect.Parameter.empty, object()  # no default; one that the sentence tells

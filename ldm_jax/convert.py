@@ -3,6 +3,7 @@
     python -m ldm_jax.convert compvis   --config=MODEL.yaml --checkpoint=MODEL.ckpt --out=RUN
     python -m ldm_jax.convert diffusers --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
     python -m ldm_jax.convert dit       --checkpoint=MODEL.pt --out=RUN
+    python -m ldm_jax.convert uvit      --checkpoint=nnet_ema.pth --out=RUN
     python -m ldm_jax.convert taef2     --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
     python -m ldm_jax.convert lora      --checkpoint=LORA.safetensors --run=BASE --out=RUN
     python -m ldm_jax.convert control   --checkpoint=FOLDER|hf:OWNER/NAME --run=BASE --out=RUN
@@ -10,9 +11,9 @@
     python -m ldm_jax.convert export    --run=RUN --out=FOLDER | --push=hf:OWNER/NAME
 
 compvis reads official checkpoints (.ckpt, .safetensors, .npz), diffusers a model's or a pipeline's
-folder, dit the file of a diffusion transformer, taef2 those of a tiny autoencoder, lora a file of
-diffusers or kohya's scripts for the run BASE, control a ControlNetModel's folder for it. merge
-makes one run of whole weights of an adapter, or of a run and its adapters. No code in them is
+folder, dit and uvit the file of an official transformer, taef2 those of a tiny autoencoder, lora a
+file of diffusers or kohya's scripts for the run BASE, control a ControlNetModel's folder for it.
+merge makes one run of whole weights of an adapter, or of a run and its adapters. No code in them is
 executed. --config.key=value changes the config that is written. --push: see docs/weights.md.
 """
 
@@ -24,7 +25,8 @@ from ldm_jax.base import remote
 
 # Flags of each kind, beside --out.
 TAKES = dict(compvis=("checkpoint", "config", "heads", "tokenizer"), diffusers=("checkpoint",))
-TAKES |= dict(dit=("checkpoint", "heads"), taef2=("checkpoint",))
+TAKES |= dict.fromkeys(("dit", "uvit"), ("checkpoint", "heads"))
+TAKES |= dict(taef2=("checkpoint",))
 TAKES |= dict(lora=("checkpoint", "run", "unet_only"), control=("checkpoint", "run"))
 TAKES |= dict(merge=("run", "adapters", "ema"), export=("run", "ema"))
 VERBS = tuple(TAKES)
@@ -34,7 +36,7 @@ FLAGS = dict(
     checkpoint=cli.Text("The file or folder to read, or its name (docs/weights.md)."),
     run=cli.Text("The run to read, for lora, control, merge and export."),
     out=cli.Text("The folder to write.", ""),
-    heads=cli.Integer("Attention heads, if not the yaml's or those of the published DiTs.", 0, 0),
+    heads=cli.Integer("Attention heads, if not the yaml's or the published models'.", 0, 0),
     tokenizer=cli.Text("Folder of CLIP's vocab.json and merges.txt, for compvis with CLIP.", ""),
     adapters=cli.SAMPLING["adapters"],
     unet_only=cli.Switch("Leave out what the file has of a text encoder, for lora."),

@@ -74,6 +74,7 @@ SOUND = {  # a sound call of each command; {w}: of world.py, {o}: fresh
     "convert diffusers": "diffusers --checkpoint={w}/diffusers --out={o}/c",
     "convert lora": "lora --checkpoint={w}/lora.safetensors --run={w}/ldm --out={o}/c",
     "convert dit": "dit --checkpoint={w}/lora.safetensors --out={o}/c",
+    "convert uvit": "uvit --checkpoint={w}/lora.safetensors --out={o}/c",
     "convert taef2": "taef2 --checkpoint={w}/diffusers --out={o}/c",
     "convert merge": "merge --run={w}/adapter --out={o}/c",
     "convert export": "export --run={w}/first --out={o}/c",
@@ -112,7 +113,7 @@ SOUND = {  # a sound call of each command; {w}: of world.py, {o}: fresh
     "completion": "bash",
 }
 # Those that lack something (a package, weights of that kind, finished cells) and are refused.
-LACKING = ("demo", "convert lora", "convert dit", "convert taef2", "sweep report")
+LACKING = ("demo", "convert lora", "convert dit", "convert uvit", "convert taef2", "sweep report")
 COPIES = {  # what of the world a command gets a copy of, as it writes there
     "train again": "ldm",
     "sample again": "samples",
@@ -153,6 +154,7 @@ READ = {  # what each call reads: files of the world; with ?, which it may do wi
     "convert diffusers": "diffusers: config.json *.safetensors",
     "convert lora": ": lora.safetensors",
     "convert dit": ": lora.safetensors",
+    "convert uvit": ": lora.safetensors",
     "convert taef2": "diffusers: *.safetensors",
     "convert merge": "adapter: config.json ?latents.json",
     "convert export": "first: config.json checkpoints/2/state/_METADATA",

@@ -25,7 +25,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIBRARIES = ("__init__", "base", "paper", "student", "distribution", "decoder")
 LIBRARIES += ("lora", "sd_v1_lora", "control")
 FILES = {f.stem: f for f in sorted((ROOT / "configs").glob("*.py")) if f.stem not in LIBRARIES}
-SMALL = ("quickstart", "photos", "modern", "debug", "taef2", "tasks", "dit")  # not the paper's
+# Not the paper's.
+SMALL = ("quickstart", "photos", "modern", "debug", "taef2", "tasks", "dit", "uvit")
 
 # Millions of parameters, counted from the official code and its yaml files (denoiser; conditioner).
 OFFICIAL = {

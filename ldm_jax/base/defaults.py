@@ -418,6 +418,24 @@ def dit(**changes) -> dict:
     return defaults | changes
 
 
+def uvit(**changes) -> dict:
+    """The `model` group of a U-ViT in the place of the UNet, by default H/2."""
+    defaults = dict(
+        name="uvit",
+        width=1152,
+        depth=28,  # layers beside the middle one, even
+        heads=16,
+        patch=2,  # side of a patch, in positions of the latent
+        time_mlp=False,  # the timestep's sinusoids go through two layers
+        conv_out=False,  # a 3x3 convolution of the image at the end
+        time_offset=0,  # added to the timestep; officially 1
+        attention_kernel="xla",  # auto: cuDNN on a GPU, pallas on a TPU, where they take the heads
+        remat=False,  # recompute the activations inside layers in the backward pass
+        remat_saves="",  # what remat keeps: "" nothing, products: of matrices
+    )
+    return defaults | changes
+
+
 def class_condition(width: int) -> dict:
     """A class as one token. num_classes=-1 takes the data's; 0 classes make it unconditional."""
     return {"class": dict(name="class", num_classes=-1, width=width)}

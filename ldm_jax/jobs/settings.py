@@ -68,7 +68,9 @@ def read(wanted: Wanted, **changes) -> Settings:
     trained_here = bool(record_lib.Record(wanted.run).data)
     if trained_here and not wanted.weaker and (line := untrained_null(config, sampling.guidance)):
         terminal.warn(line)
-    return Settings(wanted, config, sampling, read_size(wanted.size, config))
+    size = read_size(wanted.size, config)
+    sampling.tiling(kinds.of(config).model(config), *size)
+    return Settings(wanted, config, sampling, size)
 
 
 def _check_guided(config, wanted: Wanted, guidance: float):

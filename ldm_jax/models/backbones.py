@@ -28,6 +28,8 @@ class Backbone(nn.Module):
     Attributes:
       rules: which of its weights go over the mesh axis `tensor`, see base/shard.py.
       divisor: what the sides of its input have to divide by.
+      one_size: it takes inputs of the size that it was trained on, and of no other; larger pictures
+        are drawn in tiles of that size.
       width_unit: a sweep that looks for a width tries multiples of this.
       vector_width: the width of the vector that it adds to the timestep's embedding; 0: it takes no
         vector.
@@ -41,6 +43,7 @@ class Backbone(nn.Module):
 
     rules: ClassVar[tuple] = parallel.RULES
     divisor: ClassVar[int] = 1
+    one_size: ClassVar[bool] = False
     width_unit: ClassVar[int] = 1
     vector_width: ClassVar[int] = 0
     time_width: ClassVar[int] = 0

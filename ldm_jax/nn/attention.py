@@ -125,16 +125,17 @@ class CrossAttention(nn.Module):
     dtype: Any = jnp.float32
     kernel: str = "xla"
     zero_init: bool = False
+    kernel_init: Any = KERNEL_INIT
 
     @nn.compact
     def __call__(self, x, tokens=None, mask=None):
         source = x if tokens is None else tokens.astype(self.dtype)
         inner = self.heads * self.head_width
-        how = dict(dtype=self.dtype, use_bias=False)
+        how = dict(dtype=self.dtype, use_bias=False, kernel_init=self.kernel_init)
         maps = [dense(inner, n, **how)(y) for n, y in zip("qkv", (x, source, source))]
         q, k, v = (einops.rearrange(y, "b n (i d) -> b n i d", i=self.heads) for y in maps)
         y = einops.rearrange(attend(q, k, v, mask, self.kernel), "b n i d -> b n (i d)")
-        init = ZERO_INIT if self.zero_init else KERNEL_INIT
+        init = ZERO_INIT if self.zero_init else self.kernel_init
         return dense(x.shape[-1], "out", dtype=self.dtype, kernel_init=init)(y)
 
 

@@ -17,7 +17,7 @@ from ldm_jax.runs import adapters as adapters_lib
 from ldm_jax.runs import conditions, keys, kinds
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.weights import control as control_lib
-from ldm_jax.weights import dit, official, rules, taesd
+from ldm_jax.weights import dit, official, rules, taesd, uvit
 from ldm_jax.weights import from_diffusers as diffusers_reader
 from ldm_jax.weights import lora as lora_lib
 
@@ -29,9 +29,10 @@ OPENERS = {
     "diffusers": diffusers_reader.open_checkpoint,
     "dit": dit.open_checkpoint,
     "taef2": taesd.open_checkpoint,
+    "uvit": uvit.open_checkpoint,
 }
 CONTROL = "control"  # the label of a converted control's conditioner
-OF_ONE_FILE = ("compvis", "dit")  # the others are folders
+OF_ONE_FILE = ("compvis", "dit", "uvit")  # the others are folders
 
 
 def convert(kind: str, checkpoint, out, overrides=None, **given) -> dict:

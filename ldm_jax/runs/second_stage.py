@@ -11,7 +11,7 @@ from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
 from ldm_jax.diffusion.process import DENSITIES, SCHEDULES, make_process
 from ldm_jax.engine import hosts
-from ldm_jax.models import dit, unet  # noqa: F401  (register themselves)
+from ldm_jax.models import dit, unet, uvit  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
 from ldm_jax.models.conditioners import label_of
 from ldm_jax.models.denoiser import Denoiser

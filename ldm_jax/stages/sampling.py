@@ -113,9 +113,21 @@ class Sampling:
         """Tiles of the latents for images of this size; None draws them whole.
 
         model: a stages.diffuse.Diffuse. A quarter of a tile overlaps the next.
+
+        Raises:
+          UsageError: tiles that do not divide as images have to, or a backbone of one size with
+            other tiles, or with smaller pictures.
         """
         self.check_tile(model.divisor)
         tile = self.tile or WHOLE * model.size
+        if model.denoiser.backbone.one_size:
+            tile = self.tile or model.size
+            if tile != model.size or min(height, width) < tile:
+                raise errors.UsageError(
+                    f"config.model.name={model.denoiser.backbone.name} takes what has the size of "
+                    f"its training alone, {model.size} pixels: give no other --tile, and no side "
+                    f"of --size below that; larger pictures are drawn in tiles."
+                )
         if max(height, width) <= tile:
             return None
         cells = tile // model.codec.f

@@ -38,8 +38,14 @@ def write_second_stage(folder, config, params, first=None, latents=PLAIN) -> str
     that a scale of every channel is multiplied into the autoencoder's two ends.
     Returns the class to load it with.
     """
-    if config["model"]["name"] == "dit":
+    name = config["model"]["name"]
+    if name == "dit":
         return _write_dit(folder, config, params, first, latents)
+    if name != "unet":
+        raise errors.UsageError(
+            f"config.model.name={name}: diffusers has no such network, so that this run cannot be "
+            "exported; unet and dit can."
+        )
     net = params["unet"]
     unet = unet_config(config, net)
     table, state = diffusers.unet_table(config["model"]), {"unet": net}

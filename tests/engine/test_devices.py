@@ -51,16 +51,25 @@ def second_stage():
     )
 
 
-@pytest.fixture(scope="module")
-def transformer():
+def transformer(model):
     config = config_lib.load(f"{DEBUG}:ldm", {"first_stage": "identity"})
     config.data.size = SIZE
     config.unlock()
-    config.model = defaults.dit(width=16, depth=2, heads=2, patch=2, cross_attention=True)
+    config.model = model
     config.conditioners["class"].num_classes = 4
     return config, kinds.of(config).model(config).stage(
         {"first_stage": {}, "scale": np.float32(0.7)}
     )
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return transformer(defaults.dit(width=16, depth=2, heads=2, patch=2, cross_attention=True))
+
+
+@pytest.fixture(scope="module")
+def uvit():
+    return transformer(defaults.uvit(width=16, depth=2, heads=2, patch=2))
 
 
 def train(config, stage, mesh: str, accumulate: int) -> dict:
@@ -91,10 +100,10 @@ def batch(now: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def on_one_device(first_stage, second_stage, transformer):
+def on_one_device(first_stage, second_stage, dit, uvit):
     """The references, each computed once: (stage, accumulate) -> result."""
     stages, known = {"first_stage": first_stage, "second_stage": second_stage}, {}
-    stages["transformer"] = transformer
+    stages |= {"dit": dit, "uvit": uvit}
 
     def result(name, accumulate):
         if (name, accumulate) not in known:
@@ -112,7 +121,8 @@ def on_one_device(first_stage, second_stage, transformer):
         *(
             pytest.param(name, mesh, accumulate, marks=pytest.mark.slow)
             for name, mesh, accumulate in [
-                ("transformer", "data2_fsdp2_tensor2", 1),
+                ("dit", "data2_fsdp2_tensor2", 1),
+                ("uvit", "data2_fsdp2_tensor2", 1),
                 ("first_stage", "data8", 1),
                 ("first_stage", "data8", 2),
                 ("first_stage", "data2_fsdp4", 2),

@@ -11,6 +11,7 @@ from ldm_jax.models.conditioners import ClassEmbedder, Cond
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.models.dit import DiT
 from ldm_jax.models.unet import UNet
+from ldm_jax.models.uvit import UViT
 
 KEY = jax.random.key(0)
 KEEP, DROP = jnp.array([False, False]), jnp.array([True, True])
@@ -55,11 +56,12 @@ def test_merge_joins_tokens_and_channels_and_adds_vectors():
     assert conditioners.merge([]) == Cond()
 
 
-@pytest.mark.parametrize("net", ["unet", "dit"])
+@pytest.mark.parametrize("net", ["unet", "dit", "uvit"])
 def test_a_network_that_is_told_its_guidance_starts_as_it_was_and_can_hear_it(net, filled):
     """Rows with the null condition hear theirs, too."""
     unet = UNet(width=8, mult=(1,), blocks=1, attention=(), heads=1, groups=4, name="net")
-    net = {"unet": unet, "dit": DiT(width=16, depth=1, heads=2, name="net")}[net]
+    dit = DiT(width=16, depth=1, heads=2, name="net")
+    net = {"unet": unet, "dit": dit, "uvit": UViT(width=16, depth=2, heads=2, name="net")}[net]
     scalar = conditioners.ScalarEmbedder(net.time_width, name="told")
     plain, told, batch = Denoiser(net), Denoiser(net, (scalar,)), {"guidance": jnp.array([3, 7.5])}
     fresh = scalar.init(KEY, batch, KEEP)["params"]
