@@ -10,7 +10,7 @@ import pytest
 from calling import call
 
 import ldm_jax
-from ldm_jax import train
+from ldm_jax import convert, train
 from ldm_jax.base import registry
 from ldm_jax.data import sources
 from ldm_jax.diffusion import guidance, process, schedules
@@ -57,7 +57,9 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_an_objective_and_a_backbone_of_ones_own_are_trained_and_drawn(recipe, tmp_path):
+def test_an_objective_and_a_backbone_of_ones_own_are_trained_and_drawn(
+    recipe, tmp_path, capfd, refused
+):
     run = tmp_path / "run"
     argv = [f"--config={recipe('ldm')}", f"--workdir={run}", *SHORT]
     assert call(train, *argv, "--config.latents.batches=1") == 0
@@ -68,6 +70,9 @@ def test_an_objective_and_a_backbone_of_ones_own_are_trained_and_drawn(recipe, t
     assert set(opened.weights["params"]) == {"mixer"}
     images = opened.sample(2, steps=3, sampler="heun", guidance=1.0)
     assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all()
+    capfd.readouterr()
+    code = convert.run(["export", f"--run={run}", f"--out={tmp_path / 'exported'}"])
+    assert "model.name=mixer: diffusers has no such network" in refused(code)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Laws of U-ViT."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from configs import uvit as recipes
 from ldm_jax.base import errors, tree
 from ldm_jax.models import uvit
 from ldm_jax.models.uvit import UViT
+from ldm_jax.stages.sampling import Sampling
 
 T = jnp.array([3, 700])
 rng = np.random.default_rng(0)
@@ -105,6 +108,16 @@ def test_rematerialised_gradients_are_the_same(filled):
 
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
     jax.tree.map(same, gradient(_tiny()), gradient(_tiny(remat=True, remat_saves="products")))
+
+
+def test_larger_pictures_are_drawn_in_tiles_of_the_training_size_and_smaller_ones_refused():
+    denoiser, codec = types.SimpleNamespace(backbone=_tiny(name="net")), types.SimpleNamespace(f=4)
+    model = types.SimpleNamespace(denoiser=denoiser, codec=codec, size=32, divisor=8)
+    assert Sampling().tiling(model, 32, 32) is None
+    assert Sampling().tiling(model, 32, 40).size == 8
+    for tile, height in ((0, 24), (16, 32)):
+        with pytest.raises(errors.UsageError, match=r"the size of its training alone, 32 pixels"):
+            Sampling(tile=tile).tiling(model, height, 64)
 
 
 def test_what_does_not_fit_is_refused(filled):
