@@ -34,12 +34,20 @@ AXES = {
 }
 
 
-def transformers(width, *patches, **sizes) -> dict:
-    """The values of an axis: the recipe's UNet, and DiTs to which the class is added."""
-    classes = {"class": dict(name="class", num_classes=-1, width=width, place="vector")}
-    dit = lambda patch: base.dit(width=width, patch=patch, qk_norm=True, rope=True, **sizes)
-    each = {f"dit-p{p}": {"ldm.model": dit(p), "ldm.conditioners": classes} for p in patches}
-    return {"unet": {}} | each
+def transformers(width, heads, *, dit, uvit, patches) -> dict:
+    """The values of an axis: the recipe's UNet, DiTs to which the class is added, and a U-ViT, for
+    which it is a token. dit, uvit: their depths, which should make them as large as the UNet."""
+    token = dict(name="class", num_classes=-1, width=width)
+    sizes = dict(width=width, heads=heads)
+    each = {
+        f"dit-p{p}": base.dit(depth=dit, patch=p, qk_norm=True, rope=True, **sizes) for p in patches
+    }
+    each["uvit"] = base.uvit(depth=uvit, patch=patches[0], conv_out=True, **sizes)
+    place = lambda model: "tokens" if model["name"] == "uvit" else "vector"
+    return {"unet": {}} | {
+        label: {"ldm.model": model, "ldm.conditioners": {"class": token | {"place": place(model)}}}
+        for label, model in each.items()
+    }
 
 
 def get_config(arg=None):
@@ -56,8 +64,8 @@ def _star(f, first_stage, ldm, axes=AXES):
 
 
 def shapes():
-    """Coloured shapes at 32x32; 18 denoisers of some 700 steps, by Adam 2e-3 or Muon 0.02."""
-    axes = AXES | {"network": transformers(192, 1, 2, depth=6, heads=6)}
+    """Coloured shapes at 32x32; 27 denoisers of some 500 to 700 steps, by Adam 2e-3 or Muon 0.02."""
+    axes = AXES | {"network": transformers(192, 6, dit=6, uvit=8, patches=(1, 2))}
     config = _star(4, quickstart.first_stage(), quickstart.brief(), axes)
     config.seeds = (0, 1, 2)
     config.budget.amount = 1e13
@@ -68,7 +76,7 @@ def shapes():
 def photos32():
     """Photographs at 32x32; the first stage and the denoiser of f = 4 in docs/ablation.md."""
     config = downsampling.photos32()
-    network = {"network": transformers(112, 1, 2, depth=5, heads=4)}
+    network = {"network": transformers(112, 4, dit=5, uvit=6, patches=(1, 2))}
     config.f, config.axes, config.design = (4,), tuple((AXES | network).items()), "star"
     config.ldms.f4.optim.denoiser.ns_steps = 5
     config.first_stages.f4.steps.update(total=600, eval=200, checkpoint=200)
@@ -82,7 +90,7 @@ def photos():
     """Photographs at 64x64; a first stage that starts from its data, denoisers of 10.9M."""
     first, ldm = photographs.first_stage(), photographs.ldm()
     ldm.batch_size = 16
-    axes = AXES | {"network": transformers(256, 2, depth=10, heads=8)}
+    axes = AXES | {"network": transformers(256, 8, dit=10, uvit=14, patches=(2,))}
     config = _star(4, first, ldm, axes)
     config.seeds = (0, 1, 2)
     config.data = dict(source="folder", path="")
