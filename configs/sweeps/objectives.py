@@ -64,7 +64,7 @@ def _star(f, first_stage, ldm, axes=AXES):
 
 
 def shapes():
-    """Coloured shapes at 32x32; 27 denoisers of some 500 to 700 steps, by Adam 2e-3 or Muon 0.02."""
+    """Coloured shapes at 32x32; 27 denoisers of 500 to 750 steps, by Adam 2e-3 or Muon 0.02."""
     axes = AXES | {"network": transformers(192, 6, dit=6, uvit=8, patches=(1, 2))}
     config = _star(4, quickstart.first_stage(), quickstart.brief(), axes)
     config.seeds = (0, 1, 2)

@@ -17,8 +17,13 @@ from ldm_jax.base import errors, tree
 from ldm_jax.base.values import Above0, Positive
 from ldm_jax.models.backbones import BACKBONES, Backbone
 from ldm_jax.nn import attention, blocks
+from ldm_jax.nn import tokens as tokens_lib
 
 XAVIER = nn.initializers.xavier_uniform()
+# Of a convolution's kernel as of the matrix from all its inputs to its outputs.
+AS_MATRIX = lambda key, shape, *dtype: XAVIER(
+    key, (np.prod(shape[:-1]), shape[-1]), *dtype
+).reshape(shape)
 TIME_FEATURES = 256
 TIME_INIT = nn.initializers.normal(0.02)
 EPS = 1e-6
@@ -92,8 +97,9 @@ class DiT(Backbone):
         [b, h, w, c2], channels appended to x; time: [b, 256], added to the timestep's
         sinusoids."""
         x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
-        h, w = (self._patches(side) for side in x.shape[1:3])
-        x = self._cut(x) + sinusoids(h, w, self.width).astype(self.dtype)
+        h, w = tokens_lib.grid(x, self.patch)
+        x = tokens_lib.cut(x, self.patch, self.width, kernel_init=AS_MATRIX, dtype=self.dtype)
+        x = x + sinusoids(h, w, self.width).astype(self.dtype)
         features = blocks.timestep_embedding(
             t + self.time_offset, TIME_FEATURES, freq_shift=self.freq_shift
         )
@@ -121,32 +127,13 @@ class DiT(Backbone):
         return self._head(x, embs[0] if self.separate else emb, h, w).astype(jnp.float32)
 
     @nn.nowrap
-    def _patches(self, side):
-        if side % self.patch:
-            nearest = max(round(side / self.patch), 1) * self.patch
-            raise ValueError(
-                f"A DiT of patch={self.patch} takes sides that divide by it; got {side}, nearest: "
-                f"{nearest}."
-            )
-        return side // self.patch
-
-    @nn.nowrap
-    def _cut(self, x):
-        """[b, h, w, c] -> [b, n, width], row by row."""
-        sides = (self.patch, self.patch)
-        how = dict(kernel_init=_as_matrix(XAVIER), dtype=self.dtype, name="patch_in")
-        x = nn.Conv(self.width, sides, sides, "VALID", **how)(x)
-        return einops.rearrange(x, "b h w d -> b (h w) d")
-
-    @nn.nowrap
     def _head(self, x, emb, h, w):
         """[b, n, width] -> [b, h * patch, w * patch, out_channels]."""
         shift, scale = _modulations(2, self.width, self.dtype, "out_ada")(nn.silu(emb))
         columns, zero = self.patch**2 * self.out_channels, blocks.ZERO_INIT
         x = _modulate(_norm(EPS, self.dtype, "norm_out")(x), shift, scale)
         x = blocks.dense(columns, "patch_out", dtype=self.dtype, kernel_init=zero)(x)
-        sides = dict(h=h, w=w, p=self.patch, q=self.patch)
-        return einops.rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", **sides)
+        return tokens_lib.joined(x, h, w, self.patch)
 
 
 class TimeEmbedding(nn.Module):
@@ -258,10 +245,3 @@ def _norm(eps, dtype, name):
 
 def _modulate(x, shift, scale):
     return x * (1 + scale[:, None]) + shift[:, None]
-
-
-def _as_matrix(init):
-    """An initialiser of a kernel as of the matrix from all its inputs to its outputs."""
-    return lambda key, shape, *dtype: init(key, (np.prod(shape[:-1]), shape[-1]), *dtype).reshape(
-        shape
-    )

@@ -8,7 +8,6 @@ finds to be what matters (its figure 2).
 
 from typing import Any, ClassVar, Literal
 
-import einops
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -16,8 +15,9 @@ from ldm_jax.base import errors, tree
 from ldm_jax.base.values import Positive
 from ldm_jax.models.backbones import BACKBONES, Backbone
 from ldm_jax.nn import attention, blocks
+from ldm_jax.nn import tokens as tokens_lib
 
-INIT = nn.initializers.truncated_normal(0.02)
+INIT, CUT_INIT = nn.initializers.truncated_normal(0.02), blocks.KERNEL_INIT
 EPS = 1e-5
 
 
@@ -82,8 +82,9 @@ class UViT(Backbone):
         differs from it; concat: [b, h, w, c2], channels appended to x; time: [b, width], added to
         the timestep's sinusoids."""
         x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
-        h, w = (self._patches(side) for side in x.shape[1:3])
-        parts = [self._time(t, time), self._condition(tokens), self._cut(x)]
+        h, w = tokens_lib.grid(x, self.patch)
+        cut = tokens_lib.cut(x, self.patch, self.width, kernel_init=CUT_INIT, dtype=self.dtype)
+        parts = [self._time(t, time), self._condition(tokens), cut]
         sequence = jnp.concatenate([part for part in parts if part is not None], axis=1)
         sequence = sequence + self._positions(sequence.shape[1]).astype(self.dtype)
         if mask is not None:
@@ -94,16 +95,6 @@ class UViT(Backbone):
         sequence, _ = blocks.layer(Layer, self)(name="middle")(sequence, None, mask)
         sequence, _ = Layers(**each, name="behind")(sequence, skips[::-1], mask)
         return self._head(sequence[:, -h * w :], h, w)
-
-    @nn.nowrap
-    def _patches(self, side):
-        if side % self.patch:
-            nearest = max(round(side / self.patch), 1) * self.patch
-            raise ValueError(
-                f"A U-ViT of patch={self.patch} takes sides that divide by it; got {side}, "
-                f"nearest: {nearest}."
-            )
-        return side // self.patch
 
     @nn.nowrap
     def _time(self, t, time):
@@ -121,14 +112,6 @@ class UViT(Backbone):
         if tokens is None or tokens.shape[-1] == self.width:
             return tokens if tokens is None else tokens.astype(self.dtype)
         return blocks.dense(self.width, "tokens_in", dtype=self.dtype, kernel_init=INIT)(tokens)
-
-    @nn.nowrap
-    def _cut(self, x):
-        """[b, h, w, c] -> [b, n, width], row by row."""
-        sides = (self.patch, self.patch)
-        how = dict(kernel_init=blocks.KERNEL_INIT, dtype=self.dtype, name="patch_in")
-        x = nn.Conv(self.width, sides, sides, "VALID", **how)(x)
-        return einops.rearrange(x, "b h w d -> b (h w) d")
 
     @nn.nowrap
     def _positions(self, length):
@@ -149,8 +132,7 @@ class UViT(Backbone):
         columns = self.patch**2 * self.out_channels
         x = _norm(self.dtype, "norm_out")(x)
         x = blocks.dense(columns, "patch_out", dtype=self.dtype, kernel_init=INIT)(x)
-        sides = dict(h=h, w=w, p=self.patch, q=self.patch)
-        x = einops.rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", **sides)
+        x = tokens_lib.joined(x, h, w, self.patch)
         if self.conv_out:
             x = blocks.conv3x3(self.out_channels, "conv_out", dtype=self.dtype)(x)
         return x.astype(jnp.float32)

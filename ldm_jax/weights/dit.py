@@ -7,9 +7,10 @@ import numpy as np
 from ldm_jax.base import errors, tensorfile, tree
 from ldm_jax.models.dit import DiT
 from ldm_jax.weights.foreign import Foreign, defaults, refuse_unless, unusual
-from ldm_jax.weights.rules import Rule, within
+from ldm_jax.weights.rules import Rule, stacked, within
 
 CLASS = "conditioners_class/table"
+STACK = f"dit/{tree.STACK}/"
 OFFICIAL_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width: S, B, L, XL
 # The process of the official DiTs is ADM's (Dhariwal & Nichol 2021).
 OFFICIAL_PROCESS = dict(schedule="linear", beta_start=1e-4, beta_end=0.02, prediction="eps")
@@ -45,7 +46,9 @@ def diffusers_table(model, outputs: int = 1) -> list[Rule]:
         Rule("pos_embed.proj", "dit/patch_in", "conv"),
         Rule("proj_out_1", "dit/out_ada", "dense"),
         Rule("proj_out_2", "dit/patch_out", "dense", reorder=_first_of(model, outputs)),
-        *_stacked("transformer_blocks", depth, [*layer, *(time if separate else [])]),
+        *stacked(
+            [("transformer_blocks.{i}.", STACK)], depth, [*layer, *(time if separate else [])]
+        ),
     ]
     for i in range(depth):
         own = table._replace(part=i, parts=depth) if separate else table
@@ -156,16 +159,7 @@ def official_table(model, outputs: int = 1) -> list[Rule]:
         Rule("y_embedder.embedding_table", CLASS, "table"),
         Rule("final_layer.adaLN_modulation.1", "dit/out_ada", "dense"),
         Rule("final_layer.linear", "dit/patch_out", "dense", reorder=_first_of(model, outputs)),
-        *_stacked("blocks", model["depth"], layer),
-    ]
-
-
-def _stacked(name, depth, layer):
-    """The rules of all blocks, which are one stack of ours."""
-    return [
-        rule._replace(layer=i, layers=depth)
-        for i in range(depth)
-        for rule in within([(f"{name}.{i}.", f"dit/{tree.STACK}/")], layer)
+        *stacked([("blocks.{i}.", STACK)], model["depth"], layer),
     ]
 
 

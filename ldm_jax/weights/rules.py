@@ -72,6 +72,16 @@ def within(places, layers):
     ]
 
 
+def stacked(places, depth: int, layers):
+    """The rules of `depth` layers that are one stack of ours; (key, path) of `places` holds {i}
+    for the number of a layer, and leads to the stack."""
+    return [
+        rule._replace(layer=i, layers=depth)
+        for i in range(depth)
+        for rule in within([(key.format(i=i), path) for key, path in places], layers)
+    ]
+
+
 def convert(state, rules, ignore=(), expected=None):
     """Foreign state dict {key: array} -> our nested params, float32.
 

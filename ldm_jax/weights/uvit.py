@@ -5,7 +5,7 @@ import numpy as np
 from ldm_jax.base import errors, tensorfile, tree
 from ldm_jax.weights import rules as rules_lib
 from ldm_jax.weights.foreign import Foreign
-from ldm_jax.weights.rules import Rule, within
+from ldm_jax.weights.rules import Rule, stacked, within
 
 HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16}  # by width: S, M, L, H
 KEYS = ("patch_embed.proj.weight", "pos_embed", "decoder_pred.weight", "mid_block.norm1.weight")
@@ -86,16 +86,8 @@ def table_of(half: int, classes: bool) -> list[Rule]:
         Rule("label_emb", "conditioners_class/table", "table"),
         *within(inside, ends),
         *within([("mid_block.", "uvit/middle/")], layer),
-        *_stacked("in_blocks", "before", half, layer),
-        *_stacked("out_blocks", "behind", half, behind),
-    ]
-
-
-def _stacked(name, ours, depth, layer):
-    return [
-        rule._replace(layer=i, layers=depth)
-        for i in range(depth)
-        for rule in within([(f"{name}.{i}.", f"uvit/{ours}/{tree.STACK}/")], layer)
+        *stacked([("in_blocks.{i}.", f"uvit/before/{tree.STACK}/")], half, layer),
+        *stacked([("out_blocks.{i}.", f"uvit/behind/{tree.STACK}/")], half, behind),
     ]
 
 
