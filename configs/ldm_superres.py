@@ -15,7 +15,8 @@ from configs import paper
 
 def get_config(arg=None):
     config = paper.ldm("configs/vq_f4.py", batch_size=64, lr=6.4e-5, steps=860_000)
-    config.data.update(source="tfds", name="imagenet2012", split="train")
+    config.data.update(source="tfds", name="imagenet2012", split="train", crop="random")
+    config.data.update(crop_least=0.5, interpolation="area")
     config.model.update(width=160, mult=(1, 2, 2, 4), attention=(8,))
     config.conditioners = {"low_res": dict(name="image", degradation="bicubic")}
     config.process.update(beta_end=0.0155)

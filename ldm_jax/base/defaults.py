@@ -49,6 +49,8 @@ class Data(Group):
     vocabulary: str = ""  # captions: a vocab.txt, or hf:OWNER/NAME; "" is the source's own words
     size: values.Side = 256  # pixels of a side, after cropping
     crop: Literal["center", "random"] = "center"  # where the square is cut from an image
+    # crop=random: least side of the square, as a share of the short side; 1 always takes that whole
+    crop_least: Annotated[float, Number(above=0, most=1)] = 1.0
     interpolation: str = "bicubic"  # nearest, bilinear, bicubic, lanczos or area: how it is resized
     flip: bool = True  # whether images are mirrored at random
     # share of the records that is never trained on, for evaluation

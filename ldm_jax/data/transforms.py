@@ -25,12 +25,15 @@ def standard(
     flip: bool = False,
     interpolation: str = "bicubic",
     makers: tuple = (),
+    crop_least: float = 1.0,
 ) -> list:
     """The usual chain for training. For evaluation: the defaults (centre crop, no flip).
 
-    makers: transforms that make condition fields of the cropped and flipped record.
+    makers: transforms that make condition fields of the cropped and flipped record. The others: see
+    `Crop`.
     """
-    return [Crop(size, crop, interpolation), *([Flip()] if flip else []), *makers, ToFloat()]
+    cut = Crop(size, crop, interpolation, crop_least)
+    return [cut, *([Flip()] if flip else []), *makers, ToFloat()]
 
 
 class Crop:
@@ -39,12 +42,20 @@ class Crop:
     center: cut the middle, then resize: the official LSUN, CelebA-HQ and FFHQ loaders.
     random: resize the short side to `size`, then cut at a random place along the long side: the
       official ImageNet training loader, with PIL's filters (which antialias) in place of cv2's.
+      With `least` below 1 the window's side is drawn evenly between this share of the short side
+      and all of it, at any place: the official loader of super-resolution, whose least is 0.5.
 
     Where a record has boxes, `whole_boxes` and `window` are those and the square in coordinates of
     the whole image, for layouts that tell the crop.
     """
 
-    def __init__(self, size: int, mode: str = "center", interpolation: str = "bicubic"):
+    def __init__(
+        self,
+        size: int,
+        mode: str = "center",
+        interpolation: str = "bicubic",
+        least: float = 1.0,
+    ):
         if mode not in ("center", "random"):
             raise errors.UsageError(f"crop={mode!r}: choose center or random.")
         if interpolation not in INTERPOLATIONS:
@@ -54,7 +65,7 @@ class Crop:
             )
         if size < 1:
             raise errors.UsageError(f"size={size}: give the side of the square in pixels.")
-        self._size, self._mode, self._interpolation = size, mode, interpolation
+        self._size, self._mode, self._interpolation, self._least = size, mode, interpolation, least
 
     def __call__(self, record, rng):
         if record["image"].ndim != 3 or record["image"].shape[2] != 3:
@@ -63,6 +74,8 @@ class Crop:
         side = min(h, w)
         y, x = (h - side) // 2, (w - side) // 2
         if self._mode == "random":
+            if self._least < 1:
+                side = max(1, int(side * rng.uniform(self._least, 1)))
             y, x = (int(rng.integers(n - side + 1)) for n in (h, w))
         out = record | {"image": self._resize(record["image"], x, y, side)}
         if "segmentation" in record:
@@ -74,7 +87,7 @@ class Crop:
         return out
 
     def _resize(self, pixels, x, y, side):
-        if self._mode == "center" or side == self._size:
+        if self._mode == "center" or self._least < 1 or side == self._size:
             pixels = pixels[y : y + side, x : x + side]
             x = y = 0
         if side == self._size:

@@ -43,6 +43,7 @@ _OF_KL, _OF_CODEBOOK = _not("none", "vq", "lfq"), _not("none", "kl", "noise", "l
 RULES = [
     Rule("track.name", bool, ("track.project", "track.entity")),
     Rule("track.name", _not("trackio"), ("track.entity",)),
+    Rule("data.crop", _not("center"), ("data.crop_least",)),
     # First stages
     Rule("loss.disc_weight", bool, ("loss.disc_start", "loss.disc_loss")),
     Rule("loss.disc_weight", bool, ("discriminator.*", "optim.discriminator.*")),

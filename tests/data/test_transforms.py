@@ -25,10 +25,10 @@ def found(mask):
     return np.array([xs.min() / w, ys.min() / h, (xs.max() + 1) / w, (ys.max() + 1) / h])
 
 
-@pytest.mark.parametrize("mode", ["center", "random"])
+@pytest.mark.parametrize(("mode", "least"), [("center", 1.0), ("random", 1.0), ("random", 0.6)])
 @pytest.mark.parametrize("size", [20, 40, 80])
-def test_boxes_and_segmentation_follow_crop_and_flip(mode, size):
-    chain = [transforms.Crop(size, mode), transforms.Flip()]
+def test_boxes_and_segmentation_follow_crop_and_flip(mode, least, size):
+    chain = [transforms.Crop(size, mode, least=least), transforms.Flip()]
     for seed in range(8):
         out, rng = record(), np.random.default_rng(seed)
         for transform in chain:
@@ -39,6 +39,22 @@ def test_boxes_and_segmentation_follow_crop_and_flip(mode, size):
             seen = found(out["image"][..., 0] > 127)
             np.testing.assert_allclose(out["boxes"][0], seen, atol=tolerance)
             np.testing.assert_allclose(found(out["segmentation"]), seen, atol=tolerance)
+
+
+def test_smaller_random_crops_are_the_official_loader_of_super_resolution():
+    """A square whose side is drawn between half of the short side and all of it, then resized."""
+    image = np.random.default_rng(0).integers(0, 256, (37, 52, 3)).astype(np.uint8)
+    crop, given, sides = transforms.Crop(8, "random", "area", least=0.5), {"image": image}, set()
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        side = int(37 * rng.uniform(0.5, 1))
+        top, left = (int(rng.integers(n - side + 1)) for n in (37, 52))
+        window = Image.fromarray(image[top : top + side, left : left + side])
+        expected = np.asarray(window.resize((8, 8), Image.Resampling.BOX))
+        out = crop(given, np.random.default_rng(seed))
+        np.testing.assert_array_equal(out["image"], expected)
+        sides.add(side)
+    assert min(sides) == 18 and max(sides) == 36
 
 
 def test_center_crop_is_the_official_lsun_loader():
