@@ -22,7 +22,7 @@ ADDED = {
     "adapt.name": dict(keep="", keep_weight=3.0),
     "distil.huber": dict(calls=[1, 2, 4], critic_steps=5, critic_first=100),
     "data.source": dict(label_field="label", combinations="", relations=False, vocabulary="")
-    | dict(caption_field="", image_field="", mix={}, bucket_cache=32.0),
+    | dict(caption_field="", image_field="", mix={}, bucket_cache=32.0, crop_least=1.0),
     "eval.records": dict(metrics=[], features="", weights="", samples=0, every=0),
     "checkpoints.keep": dict(snapshots=0),
     "limits.step": dict(stuck=0),
