@@ -35,14 +35,17 @@ AXES = {
 
 
 def transformers(width, heads, *, dit, uvit, patches) -> dict:
-    """The values of an axis: the recipe's UNet, DiTs to which the class is added, and a U-ViT, for
-    which it is a token. dit, uvit: their depths, which should make them as large as the UNet."""
+    """The values of an axis: the recipe's UNet, DiTs to which the class is added, and a U-ViT, of
+    the last of the patches, for which the class is a token.
+
+    dit, uvit: their depths, which should make them as large as the UNet.
+    """
     token = dict(name="class", num_classes=-1, width=width)
     sizes = dict(width=width, heads=heads)
     each = {
         f"dit-p{p}": base.dit(depth=dit, patch=p, qk_norm=True, rope=True, **sizes) for p in patches
     }
-    each["uvit"] = base.uvit(depth=uvit, patch=patches[0], conv_out=True, **sizes)
+    each[f"uvit-p{patches[-1]}"] = base.uvit(depth=uvit, patch=patches[-1], conv_out=True, **sizes)
     place = lambda model: "tokens" if model["name"] == "uvit" else "vector"
     return {"unet": {}} | {
         label: {"ldm.model": model, "ldm.conditioners": {"class": token | {"place": place(model)}}}
