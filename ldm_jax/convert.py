@@ -2,8 +2,7 @@
 
     python -m ldm_jax.convert compvis   --config=MODEL.yaml --checkpoint=MODEL.ckpt --out=RUN
     python -m ldm_jax.convert diffusers --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
-    python -m ldm_jax.convert dit       --checkpoint=MODEL.pt --out=RUN
-    python -m ldm_jax.convert uvit      --checkpoint=nnet_ema.pth --out=RUN
+    python -m ldm_jax.convert dit|uvit  --checkpoint=MODEL.pt --out=RUN
     python -m ldm_jax.convert taef2     --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
     python -m ldm_jax.convert lora      --checkpoint=LORA.safetensors --run=BASE --out=RUN
     python -m ldm_jax.convert control   --checkpoint=FOLDER|hf:OWNER/NAME --run=BASE --out=RUN
@@ -25,8 +24,7 @@ from ldm_jax.base import remote
 
 # Flags of each kind, beside --out.
 TAKES = dict(compvis=("checkpoint", "config", "heads", "tokenizer"), diffusers=("checkpoint",))
-TAKES |= dict.fromkeys(("dit", "uvit"), ("checkpoint", "heads"))
-TAKES |= dict(taef2=("checkpoint",))
+TAKES |= dict(dit=("checkpoint", "heads"), uvit=("checkpoint", "heads"), taef2=("checkpoint",))
 TAKES |= dict(lora=("checkpoint", "run", "unet_only"), control=("checkpoint", "run"))
 TAKES |= dict(merge=("run", "adapters", "ema"), export=("run", "ema"))
 VERBS = tuple(TAKES)

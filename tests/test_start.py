@@ -7,6 +7,8 @@ import pytest
 from calling import call
 
 from ldm_jax import convert, evaluate, train
+from ldm_jax.base import config as config_lib
+from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -37,6 +39,17 @@ def test_what_was_measured_is_recorded_and_measured_alike_again(workdir, tmp_pat
     assert read(tmp_path / "again" / "start.json") == begun
     first, again = ((path / "metrics.jsonl").read_bytes() for path in (workdir, tmp_path / "again"))
     assert first == again
+
+
+def test_larger_patches_are_fitted_on_more_images():
+    """Their components are those of other images too where patches are several for each number."""
+    config = config_lib.load(f"{ROOT}/configs/debug.py:first_stage")
+    config.data.count = 2_000
+    source = data_lib.open_source(config.data)
+    count = lambda f: len(start.images(config, source, f))
+    assert config.data.size == 16 and count(2) == start.IMAGES
+    # 16 x 16 pixels are one patch of 768 numbers: there are not eight times as many images.
+    assert count(16) == len(data_lib.training(config, source)) == 1_500
 
 
 def test_a_run_that_goes_on_measures_nothing(workdir, monkeypatch):

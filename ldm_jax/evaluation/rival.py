@@ -14,8 +14,9 @@ def psnr_db(config, source, count: int) -> dict:
     As many components of patches of f x f pixels as the latent has channels, or as many centres as
     the codebook has entries, are fitted on training images. count: held-out records.
     """
-    name, fit = kinds.of(config).rival(config)
-    fitted, found = fit(start.images(config, source)), []
+    kind = kinds.of(config)
+    name, fit = kind.rival(config)
+    fitted, found = fit(start.images(config, source, kind.codec(config).f)), []
     records = data_lib.held_out(config, source)
     share = dict(host=0, hosts=1)
     for batch in data_lib.held_out_batches(config, records, ("image",), count, **share):

@@ -13,13 +13,20 @@ from ldm_jax.metrics import linear
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.runs import data
 
-IMAGES, PIXELS = 1_024, 2**24  # of the first training batches are looked at, at most
+IMAGES, PIXELS = 1_024, 2**24  # of the first training batches are looked at; pixels: at most
+PATCHES = 8  # for each number of a patch, for which more images may be needed where f is large
 POINTS = 16  # latents for each entry of a codebook, at most
 
 
-def images(config: ConfigDict, source) -> np.ndarray:
-    """The first training images as a single host reads them, so that many hosts see the same."""
-    count = min(IMAGES, max(1, PIXELS // config.data.size**2))
+def images(config: ConfigDict, source, f: int) -> np.ndarray:
+    """The first training images as a single host reads them, so that many hosts see the same.
+
+    f: patches of f x f pixels are what is looked at. Their components, of 3 f^2 numbers each, are
+    those of other images too only where there are several times as many patches.
+    """
+    needed = PATCHES * 3 * f**2 * f**2 // config.data.size**2
+    count = min(max(IMAGES, needed), max(1, PIXELS // config.data.size**2))
+    count = min(count, max(IMAGES, len(data.training(config, source))))
     batches = data.make(config, source, ("image",), dict(host=0, hosts=1)).train(0)
     with batches as some:
         few = itertools.islice(some, -(-count // config.batch_size))
@@ -37,7 +44,7 @@ def measure(config: ConfigDict, source, record, model) -> dict:
     found = {}
 
     def measured():
-        made, share = arrays(x := images(config, source), model, config.seed)
+        made, share = arrays(x := images(config, source, model.f), model, config.seed)
         found.update(made)
         record.write(start={"digest": tree.digest(found), "images": len(x), "explained": share})
         return {name: array.shape for name, array in found.items()}
