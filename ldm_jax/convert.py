@@ -2,7 +2,8 @@
 
     python -m ldm_jax.convert compvis   --config=MODEL.yaml --checkpoint=MODEL.ckpt --out=RUN
     python -m ldm_jax.convert diffusers --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
-    python -m ldm_jax.convert dit|uvit  --checkpoint=MODEL.pt --out=RUN
+    python -m ldm_jax.convert dit       --checkpoint=MODEL.pt --out=RUN
+    python -m ldm_jax.convert uvit      --checkpoint=MODEL.pth --out=RUN
     python -m ldm_jax.convert taef2     --checkpoint=FOLDER|hf:OWNER/NAME --out=RUN
     python -m ldm_jax.convert lora      --checkpoint=LORA.safetensors --run=BASE --out=RUN
     python -m ldm_jax.convert control   --checkpoint=FOLDER|hf:OWNER/NAME --run=BASE --out=RUN
@@ -10,10 +11,10 @@
     python -m ldm_jax.convert export    --run=RUN --out=FOLDER | --push=hf:OWNER/NAME
 
 compvis reads official checkpoints (.ckpt, .safetensors, .npz), diffusers a model's or a pipeline's
-folder, dit and uvit the file of an official transformer, taef2 those of a tiny autoencoder, lora a
-file of diffusers or kohya's scripts for the run BASE, control a ControlNetModel's folder for it.
-merge makes one run of whole weights of an adapter, or of a run and its adapters. No code in them is
-executed. --config.key=value changes the config that is written. --push: see docs/weights.md.
+folder, dit and uvit an official transformer, taef2 a tiny autoencoder, lora a file of diffusers or
+kohya's scripts for the run BASE, control a ControlNetModel's folder for it. merge makes one run of
+an adapter, or of a run and its adapters. No code in them is executed. --config.key=value changes
+the config that is written. --push: see docs/weights.md.
 """
 
 import functools
@@ -22,11 +23,10 @@ import pathlib
 from ldm_jax import cli
 from ldm_jax.base import remote
 
-# Flags of each kind, beside --out.
 TAKES = dict(compvis=("checkpoint", "config", "heads", "tokenizer"), diffusers=("checkpoint",))
 TAKES |= dict(dit=("checkpoint", "heads"), uvit=("checkpoint", "heads"), taef2=("checkpoint",))
 TAKES |= dict(lora=("checkpoint", "run", "unet_only"), control=("checkpoint", "run"))
-TAKES |= dict(merge=("run", "adapters", "ema"), export=("run", "ema"))
+TAKES |= dict(merge=("run", "adapters", "ema"), export=("run", "ema"))  # beside --out
 VERBS = tuple(TAKES)
 PUSHING = ("push", "public", "license", "data_license", "evaluations")  # beside those of export
 FLAGS = dict(

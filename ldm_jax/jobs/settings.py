@@ -69,7 +69,7 @@ def read(wanted: Wanted, **changes) -> Settings:
     if trained_here and not wanted.weaker and (line := untrained_null(config, sampling.guidance)):
         terminal.warn(line)
     size = read_size(wanted.size, config)
-    sampling.tiling(kinds.of(config).model(config), *size)
+    sampling.tiling(kinds.of(config).model(config), *size)  # refuses before any device is touched
     return Settings(wanted, config, sampling, size)
 
 

@@ -20,10 +20,6 @@ from ldm_jax.nn import attention, blocks
 from ldm_jax.nn import tokens as tokens_lib
 
 XAVIER = nn.initializers.xavier_uniform()
-# Of a convolution's kernel as of the matrix from all its inputs to its outputs.
-AS_MATRIX = lambda key, shape, *dtype: XAVIER(
-    key, (np.prod(shape[:-1]), shape[-1]), *dtype
-).reshape(shape)
 TIME_FEATURES = 256
 TIME_INIT = nn.initializers.normal(0.02)
 EPS = 1e-6
@@ -98,7 +94,7 @@ class DiT(Backbone):
         sinusoids."""
         x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
         h, w = tokens_lib.grid(x, self.patch)
-        x = tokens_lib.cut(x, self.patch, self.width, kernel_init=AS_MATRIX, dtype=self.dtype)
+        x = tokens_lib.cut(x, self.patch, self.width, kernel_init=_as_matrix, dtype=self.dtype)
         x = x + sinusoids(h, w, self.width).astype(self.dtype)
         features = blocks.timestep_embedding(
             t + self.time_offset, TIME_FEATURES, freq_shift=self.freq_shift
@@ -245,3 +241,8 @@ def _norm(eps, dtype, name):
 
 def _modulate(x, shift, scale):
     return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def _as_matrix(key, shape, *dtype):
+    """XAVIER of a convolution's kernel, as of the matrix from all its inputs to its outputs."""
+    return XAVIER(key, (np.prod(shape[:-1]), shape[-1]), *dtype).reshape(shape)

@@ -84,12 +84,11 @@ class UViT(Backbone):
         x = x if concat is None else jnp.concatenate([x, concat], axis=-1)
         h, w = tokens_lib.grid(x, self.patch)
         cut = tokens_lib.cut(x, self.patch, self.width, kernel_init=CUT_INIT, dtype=self.dtype)
-        parts = [self._time(t, time), self._condition(tokens), cut]
-        sequence = jnp.concatenate([part for part in parts if part is not None], axis=1)
+        condition = [] if tokens is None else [self._condition(tokens)]
+        sequence = jnp.concatenate([self._time(t, time), *condition, cut], axis=1)
         sequence = sequence + self._positions(sequence.shape[1]).astype(self.dtype)
         if mask is not None:
-            seen = [jnp.ones((len(x), part.shape[1]), bool) for part in (parts[0], parts[2])]
-            mask = jnp.concatenate([seen[0], mask, seen[1]], axis=1)
+            mask = jnp.pad(mask, ((0, 0), (1, h * w)), constant_values=True)
         each = blocks.same_fields(self, Layers) | dict(length=self.depth // 2)
         sequence, skips = Layers(**each, name="before")(sequence, None, mask)
         sequence, _ = blocks.layer(Layer, self)(name="middle")(sequence, None, mask)
@@ -109,8 +108,8 @@ class UViT(Backbone):
 
     @nn.nowrap
     def _condition(self, tokens):
-        if tokens is None or tokens.shape[-1] == self.width:
-            return tokens if tokens is None else tokens.astype(self.dtype)
+        if tokens.shape[-1] == self.width:
+            return tokens.astype(self.dtype)
         return blocks.dense(self.width, "tokens_in", dtype=self.dtype, kernel_init=INIT)(tokens)
 
     @nn.nowrap

@@ -14,7 +14,7 @@ from ldm_jax.base import disk, errors, output, remote, tensorfile, tree, watch
 from ldm_jax.base import record as record_lib
 from ldm_jax.engine import checkpoint, snapshots
 from ldm_jax.runs import adapters as adapters_lib
-from ldm_jax.runs import conditions, keys, kinds
+from ldm_jax.runs import codecs, conditions, keys, kinds
 from ldm_jax.runs import frozen as frozen_lib
 from ldm_jax.weights import control as control_lib
 from ldm_jax.weights import dit, official, rules, taesd, uvit
@@ -193,7 +193,11 @@ def write_run(source, folder, overrides) -> dict:
             changes["first_stage"] = FIRST_STAGE
             inner = write_run(source.first_stage, folder / FIRST_STAGE, {})
             counts["first_stage_parameters"] = inner["parameters"]
-    record.write_config(make_config(source.stage, changes, overrides))
+    config = make_config(source.stage, changes, overrides)
+    alone = isinstance(source.first_stage, str)  # then its data.size is that of latents
+    if alone and "first_stage" in overrides and "data.size" not in overrides:
+        config.data.size *= codecs.open_codec(config.first_stage).f
+    record.write_config(config)
 
     for place, file in source.files.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)

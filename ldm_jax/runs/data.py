@@ -105,8 +105,8 @@ def make(config: ConfigDict, source, fields, share: dict | None = None, cache=No
         chain = [latents.Choose(data.flip), *makers]
         train_fields = tuple("moments" if field == "image" else field for field in fields)
     else:
-        how = data.size, data.crop, data.flip, data.interpolation, makers, data.crop_least
-        chain = transforms.standard(*how)
+        how = dict(makers=makers, crop_least=data.crop_least)
+        chain = transforms.standard(data.size, data.crop, data.flip, data.interpolation, **how)
     return loop.Data(
         train=lambda step: pipeline.train_batches(
             train,

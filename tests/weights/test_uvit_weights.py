@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from make_control_golden import filled
@@ -9,6 +10,9 @@ from make_uvit_golden import CASES, FILE, IDS, T, given
 
 import ldm_jax
 from ldm_jax import convert
+from ldm_jax.base import config as config_lib
+from ldm_jax.base import record as record_lib
+from ldm_jax.runs import conversion, kinds
 
 GOLDEN = json.loads(FILE.read_text())
 
@@ -27,6 +31,18 @@ def test_a_converted_run_computes_what_the_official_code_does(name, tmp_path):
     fields = {"class": np.array(IDS)} if name == "classes" else {}
     out = run.denoise(given(), np.array(T), fields)
     np.testing.assert_allclose(out, GOLDEN[name]["out"], atol=1e-5)
+
+
+def test_with_a_first_stage_it_draws_pictures_of_f_times_its_latents(tmp_path):
+    first = config_lib.load("configs/debug.py:first_stage")
+    first.model.update(z_channels=4, latent_channels=4)
+    record_lib.Record(tmp_path / "first").write_config(first)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), kinds.of(first).shapes(first))
+    conversion.save(tmp_path / "first", 0, {"params": zeros, "ema": {}})
+    np.savez(tmp_path / "model.npz", **state_of("classes"))
+    argv = ["uvit", f"--checkpoint={tmp_path}/model.npz", f"--out={tmp_path}/run", "--heads=2"]
+    assert convert.run([*argv, f"--config.first_stage={tmp_path}/first"]) == 0
+    assert ldm_jax.load(tmp_path / "run").sample(1, steps=1, guidance=1.0).shape == (1, 16, 16, 3)
 
 
 @pytest.mark.parametrize(
