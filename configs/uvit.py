@@ -49,6 +49,7 @@ def tiny():
     from configs import quickstart
 
     config = quickstart.ldm()
-    config.model = base.uvit(width=192, depth=8, heads=6, patch=1, conv_out=True)
+    sizes = dict(width=192, depth=8, heads=6, patch=2, conv_out=True)
+    config.model = base.uvit(**sizes, position_std=1.0)  # as so brief a training needs
     config.conditioners = {"class": dict(name="class", num_classes=-1, width=192)}
     return config

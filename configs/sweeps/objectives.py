@@ -45,7 +45,8 @@ def transformers(width, heads, *, dit, uvit, patches) -> dict:
     each = {
         f"dit-p{p}": base.dit(depth=dit, patch=p, qk_norm=True, rope=True, **sizes) for p in patches
     }
-    each[f"uvit-p{patches[-1]}"] = base.uvit(depth=uvit, patch=patches[-1], conv_out=True, **sizes)
+    own = dict(depth=uvit, patch=patches[-1], conv_out=True, position_std=1.0)
+    each[f"uvit-p{patches[-1]}"] = base.uvit(**sizes, **own)
     place = lambda model: "tokens" if model["name"] == "uvit" else "vector"
     return {"unet": {}} | {
         label: {"ldm.model": model, "ldm.conditioners": {"class": token | {"place": place(model)}}}

@@ -430,6 +430,7 @@ def uvit(**changes) -> dict:
         patch=2,  # side of a patch, in positions of the latent
         time_mlp=False,  # the timestep's sinusoids go through two layers
         conv_out=False,  # a 3x3 convolution of the image at the end
+        position_std=0.02,  # deviation that the embeddings of places start with
         time_offset=0,  # added to the timestep; officially 1
         attention_kernel="xla",  # auto: cuDNN on a GPU, pallas on a TPU, where they take the heads
         remat=False,  # recompute the activations inside layers in the backward pass

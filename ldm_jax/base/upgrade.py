@@ -30,6 +30,7 @@ ADDED = {
     "model.bottleneck": dict(name="autoencoder", attention_kernel="xla"),
     "model.codebook_size": dict(shortcut="", patch=1, fold=1),
     "model.transformer_depth": dict(name="unet", attention_kernel="xla"),
+    "model.conv_out": dict(position_std=0.02),
     "model.groups": dict(norm_kernel="xla", remat_saves=""),
     "discriminator": dict(encoder=""),
     "loss.kl_weight": dict(pixel_loss="l1", restart=0, perceptual_crop=0, latent_noise=0.1)

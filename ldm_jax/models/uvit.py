@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ldm_jax.base import errors, tree
-from ldm_jax.base.values import Positive
+from ldm_jax.base.values import Amount, Positive
 from ldm_jax.models.backbones import BACKBONES, Backbone
 from ldm_jax.nn import attention, blocks
 from ldm_jax.nn import tokens as tokens_lib
 
-INIT, CUT_INIT = nn.initializers.truncated_normal(0.02), blocks.KERNEL_INIT
+INIT, CUT_INIT = nn.initializers.normal(0.02), blocks.KERNEL_INIT
 EPS = 1e-5
 
 
@@ -32,8 +32,10 @@ class UViT(Backbone):
     the paper are (512, 12, 8), (768, 16, 12), (1024, 20, 16) and (1152, 28, 16) as (width, depth,
     heads). patch: side of a patch, in positions of the latent. time_mlp: the timestep's sinusoids
     go through two layers before they are a token. conv_out: a 3x3 convolution of the image at the
-    end. time_offset: added to the timestep; officially 1, as it counts from 1 there.
-    attention_kernel: see `attention.choose`.
+    end. position_std: deviation that the embeddings of places start with. The official 0.02 is
+    drowned by the patches, so that a brief training does not learn where they lie; 1 is not
+    (docs/objectives.md). time_offset: added to the timestep; officially 1, as it counts from 1
+    there. attention_kernel: see `attention.choose`.
     """
 
     width: Positive = 512
@@ -42,6 +44,7 @@ class UViT(Backbone):
     patch: Positive = 2
     time_mlp: bool = False
     conv_out: bool = True
+    position_std: Amount = 0.02
     time_offset: int = 0
     attention_kernel: Literal["xla", "cudnn", "pallas", "auto"] = "xla"
     remat: bool = False
@@ -123,7 +126,8 @@ class UViT(Backbone):
                     f"for {known} tokens of the timestep, the condition and the patches, not "
                     f"{length}."
                 )
-        return self.param("positions", INIT, (1, length, self.width))
+        init = nn.initializers.normal(self.position_std)
+        return self.param("positions", init, (1, length, self.width))
 
     @nn.nowrap
     def _head(self, x, h, w):

@@ -79,6 +79,13 @@ def test_each_layer_behind_the_middle_reads_its_counterpart(filled):
     np.testing.assert_allclose(whole, jax.jit(by_hand)(params), atol=2e-5)
 
 
+@pytest.mark.parametrize("deviation", [0.02, 1.0])
+def test_embeddings_of_places_start_with_their_deviation(deviation):
+    model = _tiny(width=64, position_std=deviation)
+    params = jax.jit(model.init)(jax.random.key(0), X, T, TOKENS)["params"]
+    np.testing.assert_allclose(np.std(params["positions"]), deviation, rtol=0.1)
+
+
 @pytest.mark.parametrize("part", ["concat", "tokens", "t", "time"])
 def test_every_condition_moves_the_output(filled, part):
     inputs = dict(t=T, tokens=TOKENS, concat=X[..., :1], time=np.zeros((2, 16), np.float32))
