@@ -45,7 +45,9 @@ def main(args, overrides):
     if args.dry_run:
         argv = ["python", "-m", "ldm_jax.sweep", f"--sweep={args.sweep}", f"--workdir={place}"]
         argv += [f"--config.{key}={text}" for key, text in overrides.items()]
-        return print(*work_lib.describe(chosen, sweep, argv), sep="\n")
+        for line in work_lib.describe(chosen, sweep, argv):
+            print(line, flush=True)
+        return
     works = [work_lib.Work(cell, sweep, workdir, cli.call) for cell in chosen]
     if args.forecast:
         return print(*work_lib.forecast(workdir, works, args.forecast), sep="\n")

@@ -2,6 +2,7 @@
 
 import pathlib
 import shlex
+from collections.abc import Iterator
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output, owner, remote
@@ -22,19 +23,22 @@ def choose(sweep, name: str) -> list:
     return [found[name]] if name else [*found.values()]
 
 
-def describe(chosen, sweep, argv) -> list[str]:
-    """A line about each cell, then for each the command that runs it: `argv` with --cell."""
+def describe(chosen, sweep, argv) -> Iterator[str]:
+    """A line about each cell, then for each the command that runs it: `argv` with --cell.
+
+    They come one by one, as counting the FLOPs of a variant takes seconds.
+    """
     wide, costs = max([20, *(len(cell.name) for cell in chosen)]), {}
-    lines = [f"# {'cell':{wide}} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}"]
+    yield f"# {'cell':{wide}} {'parameters':>10} {'width':>5} {'FLOPs/step':>10} {'steps':>8}"
     for cell in chosen:
         if cell.variant not in costs:  # a seed costs nothing
             costs[cell.variant] = programs.training_flops(cell.ldm, cell.codec)
         flops, width = costs[cell.variant], cell.ldm.model.get("width", "-")
         measured = sweep.budget.kind == "seconds"
         steps = "measured" if measured else cells.steps(sweep.budget, flops)
-        line = f"{cell.name:{wide}} {cell.parameters:10} {width:>5} {flops:10.3g} {steps:>8}"
-        lines.append(f"# {line}")
-    return lines + [shlex.join([*argv, f"--cell={cell.name}"]) for cell in chosen]
+        yield f"# {cell.name:{wide}} {cell.parameters:10} {width:>5} {flops:10.3g} {steps:>8}"
+    for cell in chosen:
+        yield shlex.join([*argv, f"--cell={cell.name}"])
 
 
 def write_report(workdir: pathlib.Path, works):
