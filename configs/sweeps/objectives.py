@@ -34,18 +34,18 @@ AXES = {
 }
 
 
-def transformers(width, heads, *, dit, uvit, patches) -> dict:
+def transformers(width, heads, *, dit, uvit, patches, position_std=0.02) -> dict:
     """The values of an axis: the recipe's UNet, DiTs to which the class is added, and a U-ViT, of
     the last of the patches, for which the class is a token.
 
-    dit, uvit: their depths, which should make them as large as the UNet.
+    dit, uvit: their depths, which should make them as large as the UNet. position_std: U-ViT's.
     """
     token = dict(name="class", num_classes=-1, width=width)
     sizes = dict(width=width, heads=heads)
     each = {
         f"dit-p{p}": base.dit(depth=dit, patch=p, qk_norm=True, rope=True, **sizes) for p in patches
     }
-    own = dict(depth=uvit, patch=patches[-1], conv_out=True, position_std=1.0)
+    own = dict(depth=uvit, patch=patches[-1], conv_out=True, position_std=position_std)
     each[f"uvit-p{patches[-1]}"] = base.uvit(**sizes, **own)
     place = lambda model: "tokens" if model["name"] == "uvit" else "vector"
     return {"unet": {}} | {
@@ -69,7 +69,7 @@ def _star(f, first_stage, ldm, axes=AXES):
 
 def shapes():
     """Coloured shapes at 32x32; 27 denoisers of 500 to 750 steps, by Adam 2e-3 or Muon 0.02."""
-    axes = AXES | {"network": transformers(192, 6, dit=6, uvit=8, patches=(1, 2))}
+    axes = AXES | {"network": transformers(192, 6, dit=6, uvit=8, patches=(1, 2), position_std=1.0)}
     config = _star(4, quickstart.first_stage(), quickstart.brief(), axes)
     config.seeds = (0, 1, 2)
     config.budget.amount = 1e13
