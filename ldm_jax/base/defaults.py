@@ -231,7 +231,7 @@ class FirstStage(Common):
         latent_channels=3,
         posterior_logvar=0.0,  # log variance that kl starts from and that noise keeps
         codebook_size=8192,  # entries of bottleneck vq
-        shortcut="",  # linear or levels: a linear path beside the network, started from the data
+        shortcut="",  # linear, levels or folded: a path beside the network, started from the data
         groups=32,  # of GroupNorm
         attention_kernel="xla",  # auto: cuDNN on a GPU, pallas on a TPU, where they take the heads
         norm_kernel="xla",  # pallas: GroupNorm and SiLU in one kernel; on one device only

@@ -83,6 +83,11 @@ class Autoencoder(_Levels):
     def f(self):
         return self.factor(len(self.mult) - 1) * self.fold
 
+    @property
+    def path_fold(self):
+        """Positions of a side of the path that a position of the latent stands for."""
+        return self.fold if self.shortcut and SHORTCUTS.get(self.shortcut).folded else 1
+
     def setup(self):
         self.between = BOTTLENECKS.get(self.bottleneck)
         shared = blocks.same_fields(self, _Levels)
@@ -99,8 +104,8 @@ class Autoencoder(_Levels):
         self.to_latent = blocks.dense(width, None, bias_init=narrow, **exact)
         self.from_latent = blocks.dense(self.z_channels * self.fold**2, None, **exact)
         if self.shortcut:
-            path = SHORTCUTS.get(self.shortcut)
-            self.beside = path(self.f, self.latent_channels, self.image_channels)
+            sizes = self.f // self.path_fold, self.latent_channels // self.path_fold**2
+            self.beside = SHORTCUTS.get(self.shortcut)(*sizes, self.image_channels)
         wanted = self.between.parameters(self.codebook_size, self.latent_channels)
         self.own = {name: self.param(name, *how) for name, how in wanted.items()}
 
@@ -119,13 +124,14 @@ class Autoencoder(_Levels):
         if not self.shortcut:
             return moments
         rest = moments.shape[-1] - self.latent_channels  # log variances, which the path leaves
-        return moments + jnp.pad(self.beside.encode(x), ((0, 0), (0, 0), (0, 0), (0, rest)))
+        path = patches(self.beside.encode(x), self.path_fold)
+        return moments + jnp.pad(path, ((0, 0), (0, 0), (0, 0), (0, rest)))
 
     def decode(self, z, train=False, quantise=True):
         """[b, h/f, w/f, c] -> [b, h, w, 3]. quantise: first, where the bottleneck does."""
         z = z.astype(jnp.float32)
         z = self.between.quantise(self.own, z) if quantise else z
-        path = self.beside.decode(z) if self.shortcut else None
+        path = self.beside.decode(images(z, self.path_fold)) if self.shortcut else None
         shown = path if self.shortcut and self.beside.shown else None
         lowest = images(self.from_latent(z), self.fold)
         x = self.decoder(lowest, train, shown).astype(jnp.float32)

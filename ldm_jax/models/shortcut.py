@@ -38,6 +38,8 @@ class Linear(nn.Module):
 
     Both are float32. The parameters: mean [d], of patches; into [d, channels] and out
     [channels, d], for d = f * f * image_channels. shown: whether the decoder sees the path's image.
+    folded: whether it stands beside the positions of the stack's lowest level, whose latents are
+    then folded as the stack's are (`Autoencoder.fold`).
     """
 
     f: int
@@ -45,6 +47,7 @@ class Linear(nn.Module):
     image_channels: int = 3
 
     shown: ClassVar[bool] = False
+    folded: ClassVar[bool] = False
 
     def setup(self):
         d, draw = self.f**2 * self.image_channels, nn.initializers.lecun_normal()
@@ -72,17 +75,49 @@ class Levels(Linear):
     shown: ClassVar[bool] = True
 
 
-def started(params, measured: dict):
+@SHORTCUTS.register("folded")
+class Folded(Linear):
+    """The paths of the lowest level's positions, each of which starts with latents of its own.
+
+    A first stage of f = 4 whose 8 x 8 latents are folded to one has f = 32, and begins by learning
+    one code for all places, not one for each (docs/first_stages.md).
+    """
+
+    folded: ClassVar[bool] = True
+
+
+def started(params, measured: dict, positions: int = 1):
     """An autoencoder's parameters, started from data.
 
     measured: `mean`, `into` and `out` of its shortcut and, for a bottleneck that has one, the
-      `codebook`.
+      `codebook`. positions: so many of the path share a position of the latent; the maps around the
+      latent then start as one map for all of them, each to latents of its own.
     """
-    scaled = lambda layer: layer | {"kernel": ENDS * layer["kernel"]}
+    change = lambda layer, how: layer | {"kernel": how(jnp.asarray(layer["kernel"]))}
+    channels = measured["into"].shape[1]
+    apart = lambda kernel: _apart(kernel, positions, channels)
+    seen = params["from_latent"]["kernel"].shape[1] // positions  # by the decoder, at a position
     path, decoder = {name: measured[name] for name in ("mean", "into", "out")}, params["decoder"]
-    decoder = decoder | {"conv_out": scaled(decoder["conv_out"])}
-    own = {"to_latent": scaled(params["to_latent"]), "decoder": decoder, "beside": path}
+    own = {
+        "to_latent": change(params["to_latent"], lambda kernel: ENDS * apart(kernel)),
+        "from_latent": change(params["from_latent"], lambda k: _apart(k, positions, seen)),
+        "decoder": decoder | {"conv_out": change(decoder["conv_out"], lambda k: ENDS * k)},
+        "beside": path,
+    }
     return params | own | {k: v for k, v in measured.items() if k == "codebook"}
+
+
+def _apart(kernel, positions: int, width: int):
+    """A random kernel between folded positions, made block-diagonal, with the same block for each.
+
+    kernel: [positions * n, moments * positions * width]. Inputs of a block are fewer, so that its
+    entries are as much larger as its initialisation would have had them.
+    """
+    if positions == 1:
+        return kernel
+    rows = kernel.shape[0] // positions
+    block = kernel.reshape(positions, rows, -1, positions, width)[0, :, :, 0] * positions**0.5
+    return jnp.einsum("pq,nmw->pnmqw", jnp.eye(positions), block).reshape(kernel.shape)
 
 
 def rates(params):

@@ -47,6 +47,15 @@ class AutoencodeKind(kinds.Kind):
             )
         if path := config.model.get("shortcut"):
             SHORTCUTS.get(path)
+            own = self.decoder(config)
+            each, channels = own.path_fold**2, own.latent_channels
+            if channels % each:
+                nearest = max(1, round(channels / each)) * each
+                raise errors.UsageError(
+                    f"config.model.latent_channels={channels} must divide by {each}, the positions "
+                    f"that fold={own.fold} and shortcut={path!r} share it out to; nearest: "
+                    f"{nearest}."
+                )
         if config.loss.terms.get("halved"):
             f = self.network(config).f
             divides(config.data.size, 2 * f, f"twice f={f}, as config.loss.terms.halved is set")

@@ -44,7 +44,8 @@ def measure(config: ConfigDict, source, record, model) -> dict:
     found = {}
 
     def measured():
-        made, share = arrays(x := images(config, source, model.f), model, config.seed)
+        x = images(config, source, model.f // model.path_fold)
+        made, share = arrays(x, model, config.seed)
         found.update(made)
         record.write(start={"digest": tree.digest(found), "images": len(x), "explained": share})
         return {name: array.shape for name, array in found.items()}
@@ -63,7 +64,8 @@ def arrays(x, model, seed: int) -> tuple[dict, float]:
     Latents have deviation 1 in each channel; those that a codebook quantises have it on the whole,
     so that the nearest entry is the nearest patch too.
     """
-    found = linear.components(x, model.f, model.latent_channels)
+    fold = model.path_fold
+    found = linear.components(x, model.f // fold, model.latent_channels // fold**2)
     scale = found.deviations
     entries = BOTTLENECKS.get(model.bottleneck).entries
     if entries:
@@ -71,7 +73,7 @@ def arrays(x, model, seed: int) -> tuple[dict, float]:
     into, out = found.vectors / scale, (found.vectors * scale).T
     made = {"mean": found.mean, "into": into, "out": out}
     if entries:
-        z = (linear.patches(x, model.f) - found.mean) @ into
+        z = linear.patches((linear.patches(x, found.f) - found.mean) @ into, fold)
         z = z.reshape(-1, model.latent_channels)
         some = z[:: max(1, len(z) // (POINTS * model.codebook_size))]
         made["codebook"] = linear.means(some, model.codebook_size, seed)

@@ -140,7 +140,8 @@ class Autoencode:
         if self._paired:
             params["model"] = params["model"]["decoder"]
         if measured is not None:
-            params["model"] = shortcut.started(params["model"], measured)
+            positions = self.model.path_fold**2
+            params["model"] = shortcut.started(params["model"], measured, positions)
         if self.loss.learn_logvar:
             params["logvar"] = jnp.float32(self.loss.logvar)
         if self._restarts:

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import quickstart as recipes
+from ldm_jax.base import errors
 from ldm_jax.metrics import linear
 from ldm_jax.models import shortcut
 from ldm_jax.models.autoencoder import Autoencoder
 from ldm_jax.models.bottleneck import BOTTLENECKS
 from ldm_jax.models.shortcut import rates
-from ldm_jax.runs import start
+from ldm_jax.runs import check, data, start
 
 SMALL = dict(width=8, mult=(1, 2, 2), blocks=1, mid_attention=False, groups=4)
 SMALL |= dict(z_channels=4, latent_channels=4, posterior_logvar=-6.0, codebook_size=64)
@@ -59,21 +61,64 @@ def test_centres_are_never_worse_than_the_mean():
 
 
 @pytest.mark.parametrize(
-    "path, size", [("linear", {}), ("levels", {}), ("levels", dict(patch=2, mult=(1,), fold=2))]
+    "path, size, f",
+    [
+        ("linear", {}, 4),
+        ("levels", {}, 4),
+        ("levels", dict(patch=2, mult=(1,), fold=2), 4),
+        ("folded", dict(patch=2, mult=(1,), fold=2), 2),  # a component for each of four positions
+    ],
 )
 @pytest.mark.parametrize("bottleneck", ["kl", "vq", "none"])
-def test_it_starts_where_components_end(bottleneck, path, size):
+def test_it_starts_where_components_end(bottleneck, path, size, f):
     x = smooth()
     model = Autoencoder(**(SMALL | size), bottleneck=bottleneck, shortcut=path)
     params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     measured, _ = start.arrays(x, model, seed=0)
-    begun = shortcut.started(params, measured)
+    begun = shortcut.started(params, measured, model.path_fold**2)
     assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, params)
     reconstruct = lambda p: model.apply({"params": p}, x)
-    rival = error(linear.components(x, 4, 4).reconstruct(x), x)
+    rival = error(linear.components(x, f, f * f // 4).reconstruct(x), x)
     data = error(x.mean((0, 1, 2)), x)
     assert error(reconstruct(begun), x) < rival + 0.1 * data
     assert error(reconstruct(params), x) > rival + 0.5 * data  # at random it is lost
+
+
+def test_folded_latents_start_as_those_of_every_place_by_itself():
+    x, small = smooth(4), SMALL | dict(patch=2, mult=(1,), z_channels=3)
+    model = Autoencoder(**(small | dict(latent_channels=8, fold=2)), shortcut="folded")
+    params = model.init(jax.random.key(0), x[:1])["params"]
+    begun = shortcut.started(params, start.arrays(x, model, seed=0)[0], 4)
+    # The same network without the fold, with the block that all places share.
+    plain = Autoencoder(**(small | dict(latent_channels=2)), shortcut="linear")
+    into, out = begun["to_latent"]["kernel"], begun["from_latent"]["kernel"]
+    own = begun | {
+        "to_latent": {
+            "kernel": jnp.concatenate([into[:6, :2], into[:6, 8:10]], axis=1),
+            "bias": begun["to_latent"]["bias"][jnp.array([0, 1, 8, 9])],
+        },
+        "from_latent": {"kernel": out[:2, :3], "bias": begun["from_latent"]["bias"][:3]},
+    }
+    moments = jax.jit(lambda p: plain.apply({"params": p}, x, method="encode"))(own)
+    folded = jax.jit(lambda p: model.apply({"params": p}, x, method="encode"))(begun)
+    for i, of in enumerate((slice(None, 2), slice(2, None))):  # means, log variances
+        wanted = shortcut.patches(moments[..., of], 2)
+        np.testing.assert_allclose(folded[..., 8 * i : 8 * i + 8], wanted, atol=1e-5)
+    z = moments[..., :2]
+    decode = lambda net, p, z: jax.jit(net.apply, static_argnames="method")(
+        {"params": p}, z, method="decode"
+    )
+    same = decode(model, begun, shortcut.patches(z, 2)), decode(plain, own, z)
+    np.testing.assert_allclose(*same, atol=1e-5)
+
+
+def test_channels_that_folded_places_cannot_share_are_refused():
+    config = recipes.first_stage()
+    config.model.update(fold=2, mult=(1, 2), latent_channels=6, shortcut="folded")
+    source = data.open_source(config.data)
+    wanted = r"latent_channels=6 must divide by 4, .* fold=2 .*; nearest: 8"
+    with pytest.raises(errors.UsageError, match=wanted):
+        check.check(data.resolve(config, source), source)
 
 
 def test_codes_start_from_the_data_and_are_used():
