@@ -5,9 +5,9 @@
     python -m ldm_jax.train --config=configs/modern.py:ldm --workdir=runs/modern \\
         --config.first_stage=runs/photos_f4 --config.data.source=folder --config.data.path=DIR
 
-It is configs/photos.py:ldm, but learns rectified flow in the place of v on the paper's schedule, by
-Muon in the place of AdamW; the first stage starts from its data and trains by Muon already.
-docs/objectives.md holds the measurements, which are small, and says what was tried and is not here.
+It is configs/photos.py:ldm, but learns rectified flow in the place of v on the paper's schedule;
+the first stage starts from its data and trains by Muon already. docs/objectives.md holds the
+measurements, which are small, and says what was tried and is not here.
 """
 
 from configs import photos
@@ -22,5 +22,4 @@ def get_config(arg=None):
 def ldm():
     config = photos.ldm()
     config.process.update(prediction="flow", schedule="rectified")
-    config.optim.denoiser.update(name="muon", lr=0.02)
     return config
