@@ -93,31 +93,31 @@ def started(params, measured: dict, positions: int = 1):
       `codebook`. positions: so many of the path share a position of the latent; the maps around the
       latent then start as one map for all of them, each to latents of its own.
     """
-    change = lambda layer, how: layer | {"kernel": how(jnp.asarray(layer["kernel"]))}
-    channels = measured["into"].shape[1]
-    apart = lambda kernel: _apart(kernel, positions, channels)
-    seen = params["from_latent"]["kernel"].shape[1] // positions  # by the decoder, at a position
     path, decoder = {name: measured[name] for name in ("mean", "into", "out")}, params["decoder"]
+    into, out = params["to_latent"], params["from_latent"]
+    scaled = lambda layer: layer | {"kernel": ENDS * layer["kernel"]}
     own = {
-        "to_latent": change(params["to_latent"], lambda kernel: ENDS * apart(kernel)),
-        "from_latent": change(params["from_latent"], lambda k: _apart(k, positions, seen)),
-        "decoder": decoder | {"conv_out": change(decoder["conv_out"], lambda k: ENDS * k)},
+        "to_latent": scaled(_apart(into, positions, path["into"].shape[1])),
+        "from_latent": _apart(out, positions, out["kernel"].shape[1] // positions),
+        "decoder": decoder | {"conv_out": scaled(decoder["conv_out"])},
         "beside": path,
     }
     return params | own | {k: v for k, v in measured.items() if k == "codebook"}
 
 
-def _apart(kernel, positions: int, width: int):
-    """A random kernel between folded positions, made block-diagonal, with the same block for each.
+def _apart(layer, positions: int, width: int):
+    """A random map between folded positions, made block-diagonal, with the same block for each.
 
-    kernel: [positions * n, moments * positions * width]. Inputs of a block are fewer, so that its
-    entries are as much larger as its initialisation would have had them.
+    Its kernel: [positions * n, moments * positions * width]. Inputs of a block are fewer, so that
+    its entries are as much larger as its initialisation would have had them.
     """
     if positions == 1:
-        return kernel
-    rows = kernel.shape[0] // positions
-    block = kernel.reshape(positions, rows, -1, positions, width)[0, :, :, 0] * positions**0.5
-    return jnp.einsum("pq,nmw->pnmqw", jnp.eye(positions), block).reshape(kernel.shape)
+        return layer
+    kernel = layer["kernel"]
+    by_position = kernel.reshape(positions, len(kernel) // positions, -1, positions, width)
+    block = by_position[0, :, :, 0] * positions**0.5
+    apart = jnp.einsum("pq,nmw->pnmqw", jnp.eye(positions), block)
+    return layer | {"kernel": apart.reshape(kernel.shape)}
 
 
 def rates(params):

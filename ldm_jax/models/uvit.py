@@ -32,10 +32,10 @@ class UViT(Backbone):
     the paper are (512, 12, 8), (768, 16, 12), (1024, 20, 16) and (1152, 28, 16) as (width, depth,
     heads). patch: side of a patch, in positions of the latent. time_mlp: the timestep's sinusoids
     go through two layers before they are a token. conv_out: a 3x3 convolution of the image at the
-    end. position_std: deviation that the embeddings of places start with. The official 0.02 is
-    drowned by the patches, so that a brief training does not learn where they lie; 1 is not
-    (docs/objectives.md). time_offset: added to the timestep; officially 1, as it counts from 1
-    there. attention_kernel: see `attention.choose`.
+    end. position_std: deviation that the embeddings of places start with, officially 0.02; a brief
+    training learned shapes only with 1, and photographs better with 0.02 (docs/objectives.md).
+    time_offset: added to the timestep; officially 1, as it counts from 1 there. attention_kernel:
+    see `attention.choose`.
     """
 
     width: Positive = 512
