@@ -22,7 +22,7 @@ from ldm_jax import cli
 from ldm_jax.base import defaults, values
 from ldm_jax.data import conditions as makers
 from ldm_jax.engine import optim
-from ldm_jax.runs import conditions
+from ldm_jax.runs import conditions, keys
 from ldm_jax.shell import registries
 from ldm_jax.stages.sampling import Sampling
 
@@ -72,7 +72,6 @@ MODELS = {
     "dit": (defaults.dit(), "dit"),
     "uvit": (defaults.uvit(), "uvit"),
 }
-GIVEN = {"name", "parent", "dtype", "out_channels"}  # to a module, by the stage that makes it
 UNSET, ELSEWHERE = inspect.Parameter.empty, object()  # no default; one that the sentence tells
 
 
@@ -212,9 +211,9 @@ def rows_of_sampling() -> list[tuple]:
 
 def of_module(path, name, module, said) -> str:
     """The keys of a network or a conditioner: its fields, and what makers of its inputs take."""
-    own = conditions.declared(name) if path != "model" else values.declared(module)
+    own = conditions.declared(name) if path != "model" else keys.of_network(module)
     given = {p.name: p.default for p in inspect.signature(module).parameters.values()}
-    sentences = of_docstring(module, own) | of_fields(module)
+    sentences = of_docstring(module, {**given, **own}) | of_fields(module)
     for field in [module.latent_of.get(f, f) for f in getattr(module, "fields", ())]:
         if field in makers.MAKERS.names():
             maker = makers.MAKERS.get(field)
@@ -226,7 +225,7 @@ def of_module(path, name, module, said) -> str:
     rows = [
         (key, kind, given.get(key, ELSEWHERE), sentences.get(key, ""))
         for key, kind in own.items()
-        if key not in GIVEN
+        if key != "name"
     ]
     return f"#### `{name}`\n\n{markdown(paragraphs(module)[0])}.\n\n{table(path, rows)}"
 

@@ -60,7 +60,6 @@ def get_config(arg=None):
 
 
 def _star(f, first_stage, ldm, axes=AXES):
-    ldm.optim.denoiser.ns_steps = 5  # Muon's; a key has to be there for an axis to change it
     config = sweep({f: first_stage}, {f: ldm}, axes)
     config.design = "star"
     config.points = 2
@@ -82,7 +81,6 @@ def photos32():
     config = downsampling.photos32()
     network = {"network": transformers(112, 4, dit=5, uvit=6, patches=(1, 2))}
     config.f, config.axes, config.design = (4,), tuple((AXES | network).items()), "star"
-    config.ldms.f4.optim.denoiser.ns_steps = 5
     config.first_stages.f4.steps.update(total=600, eval=200, checkpoint=200)
     config.plateau.doublings, config.seed_first_stages = 0, False
     config.budget.amount = 4e12

@@ -1,7 +1,8 @@
 """Configs: Python files with `get_config(arg)`, and overrides from the command line.
 
 A config is an ml_collections ConfigDict that holds every key and is locked, so that no other key
-can be set. Only the upper layers see a config; what they call gets keyword arguments.
+can be set. A group that names something (a network, an optimizer) takes further keys of what it
+names. Only the upper layers see a config; what they call gets keyword arguments.
 """
 
 import hashlib
@@ -89,6 +90,8 @@ def override(config, key: str, text: str, flag: str = "--config", of: str = "con
 
     flag, of: what the config is called where a key is given, and in words.
     """
+    if _further(config, key):
+        return _add(config, key, values.literal(text))
     node = find(config, key, flag, of)
     if isinstance(node, config_dict.ConfigDict):
         group = key if of == "config" else f"{of}.{key}"
@@ -110,6 +113,8 @@ def assign(config, key: str, value, of: str = "config"):
     """
     if isinstance(value, str):
         return override(config, key, value, of, of)
+    if _further(config, key):
+        return _add(config, key, value)
     node = find(config, key, of, of)
     if not isinstance(node, config_dict.ConfigDict):
         return _set(config, key, value, f"{of}.{key}={value}")
@@ -138,6 +143,24 @@ def find(config, key: str, flag: str = "--config", of: str = "config"):
             )
         node = node[part]
     return node
+
+
+def _further(config, key: str) -> bool:
+    """Whether `config.a.b` is not there, but `config.a` names something, which may have such a key.
+
+    Whether it has one, runs/keys.py says.
+    """
+    *parents, last = key.split(".")
+    for part in parents:
+        config = config.get(part) if isinstance(config, config_dict.ConfigDict) else None
+    return isinstance(config, config_dict.ConfigDict) and "name" in config and last not in config
+
+
+def _add(config, key: str, value):
+    parent, _, last = key.rpartition(".")
+    group = config[parent]
+    with group.unlocked():
+        group[last] = value
 
 
 def _set(config, key: str, value, said: str):

@@ -1,17 +1,15 @@
 """The conditioners of a config, and the condition fields that they read, made of records."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ldm_jax.base import errors, upgrade, values
+from ldm_jax.base import errors, upgrade
 from ldm_jax.data import conditions, transforms
 from ldm_jax.models import clip  # noqa: F401  (registers itself)
 from ldm_jax.models.conditioners import CONDITIONERS, label_of, num_classes
-from ldm_jax.runs import kinds
+from ldm_jax.runs import keys, kinds
 
 HINT = "hint"  # the field that a control reads
 
@@ -21,13 +19,7 @@ def make_conditioners(config: ConfigDict) -> dict:
     made, dtype = {}, jnp.dtype(config.dtype)
     for label, kwargs in sorted(config.conditioners.items()):
         conditioner = CONDITIONERS.get(kwargs["name"])
-        own = inspect.signature(conditioner).parameters.keys() - {"name", "parent", "dtype"}
-        known = declared(kwargs["name"]).keys() - {"parent", "dtype"}
-        if unknown := sorted(set(kwargs) - known):
-            raise errors.UsageError(
-                f"config.conditioners.{label} has no key {unknown[0]!r}"
-                f"{errors.nearest(unknown[0], known)} (known: {', '.join(sorted(known))})."
-            )
+        own = keys.of_network(conditioner).keys() - {"name"}
         given = {k: v for k, v in kwargs.items() if k in own}
         made[label] = conditioner(**given, dtype=dtype, name=f"{upgrade.PREFIX}{label}")
     return made
@@ -37,7 +29,7 @@ def declared(name: str) -> dict:
     """{key: what it may be} of the group of a registered conditioner."""
     conditioner = CONDITIONERS.get(name)
     fields = [conditioner.latent_of.get(f, f) for f in conditioner.fields]
-    return values.declared(conditioner) | conditions.options(fields)
+    return keys.of_network(conditioner) | conditions.options(fields)
 
 
 def make(config: ConfigDict, source=None, fields=None, codec=None) -> conditions.Conditions:

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.base import defaults, errors, tensorfile, values
+from ldm_jax.base import defaults, errors, tensorfile
 from ldm_jax.metrics import linear, scores
 from ldm_jax.models import discriminator, lpips, tiny  # noqa: F401  (tiny registers itself)
 from ldm_jax.models.autoencoder import AUTOENCODERS
@@ -34,7 +34,7 @@ class AutoencodeKind(kinds.Kind):
         return defaults.first_stage()
 
     def declared(self, config):
-        return {"model": values.declared(AUTOENCODERS.get(keys.entry(config, "model")))}
+        return {"model": keys.of_network(AUTOENCODERS.get(keys.entry(config, "model")))}
 
     def check(self, config, source):
         if config.encoder:

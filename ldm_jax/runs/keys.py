@@ -7,10 +7,11 @@ network, a conditioner, an optimizer, ...) and are declared by it, see base/valu
 from ml_collections import ConfigDict
 
 from ldm_jax.base import defaults, errors, record, remote, values
-from ldm_jax.data import conditions
-from ldm_jax.engine import optim
+from ldm_jax.data import conditions, sources
+from ldm_jax.engine import optim, trackers
 from ldm_jax.runs import kinds
 
+GIVEN = {"parent", "dtype", "out_channels"}  # of a network, by the stage that makes it
 START = "a config starts from all keys of its base, see configs/base.py and configs/sweeps/base.py"
 
 
@@ -21,11 +22,15 @@ def check(config: ConfigDict, decided: bool = True):
     """
     kind = kinds.of(config)
     check_group("config", config, kind.keys)
-    learnt = {f"optim.{player}": None for player in {*kind.defaults().optim, *config.optim}}
-    for path in sorted(learnt):
-        optim.OPTIMIZERS.get(entry(config, path))
-        learnt[path] = optim.OPTIMIZERS.declared() | values.declared(defaults.Optimizer)
-    for path, known in (learnt | kind.declared(config)).items():
+    source = values.declared(sources.SOURCES.get(config.data.source))
+    further = {
+        "data": sources.SOURCES.declared() | source | values.declared(defaults.Data),
+        "track": trackers.TRACKERS.declared() | values.declared(defaults.Track),
+    }
+    for player in sorted({*kind.defaults().optim, *config.optim}):
+        optim.OPTIMIZERS.get(entry(config, path := f"optim.{player}"))
+        further[path] = optim.OPTIMIZERS.declared() | values.declared(defaults.Optimizer)
+    for path, known in (further | kind.declared(config)).items():
         found = group(config, path)
         if not decided and path.startswith("conditioners."):
             known = known | {key: None for key, value in found.items() if value == conditions.OPEN}
@@ -74,11 +79,18 @@ def check_group(said: str, found, keys: type[values.Group]):
     _check_values(said, found, own)
 
 
+def of_network(network) -> dict:
+    """{key: what it may be} of the group that configures a network: a Flax module, or its maker."""
+    return {key: kind for key, kind in values.declared(network).items() if key not in GIVEN}
+
+
 def _check_keys(said: str, found: ConfigDict, known: dict):
     """As `_check_values`, where a key that is not known is wrong."""
     if unknown := sorted(found.keys() - known.keys()):
         hint = errors.nearest(unknown[0], known)
-        raise errors.UsageError(f"{said} has no key {unknown[0]!r}{hint}.")
+        raise errors.UsageError(
+            f"{said} has no key {unknown[0]!r}{hint} (known: {', '.join(sorted(known))})."
+        )
     _check_values(said, found, known)
 
 

@@ -41,7 +41,7 @@ class DiffuseKind(kinds.Kind):
 
     def declared(self, config):
         found = {
-            "model": values.declared(BACKBONES.get(keys.entry(config, "model"))),
+            "model": keys.of_network(BACKBONES.get(keys.entry(config, "model"))),
             "process": SCHEDULES.declared() | DENSITIES.declared(),
             "sample": values.declared(Sampling),
             "distil": distil.METHODS.declared(),

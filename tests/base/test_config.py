@@ -5,6 +5,7 @@ import pytest
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.base import record as record_lib
+from ldm_jax.runs import keys
 
 DEBUG = "configs/debug.py"
 
@@ -48,11 +49,23 @@ def test_overrides_keep_the_type_of_the_value_that_stands_there():
     assert config.loss.kl_weight == 1e-3
 
 
+WRONG = {
+    "model.widht": "config.model has no key 'widht'; did you mean 'width'",
+    "model.parent": "config.model has no key 'parent'",
+    "model.out_channels": "config.model has no key 'out_channels'",
+    "optim.denoiser.nssteps": "config.optim.denoiser has no key 'nssteps'; did you mean 'ns_steps'",
+    "data.cuont": "config.data has no key 'cuont'; did you mean 'count'",
+    "track.projct": "config.track has no key 'projct'; did you mean 'project'",
+    "adapt.rnak": "config.adapt has no key 'rnak'; did you mean 'rank'",
+    "sample.stpes": "config.sample has no key 'stpes'; did you mean 'steps'",
+}
+
+
 @pytest.mark.parametrize(
     ("key", "text", "words"),
     [
         ("batchsize", "8", ["config.batchsize", "did you mean 'batch_size'?"]),
-        ("model.widht", "8", ["config.model has no key 'widht'", "did you mean 'width'?"]),
+        ("loss.kl_wieght", "8", ["config.loss has no key", "did you mean 'kl_weight'?"]),
         ("seed.x", "8", ["config.seed has no key 'x'", "it is a value"]),
         ("batch_size", "many", ["config.batch_size=many", "wants int", "got str"]),
         ("batch_size", "1.5", ["wants int", "got float"]),
@@ -64,6 +77,18 @@ def test_overrides_keep_the_type_of_the_value_that_stands_there():
 def test_what_does_not_fit_is_one_line_that_names_the_remedy(key, text, words):
     message = refused(f"{DEBUG}:first_stage", {key: text})
     assert all(word in message for word in words), message
+
+
+def test_what_a_group_names_may_be_given_keys_that_the_recipe_leaves_out():
+    config = config_lib.load(f"{DEBUG}:ldm", {"optim.denoiser.ns_steps": "3"})
+    assert config.optim.denoiser.ns_steps == 3
+    config_lib.assign(config, "model.fill_heads", True)
+    keys.check(config, decided=False)
+    with pytest.raises(AttributeError):
+        config.optim.denoiser.other = 1
+    for key, said in WRONG.items():
+        with pytest.raises(errors.UsageError, match=said):
+            keys.check(config_lib.load(f"{DEBUG}:ldm", {key: "8"}), decided=False)
 
 
 def test_a_missing_file_and_an_unknown_variant_name_the_nearest():
