@@ -1,7 +1,7 @@
 """Configs: Python files with `get_config(arg)`, and overrides from the command line.
 
 A config is an ml_collections ConfigDict that holds every key and is locked, so that no other key
-can be set. A group that names something (a network, an optimizer) takes further keys of what it
+can be set. A group that names something (a network, a schedule) takes further keys of what it
 names. Only the upper layers see a config; what they call gets keyword arguments.
 """
 
@@ -14,6 +14,8 @@ import runpy
 from ml_collections import config_dict
 
 from ldm_jax.base import errors, recipes, values
+
+NAMES = {"name", "schedule", "method"}  # by which a group says what it configures
 
 
 def load(
@@ -153,7 +155,8 @@ def _further(config, key: str) -> bool:
     *parents, last = key.split(".")
     for part in parents:
         config = config.get(part) if isinstance(config, config_dict.ConfigDict) else None
-    return isinstance(config, config_dict.ConfigDict) and "name" in config and last not in config
+    is_group = isinstance(config, config_dict.ConfigDict)
+    return is_group and last not in config and not NAMES.isdisjoint(config)
 
 
 def _add(config, key: str, value):

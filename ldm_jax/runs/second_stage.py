@@ -73,8 +73,7 @@ class DiffuseKind(kinds.Kind):
                 "give 'identity' or the run of a first stage."
             )
         if config.distil.method:
-            with errors.of("config.process"):
-                teachers.check(config, model)
+            teachers.check(config, model)
         adapters.check(config, model)
         _check_latents(config.latents, model.codec.channels)
         with errors.of("config.sample"):

@@ -72,7 +72,8 @@ def distilled(config, student):
         raise errors.UsageError(
             f"config.distil.{key}={config.distil[key]} is of a teacher: set config.distil.teacher."
         )
-    return distil.METHODS.call(method, student, teacher, config.steps.total, **options)
+    with errors.of("config.distil"):
+        return distil.METHODS.call(method, student, teacher, config.steps.total, **options)
 
 
 def check(config, student):

@@ -59,8 +59,8 @@ class Distilled(abc.ABC):
                 )
         if process.prediction == "eps":
             raise errors.UsageError(
-                "a student cannot predict eps, whose errors grow without bound towards pure noise: "
-                "train its weights on with config.process.prediction=v first."
+                "config.process.prediction='eps': a student cannot predict eps, whose errors grow "
+                "without bound towards pure noise: train its weights on with v first."
             )
         if self.student.sampling.guidance != 1.0 and "guidance" not in self.student.denoiser.told:
             raise errors.UsageError(

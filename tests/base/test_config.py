@@ -57,7 +57,8 @@ WRONG = {
     "data.cuont": "config.data has no key 'cuont'; did you mean 'count'",
     "track.projct": "config.track has no key 'projct'; did you mean 'project'",
     "adapt.rnak": "config.adapt has no key 'rnak'; did you mean 'rank'",
-    "sample.stpes": "config.sample has no key 'stpes'; did you mean 'steps'",
+    "process.larges": "config.process has no key 'larges'",
+    "distil.calsl": "config.distil has no key 'calsl'; did you mean 'calls'",
 }
 
 
