@@ -4,7 +4,8 @@
 
 writes DIR/law.png, which is docs/ablation.png, the report index.html, without pictures, and
 results.csv, and prints the conclusion. --cells is the cells.json that a sweep left beside its
-report.
+report. Of several, A,B,C, it takes all cells together, as of one sweep with the axes of A, and
+DIR/cells.json has them: so a study is made in parts, on one machine after another.
 """
 
 import pathlib
@@ -13,11 +14,11 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ldm_jax import cli
-from ldm_jax.base import disk
+from ldm_jax.base import disk, errors
 from ldm_jax.sweeps import figures, page
 
 FLAGS = dict(
-    cells=cli.Text("cells.json of a sweep."),
+    cells=cli.Listed("cells.json of a sweep, or of several."),
     out=cli.Text("Folder to write to."),
 )
 
@@ -25,10 +26,22 @@ FLAGS = dict(
 def main(args, overrides):
     cli.refuse_overrides(overrides)
     cli.require(args, "cells", "out")
-    kept, out = disk.read_json(args.cells), pathlib.Path(args.out)
-    summary = page.write(out, kept["cells"], kept["axes"])
-    figures.law(kept["cells"], summary["measure"]).savefig(out / "law.png", dpi=100)
+    (cells, axes), out = together(args.cells), pathlib.Path(args.out)
+    summary = page.write(out, cells, axes)
+    figures.law(cells, summary["measure"]).savefig(out / "law.png", dpi=100)
     print(*summary["conclusion"], sep="\n")
+
+
+def together(files) -> tuple[list[dict], dict]:
+    """(cells, axes) of the sweeps in these files: variants as they come first, seeds ascending."""
+    parts, found = [disk.read_json(file) for file in files], {}
+    for file, part in zip(files, parts, strict=True):
+        for cell in part["cells"]:
+            if found.setdefault(cell["cell"], cell) is not cell:
+                raise errors.UsageError(f"{file}: the cell {cell['cell']} is in another file, too.")
+    order = list(dict.fromkeys(str(cell["labels"]) for cell in found.values()))
+    key = lambda cell: (order.index(str(cell["labels"])), cell["seed"])
+    return sorted(found.values(), key=key), parts[0]["axes"]
 
 
 if __name__ == "__main__":
