@@ -7,6 +7,7 @@ from calling import call
 
 from ldm_jax import sweep
 from ldm_jax.base import errors
+from ldm_jax.diffusion import process
 from ldm_jax.models import backbones
 from ldm_jax.models.unet import UNet
 from ldm_jax.sweeps import axes, cells, widths
@@ -113,6 +114,22 @@ def test_axes_are_refused_in_one_line_before_anything_runs(text, words, tmp_path
     flags = [f"--sweep={SWEEP}", f"--workdir={tmp_path / 'sweep'}", "--dry_run"]
     assert words in refused(call(sweep, *flags, f"--config.axes={text}"))
     assert not (tmp_path / "sweep").exists()
+
+
+def test_the_plugins_of_its_recipes_are_imported(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(process.DENSITIES, "_entries", dict(process.DENSITIES._entries))
+    (tmp_path / "humps.py").write_text(
+        "import numpy as np\nfrom ldm_jax.diffusion.process import DENSITIES\n"
+        "DENSITIES.register('humps')(lambda process, *, width=1.0: np.ones(process.timesteps))\n"
+    )
+    text = "ldm.process.density=humps; ldm.process.width=1,2"
+    config = axes.load(SWEEP, {"ldms.f2.plugins": "humps", "axes": text, "seeds": "(0,)"})
+    assert [cell.ldm.process.width for cell in cells.cells(config)][-1] == 2
+    with pytest.raises(
+        errors.UsageError, match=r"config.ldms.f2.plugins: lumps cannot be imported"
+    ):
+        axes.load(SWEEP, {"ldms.f2.plugins": "lumps"})
 
 
 def test_an_unknown_design_is_refused(tmp_path, refused):

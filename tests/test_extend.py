@@ -12,12 +12,12 @@ from calling import call
 import ldm_jax
 from ldm_jax import convert, train
 from ldm_jax.base import registry
-from ldm_jax.data import sources
-from ldm_jax.diffusion import guidance, process, schedules
+from ldm_jax.data import conditions, sources
+from ldm_jax.diffusion import guidance, loss_weights, process, schedules
 from ldm_jax.engine import optim
 from ldm_jax.evaluation import suite
 from ldm_jax.metrics import features
-from ldm_jax.models import backbones
+from ldm_jax.models import backbones, conditioners
 from ldm_jax.shell import registries
 from ldm_jax.stages import autoencode
 from ldm_jax.weights import readers
@@ -27,6 +27,7 @@ TOUCHED = (
     *(backbones.BACKBONES, schedules.SCHEDULES, process.PREDICTIONS, process.DENSITIES),
     *(guidance.GUIDANCES, optim.OPTIMIZERS, optim.AVERAGES, autoencode.TERMS, sources.SOURCES),
     *(suite.METRICS, features.EXTRACTORS, readers.READERS),
+    *(loss_weights.WEIGHTS, conditioners.CONDITIONERS, conditions.MAKERS),
 )
 SHORT = ["--config.steps.total=2", "--config.steps.log=1", "--config.steps.eval=2"]
 SHORT += ["--config.eval.records=8", "--config.eval.batch_size=8"]
@@ -62,12 +63,13 @@ def test_an_objective_and_a_backbone_of_ones_own_are_trained_and_drawn(
 ):
     run = tmp_path / "run"
     argv = [f"--config={recipe('ldm')}", f"--workdir={run}", *SHORT]
-    assert call(train, *argv, "--config.latents.batches=1") == 0
+    assert call(train, *argv, "--config.latents.batches=1", "--config.loss.softness=2") == 0
+    assert json.loads((run / "config.json").read_text())["loss"]["softness"] == 2
     [measured] = [line for line in lines(run) if "val/error" in line]
     # The metric sees what the samples are and what the data is; two steps draw no ramps.
     assert np.isfinite(measured["val/brightness_means"]) and measured["val/error"] > 0
     opened = ldm_jax.load(run)
-    assert set(opened.weights["params"]) == {"mixer"}
+    assert set(opened.weights["params"]) == {"mixer", "conditioners_light"}
     images = opened.sample(2, steps=3, sampler="heun", guidance=1.0)
     assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all()
     capfd.readouterr()

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from ldm_jax.base import errors, recipes, values
 
-NAMES = {"name", "schedule", "method"}  # by which a group says what it configures
+NAMES = {"name", "schedule", "weight", "method"}  # by which a group says what it configures
 
 
 def load(

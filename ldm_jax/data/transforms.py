@@ -70,6 +70,8 @@ class Crop:
     def __call__(self, record, rng):
         if record["image"].ndim != 3 or record["image"].shape[2] != 3:
             raise images.BadRecord(f"is of shape {record['image'].shape}, not [h, w, 3]")
+        if record["image"].dtype != np.uint8:
+            raise images.BadRecord(f"is of {record['image'].dtype}, not uint8 from 0 to 255")
         h, w = record["image"].shape[:2]
         side = min(h, w)
         y, x = (h - side) // 2, (w - side) // 2

@@ -4,6 +4,7 @@ Each is a registered value that the player's group of the config names. An optim
 keys of that group: another optimizer is one more function here or in a plugin.
 """
 
+import functools
 import inspect
 import itertools
 import types
@@ -179,17 +180,19 @@ def make(settings: dict, total: int, ema_warmup: bool = True) -> Optimizer:
     Args:
       settings: arguments of `make_schedule`; "name", the optimizer's, and its options, beside which
         those of other optimizers may stand at their defaults; "clip", the bound of the gradients'
-        global norm, 0 for none; "average", a name of AVERAGES, and "ema", its decay, 0 for no
-        average; the lengths of "power", in ascending order.
+        global norm, 0 for none; "average", a name of AVERAGES, with its own options, and "ema", its
+        decay, 0 for no average; the lengths of "power", in ascending order.
       total: training steps.
       ema_warmup: whether averages forget the weights that training starts from; those that start
         as noise should be forgotten, inherited ones are worth keeping.
     """
     settings = dict(settings)
-    averages = _averages(settings.pop("average", "ema"), settings.pop("ema", 0.0), ema_warmup)
     name, clip = settings.pop("name", "adamw"), settings.pop("clip", 0.0)
+    average, numbers = settings.pop("average", "ema"), settings.pop("ema", 0.0)
     of_rate = inspect.signature(make_schedule).parameters
     schedule = {key: settings.pop(key) for key in list(settings) if key in of_rate}
+    averaging = {key: settings.pop(key) for key in list(settings) if AVERAGES.takers(key)}
+    averages = _averages(average, numbers, ema_warmup, averaging)
     rate = make_schedule(**schedule, total=total)
     tx = OPTIMIZERS.call(name, rate, **settings)
     tx = optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
@@ -201,9 +204,10 @@ def lengths(settings: dict) -> tuple[float, ...]:
     return _numbers(settings["ema"]) if settings.get("average") == POWER else ()
 
 
-def _averages(name: str, ema, warmup: bool):
+def _averages(name: str, ema, warmup: bool, options: dict):
     """`average` and `lengths` of an Optimizer."""
-    make, numbers = AVERAGES.get(name), _numbers(ema)
+    make = functools.partial(AVERAGES.get(name), **AVERAGES.taken(name, **options))
+    numbers = _numbers(ema)
     if name != POWER:
         if len(numbers) > 1:
             raise errors.UsageError(

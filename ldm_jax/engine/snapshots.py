@@ -106,7 +106,7 @@ def _combinations(run, length: float, players, steps: list[int]) -> dict:
     }
     if not kept:
         raise errors.UsageError(
-            f"{said}: the run keeps no averages of a length; take its own (--ema, --noema), or "
+            f"{said}: the run keeps no averages of a length; take its own (--ema), or "
             f"train with average={optim.POWER!r} and ema=0.05,0.10 in config.optim."
         )
     power.exponent(length)

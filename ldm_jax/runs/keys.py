@@ -27,9 +27,10 @@ def check(config: ConfigDict, decided: bool = True):
         "data": sources.SOURCES.declared() | source | values.declared(defaults.Data),
         "track": trackers.TRACKERS.declared() | values.declared(defaults.Track),
     }
+    learnt = optim.AVERAGES.declared() | optim.OPTIMIZERS.declared()
     for player in sorted({*kind.defaults().optim, *config.optim}):
         optim.OPTIMIZERS.get(entry(config, path := f"optim.{player}"))
-        further[path] = optim.OPTIMIZERS.declared() | values.declared(defaults.Optimizer)
+        further[path] = learnt | values.declared(defaults.Optimizer)
     for path, known in (further | kind.declared(config)).items():
         found = group(config, path)
         if not decided and path.startswith("conditioners."):

@@ -1,6 +1,7 @@
 """The kind of stage that trains a denoiser of latents."""
 
 import contextlib
+import dataclasses
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from ldm_jax.base import defaults, errors, terminal, tree, upgrade, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
+from ldm_jax.diffusion.loss_weights import WEIGHTS
 from ldm_jax.diffusion.process import DENSITIES, SCHEDULES, make_process
 from ldm_jax.engine import hosts
 from ldm_jax.models import dit, unet, uvit  # noqa: F401  (register themselves)
@@ -44,10 +46,11 @@ class DiffuseKind(kinds.Kind):
             "model": keys.of_network(BACKBONES.get(keys.entry(config, "model"))),
             "process": SCHEDULES.declared() | DENSITIES.declared(),
             "sample": values.declared(Sampling),
+            "loss": WEIGHTS.declared(),
             "distil": distil.METHODS.declared(),
             "adapt": adapt.ADAPTERS.declared(),
         }
-        for group in ("process", "distil", "adapt"):  # beside the keys that are always there
+        for group in ("process", "loss", "distil", "adapt"):  # beside keys that are always there
             found[group] |= values.declared(values.declared(self.keys)[group])
         for label in config.conditioners:
             path = f"conditioners.{label}"
@@ -113,7 +116,7 @@ class DiffuseKind(kinds.Kind):
             process=make_process(**config.process),
             codec=codec,
             size=config.data.size,
-            loss=diffuse.Loss(**config.loss),
+            loss=_loss(**config.loss),
             sampling=Sampling(**config.sample),
             total=config.steps.total,
         )
@@ -381,6 +384,12 @@ def _check_width(conditioner, backbone, name: str):
         raise errors.UsageError(
             f"{key}={getattr(conditioner, key)} must be {wanted}, that of config.model."
         )
+
+
+def _loss(**keys):
+    known = {field.name for field in dataclasses.fields(diffuse.Loss)}
+    options = {key: keys.pop(key) for key in keys.keys() - known}
+    return diffuse.Loss(**keys, options=options)
 
 
 def _check_latents(latents, channels):

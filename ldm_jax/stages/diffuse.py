@@ -39,7 +39,7 @@ class Loss:
     """One field is one key of `config.loss`.
 
     distance: l2 or l1, per element; weight: a name of diffusion.loss_weights, of whose options
-      gamma and cap are.
+      gamma and cap are, and those of a weight of one's own in `options`.
     cond_dropout: share of rows trained with the null condition, for classifier-free guidance, by
       the conditioners that have no `dropout` of their own.
     elbo_weight: on the variational bound, added to that (the official `original_elbo_weight`).
@@ -61,16 +61,22 @@ class Loss:
     gamma: float = 5.0
     cap: float = 400.0
     terms: dict = dataclasses.field(default_factory=dict)
+    options: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         DISTANCES.get(self.distance)
         thumbnails.named(self.terms)
-        WEIGHTS.taken(self.weight, gamma=self.gamma, cap=self.cap)
+        WEIGHTS.taken(self.weight, **self.weighing)
         if self.logvar_features < 0 or (self.logvar_features and not self.learn_logvar):
             raise errors.UsageError(
                 f"logvar_features={self.logvar_features} must be 0, or above 0 with "
                 "learn_logvar=True."
             )
+
+    @property
+    def weighing(self) -> dict:
+        """The options of weights."""
+        return {"gamma": self.gamma, "cap": self.cap, **self.options}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +98,16 @@ class Diffuse:
         """Raises UsageError for a weight that lets some timestep go untrained, or has no bound."""
         if coarse.wanted(self):
             coarse.check(self)
-        own = dict(gamma=self.loss.gamma, cap=self.loss.cap)
-        tables = {"weight": (self.loss.weight, self.process.weights(self.loss.weight, **own))}
+        own = self.process.weights(self.loss.weight, **self.loss.weighing)
+        tables = {"weight": (self.loss.weight, own)}
         if self.loss.elbo_weight:
             tables["elbo_weight"] = (self.loss.elbo_weight, self.process.weights("vlb"))
         for name, (value, table) in tables.items():
+            if np.shape(table) != (self.process.timesteps,):
+                raise errors.UsageError(
+                    f"{name}={value!r} is a table of shape {np.shape(table)}: it needs a number "
+                    f"for each of the {self.process.timesteps} timesteps."
+                )
             trained = self.process.shares > 0
             if len(bad := np.flatnonzero(trained & ~((table > 0) & (table < np.inf)))):
                 raise errors.UsageError(
@@ -227,7 +238,7 @@ class Diffuse:
         """As `loss_at`, of the difference of prediction and target, [b, h, w, c]."""
         error, weight = self._error(difference), functools.partial(self.process.weight, t)
         logvar = self.logvar_at(params, t)
-        main = weight(self.loss.weight, gamma=self.loss.gamma, cap=self.loss.cap)
+        main = weight(self.loss.weight, **self.loss.weighing)
         loss = main * error / jnp.exp(logvar) + logvar
         if self.loss.elbo_weight:
             loss += self.loss.elbo_weight * weight("vlb") * error

@@ -85,10 +85,16 @@ class Axis(NamedTuple):
 
 
 def load(spec: str, overrides: dict[str, str]) -> ConfigDict:
-    """The config of a sweep; `axes` among the overrides is read by `parse`, others as usual."""
+    """The config of a sweep; `axes` among the overrides is read by `parse`, others as usual.
+
+    The plugins of its recipes are imported.
+    """
     overrides = dict(overrides)
     text = overrides.pop("axes", None)
     sweep = config_lib.load(spec, overrides, "--sweep")
+    for stage in ("first_stages", "ldms"):
+        for name, recipe in sweep.get(stage, {}).items():
+            config_lib.import_plugins(recipe.get("plugins", ()), f"config.{stage}.{name}.plugins")
     if text is not None:
         with sweep.unlocked():
             sweep.axes = tuple(parse(text, dict(sweep.axes)).items())

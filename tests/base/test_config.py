@@ -160,8 +160,8 @@ def test_a_dict_changes_a_group_and_with_a_name_replaces_it():
     assert config.model.to_dict() == {"name": "other", "depth": 3}
     config_lib.assign(config, "batch_size", "16")
     assert config.batch_size == 16
-    for key, value in {"loss.weigth": "v", "loss": {"weigth": "v"}}.items():
-        with pytest.raises(errors.UsageError, match="did you mean 'weight'"):
+    for key, value in {"latents.bathes": 2, "latents": {"bathes": 2}}.items():
+        with pytest.raises(errors.UsageError, match="did you mean 'batches'"):
             config_lib.assign(config, key, value)
     with pytest.raises(errors.UsageError, match="wants int"):
         config_lib.assign(config, "batch_size", (1, 2))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax.base import errors
-from ldm_jax.data import transforms
+from ldm_jax.data import images, transforms
 
 
 def record(h=40, w=64, x=30, y=12, side=16):
@@ -100,3 +100,15 @@ def test_unknown_choices_are_usage_errors():
         transforms.standard(8, crop="centre")
     with pytest.raises(errors.UsageError, match="did you mean 'bicubic'"):
         transforms.standard(8, interpolation="bicubik")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((8, 8, 3), np.float32), "is of float32, not uint8 from 0 to 255"),
+        (np.zeros((8, 8), np.uint8), r"is of shape \(8, 8\), not \[h, w, 3\]"),
+    ],
+)
+def test_an_image_is_bytes_of_three_channels(image, words):
+    with pytest.raises(images.BadRecord, match=words):
+        transforms.Crop(8, "center", "bicubic")({"image": image}, np.random.default_rng(0))

@@ -157,6 +157,18 @@ def test_inherited_weights_are_not_forgotten_and_without_a_decay_there_is_no_ave
     assert make().average is None
 
 
+def test_an_average_of_ones_own_has_options_of_its_own(monkeypatch):
+    def late(decay, warmup=True, since: int = 8):
+        return lambda average, params, step: jnp.where(step < since, params, average)
+
+    monkeypatch.setitem(optim.AVERAGES._entries, "late", late)
+    settings = {"lr": 0.1, "ema": 0.5, "average": "late"}
+    update = optim.make(settings | {"since": 2}, 10).average
+    assert [float(update(0.0, 1.0, step)) for step in (1, 2)] == [1.0, 0.0]
+    with pytest.raises(errors.UsageError, match="since=2 does nothing with average of the weights"):
+        optim.make(settings | {"average": "ema", "since": 2}, 10)
+
+
 def test_muon_turns_kernels_alike_in_all_directions_and_leaves_the_rest_to_adam():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
