@@ -15,6 +15,7 @@ def check(config: ConfigDict, source, codec=None):
     config names, which may be untrained.
     """
     keys.check(config)
+    config = keys.complete(config)
     if config.batch_size % config.accumulate:
         raise errors.UsageError(
             f"config.batch_size={config.batch_size} must be a positive multiple of "

@@ -36,6 +36,9 @@ class AutoencodeKind(kinds.Kind):
     def declared(self, config):
         return {"model": keys.of_network(AUTOENCODERS.get(keys.entry(config, "model")))}
 
+    def options(self, config):
+        return {"model": AUTOENCODERS.options(config.model.name)}
+
     def check(self, config, source):
         if config.encoder:
             _check_encoder(config, self.decoder(config))

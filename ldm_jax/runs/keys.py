@@ -38,15 +38,33 @@ def check(config: ConfigDict, decided: bool = True):
         _check_keys(f"config.{path}", found, known)
 
 
+def complete(config: ConfigDict) -> ConfigDict:
+    """The config with every option of what it names, at its default where the config is silent.
+
+    A run records it, and goes on as it began though a default changes, of a user's module too.
+    """
+    config = config.copy_and_resolve_references()
+    options, known = kinds.of(config).options(config), kinds.of(config).declared(config)
+    for player, own in config.optim.items():
+        found = optim.OPTIMIZERS.options(own.name) | optim.AVERAGES.options(own.average)
+        options[f"optim.{player}"] = known[f"optim.{player}"] = found
+    with config.unlocked():
+        for path, found in options.items():
+            own = group(config, path)
+            for key in sorted(found.keys() & known[path].keys() - {*own}):
+                own[key] = found[key]
+    return config
+
+
 def read(run) -> ConfigDict:
-    """The config of a run, with every value checked; see base/record.py."""
+    """The config of a run, with every value checked, and complete; see base/record.py."""
     config = record.read(run)
     if not config.get("stage"):  # as diffusers' own config.json
         said = remote.shown(run)
         raise errors.UsageError(f"{said} is no run: its {record.CONFIG} names no stage.")
     with errors.of(f"{remote.shown(run)}/{record.CONFIG}"):
         check(config)
-    return config
+    return complete(config)
 
 
 def group(config: ConfigDict, path: str) -> ConfigDict:

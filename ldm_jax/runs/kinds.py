@@ -67,6 +67,10 @@ class Kind(abc.ABC):
         """{group: {key: type}} of what the config names, beside `keys`; see runs/keys.py."""
         return {}
 
+    def options(self, config) -> dict[str, dict]:
+        """{group: {key: default}} of the options of what the config names."""
+        return {}
+
     @abc.abstractmethod
     def check(self, config, source):
         """Raises UsageError for what is wrong with the keys of this kind; touches no device."""

@@ -15,7 +15,7 @@ from ldm_jax.diffusion.process import DENSITIES, SCHEDULES, make_process
 from ldm_jax.engine import hosts
 from ldm_jax.models import dit, unet, uvit  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
-from ldm_jax.models.conditioners import label_of
+from ldm_jax.models.conditioners import CONDITIONERS, label_of
 from ldm_jax.models.denoiser import Denoiser
 from ldm_jax.nn import variables
 from ldm_jax.runs import adapters, codecs, conditions, data, keys, kinds, opened, teachers
@@ -55,6 +55,18 @@ class DiffuseKind(kinds.Kind):
         for label in config.conditioners:
             path = f"conditioners.{label}"
             found[path] = conditions.declared(keys.entry(config, path))
+        return found
+
+    def options(self, config):
+        process, found = config.process, {"model": BACKBONES.options(config.model.name)}
+        found["process"] = SCHEDULES.options(process.schedule) | DENSITIES.options(process.density)
+        found["loss"] = WEIGHTS.options(config.loss.weight)
+        if config.distil.method:
+            found["distil"] = distil.METHODS.options(config.distil.method)
+        if config.adapt.name:
+            found["adapt"] = adapt.ADAPTERS.options(config.adapt.name)
+        for label, own in config.conditioners.items():
+            found[f"conditioners.{label}"] = CONDITIONERS.options(own.name)
         return found
 
     def check(self, config, source, codec=None):

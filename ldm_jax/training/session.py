@@ -22,7 +22,7 @@ from ldm_jax.engine import (
     trainer,
 )
 from ldm_jax.evaluation import distances, held_out, rival
-from ldm_jax.runs import check, kinds
+from ldm_jax.runs import check, keys, kinds
 from ldm_jax.runs import data as data_lib
 from ldm_jax.runs import mesh as mesh_lib
 from ldm_jax.training import workdir as workdir_lib
@@ -45,6 +45,7 @@ def train(config, workdir, allow=(), devices: str = "", profile_steps: str = "",
     notes = [*notes, *data_lib.notes(config, source)]
     config = data_lib.resolve(config, source)
     check.check(config, source)
+    config = keys.complete(config)
     trackers.check(**config.track)
     traced = profile.window(profile_steps, config.steps.total)
     kind, record = kinds.of(config), Record(workdir)

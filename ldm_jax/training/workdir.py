@@ -3,7 +3,7 @@
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, remote, terminal, values
 from ldm_jax.engine import checkpoint, goodput, log, meter, published, rollback
-from ldm_jax.runs import kinds
+from ldm_jax.runs import keys, kinds
 
 # The keys, or groups of keys, of a run's config that may differ when it is resumed, with the reason
 # why they do not affect its numbers. No other key may change, not even those of kernels and of
@@ -88,14 +88,14 @@ def claim(record, config, source, allow=()):
             "are of: restore it, or take another --workdir."
         )
     else:
-        theirs, ours = kinds.of(record.config), kinds.of(config)
+        theirs, ours = kinds.of(old), kinds.of(config)
         if theirs is not ours:
             raise errors.UsageError(
                 f"{record.shown} holds {theirs.title}, this config is of {ours.title}: "
                 "take another --workdir."
             )
         free = tuple(f"{key}." for key in MAY_CHANGE)
-        lines = config_lib.difference(record.config, config)
+        lines = config_lib.difference(keys.read(record.path), config)
         changed = {line.split(":")[0]: line for line in lines}
         changed = {key: line for key, line in changed.items() if not f"{key}.".startswith(free)}
         if changed.keys() - set(allow):

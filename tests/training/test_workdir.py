@@ -9,6 +9,8 @@ import pytest
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.base.record import Record
+from ldm_jax.diffusion import loss_weights
+from ldm_jax.runs import data, keys
 from ldm_jax.training import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -17,7 +19,8 @@ DATA = types.SimpleNamespace(fingerprint="0123")
 
 def load(**changes):
     """changes: {"a.b": "text"}."""
-    return config_lib.load(f"{ROOT}/configs/debug.py:ldm", changes)
+    config = config_lib.load(f"{ROOT}/configs/debug.py:ldm", changes)
+    return keys.complete(data.resolved(config))
 
 
 @pytest.fixture
@@ -84,3 +87,30 @@ def test_a_run_without_a_checkpoint_may_become_another(tmp_path):
     assert (tmp_path / "rollbacks.jsonl").exists(), "of the same run: it began with a rollback"
     workdir.claim(record, load(seed="1"), DATA)
     assert not (tmp_path / "rollbacks.jsonl").exists()
+
+
+def test_options_that_a_recipe_leaves_out_are_recorded_as_they_were(tmp_path, monkeypatch):
+    def steep(slope):
+        """A weight of a module of one's own, whose option has the default `slope`."""
+        return lambda process, *, slope=slope: process.snr**slope
+
+    monkeypatch.setitem(loss_weights.WEIGHTS._entries, "steep", steep(0.5))
+    begun = lambda: workdir.claim(Record(tmp_path), load(**{"loss.weight": "steep"}), DATA)
+    begun()
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    Record(tmp_path).write(latents={"scale": 1.0})
+    assert Record(tmp_path).config.loss.slope == 0.5
+    workdir.claim(
+        Record(tmp_path), load(**{"loss.weight": "steep", "loss.slope": "0.5"}), DATA
+    )  # which says the same
+    monkeypatch.setitem(loss_weights.WEIGHTS._entries, "steep", steep(0.7))
+    with pytest.raises(errors.UsageError, match=r"loss\.slope: 0\.5 -> 0\.7"):
+        begun()
+
+
+def test_a_run_that_recorded_fewer_options_goes_on(run):
+    config = run.config
+    with config.unlocked():
+        del config.model.resample_conv
+    run.write_config(config)
+    workdir.claim(run, load(), DATA)
