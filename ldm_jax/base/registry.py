@@ -69,8 +69,9 @@ class Registry:
         return {option: value for option, value in options.items() if option in own}
 
     def options(self, name: str) -> dict:
-        """{option: default} of the entry `name`."""
-        known = inspect.signature(self.get(name)).parameters.values()
+        """{option: default} of the entry `name`; an entry that is not called has none."""
+        entry = self.get(name)
+        known = inspect.signature(entry).parameters.values() if callable(entry) else ()
         return {p.name: p.default for p in known if p.default is not p.empty}
 
     def takers(self, option: str) -> dict:

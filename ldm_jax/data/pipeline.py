@@ -193,9 +193,13 @@ def _batches(part: Part, threads: int, workers: int = 0) -> Batches:
     except errors.RunError as e:
         raise errors.UsageError(str(e)) from e
     except KeyError as e:
+        held = part.source[0]
+        remedy = "choose a condition that the data has"
+        if "image" not in held:
+            remedy = "a latent cache keeps no pixels: train from images (--config.latents.cache=)"
         raise errors.UsageError(
-            f"A condition is made of data field {e}, which the records lack; a latent cache keeps "
-            "no pixels: train such conditions from images (--config.latents.cache=)."
+            f"A condition is made of data field {e}, which the records lack (they have "
+            f"{', '.join(held)}); {remedy}."
         ) from e
     for field in part.fields:
         if field not in record:

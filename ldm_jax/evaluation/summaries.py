@@ -108,16 +108,17 @@ def of_samples(wanted: Evaluation, other: dict | None = None) -> dict:
             f"--ema={','.join(f'{length:g}' for length in wanted.ema)} is for --run=RUN: samples "
             "were drawn by an average already (sample --ema)."
         )
+    samples = imagesets.open_set(wanted.samples, "--samples")
+    manifest = disk.read_json(samples.job.out / "manifest.json") if samples.job else {}
+    of_scenes = "run" in manifest and _of_scenes(manifest["run"])  # and has its plugins' metrics
     request = wanted.request()
     if wanted.reference and not request:
         raise errors.UsageError(
             f"--reference={wanted.reference} does nothing without figures of images: give "
             "--features, and --weights=FILE where those have no public ones."
         )
-    samples = imagesets.open_set(wanted.samples, "--samples")
-    manifest = disk.read_json(samples.job.out / "manifest.json") if samples.job else {}
     summary = {"samples": str(wanted.samples), "num": samples.count, "manifest": manifest}
-    if "labels" in manifest and _of_scenes(manifest["run"]):
+    if "labels" in manifest and of_scenes:
         summary["class_accuracy"] = class_accuracy(samples.job)
     if not request:
         return summary | {"seconds": seconds()}

@@ -10,10 +10,13 @@ from ldm_jax.base.errors import UsageError
 
 
 def psnr(a, b):
-    """Peak signal-to-noise ratio in dB, [b]: the peak is 2, the range of [-1, 1]."""
+    """Peak signal-to-noise ratio in dB, [b]: the peak is 2, the range of [-1, 1].
+
+    At most 100 dB, which equal images have.
+    """
     _check(a, b)
     error = jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)).mean((1, 2, 3))
-    return 10.0 * jnp.log10(4.0 / error)
+    return jnp.minimum(-10.0 * jnp.log10(error / 4.0), 100.0)
 
 
 def ssim(a, b, window=11, deviation=1.5):

@@ -34,10 +34,13 @@ class AutoencodeKind(kinds.Kind):
         return defaults.first_stage()
 
     def declared(self, config):
-        return {"model": keys.of_network(AUTOENCODERS.get(keys.entry(config, "model")))}
+        return {"model": keys.of_network(AUTOENCODERS.get(config.model.name))}
 
-    def options(self, config):
-        return {"model": AUTOENCODERS.options(config.model.name)}
+    def names(self, config):
+        found = {"model.name": AUTOENCODERS, "loss.pixel_loss": autoencode.PIXEL_LOSSES}
+        found |= {"loss.disc_loss": autoencode.DISCRIMINATOR_LOSSES}
+        parts = {"bottleneck": BOTTLENECKS, "shortcut": SHORTCUTS}
+        return found | {f"model.{k}": v for k, v in parts.items() if config.model.get(k)}
 
     def check(self, config, source):
         if config.encoder:
@@ -49,7 +52,6 @@ class AutoencodeKind(kinds.Kind):
                 "codebook."
             )
         if path := config.model.get("shortcut"):
-            SHORTCUTS.get(path)
             own = self.decoder(config)
             each, channels = own.path_fold**2, own.latent_channels
             if channels % each:

@@ -22,15 +22,20 @@ def check(config: ConfigDict, decided: bool = True):
     """
     kind = kinds.of(config)
     check_group("config", config, kind.keys)
+    for key, registry in _names(config).items():
+        path, _, last = key.rpartition(".")
+        name = group(config, path).get(last)
+        values.check(f"config.{key}", name, values.Text())
+        with errors.of(f"config.{key}"):
+            registry.get(name)
     source = values.declared(sources.SOURCES.get(config.data.source))
     further = {
         "data": sources.SOURCES.declared() | source | values.declared(defaults.Data),
         "track": trackers.TRACKERS.declared() | values.declared(defaults.Track),
     }
     learnt = optim.AVERAGES.declared() | optim.OPTIMIZERS.declared()
-    for player in sorted({*kind.defaults().optim, *config.optim}):
-        optim.OPTIMIZERS.get(entry(config, path := f"optim.{player}"))
-        further[path] = learnt | values.declared(defaults.Optimizer)
+    for player in config.optim:
+        further[f"optim.{player}"] = learnt | values.declared(defaults.Optimizer)
     for path, known in (further | kind.declared(config)).items():
         found = group(config, path)
         if not decided and path.startswith("conditioners."):
@@ -44,16 +49,28 @@ def complete(config: ConfigDict) -> ConfigDict:
     A run records it, and goes on as it began though a default changes, of a user's module too.
     """
     config = config.copy_and_resolve_references()
-    options, known = kinds.of(config).options(config), kinds.of(config).declared(config)
-    for player, own in config.optim.items():
-        found = optim.OPTIMIZERS.options(own.name) | optim.AVERAGES.options(own.average)
-        options[f"optim.{player}"] = known[f"optim.{player}"] = found
+    learnt = optim.OPTIMIZERS.declared() | optim.AVERAGES.declared()
+    known = {f"optim.{player}": learnt for player in config.optim} | kinds.of(config).declared(
+        config
+    )
     with config.unlocked():
-        for path, found in options.items():
+        for key, registry in _names(config).items():
+            path, _, last = key.rpartition(".")
             own = group(config, path)
-            for key in sorted(found.keys() & known[path].keys() - {*own}):
-                own[key] = found[key]
+            options = registry.options(own[last])
+            for option in sorted(options.keys() & known.get(path, {}).keys() - {*own}):
+                own[option] = options[option]
     return config
+
+
+def _names(config: ConfigDict) -> dict:
+    """{"group.key": the registry of what that key names}."""
+    found, kind = {"data.source": sources.SOURCES}, kinds.of(config)
+    for player in sorted({*kind.defaults().optim, *config.optim}):
+        found[f"optim.{player}.name"] = optim.OPTIMIZERS
+        found[f"optim.{player}.schedule"] = optim.SCHEDULES
+        found[f"optim.{player}.average"] = optim.AVERAGES
+    return found | kind.names(config)
 
 
 def read(run) -> ConfigDict:
@@ -73,13 +90,6 @@ def group(config: ConfigDict, path: str) -> ConfigDict:
         config = config.get(part)
         _is_group(".".join(["config", *parts[: i + 1]]), config)
     return config
-
-
-def entry(config: ConfigDict, path: str) -> str:
-    """The name in the group `config.a.b` of what it configures."""
-    name = group(config, path).get("name")
-    values.check(f"config.{path}.name", name, values.Text())
-    return name
 
 
 def check_group(said: str, found, keys: type[values.Group]):

@@ -21,7 +21,8 @@ KINDS = registry.Registry("stage")
 def of(config: ConfigDict) -> "Kind":
     """The kind of stage that a config trains."""
     values.check("config.stage", stage := config.get("stage"), values.Text())
-    return KINDS.get(stage)
+    with errors.of("config.stage"):
+        return KINDS.get(stage)
 
 
 def programs(config: ConfigDict, stage: api.Stage, mesh) -> step_lib.Programs:
@@ -67,8 +68,8 @@ class Kind(abc.ABC):
         """{group: {key: type}} of what the config names, beside `keys`; see runs/keys.py."""
         return {}
 
-    def options(self, config) -> dict[str, dict]:
-        """{group: {key: default}} of the options of what the config names."""
+    def names(self, config) -> dict[str, registry.Registry]:
+        """{"group.key": registry} of the keys that name something, beside those of every kind."""
         return {}
 
     @abc.abstractmethod

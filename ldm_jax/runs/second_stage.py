@@ -11,7 +11,7 @@ from ldm_jax.base import defaults, errors, terminal, tree, upgrade, values
 from ldm_jax.base import record as record_lib
 from ldm_jax.data import latents as latents_lib
 from ldm_jax.diffusion.loss_weights import WEIGHTS
-from ldm_jax.diffusion.process import DENSITIES, SCHEDULES, make_process
+from ldm_jax.diffusion.process import DENSITIES, PREDICTIONS, SCHEDULES, make_process
 from ldm_jax.engine import hosts
 from ldm_jax.models import dit, unet, uvit  # noqa: F401  (register themselves)
 from ldm_jax.models.backbones import BACKBONES
@@ -43,7 +43,7 @@ class DiffuseKind(kinds.Kind):
 
     def declared(self, config):
         found = {
-            "model": keys.of_network(BACKBONES.get(keys.entry(config, "model"))),
+            "model": keys.of_network(BACKBONES.get(config.model.name)),
             "process": SCHEDULES.declared() | DENSITIES.declared(),
             "sample": values.declared(Sampling),
             "loss": WEIGHTS.declared(),
@@ -52,22 +52,17 @@ class DiffuseKind(kinds.Kind):
         }
         for group in ("process", "loss", "distil", "adapt"):  # beside keys that are always there
             found[group] |= values.declared(values.declared(self.keys)[group])
-        for label in config.conditioners:
-            path = f"conditioners.{label}"
-            found[path] = conditions.declared(keys.entry(config, path))
+        for label, own in config.conditioners.items():
+            found[f"conditioners.{label}"] = conditions.declared(own.name)
         return found
 
-    def options(self, config):
-        process, found = config.process, {"model": BACKBONES.options(config.model.name)}
-        found["process"] = SCHEDULES.options(process.schedule) | DENSITIES.options(process.density)
-        found["loss"] = WEIGHTS.options(config.loss.weight)
-        if config.distil.method:
-            found["distil"] = distil.METHODS.options(config.distil.method)
-        if config.adapt.name:
-            found["adapt"] = adapt.ADAPTERS.options(config.adapt.name)
-        for label, own in config.conditioners.items():
-            found[f"conditioners.{label}"] = CONDITIONERS.options(own.name)
-        return found
+    def names(self, config):
+        found = {"model.name": BACKBONES, "process.schedule": SCHEDULES}
+        found |= {"process.density": DENSITIES, "process.prediction": PREDICTIONS}
+        found |= {"loss.weight": WEIGHTS, "loss.distance": diffuse.DISTANCES}
+        found |= {"distil.method": distil.METHODS} if config.distil.method else {}
+        found |= {"adapt.name": adapt.ADAPTERS} if config.adapt.name else {}
+        return found | {f"conditioners.{label}.name": CONDITIONERS for label in config.conditioners}
 
     def check(self, config, source, codec=None):
         codecs.check_trained(config.first_stage)
