@@ -347,9 +347,15 @@ def call(name: str, *argv: str):
     """Runs the command ldm_jax.NAME in this process; its exceptions reach the caller."""
     said = shlex.join(["python", "-m", f"ldm_jax.{name}", *argv])
     print("$", remote.told(said), flush=True)
-    command = importlib.import_module(f"ldm_jax.{name}")
-    values = define(command.FLAGS, argv)
-    command.main(values, parse(values, argv))
+    values, overrides = read(name, *argv)
+    importlib.import_module(f"ldm_jax.{name}").main(values, overrides)
+
+
+def read(name: str, *argv: str) -> tuple[flags.FlagValues, dict[str, str]]:
+    """The flags and the overrides of the command ldm_jax.NAME; a wrong one is a UsageError."""
+    table = importlib.import_module(f"ldm_jax.{name}").FLAGS
+    values = define(table, argv)
+    return values, parse(values, argv)
 
 
 def define(table, argv=()) -> flags.FlagValues:

@@ -42,6 +42,7 @@ def main(args, overrides):
 
     sweep, workdir = axes.load(args.sweep, overrides), pathlib.Path(args.workdir)
     chosen = work_lib.choose(sweep, args.cell)
+    work_lib.check_flags(sweep, chosen, cli.read)
     if args.dry_run:
         argv = ["python", "-m", "ldm_jax.sweep", f"--sweep={args.sweep}", f"--workdir={place}"]
         argv += [f"--config.{key}={text}" for key, text in overrides.items()]

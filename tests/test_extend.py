@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ldm_jax.metrics import features
 from ldm_jax.models import backbones, conditioners
 from ldm_jax.shell import registries
 from ldm_jax.stages import autoencode
+from ldm_jax.sweeps import axes, cells
 from ldm_jax.weights import readers
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "extend.md"
@@ -86,3 +88,56 @@ def test_a_loss_term_an_optimizer_and_an_average_of_ones_own_train(recipe, tmp_p
     assert any("term_edges" in line for line in lines(run))
     averaged = ldm_jax.load(run).digest
     assert averaged != ldm_jax.load(run, ema=False).digest
+
+
+def test_a_sweep_of_ones_own_is_one_of_all_its_combinations(recipe):
+    found = axes.load(str(recipe("study")), {})
+    names = ["unet_uniform", "unet_soft-snr", "mixer_uniform", "mixer_soft-snr"]
+    assert [cell.variant for cell in cells.cells(found)] == [f"f2_kl_c2_{name}" for name in names]
+
+
+WRONG = {
+    "flat": """
+        import flax.linen as nn
+        from ldm_jax.models.backbones import BACKBONES, Backbone
+        @BACKBONES.register("flat")
+        class Flat(Backbone):
+            @nn.compact
+            def __call__(self, x, t, **conditions):
+                return nn.Dense(1)(x)
+        """,
+    "nameless": """
+        from ldm_jax.data import sources
+        @sources.SOURCES.register("nameless")
+        class Nameless(sources.Source):
+            pass
+        """,
+    "open": """
+        from ldm_jax.diffusion.loss_weights import WEIGHTS
+        WEIGHTS.register("open")(lambda process, *, gain: gain * process.snr)
+        """,
+    "broken": "\n1 / 0",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "key", "words"),
+    [
+        ("flat", "model", r"backbone Flat returns \(.*, 1\) for an input of \(.*, 3\): make it"),
+        ("nameless", "data.source", "Data source 'nameless' has no fingerprint"),
+        ("open", "loss.weight", r"loss weight 'open': option 'gain' has no default.*open.py:3"),
+        ("broken", "plugins", r"broken cannot be imported \(ZeroDivisionError: .*broken.py:2"),
+        ("missing", "plugins", "missing cannot be imported .*put its folder on PYTHONPATH"),
+    ],
+)
+def test_what_ones_own_module_gets_wrong_is_one_line(module, key, words, recipe, tmp_path, refused):
+    if module in WRONG:
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(WRONG[module]))
+    value = {"model": dict(name=module), "plugins": (module,)}.get(key, module)
+    (tmp_path / "wrong.py").write_text(
+        "from configs import debug\ndef get_config(arg=None):\n    c = debug.ldm()\n"
+        f"    c.plugins = ({module!r},)\n    c.{key} = {value!r}\n"
+        "    c.first_stage, c.conditioners = 'identity', {}\n    return c\n"
+    )
+    argv = [f"--config={tmp_path / 'wrong.py'}", f"--workdir={tmp_path / 'run'}", *SHORT]
+    assert re.search(words, refused(call(train, *argv, "--config.latents.batches=1")))

@@ -17,7 +17,7 @@ import pytest
 from calling import call
 from test_commands import DEBUG
 
-from ldm_jax import sweep
+from ldm_jax import cli, sweep
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.cost import programs
@@ -164,12 +164,30 @@ def test_the_dry_run_prints_a_command_for_each_cell(tmp_path, capfd):
         (["--config.ldms.f1.modle.width=3"], "did you mean 'model'"),
         (["--cell=f3"], "f1_pixels_c3_s0"),
         (["--report"], "holds no finished cells"),
+        (["--config.evaluate.samples=('--metrics=fdd','--weights=W')"], "did you mean 'fd'"),
+        (["--config.evaluate.first_stage=('--wights=W',)"], "config.evaluate.first_stage: "),
+        (["--config.sampling.flags=('--guidnce=3',)"], "config.sampling.flags: "),
     ],
 )
 def test_a_sweep_is_refused_in_one_line(flags, words, tmp_path, refused):
     code = call(sweep, f"--sweep={SWEEP}", f"--workdir={tmp_path / 'sweep'}", *flags)
     assert words in refused(code)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_cells_that_nothing_would_rank_are_refused_before_they_train(config):
+    with config.unlocked():
+        config.ldms.f1.conditioners = config.ldms.f2.conditioners = {}
+    with pytest.raises(errors.UsageError, match="no figure would rank the cells"):
+        work.check_flags(config, cells.cells(config), cli.read)
+
+
+def test_a_condition_made_of_pixels_is_refused_where_a_cache_keeps_none(config):
+    hole = {"hole": dict(name="inpaint", holes=dict(box=1.0))}
+    with config.unlocked():
+        config.ldms.f1.conditioners = config.ldms.f2.conditioners = hole
+    with pytest.raises(errors.UsageError, match="ldm: a condition is made of data field 'image'"):
+        cells.cells(config)
 
 
 def test_a_first_stage_of_another_f_is_refused(config):

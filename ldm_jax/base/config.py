@@ -10,6 +10,7 @@ import importlib
 import json
 import pathlib
 import runpy
+import traceback
 
 from ml_collections import config_dict
 
@@ -57,10 +58,13 @@ def import_plugins(modules: tuple[str, ...], key: str = "config.plugins"):
         try:
             importlib.import_module(name)
         except Exception as e:
-            raise errors.UsageError(
-                f"{key}: {name} cannot be imported ({type(e).__name__}: {e}); put its folder on "
-                "PYTHONPATH."
-            ) from e
+            said = f"{key}: {name} cannot be imported ({type(e).__name__}: {errors.reason(e)})"
+            if isinstance(e, ModuleNotFoundError) and e.name == name.partition(".")[0]:
+                raise errors.UsageError(f"{said}; put its folder on PYTHONPATH.") from e
+            frames = traceback.extract_tb(e.__traceback__)
+            own = [frame for frame in frames if frame.name == "<module>"]  # as of what it imports
+            at = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
+            raise errors.UsageError(f"{said}{at}.") from e
 
 
 def _execute(file: pathlib.Path, variant: str) -> config_dict.ConfigDict:

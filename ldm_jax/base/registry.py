@@ -22,6 +22,10 @@ class Registry:
         def decorate(entry):
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice.")
+            known = inspect.signature(entry).parameters if inspect.isfunction(entry) else {}
+            for one in known.values():
+                if one.kind is one.KEYWORD_ONLY and one.default is one.empty:
+                    raise ValueError(f"{self.kind} {name!r}: option {one.name!r} has no default.")
             self._entries[name] = entry
             return entry
 

@@ -249,6 +249,8 @@ class Group:
 def of(annotation, default=None) -> Type | None:
     """The type that an annotation means, that of `default` where there is none; None: any value."""
     if annotation in (inspect.Parameter.empty, Any):
+        if isinstance(default, tuple) and len(kinds := {of(Any, one) for one in default}) == 1:
+            return Several(each) if (each := kinds.pop()) else None
         annotation = type(default) if default is not None else Any
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:

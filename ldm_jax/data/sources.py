@@ -32,7 +32,13 @@ def open_source(source: str, **kwargs) -> "Source":
         raise errors.UsageError(
             f"Data source {source!r} has no path: give --config.data.path=PATH."
         )
-    return factory(**kwargs)
+    found = factory(**kwargs)
+    if not found.fingerprint:
+        raise errors.UsageError(
+            f"Data source {source!r} has no fingerprint, by which a run knows its data again: set "
+            "self.fingerprint = sources.digest(...) of all that says what they are."
+        )
+    return found
 
 
 PIPELINE = ("size",)  # keys that the pipeline reads too, whatever a source takes

@@ -98,6 +98,16 @@ def make_request(
     flags: what the user calls the metrics and the file. bootstrap: see suite.Settings; training
       needs none, as the curve of its figures shows how much they vary.
     """
+    weights = check_request(metrics, features, weights, flags)
+    settings = suite.Settings(bootstrap=bootstrap)
+    extractor, read, extraction = open_features(features, weights)
+    metrics = tuple(metrics) or extractor.own or DEFAULT
+    tokenizer = _tokenizer(weights) if extractor.embed else ""
+    return Request(metrics, extractor, read, extraction, settings, tokenizer)
+
+
+def check_request(metrics, features: str, weights, flags=("--metrics", "--weights=FILE")):
+    """What `make_request` refuses before it reads the weights; returns where they are."""
     if not (weights := weights or features_lib.EXTRACTORS.get(features).weights):
         what = f"{flags[0]}={','.join(metrics)} needs" if metrics else "Figures of images need"
         raise errors.UsageError(
@@ -105,12 +115,9 @@ def make_request(
             "name (docs/evaluation.md says where they are)."
         )
     for name in metrics:
-        suite.METRICS.get(name)
-    settings = suite.Settings(bootstrap=bootstrap)
-    extractor, read, extraction = open_features(features, weights)
-    metrics = tuple(metrics) or extractor.own or DEFAULT
-    tokenizer = _tokenizer(weights) if extractor.embed else ""
-    return Request(metrics, extractor, read, extraction, settings, tokenizer)
+        with errors.of(flags[0]):
+            suite.METRICS.get(name)
+    return weights
 
 
 def open_features(name: str, path):

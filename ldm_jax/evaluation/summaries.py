@@ -41,9 +41,16 @@ class Evaluation:
         """Reads the weights of the features; None where no figures of images are wanted."""
         if not self.of_images:
             return None
-        return measures.make_request(
-            self.metrics, self.features or "mobilenet", self.weights, bootstrap=self.bootstrap
-        )
+        return measures.make_request(*self._wanted, bootstrap=self.bootstrap)
+
+    def check(self):
+        """Raises UsageError for what `request` refuses before it reads anything."""
+        if self.of_images:
+            measures.check_request(*self._wanted)
+
+    @property
+    def _wanted(self):
+        return self.metrics, self.features or "mobilenet", self.weights
 
 
 def place(subject: str) -> pathlib.Path:

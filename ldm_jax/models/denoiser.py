@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ldm_jax.base import upgrade
+from ldm_jax.base import errors, upgrade
 from ldm_jax.models import conditioners
 from ldm_jax.models.backbones import Backbone
 from ldm_jax.nn import variables
@@ -73,7 +73,20 @@ class Denoiser(nn.Module):
     def denoise(self, x, t, cond, train=False):
         """The backbone's output for a ready Cond: a sampler conditions once, and denoises often."""
         given = {part: value for part, value in cond._asdict().items() if value is not None}
-        return self.backbone(x, t, **given, train=train)
+        name, wide = type(self.backbone).__name__, self.backbone.vector_width
+        if cond.vector is not None and cond.vector.shape[-1] != wide:
+            raise errors.UsageError(
+                f"The conditioners give a vector of {cond.vector.shape[-1]} numbers, and the "
+                f"backbone {name} takes one of {wide}: its vector_width."
+            )
+        out = self.backbone(x, t, **given, train=train)
+        if out.shape != (wanted := (*x.shape[:-1], self.backbone.out_channels)):
+            # A loss would broadcast it, and train.
+            raise errors.UsageError(
+                f"The backbone {name} returns {out.shape} for an input of {x.shape}: make it "
+                f"{wanted}."
+            )
+        return out
 
     @nn.nowrap
     def initial(self, key, x, t, fields) -> dict:

@@ -9,12 +9,13 @@ ones share them.
 import hashlib
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
 from ldm_jax.runs import check as check_lib
-from ldm_jax.runs import codecs, keys, kinds
+from ldm_jax.runs import codecs, conditions, keys, kinds
 from ldm_jax.runs import data as data_lib
 from ldm_jax.stages.codec import Codec
 from ldm_jax.sweeps import axes as axes_lib
@@ -144,7 +145,22 @@ def _variant(sweep, axes, labels) -> Cell:
         if sweep.parameters:
             ldm = widths.solve(ldm, codec, sweep.parameters, sweep.tolerance)
         check_lib.check(ldm, source, codec)
+        if first:
+            _check_cached(ldm, source, codec)
     return Cell(labels, 0, first, ldm, codec, widths.parameters(ldm, codec))
+
+
+def _check_cached(ldm, source, codec):
+    """Raises UsageError for a condition made of pixels, which a latent cache does not keep."""
+    record = {key: value for key, value in source[0].items() if key != "image"}
+    for maker in conditions.make(ldm, source, codec=codec).makers:
+        try:
+            record = maker(record, np.random.default_rng(0))
+        except KeyError as e:
+            raise errors.UsageError(
+                f"a condition is made of data field {e}, which the latent caches of a sweep do not "
+                f"hold (they have {', '.join(record)}): take it out."
+            ) from e
 
 
 def _final(labels, axes, codec) -> dict[str, str]:

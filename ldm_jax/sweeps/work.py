@@ -8,6 +8,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors, output, owner, remote
 from ldm_jax.base import record as record_lib
 from ldm_jax.cost import programs
+from ldm_jax.evaluation import summaries
 from ldm_jax.sweeps import axes as axes_lib
 from ldm_jax.sweeps import cells, law, page
 
@@ -21,6 +22,33 @@ def choose(sweep, name: str) -> list:
         hint = errors.nearest(name, found)
         raise errors.UsageError(f"--cell={name} is none of {', '.join(found)}{hint}")
     return [found[name]] if name else [*found.values()]
+
+
+def check_flags(sweep, chosen, read):
+    """Raises UsageError for what would fail only once the first cell is trained.
+
+    Flags that a later command refuses, and cells that no figure ranks.
+    read: function (name of a command, *its flags) -> (their values, overrides), such as cli.read.
+    """
+    with errors.of("config.sampling.flags"):
+        read("sample", *sweep.sampling.flags)
+    for what in ("first_stage", "samples"):
+        with errors.of(f"config.evaluate.{what}"):
+            args, _ = read("evaluate", *sweep.evaluate[what])
+            names = "features", "weights", "metrics"
+            wanted = summaries.Evaluation(**{name: args[name].value for name in names})
+            wanted.check()
+    if not wanted.of_images and not all(_of_classes(cell.ldm) for cell in chosen):
+        raise errors.UsageError(
+            "config.evaluate.samples=(): no figure would rank the cells; give the flags of one: "
+            "config.evaluate.samples=\"('--weights=FILE',)\"."
+        )
+
+
+def _of_classes(ldm) -> bool:
+    """Whether samples are judged by their classes, without weights."""
+    kinds = [own.name for own in ldm.conditioners.values()]
+    return ldm.data.source == "scenes" and "class" in kinds
 
 
 def describe(chosen, sweep, argv) -> Iterator[str]:

@@ -5,6 +5,7 @@ that multiplies by a number per timestep can be teacher and student.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,7 @@ class Rows(Backbone):
     """As Multiplier, by a row of numbers for each value that the condition can have."""
 
     values: tuple = ()
+    vector_width: ClassVar[int] = 1
 
     @nn.compact
     def __call__(self, x, t, vector=None, time=None, train=False):
