@@ -5,7 +5,7 @@ import pathlib
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import disk, errors
-from ldm_jax.runs import conditions, kinds
+from ldm_jax.runs import conditions, keys, kinds
 
 CODE = "ldm_jax"
 SAID_AT_MOST = 60  # lines of what differs from the defaults
@@ -166,7 +166,7 @@ def _training(facts) -> str:
     last = facts["training"]
     if "images_per_second" in last:
         rows["images a second"] = f"{last['images_per_second']:.3g}"
-    recipe = config_lib.difference(kinds.of(config).defaults(), config)
+    recipe = config_lib.difference(keys.complete(kinds.of(config).defaults()), config)
     more = len(recipe) - SAID_AT_MOST
     recipe = recipe[:SAID_AT_MOST] + ([f"... and {more} more"] if more > 0 else [])
     again = f"python -m {CODE}.train --config={CODE}/config.json --workdir=RUN"

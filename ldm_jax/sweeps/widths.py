@@ -23,9 +23,10 @@ def parameters(ldm: ConfigDict, codec: Codec) -> int:
 
 def fit_vectors(ldm: ConfigDict, codec: Codec):
     """Makes the vectors of conditioners as wide as the backbone adds them, if it adds any."""
-    vectors = [c for c in ldm.conditioners.values() if c.get("place") == "vector"]
-    for conditioner in vectors:
-        conditioner.width = backbone(ldm, codec).vector_width or conditioner.width
+    for label, conditioner in kinds.of(ldm).conditioners(ldm).items():
+        key = conditioner.vector_key
+        if key and getattr(conditioner, key) and (width := backbone(ldm, codec).vector_width):
+            ldm.conditioners[label][key] = width
 
 
 def with_width(ldm: ConfigDict, codec: Codec, width: int) -> ConfigDict:
