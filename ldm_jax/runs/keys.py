@@ -49,18 +49,24 @@ def complete(config: ConfigDict) -> ConfigDict:
     A run records it, and goes on as it began though a default changes, of a user's module too.
     """
     config = config.copy_and_resolve_references()
+    known = kinds.of(config).declared(config)
     learnt = optim.OPTIMIZERS.declared() | optim.AVERAGES.declared()
-    known = {f"optim.{player}": learnt for player in config.optim} | kinds.of(config).declared(
-        config
-    )
+    known |= dict.fromkeys((f"optim.{player}" for player in config.optim), learnt)
     with config.unlocked():
         for key, registry in _names(config).items():
             path, _, last = key.rpartition(".")
             own = group(config, path)
-            options = registry.options(own[last])
-            for option in sorted(options.keys() & known.get(path, {}).keys() - {*own}):
-                own[option] = options[option]
+            for option, default in registry.options(own[last]).items():
+                if option in known.get(path, {}) and option not in own and _recordable(default):
+                    own[option] = default
     return config
+
+
+def _recordable(value) -> bool:
+    """Whether JSON has it; a function does not go into a config, and stays a default."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_recordable, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _names(config: ConfigDict) -> dict:

@@ -4,6 +4,7 @@ import functools
 import pathlib
 import types
 
+import numpy as np
 import pytest
 
 from ldm_jax.base import config as config_lib
@@ -92,7 +93,7 @@ def test_a_run_without_a_checkpoint_may_become_another(tmp_path):
 def test_options_that_a_recipe_leaves_out_are_recorded_as_they_were(tmp_path, monkeypatch):
     def steep(slope):
         """A weight of a module of one's own, whose option has the default `slope`."""
-        return lambda process, *, slope=slope: process.snr**slope
+        return lambda process, *, slope=slope, of=np.asarray: of(process.snr) ** slope
 
     monkeypatch.setitem(loss_weights.WEIGHTS._entries, "steep", steep(0.5))
     begun = lambda: workdir.claim(Record(tmp_path), load(**{"loss.weight": "steep"}), DATA)
@@ -100,6 +101,7 @@ def test_options_that_a_recipe_leaves_out_are_recorded_as_they_were(tmp_path, mo
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     Record(tmp_path).write(latents={"scale": 1.0})
     assert Record(tmp_path).config.loss.slope == 0.5
+    assert "of" not in Record(tmp_path).config.loss, "which JSON does not hold"
     workdir.claim(
         Record(tmp_path), load(**{"loss.weight": "steep", "loss.slope": "0.5"}), DATA
     )  # which says the same
