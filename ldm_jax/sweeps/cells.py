@@ -91,18 +91,18 @@ def cells(sweep: ConfigDict) -> list[Cell]:
       UsageError: for a wrong config, and for what training would refuse in any cell.
     """
     check(sweep)
-    axes, found, names = axes_lib.of(sweep), {}, {}
+    axes, found, seen = axes_lib.of(sweep), {}, []
     for labels in axes_lib.combinations(axes, sweep.design):
         variant = _variant(sweep, axes, labels)
         if variant.variant in found:  # what changes first stages alone says nothing about pixels
             continue
-        same = digest(variant.first_stage, variant.ldm)
-        if same in names:
+        configs = variant.first_stage, variant.ldm  # 1 and 1.0 are equal in them, not in a digest
+        if twin := next((name for other, name in seen if other == configs), ""):
             raise errors.UsageError(
-                f"config.axes: {names[same]} and {variant.variant} are the same, key by key: give "
+                f"config.axes: {twin} and {variant.variant} are the same, key by key: give "
                 "labels that differ."
             )
-        names[same] = variant.variant
+        seen.append((configs, variant.variant))
         found[variant.variant] = [_seeded(variant, seed, sweep) for seed in sweep.seeds]
     return [cell for group in found.values() for cell in group]
 
