@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors
+from ldm_jax.data import images
 from ldm_jax.runs import check as check_lib
 from ldm_jax.runs import codecs, conditions, keys, kinds
 from ldm_jax.runs import data as data_lib
@@ -152,7 +153,10 @@ def _variant(sweep, axes, labels) -> Cell:
 
 def _check_cached(ldm, source, codec):
     """Raises UsageError for a condition made of pixels, which a latent cache does not keep."""
-    record = {key: value for key, value in source[0].items() if key != "image"}
+    try:
+        record = {key: value for key, value in source[0].items() if key != "image"}
+    except images.BadRecord:
+        return  # training would take another; the first batch will tell
     for maker in conditions.make(ldm, source, codec=codec).makers:
         try:
             record = maker(record, np.random.default_rng(0))
