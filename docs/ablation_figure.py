@@ -2,12 +2,14 @@
 
     python docs/ablation_figure.py --cells=docs/ablation.json --out=DIR
 
-writes DIR/law.png, which is docs/ablation.png, the report index.html, without pictures, and
+writes DIR/law.png, which is docs/ablation.png, DIR/sizes.png, which is docs/ablation_sizes.png and
+there where an f has latents of several sizes, the report index.html, without pictures, and
 results.csv, and prints the conclusion. --cells is the cells.json that a sweep left beside its
-report. Of several, A,B,C, it takes all cells together, as of one sweep with the axes of A, and
-DIR/cells.json has them: so a study is made in parts, on one machine after another.
+report. Of several, A,B,C, it takes all cells together, as of one sweep, and DIR/cells.json has
+them: so a study is made in parts, on one machine after another.
 """
 
+import itertools
 import pathlib
 import sys
 
@@ -29,6 +31,8 @@ def main(args, overrides):
     (cells, axes), out = together(args.cells), pathlib.Path(args.out)
     summary = page.write(out, cells, axes)
     figures.law(cells, summary["measure"]).savefig(out / "law.png", dpi=100)
+    if (sizes := figures.sizes(cells, summary["measure"])) is not None:
+        sizes.savefig(out / "sizes.png", dpi=100)
     print(*summary["conclusion"], sep="\n")
 
 
@@ -41,7 +45,11 @@ def together(files) -> tuple[list[dict], dict]:
                 raise errors.UsageError(f"{file}: the cell {cell['cell']} is in another file, too.")
     order = list(dict.fromkeys(str(cell["labels"]) for cell in found.values()))
     key = lambda cell: (order.index(str(cell["labels"])), cell["seed"])
-    return sorted(found.values(), key=key), parts[0]["axes"]
+    axes = {axis: [] for part in parts for axis in part["axes"]}
+    for axis, labels in axes.items():
+        of_parts = [part["axes"].get(axis, []) for part in parts]
+        labels += dict.fromkeys(itertools.chain(*of_parts))
+    return sorted(found.values(), key=key), axes
 
 
 if __name__ == "__main__":

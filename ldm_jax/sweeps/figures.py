@@ -1,11 +1,14 @@
 """The plots of a report: each function makes a matplotlib Figure of the cells' summaries."""
 
+import collections
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from ldm_jax.reports import intervals, plots
+from ldm_jax.sweeps import inference, results
 from ldm_jax.sweeps import law as law_lib
-from ldm_jax.sweeps import results
+from ldm_jax.sweeps.cells import variant_name
 
 
 def _line(axes, cells, cell, x, rows, key):
@@ -78,6 +81,30 @@ def distortion(cells, key: str) -> Figure | None:
         axes.scatter(*at, color="C0")
         name = cell["first_stage"]["name"].rpartition("-")[0]
         axes.annotate(f" {name}", at, fontsize="small")
+    return figure
+
+
+def sizes(cells, key: str) -> Figure | None:
+    """Quality at the end of training against the size of the latents, a line for each f.
+
+    f and the size change together where each f has one number of channels. Here what stands above
+    one another is of equal size. None where nothing has latents of several sizes.
+    """
+    lines = collections.defaultdict(lambda: collections.defaultdict(list))
+    for cell in cells:
+        numbers = (cell["size"] // cell["f"]) ** 2 * cell["channels"]
+        others = {axis: label for axis, label in cell["labels"].items() if axis != "channels"}
+        row = results.final(cell)
+        value = intervals.measure(row["measures"], key, row["num"])
+        lines[variant_name(others)][numbers].append(value)
+    if all(len(line) == 1 for line in lines.values()):
+        return None
+    title, words = "Quality against the size of the latents", "numbers in the latents of an image"
+    figure, axes = plots.axes(title, words, results.MEASURES[key][0])
+    for name, line in lines.items():
+        at = sorted(line)
+        plots.points(axes, at, [inference.mean(line[numbers]) for numbers in at], label=name)
+    axes.legend(fontsize="small")
     return figure
 
 

@@ -52,7 +52,7 @@ def page(cells, axes, keys, said, ranks, law) -> str:
     plots = []
     for key in keys:
         plots += [figures.training(cells, key, x) for x in ("steps", "flops")]
-        plots.append(figures.throughput(cells, key))
+        plots += [figures.throughput(cells, key), figures.sizes(cells, key)]
     distortions = [figures.distortion(cells, key) for key in results.FIRST_STAGE]
     title = f"Sweep over {', '.join(variants_lib.varied(axes)) or 'seeds'}"
     parts = [
@@ -64,7 +64,7 @@ def page(cells, axes, keys, said, ranks, law) -> str:
         "<h2>Cells, at the end of training</h2>",
         _table(cells, axes, keys),
         "<h2>Quality, training and throughput</h2>",
-        *map(markup.figure, plots),
+        *map(markup.figure, filter(None, plots)),
         *(_law(cells, keys[0], law) if law else ()),
         "<h2>First stages</h2>",
         *(markup.figure(plot) for plot in distortions if plot),

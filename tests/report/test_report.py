@@ -8,7 +8,7 @@ import re
 import pytest
 
 from ldm_jax.reports import intervals
-from ldm_jax.sweeps import conclusion, page, results
+from ldm_jax.sweeps import conclusion, figures, page, results
 
 AXES = {"f": ["1", "2", "4", "8", "32"], "bottleneck": ["kl"], "channels": []}
 BUDGET = {"kind": "flops", "amount": 1000.0, "max_steps": 100}
@@ -91,6 +91,17 @@ def test_rank_correlation_is_one_where_the_orders_agree():
     cells = [cell(1, 0.9), cell(2, 0.3, psnr=30), cell(4, 0.5, psnr=25), cell(8, 0.7, psnr=20)]
     assert conclusion.predictors(cells, "class_accuracy") == {"psnr_db": (-1.0, 3)}
     assert conclusion.predictors(cells[:2], "class_accuracy") == {}
+
+
+def test_latents_of_equal_size_stand_above_one_another():
+    assert figures.sizes([cell(4, 0.5), cell(8, 0.6)], "class_accuracy") is None
+    wide = cell(8, 0.7) | {"channels": 16, "cell": "f8_kl_c16_s0"}
+    wide["labels"] = wide["labels"] | {"channels": "16"}
+    cells = [cell(4, 0.5), cell(4, 0.7, seed=1), cell(8, 0.6), wide]
+    [axes] = figures.sizes(cells, "class_accuracy").axes
+    lines = {one.get_label(): one.lines[0].get_xydata().tolist() for one in axes.containers}
+    assert lines["f4_kl"] == [[256, pytest.approx(0.6)]]
+    assert lines["f8_kl"] == [[64, 0.6], [256, 0.7]], "16 x 4 x 4 numbers, as many as 4 x 8 x 8"
 
 
 def test_wilsons_interval():
