@@ -4,6 +4,7 @@ import pathlib
 
 from ldm_jax.base import config as config_lib
 from ldm_jax.base import errors, recipes
+from ldm_jax.runs import keys
 
 ABSENT = "-"
 
@@ -24,12 +25,20 @@ def nearest(config) -> tuple[str, list[tuple]]:
 def difference(*configs) -> list[tuple]:
     """[(key, value in each config), ...] of the keys that are not the same in all.
 
-    ABSENT stands for a key that a config lacks.
+    ABSENT stands for a key that a config lacks. An option that it leaves out has its default.
     """
-    every = [config_lib.flat(config_lib.plain(config)) for config in configs]
+    every = [config_lib.flat(config_lib.plain(_complete(config))) for config in configs]
     keys = sorted({key for config in every for key in config})
     rows = [(key, *(config.get(key, ABSENT) for config in every)) for key in keys]
     return [row for row in rows if any(value != row[1] for value in row[2:])]
+
+
+def _complete(config):
+    """As a run records it; as it is where it names what is not registered here."""
+    try:
+        return keys.complete(config)
+    except (errors.UsageError, AttributeError):
+        return config
 
 
 def _all():

@@ -11,6 +11,7 @@ from ldm_jax.base import config as config_lib
 from ldm_jax.base import raster
 from ldm_jax.reports import recipe
 from ldm_jax.reports.history import History
+from ldm_jax.runs import keys
 
 
 def lines(file, *values):
@@ -81,6 +82,11 @@ def test_the_nearest_recipe_is_the_one_of_the_fewest_differences():
         config = config_lib.load(spec, {"batch_size": "7"})
         name, rows = recipe.nearest(config)
         assert recipe.difference(config_lib.load(name), config) == rows and len(rows) == 1, spec
+
+
+def test_options_that_a_recipe_leaves_out_are_no_differences():
+    config = config_lib.load("tasks:layout")
+    assert recipe.nearest(keys.complete(config)) == ("tasks:layout", [])
 
 
 def test_a_figure_that_is_no_number_is_an_alarm(run):
