@@ -52,11 +52,11 @@ SCORES = {"low_res": superres_scores, "masked_image": inpaint_scores, "hint": ed
 
 
 def psnr(a, b, where=True) -> np.ndarray:
-    """dB of uint8 pictures, [n]; where: bool [n, h, w, 1], the pixels that count."""
+    """dB of uint8 pictures, [n], at most 100; where: bool [n, h, w, 1], the pixels that count."""
     squared = (a.astype(np.float64) - b) ** 2
     where = np.broadcast_to(where, squared.shape)
     mean = (squared * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
-    return 10 * np.log10(255**2 / np.maximum(mean, 1e-9))
+    return -10 * np.log10(np.maximum(mean / 255**2, 1e-10))
 
 
 def _true(records) -> np.ndarray:

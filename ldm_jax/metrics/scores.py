@@ -16,7 +16,7 @@ def psnr(a, b):
     """
     _check(a, b)
     error = jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)).mean((1, 2, 3))
-    return jnp.minimum(-10.0 * jnp.log10(error / 4.0), 100.0)
+    return -10.0 * jnp.log10(jnp.maximum(error / 4.0, 1e-10))
 
 
 def ssim(a, b, window=11, deviation=1.5):

@@ -21,9 +21,9 @@ def test_a_true_picture_is_as_near_as_can_be_and_its_rivals_are_not():
     asked = list(records())
     true = np.stack([record["image"] for record in asked])
     enlarged = likeness.superres_scores(true, asked)
-    assert (enlarged["psnr_db"] == 100).all() and (enlarged["bicubic_psnr_db"] < 40).all()
+    assert (enlarged["psnr_db"] > 99.9).all() and (enlarged["bicubic_psnr_db"] < 40).all()
     holes = likeness.inpaint_scores(true, asked)
-    assert (holes["hole_psnr_db"] == 100).all() and (holes["flat_psnr_db"] < 60).all()
+    assert (holes["hole_psnr_db"] > 99.9).all() and (holes["flat_psnr_db"] < 60).all()
     assert (likeness.edge_scores(true, asked)["edge_f1"] == 1).all()
 
 
@@ -32,7 +32,7 @@ def test_only_what_is_asked_for_counts():
     true = np.stack([record["image"] for record in asked])
     hole = np.stack([record["mask"] for record in asked]) > 0
     spoilt = np.where(hole, true, 255 - true)
-    assert (likeness.inpaint_scores(spoilt, asked)["hole_psnr_db"] == 100).all()
+    assert (likeness.inpaint_scores(spoilt, asked)["hole_psnr_db"] > 99.9).all()
     inverted = likeness.edge_scores(255 - true, asked)["edge_f1"]
     assert (inverted == 1).all(), "edges are edges in other colours"
     assert (likeness.edge_scores(np.full_like(true, 128), asked)["edge_f1"] == 0).all()
