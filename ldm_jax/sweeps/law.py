@@ -74,14 +74,19 @@ class Forecast(NamedTuple):
 
 
 def points(cells, key: str) -> list[Point]:
-    """The losses of all cells at all points of their training; none of what follows no such law."""
-    found = []
+    """The losses of all cells at all points of their training; none of what follows no such law.
+
+    Seeds of a variant have the FLOPs of the first of them: versions of JAX count a little more or
+    less, and their points are the same.
+    """
+    found, costs = [], {}
     for cell in cells if key in LAWFUL else ():
+        own = costs.setdefault(results.variant(cell), cell)
         for row in cell["rows"]:
             if row["sampling_steps"] == cell["curve"]:
                 value = intervals.measure(row["measures"], key, row["num"])
                 loss = 1 - value.value if results.MEASURES[key][1] else value.value
-                flops = results.flops(cell, row["step"])
+                flops = results.flops(own, row["step"])
                 name = results.variant(cell)
                 found.append(Point(name, cell["seed"], flops, loss, value.error))
     return found

@@ -60,6 +60,14 @@ def test_a_held_out_budget_is_within_its_interval_and_nearer_than_the_rival():
             assert abs(own.predicted.value - truth) < abs(own.latest - truth)
 
 
+def test_seeds_that_were_counted_a_little_differently_are_of_one_point():
+    found = cells()
+    same = law.check(law.points(found, "fid"))
+    for one in found:
+        one["flops_per_step"] += 1e-6 * one["seed"]
+    assert law.check(law.points(found, "fid")) == same
+
+
 def test_the_winner_moves_with_the_budget_and_chances_are_honest():
     first, *_, last = law.winners(law.points(cells(), "fid"))
     assert named(first[1])["f8"].probability > 0.9 and first[0] == pytest.approx(UNIT / 16)
