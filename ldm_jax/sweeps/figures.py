@@ -76,7 +76,7 @@ def distortion(cells, key: str) -> Figure | None:
     label, _ = results.FIRST_STAGE[key]
     figure, axes = plots.axes(f"First stages: {label}", "numbers in the latents of an image", label)
     for cell in {cell["first_stage"]["name"]: cell for cell in having}.values():
-        numbers = (cell["size"] // cell["f"]) ** 2 * cell["channels"]
+        numbers = results.numbers(cell)
         at = numbers, results.first_stage(cell)[key]
         axes.scatter(*at, color="C0")
         name = cell["first_stage"]["name"].rpartition("-")[0]
@@ -92,7 +92,7 @@ def sizes(cells, key: str) -> Figure | None:
     """
     lines = collections.defaultdict(lambda: collections.defaultdict(list))
     for cell in cells:
-        numbers = (cell["size"] // cell["f"]) ** 2 * cell["channels"]
+        numbers = results.numbers(cell)
         others = {axis: label for axis, label in cell["labels"].items() if axis != "channels"}
         row = results.final(cell)
         value = intervals.measure(row["measures"], key, row["num"])

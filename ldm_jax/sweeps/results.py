@@ -53,6 +53,11 @@ def flops(cell: dict, step: int) -> float:
     return cell["flops_per_step"] * step
 
 
+def numbers(cell: dict) -> int:
+    """In the latents of an image."""
+    return (cell["size"] // cell["f"]) ** 2 * cell["channels"]
+
+
 def portable(cells) -> list[dict]:
     """The same without the paths of pictures, which mean nothing elsewhere."""
     without = lambda row: {key: row[key] for key in row if key != "samples_png"}

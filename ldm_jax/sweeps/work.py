@@ -32,17 +32,22 @@ def check_flags(sweep, chosen, read):
     """
     with errors.of("config.sampling.flags"):
         read("sample", *sweep.sampling.flags)
-    for what in ("first_stage", "samples"):
-        with errors.of(f"config.evaluate.{what}"):
-            args, _ = read("evaluate", *sweep.evaluate[what])
-            names = "features", "weights", "metrics"
-            wanted = summaries.Evaluation(**{name: args[name].value for name in names})
-            wanted.check()
-    if not wanted.of_images and not all(_of_classes(cell.ldm) for cell in chosen):
+    asked = {what: _evaluation(what, sweep.evaluate[what], read) for what in sweep.evaluate}
+    if not asked["samples"].of_images and not all(_of_classes(cell.ldm) for cell in chosen):
         raise errors.UsageError(
             "config.evaluate.samples=(): no figure would rank the cells; give the flags of one: "
             "config.evaluate.samples=\"('--weights=FILE',)\"."
         )
+
+
+def _evaluation(what: str, flags, read) -> summaries.Evaluation:
+    """What the flags of config.evaluate.WHAT ask of images; wrong ones are a UsageError."""
+    with errors.of(f"config.evaluate.{what}"):
+        args, _ = read("evaluate", *flags)
+        names = "features", "weights", "metrics"
+        wanted = summaries.Evaluation(**{name: args[name].value for name in names})
+        wanted.check()
+    return wanted
 
 
 def _of_classes(ldm) -> bool:
